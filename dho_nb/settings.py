@@ -25,9 +25,10 @@ def unknown(
     options,   # Names that exist
 )->DhoError:   # To be raised
     "The error for a `name` that is not among `options`, with the nearest one that is"
-    options = [str(o) for o in options]
-    near = difflib.get_close_matches(str(name), options, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    options = {str(o).lower(): str(o) for o in reversed(list(options))}
+    near = difflib.get_close_matches(str(name).lower(), options, n=1, cutoff=0.5)
+    hint = f"did you mean {options[near[0]]!r}? " if near else ""
+    options = list(reversed(options.values()))
     return DhoError(f"unknown {what} {name!r}: {hint}Known: {textwrap.shorten(', '.join(options), 400, placeholder=' …')}")
 
 # %% ../nbs/00_settings.ipynb #3c7c0918
