@@ -87,6 +87,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'dho_nb.runs.Run.finish': ('runs.html#run.finish', 'dho_nb/runs.py'),
                              'dho_nb.runs.Run.fixed': ('runs.html#run.fixed', 'dho_nb/runs.py'),
                              'dho_nb.runs.Run.head': ('runs.html#run.head', 'dho_nb/runs.py'),
+                             'dho_nb.runs.Run.history': ('runs.html#run.history', 'dho_nb/runs.py'),
                              'dho_nb.runs.Run.name': ('runs.html#run.name', 'dho_nb/runs.py'),
                              'dho_nb.runs.Run.overview': ('runs.html#run.overview', 'dho_nb/runs.py'),
                              'dho_nb.runs.Run.part': ('runs.html#run.part', 'dho_nb/runs.py'),

@@ -186,3 +186,6 @@ def _options(parser, argv):
     "The option names of the verb in `argv`"
     verbs = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
     return [o for a in verbs[next(a for a in argv if a in verbs)]._actions for o in a.option_strings]
+
+# %% ../nbs/14_cli.ipynb #a8e5427e
+if __name__ == "__main__": sys.exit(main())

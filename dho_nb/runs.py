@@ -189,7 +189,7 @@ class Run:
         self.subset = labelled_subset(self.manifest, config.shots, config.fraction, config.seed)
         self.identity = identity(config, self.manifest)
         self.folder = Path(folder).expanduser() if folder else self.settings.runs/self.name
-        if not self.done: self.teacher, self.student  # a name that does not exist is found out before a folder is made
+        if not self.done: self.teacher, self.student, self.val_rows  # what cannot be had is found out before a folder is made
         self._claim()
 
     @property
@@ -328,11 +328,16 @@ def fixed(self:Run)->tuple[float, float]:
 @patch
 def train(self:Run)->pd.DataFrame:  # The history, one row per epoch
     "Train from wherever this run stands"
-    if self.done: return pd.read_csv(self.folder/"history.csv")
+    if self.done: return self.history
     began = time.time()
-    history = self.trainer.train(mode=self.mode)
+    self.trainer.train(mode=self.mode, every=self.settings.checkpoint_seconds)
     self.seconds = time.time() - began
-    return history
+    return self.history
+
+@patch(as_prop=True)
+def history(self:Run)->pd.DataFrame:
+    "Losses and checks, one row per epoch so far"
+    return pd.read_csv(self.folder/"history.csv") if self.done else pd.DataFrame(self.trainer.history)
 
 # %% ../nbs/10_runs.ipynb #5601eb6d
 @patch
@@ -368,7 +373,7 @@ def _stored(self:Run):
 @patch
 def figures(self:Run)->dict:  # Name to matplotlib figure
     "The pictures of a run"
-    made = dict(crops=self.show_views(), curves=plot_history(self.train(), f"Training: {self.method.name}, {self.subset.name}, seed {self.config.seed}"))
+    made = dict(crops=self.show_views(), curves=plot_history(self.history, f"Training: {self.method.name}, {self.subset.name}, seed {self.config.seed}"))
     shown, which = (self.part("val"), "validation") if self.surface else (self.part("test"), "test (shown, not used to choose)")
     if self.method.heads == 2 and len(shown): made["surface"] = plot_surface(self.surface or surface(shown), (self.alpha, self.beta), f"Accuracy on {len(shown)} {which} images")
     test = self.part("test")
@@ -386,7 +391,7 @@ def finish(self:Run)->dict:  # What stands in `result.json`
                  alpha=self.alpha, beta=self.beta, method=c.method, run=self.name, version=dho_nb.__version__)
     save_outputs(self.outputs, folder/"outputs.safetensors", self.manifest)
     _write_csv(predictions(self.manifest, self.outputs, self.alpha, self.beta), folder/"predictions.csv")
-    _write_csv(pd.DataFrame(self.trainer.history), folder/"history.csv")
+    _write_csv(self.history, folder/"history.csv")
     if len(self.skipped): _write_csv(self.skipped[["path", "problem"]], folder/"skipped.csv")
     for name, figure in self.figures().items():
         with atomic_path(folder/f"{name}.png") as temporary: figure.savefig(temporary, dpi=110)

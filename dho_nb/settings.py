@@ -43,11 +43,12 @@ class Settings:
     workers:int=-1                        # Processes that decode images; -1 chooses by device
     threads:int=0                         # Threads of torch on the CPU; 0 leaves torch's own choice
     progress:str="auto"                   # "auto", "bar", "lines", "none"
+    checkpoint_seconds:float=30.0         # At most this much work is lost when a machine goes down
 
 # %% ../nbs/00_settings.ipynb #14f905fe
 def _typed(value, cls, base=None):
     "A string from a file or the environment as `cls`"
-    if cls is not Path: return cls(value)
+    if not issubclass(cls, Path): return cls(value)
     path = Path(value).expanduser()
     return path if base is None or path.is_absolute() else base/path
 
@@ -66,7 +67,7 @@ def load_settings(
 )->Settings:
     "Settings from defaults, then `settings.ini`, then `DHO_*` variables; an unknown name or a bad value is an error"
     env = os.environ if env is None else env
-    types = {f.name: type(f.default) for f in fields(Settings)}
+    types = {f.name: f.type for f in fields(Settings)}
     base, given = _ini(start)
     found = {}
     for name, value, where in [*((k, v, base) for k, v in given.items()),
@@ -167,6 +168,9 @@ def seed_everything(
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
 
 # %% ../nbs/00_settings.ipynb #affef17d
+_umask = os.umask(0)
+os.umask(_umask)
+
 @contextmanager
 def atomic_path(
     path:str|Path,  # Where the file shall be
@@ -178,6 +182,7 @@ def atomic_path(
     try:
         yield temporary
         with open(temporary, "rb+") as f: os.fsync(f.fileno())
+        os.chmod(temporary, 0o666 & ~_umask)
         os.replace(temporary, path)
         if os.name == "posix": _sync_folder(path.parent)
     finally: temporary.unlink(missing_ok=True)

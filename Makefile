@@ -1,0 +1,29 @@
+# python3 with venv and pip, and make: nothing else is needed. An existing environment can be named: make test VENV=path
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.dho_nb-installed
+
+.PHONY: install demo test readme lab clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || python3 -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev]" -c constraints.txt
+	touch $(STAMP)
+
+demo: $(STAMP)        ## the paper's comparison on embedded data, about four minutes on two cores
+	$(BIN)/dho demo
+
+test: $(STAMP)        ## every notebook's cells, then pytest
+	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+readme: $(STAMP)      ## README.md from nbs/index.ipynb
+	$(BIN)/python tests/readme.py
+
+lab: $(STAMP)         ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab nbs
+
+clean:                ## what a build leaves; runs and environments stay
+	rm -rf build dist *.egg-info _proc _docs _site

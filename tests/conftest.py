@@ -1,0 +1,40 @@
+"What the tests share: small pictures, small runs, the command line in a process of its own"
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent/"shared"/"data"
+SMALL = ["--teacher", "digits", "--student", "tiny", "--student-weights", "", "--size", "16", "--epochs", "2", "--flip", "0"]
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def dho(tmp_path):
+    "Runs `dho` in a process of its own, in an empty folder; returns exit code, stdout, stderr"
+    def run(*argv, cwd=tmp_path, **env):
+        done = subprocess.run([sys.executable, "-m", "dho_nb.cli", *map(str, argv)], cwd=cwd, capture_output=True, text=True, timeout=600,
+                              env={**os.environ, "DHO_RUNS": str(tmp_path/"runs"), "DHO_PROGRESS": "lines", "DHO_DEVICE": "cpu", **env})
+        return done.returncode, done.stdout, done.stderr
+    return run
+
+
+def picture(file, seed=0, size=(40, 30), mode="RGB", **save):
+    "A small picture with something in it"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(noise).convert(mode).save(file, **save)
+    return file
+
+
+@pytest.fixture
+def tree(tmp_path):
+    "A class-per-folder tree of 2 x 12 pictures"
+    for name in ("cat", "dog"):
+        for i in range(12): picture(tmp_path/"tree"/name/f"{i}.png", seed=i + 100*(name == "dog"))
+    return tmp_path/"tree"

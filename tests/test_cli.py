@@ -1,0 +1,141 @@
+"What a user can get wrong, and what the command says then"
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from conftest import SMALL, picture
+
+
+def fails(dho, tmp_path, *argv, says):
+    code, out, err = dho("distill", *argv)
+    assert code == 2, out + err
+    assert "Traceback" not in err and all(s in err for s in ([says] if isinstance(says, str) else says)), err
+    assert not list((tmp_path/"runs").rglob("run.json")), "a refused run leaves no folder"
+
+
+@pytest.mark.parametrize("argv, says", [
+    (["--epoch", "3"], ["unknown option '--epoch'", "--epochs"]),
+    (["--method", "dhoo"], ["unknown method 'dhoo'", "did you mean 'dho'"]),
+    (["--student", "resnet81"], ["unknown student 'resnet81'", "did you mean 'resnet18'"]),
+    (["--teacher", "ViT-B-61/openai"], ["unknown teacher", "ViT-B-16"]),
+    (["--teacher", "ViT-B-16/openia"], ["no such tag", "did you mean 'openai'"]),
+    (["--teacher", "ViT-B-16"], ["needs weights", "openai"]),
+    (["--student-weights", "none.safetensors"], ["none.safetensors do not exist"]),
+    (["--fraction", "0.001", "--shots", "0"], ["a class would get no label", "shots=1"]),
+    (["--alpha", "2"], ["alpha=2.0", "between 0 and 1"]),
+    (["--shots", "2", "--fraction", "0.1"], ["not both"]),
+    (["--validation", "full"], ["needs a labelled val split"]),
+    (["--templates", "a photo"], ["exactly one {}"]),
+], ids=lambda v: " ".join(v) if isinstance(v, list) else None)
+def test_mistakes_are_named(dho, tree, tmp_path, argv, says):
+    fails(dho, tmp_path, "--images", tree, *SMALL, *argv, says=says)
+
+
+def test_wrong_types_are_named(dho, tree):
+    code, _, err = dho("distill", "--images", tree, "--epochs", "many")
+    assert code == 2 and "--epochs" in err and "invalid int value" in err
+
+
+def test_a_teacher_that_cannot_be_downloaded(dho, tree, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    fails(dho, tmp_path, "--images", tree, *SMALL, "--teacher", "RN50/openai", says=["cannot be loaded", "RN50/PATH_OF_THE_FILE"])
+
+
+def test_broken_images_are_listed_and_can_be_left_out(dho, tree, tmp_path):
+    whole = (tree/"cat"/"0.png").read_bytes()
+    (tree/"cat"/"half.png").write_bytes(whole[:len(whole)//2])
+    (tree/"dog"/"letter.jpg").write_text("Dear Sir or Madam")
+    (tree/"dog"/"empty.jpg").touch()
+    fails(dho, tmp_path, "--images", tree, *SMALL, says=["3 image(s)", "cat/half.png", "dog/letter.jpg: it is no image", "dog/empty.jpg: the file is empty", "--skip-broken"])
+    code, out, err = dho("distill", "--images", tree, *SMALL, "--skip-broken", "--out", tmp_path/"out")
+    assert code == 0, err
+    assert sorted(pd.read_csv(tmp_path/"out"/"skipped.csv")["path"]) == ["cat/half.png", "dog/empty.jpg", "dog/letter.jpg"]
+    assert len(pd.read_csv(tmp_path/"out"/"predictions.csv")) == 24
+
+
+@pytest.mark.parametrize("content, says", [
+    ("path,label\ncat/0.png,cat\ncat/0.png,cat\ndog/0.png,dog\n", ["line 3", "labelled twice"]),
+    ("path,label\ncat/0.png,cat\n../secret.png,dog\n", ["line 3", "leaves the data root"]),
+    ("path,label\ncat/0.png,cat\n/etc/passwd,dog\n", ["line 3", "leaves the data root"]),
+    ("path,label\ncat/0.png,cat\ncat/99.png,cat\n", ["line 3", "unknown image 'cat/99.png'", "did you mean"]),
+    ("path,label\ncat/0.png,cat\ndog/0.png,\n", ["at least two classes"]),
+    ("file,what\ncat/0.png,cat\n", ["line 1", "path,label"]),
+    ("", ["line 1"]),
+    ('path,label\n"cat/0.png,cat\n', ["cannot read"]),
+    ("path,label,split\ncat/0.png,cat,train\ndog/0.png,dog,training\n", ["unknown split", "did you mean 'train'"]),
+], ids=["twice", "leaves", "absolute", "missing", "one-class", "header", "empty", "quote", "split"])
+def test_label_files(dho, tree, tmp_path, content, says):
+    (tmp_path/"labels.csv").write_text(content)
+    picture(tmp_path/"secret.png")
+    fails(dho, tmp_path, "--images", tree, "--labels", tmp_path/"labels.csv", *SMALL, says=says)
+
+
+def test_a_label_file_that_is_not_text(dho, tree, tmp_path):
+    (tmp_path/"labels.csv").write_bytes("path,label\ncat/0.png,Kätzchen\n".encode("latin-1"))
+    fails(dho, tmp_path, "--images", tree, "--labels", tmp_path/"labels.csv", *SMALL, says=["not UTF-8"])
+
+
+def test_a_class_without_an_image(dho, tree, tmp_path):
+    (tree/"bird").mkdir()
+    fails(dho, tmp_path, "--images", tree, *SMALL, says=["class folder(s) ['bird']"])
+
+
+def test_a_class_without_a_label(dho, tree, tmp_path):
+    (tmp_path/"labels.csv").write_text("path,label\ncat/0.png,cat\ndog/0.png,dog\n")
+    fails(dho, tmp_path, "--images", tree, "--labels", tmp_path/"labels.csv", "--classes", "cat", "dog", "bird", *SMALL, says=["no labelled training image for class(es) ['bird']"])
+    (tmp_path/"labels.csv").write_text("path,label\ncat/0.png,cat\ndog/0.png,dgo\n")
+    fails(dho, tmp_path, "--images", tree, "--labels", tmp_path/"labels.csv", "--classes", "cat", "dog", *SMALL, says=["line 3", "did you mean 'dog'"])
+
+
+def test_a_folder_in_use_is_left_alone(dho, tree, tmp_path):
+    out = tmp_path/"out"
+    assert dho("distill", "--images", tree, *SMALL, "--shots", "2", "--out", out)[0] == 0
+    before = {p: p.read_bytes() for p in out.iterdir()}
+    code, _, err = dho("distill", "--images", tree, *SMALL, "--shots", "3", "--out", out)
+    assert code == 2 and "shots was 2, now 3" in err
+    (tree/"cat"/"11.png").unlink()
+    code, _, err = dho("distill", "--images", tree, *SMALL, "--shots", "2", "--out", out)
+    assert code == 2 and "the images or labels changed" in err
+    assert {p: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_a_folder_with_the_things_real_folders_have(dho, tmp_path):
+    photos = tmp_path/"My Photos"
+    ramp = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (48, 1))
+    picture(photos/"a b.JPG"), picture(photos/"grün/ü.png", 1), picture(photos/"grey.png", 2, mode="L"), picture(photos/"palette.gif", 3, mode="P")
+    picture(photos/"print.jpg", 4, mode="CMYK"), picture(photos/"alpha.png", 5, mode="RGBA"), picture(photos/"bits.png", 6, mode="1")
+    picture(photos/"x.webp", 7), picture(photos/"x.tif", 8), picture(photos/"x.bmp", 9), picture(photos/"one.png", 10, size=(1, 1)), picture(photos/"wide.png", 11, size=(400, 3))
+    Image.fromarray(ramp.astype(np.uint16)*257).save(photos/"deep.png")
+    Image.fromarray(ramp.astype(np.uint16)*257).save(photos/"deep.tif")
+    Image.fromarray(ramp.astype(np.float32)/255).save(photos/"float.tif")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(ramp).save(photos/"turned.jpg", exif=turned)
+    (photos/"Thumbs.db").write_bytes(b"\0"), (photos/".DS_Store").write_bytes(b"\0"), (photos/"notes.txt").write_text("hello")
+    picture(photos/".thumbnails/t.png"), picture(photos/"__MACOSX/t.png")
+    (photos/"again").symlink_to(photos)
+    (tmp_path/"labels.csv").write_text("﻿Path;Label\r\na b.JPG;Kater Mikesch\r\ngrün\\ü.png;dog, big\r\n", encoding="utf-8")
+    code, out, err = dho("distill", "--images", photos, "--labels", tmp_path/"labels.csv", *SMALL, "--out", tmp_path/"out")
+    assert code == 0, err
+    said = pd.read_csv(tmp_path/"out"/"predictions.csv", keep_default_na=False)
+    assert len(said) == 16 and set(said["prediction"]) <= {"Kater Mikesch", "dog, big"}
+    assert {"confidence", "ce_prediction", "ce_confidence", "kd_prediction", "kd_confidence"} <= set(said)
+    assert "nothing is known about the accuracy" in out
+
+
+def test_help_reads_like_a_manual(dho):
+    assert dho()[0] == 0 and "distill" in dho()[1]
+    for verb in ("distill", "check", "demo", "list"):
+        code, out, _ = dho(verb, "--help")
+        assert code == 0 and "example" in out or verb == "demo"
+    assert "λ, the weight of the labels [0.5]" in dho("distill", "--help")[1]
+
+
+def test_from_python_in_under_ten_lines(tree, tmp_path):
+    from dho_nb.runs import distill, make_config
+    run = distill(make_config(dict(dataset=str(tree), shots=2, test=0.25, teacher="digits", student="tiny", student_weights="", size=16, epochs=1, flip=0.0)), tmp_path/"out")
+    assert run.result["tested"] == 6 and json.loads((tmp_path/"out"/"result.json").read_text()) == run.result
+    assert (tmp_path/"out"/"model.safetensors").exists()

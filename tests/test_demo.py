@@ -1,0 +1,49 @@
+"The demonstration and the experiment notebooks, through papermill"
+import json
+import shutil
+
+import pandas as pd
+import papermill
+import pytest
+
+from conftest import ROOT
+from dho_nb.runs import demo, preset, run_notebook, summarise
+from dho_nb.settings import DhoError
+
+
+def test_a_small_demo(tmp_path):
+    table = demo(tmp_path/"demo", seeds=1, jobs=2, epochs=1)
+    written = pd.read_csv(tmp_path/"demo"/"table.csv")
+    assert list(written.columns[:5]) == ["dataset", "method", "labels", "seed", "accuracy"] and list(written["method"]) == ["ce", "kd", "sho", "dho"]
+    assert {p.name for p in (tmp_path/"demo").iterdir() if p.is_file()} == {"table.csv", "comparison.png", "crops.png", "curves.png", "surface.png", "reliability.png"}
+    assert list(summarise(table).index) == ["teacher, zero-shot", "ce", "kd", "sho", "dho"]
+    notebooks = sorted((tmp_path/"demo").glob("*/notebook.ipynb"))
+    assert len(notebooks) == 4
+    pictures = [o for c in json.loads(notebooks[0].read_text())["cells"] for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+    assert len(pictures) >= 2
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path/"demo").glob("*/*")}
+    demo(tmp_path/"demo", seeds=1, jobs=2, epochs=1)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path/"demo").glob("*/*")} == stamps, "what is done is not repeated"
+
+
+def test_an_unknown_parameter_stops_the_notebook(tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match="did you mean 'epochs'"):
+        papermill.execute_notebook(ROOT/"nbs/experiments/distill.ipynb", tmp_path/"out.ipynb", dict(epoch=1, out=str(tmp_path/"run")), progress_bar=False, kernel_name="python3")
+    assert not (tmp_path/"run").exists()
+
+
+def test_a_notebook_that_fails_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("DHO_DEVICE", "cuda:99")
+    with pytest.raises(DhoError, match="cuda:99"): run_notebook(preset("digits", epochs=1), tmp_path/"run")
+    assert (tmp_path/"run"/"failed.ipynb").exists() and not (tmp_path/"run"/"result.json").exists()
+    monkeypatch.delenv("DHO_DEVICE")
+    assert run_notebook(preset("digits", epochs=1), tmp_path/"run")["steps"] == 17
+    assert (tmp_path/"run"/"notebook.ipynb").exists() and not (tmp_path/"run"/"failed.ipynb").exists()
+
+
+def test_training_the_bundled_teacher_is_repeatable(tmp_path):
+    for name in ("one", "two"):
+        papermill.execute_notebook(ROOT/"nbs/experiments/train_digits_teacher.ipynb", tmp_path/f"{name}.ipynb", dict(steps=8, out=str(tmp_path/name)), progress_bar=False, kernel_name="python3")
+    first, second = ((tmp_path/name/"open_clip_model.safetensors").read_bytes() for name in ("one", "two"))
+    assert first == second
+    shutil.rmtree(tmp_path/"one")

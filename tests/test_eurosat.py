@@ -1,0 +1,58 @@
+"Real photographs and real weights: EuroSAT and an ImageNet MobileNetV2, where they are at hand"
+import json
+import tarfile
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from conftest import SHARED
+from dho_nb.manifests import from_coop, labelled_subset, missing_images, summary
+from dho_nb.students import build_backbone, load_student
+
+pytestmark = pytest.mark.skipif(not (SHARED/"eurosat.tar").exists(), reason="needs ../shared/data/eurosat.tar (EuroSAT in the CoOp layout)")
+MOBILENET = SHARED/"weights"/"mobilenetv2_imagenet_tf.npz"
+
+
+@pytest.fixture(scope="module")
+def eurosat(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    with tarfile.open(SHARED/"eurosat.tar") as archive: archive.extractall(root, filter="data")
+    return root/"eurosat"
+
+
+def test_the_coop_split_is_the_papers(eurosat):
+    manifest = from_coop(eurosat/"split_zhou_EuroSAT.json", prefix="2750")
+    assert summary(manifest)["labelled"].tolist() == [13500, 5400, 8100] and len(manifest.classes) == 10
+    assert len(missing_images(manifest, eurosat)) == 0
+    subsets = [set(labelled_subset(manifest, shots=k).rows) for k in (1, 2, 4, 8, 16)]
+    assert [len(s) for s in subsets] == [10, 20, 40, 80, 160] and all(a < b for a, b in zip(subsets, subsets[1:]))
+
+
+def test_the_way_of_a_new_user(dho, eurosat, tmp_path):
+    photos, rng = tmp_path/"photos", np.random.default_rng(0)
+    photos.mkdir()
+    files = sorted((eurosat/"2750").rglob("*.jpg"))
+    taken = [files[i] for i in rng.choice(len(files), 300, replace=False)]
+    for f in taken: (photos/f.name).write_bytes(f.read_bytes())
+    labels = pd.DataFrame([(f.name, f.parent.name) for f in taken], columns=["path", "label"]).groupby("label").head(4)
+    labels.to_csv(tmp_path/"labels.csv", index=False)
+    code, out, err = dho("distill", "--images", photos, "--labels", tmp_path/"labels.csv", "--teacher", "RN50/random", "--student", "timm:mobilenetv2_100",
+                         "--student-weights", MOBILENET, "--student-args", '{"pad_type": "same", "bn_eps": 0.001}', "--size", "64", "--epochs", "1", "--out", tmp_path/"out")
+    assert code == 0, err
+    said = pd.read_csv(tmp_path/"out"/"predictions.csv", keep_default_na=False)
+    assert len(said) == 300 and (said["label"] != "").sum() == len(labels)
+    student, facts = load_student(tmp_path/"out"/"model.safetensors")
+    assert facts["classes"] == sorted(labels["label"].unique()) and student.model(torch.zeros(1, 3, 64, 64))[0].shape == (1, 10)
+    assert json.loads((tmp_path/"out"/"result.json").read_text())["accuracy"] is None
+
+
+def test_the_real_mobilenet_fits_both_libraries():
+    ours = build_backbone("timm:mobilenetv2_100", str(MOBILENET), 96, {"bn_eps": 1e-3})
+    theirs = build_backbone("torchvision:mobilenet_v2", str(MOBILENET), 96)
+    for m in theirs.module.modules():
+        if isinstance(m, torch.nn.BatchNorm2d): m.eps = 1e-3
+    images = torch.rand(2, 3, 96, 96)*2 - 1
+    with torch.no_grad(): a, b = ours.module.eval()(images), theirs.module.eval()(images)
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)

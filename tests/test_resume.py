@@ -1,0 +1,98 @@
+"A run that was stopped, however rudely, ends with the same bits as one that was not"
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jupyter_client
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import ROOT
+
+COMMAND = [sys.executable, "-m", "dho_nb.cli", "distill", "--preset", "digits", "--epochs", "8"]
+
+
+def start(folder, **env):
+    return subprocess.Popen([*COMMAND, "--out", str(folder)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            env={**os.environ, "DHO_PROGRESS": "none", "DHO_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "DHO_CHECKPOINT_SECONDS": "0.2", **env})
+
+
+def same_run(a, b):
+    one, other = load_file(a/"model.safetensors"), load_file(b/"model.safetensors")
+    assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+    kept, again = load_file(a/"outputs.safetensors"), load_file(b/"outputs.safetensors")
+    assert all(torch.equal(kept[k], again[k]) for k in kept)
+    pd.testing.assert_frame_equal(pd.read_csv(a/"history.csv"), pd.read_csv(b/"history.csv"), rtol=0, atol=0)
+    assert (a/"predictions.csv").read_bytes() == (b/"predictions.csv").read_bytes()
+    timeless = lambda f: {k: v for k, v in json.loads((f/"result.json").read_text()).items() if k != "seconds"}
+    assert timeless(a) == timeless(b)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")/"run"
+    process = start(folder)
+    assert process.wait(300) == 0, process.stdout.read()
+    return folder
+
+
+def wait_for(file, process, seconds=120):
+    until = time.time() + seconds
+    while not file.exists() and process.poll() is None and time.time() < until: time.sleep(.02)
+    assert file.exists(), process.stdout.read() if process.poll() is not None else "nothing after two minutes"
+
+
+def test_killed_at_random_moments(unbroken, tmp_path):
+    rng, kills = random.Random(time.time_ns()), 0
+    for attempt in range(40):
+        process = start(tmp_path/"run")
+        if kills >= 6: break
+        wait_for(tmp_path/"run"/"run.json", process)
+        time.sleep(rng.uniform(0, 2.5))
+        if process.poll() is not None: break
+        process.kill()
+        process.wait()
+        kills += 1
+        assert not (tmp_path/"run"/"result.json").exists() or json.loads((tmp_path/"run"/"result.json").read_text())
+    assert process.wait(300) == 0, process.stdout.read()
+    assert kills > 0
+    same_run(unbroken, tmp_path/"run")
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 130)])
+def test_asked_to_stop_in_mid_epoch(unbroken, tmp_path, number, code):
+    process = start(tmp_path/"run", DHO_CHECKPOINT_SECONDS="1000")
+    wait_for(tmp_path/"run"/"run.json", process)
+    time.sleep(1.5)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == code, said
+    assert "goes on from" in said and not (tmp_path/"run"/"result.json").exists()
+    again = start(tmp_path/"run")
+    assert again.wait(300) == 0, again.stdout.read()
+    same_run(unbroken, tmp_path/"run")
+
+
+def test_the_stop_button_of_a_notebook(tmp_path):
+    manager, client = jupyter_client.manager.start_new_kernel(kernel_name="python3", cwd=str(ROOT), env={**os.environ, "DHO_DEVICE": "cpu", "OMP_NUM_THREADS": "1"})
+    try:
+        shown = []
+        ask = lambda source: client.execute_interactive(source, timeout=180, output_hook=lambda m: shown.append(m))["content"]
+        assert ask(f"from dho_nb.runs import *; run = Run(preset('digits', epochs=300), r'{tmp_path/'run'}')")["status"] == "ok", shown[-1]
+        sent = client.execute("run.train()")
+        time.sleep(6)
+        manager.interrupt_kernel()
+        reply = client.get_shell_msg(timeout=60)
+        while reply["parent_header"].get("msg_id") != sent: reply = client.get_shell_msg(timeout=60)
+        assert reply["content"]["status"] == "error" and reply["content"]["ename"] == "Stopped", reply["content"]
+        assert (tmp_path/"run"/"checkpoint.safetensors").exists()
+        assert ask("assert 0 < run.trainer.step < run.trainer.steps")["status"] == "ok"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
