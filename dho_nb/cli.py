@@ -6,7 +6,7 @@
 __all__ = ['GROUPS', 'WHAT', 'EPILOGS', 'add_options', 'chosen', 'make_parser', 'main']
 
 # %% ../nbs/14_cli.ipynb #b1073d26
-import argparse, dataclasses, json, os, sys, textwrap
+import argparse, dataclasses, json, logging, os, sys
 from pathlib import Path
 import pandas as pd
 import dho_nb
@@ -52,6 +52,7 @@ def chosen(
 def _distill(args):
     from dho_nb.runs import Run, run_notebook
     config = chosen(args)
+    print(f"looking at {config.dataset}, loading teacher {config.teacher} and student {config.student} …", flush=True)
     run = Run(config, args.out)
     print(run.overview().to_string(), flush=True)
     if args.notebook:
@@ -170,6 +171,7 @@ def main(
 )->int:                   # 0 done, 2 a mistake that the message explains, 130 stopped
     "The command `dho`"
     from dho_nb.training import Stopped
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what failed in the end is our message
     parser = make_parser()
     try:
         args, rest = parser.parse_known_args(argv)

@@ -286,7 +286,7 @@ def overview(self:Run)->pd.Series:
     return pd.Series({"method": self.method.about, "classes": len(self.manifest.classes), "labelled images": f"{len(self.subset)} ({self.subset.name})",
         "unlabelled images": len(s.unlabelled), "validation images": len(self.val_rows), "test images": len(rows(self.manifest, "test", True)),
         "student parameters": int(size["total"]), "second head adds": f"{size['overhead_percent']} %", "steps": self.config.epochs*s.epoch_steps,
-        "device": str(self.device), "folder": str(self.folder)}, name=self.name)
+        "device": str(self.device)}, name=self.name)
 
 # %% ../nbs/10_runs.ipynb #22a917da
 @patch(as_prop=True)

@@ -116,10 +116,12 @@ def build_backbone(
     args, pretrained = args or {}, weights == "pretrained"
     try:
         if isinstance(spec, nn.Module): module, preprocess = spec, getattr(spec, "preprocess", None) or Preprocess(size or 224)
+        elif spec == "tiny" and pretrained: raise DhoError("student 'tiny' has no pretrained weights: give student_weights='' or a file")
         elif spec == "tiny": module, preprocess = tiny_cnn(**args), Preprocess(size or 32, (0.5,)*3, (0.5,)*3)
         else: module, preprocess = _finder(spec)(spec.removeprefix("timm:").removeprefix("torchvision:").removeprefix("open_clip:"), pretrained, size, args)
-    except (TypeError, OSError, RuntimeError) as e: raise DhoError(f"student {spec!r} cannot be built ({type(e).__name__}: {str(e).splitlines()[0][:300]})"
-        + ("; its weights cannot be downloaded here, give a file by weights=" if pretrained else f"; arguments were {args}")) from None
+    except DhoError: raise
+    except Exception as e: raise DhoError(f"student {spec!r} cannot be built ({type(e).__name__}: {(str(e).splitlines() or [''])[0][:300]})"
+        + ("; without internet here, download its weights elsewhere and give the file as student_weights" if pretrained else f"; arguments were {args}")) from None
     if weights and not pretrained: load_weights(module, weights)
     return Backbone(module, feature_dim(module, preprocess.size), preprocess)
 

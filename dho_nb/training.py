@@ -180,7 +180,7 @@ def train_step(self:Trainer,
     for piece in _pieces(batch, self.recipe.accumulate):
         parts = self.losses(piece, totals)
         self.scaler.scale(parts["loss"]).backward()
-        for name, value in parts.items(): self.sums[name] = self.sums.get(name, 0) + value.detach().double()
+        for name, value in parts.items(): self.sums[name] = self.sums.get(name, 0) + value.detach().to(torch.float32 if self.device.type == "mps" else torch.float64)
     if self.recipe.clip:
         self.scaler.unscale_(self.optimiser)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
