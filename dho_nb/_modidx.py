@@ -5,6 +5,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'dho_nb.cli._check': ('cli.html#_check', 'dho_nb/cli.py'),
                             'dho_nb.cli._demo': ('cli.html#_demo', 'dho_nb/cli.py'),
                             'dho_nb.cli._distill': ('cli.html#_distill', 'dho_nb/cli.py'),
+                            'dho_nb.cli._json': ('cli.html#_json', 'dho_nb/cli.py'),
                             'dho_nb.cli._kinds': ('cli.html#_kinds', 'dho_nb/cli.py'),
                             'dho_nb.cli._left': ('cli.html#_left', 'dho_nb/cli.py'),
                             'dho_nb.cli._list': ('cli.html#_list', 'dho_nb/cli.py'),

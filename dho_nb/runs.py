@@ -108,7 +108,7 @@ def make_config(
     return Config(**given)
 
 # %% ../nbs/10_runs.ipynb #5a789928
-PRESETS = {"digits": dict(dataset="digits", fraction=0.01, teacher="digits", student="tiny", student_weights="", size=16, epochs=30,
+PRESETS = {"digits": dict(dataset="digits", fraction=0.01, teacher="digits", student="tiny", student_weights="", size=16, epochs=20,
                           lr=3e-3, flip=0.0, precision="fp32")}
 
 def preset(
@@ -189,7 +189,7 @@ class Run:
         self.subset = labelled_subset(self.manifest, config.shots, config.fraction, config.seed)
         self.identity = identity(config, self.manifest)
         self.folder = Path(folder).expanduser() if folder else self.settings.runs/self.name
-        if not self.done: self.teacher, self.student, self.val_rows  # what cannot be had is found out before a folder is made
+        if not self.done: self.streams, self.val_rows  # what cannot be had is found out before a folder is made
         self._claim()
 
     @property
@@ -212,7 +212,8 @@ def _claim(self:Run):
     elif self.folder.exists() and (not self.folder.is_dir() or [p for p in self.folder.iterdir() if not p.name.startswith(".") and p.name not in ("notebook.ipynb", "failed.ipynb")]):
         raise DhoError(f"{self.folder} is in use and holds no run of dho_nb: choose another folder")
     self.folder.mkdir(parents=True, exist_ok=True)
-    self.lock = FileLock(lock)
+    self.lock = FileLock(lock, is_singleton=True)
+    if self.done: return
     try: self.lock.acquire(timeout=0)
     except Timeout: raise DhoError(f"another process is working in {self.folder}: wait for it, or choose another folder") from None
     for left in self.folder.glob(".tmp-*"): left.unlink()
@@ -397,6 +398,7 @@ def finish(self:Run)->dict:  # What stands in `result.json`
         with atomic_path(folder/f"{name}.png") as temporary: figure.savefig(temporary, dpi=110)
     write_json(folder/"result.json", self._facts(table))
     (folder/"checkpoint.safetensors").unlink(missing_ok=True)
+    self.lock.release(force=True)
     return self.result
 
 def _write_csv(table, file):
@@ -442,7 +444,7 @@ def run_notebook(
     (folder/".papermill").mkdir(parents=True, exist_ok=True)
     asked, made = folder/".papermill"/"parameters.json", folder/".papermill"/"notebook.ipynb"
     write_json(asked, dict(asdict(config), out=str(folder)))
-    env = dict(os.environ, DHO_PROGRESS="lines", **({"DHO_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)} if threads else {}))
+    env = dict(os.environ, DHO_PROGRESS="lines", PYTHONWARNINGS="ignore:IProgress not found", **({"DHO_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)} if threads else {}))
     command = [sys.executable, "-m", "papermill", str(notebook or shipped("experiments")/"distill.ipynb"), str(made), "-f", str(asked), "-k", "python3", "--no-progress-bar", "--cwd", os.getcwd()]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     if done.returncode: raise DhoError(_failed(done, made, folder))

@@ -245,7 +245,8 @@ class Streams(torch.utils.data.Dataset):
         batch:tuple[int, int]=(64, 64),  # Most labelled and unlabelled images per step
         use:tuple[bool, bool]=(True, True),  # Which streams the method learns from; the epoch's length stays the same
     ):
-        if not len(labelled) and not len(unlabelled): raise DhoError("nothing to train on: no labelled and no unlabelled images")
+        if not len(labelled)*use[0] + len(unlabelled)*use[1]:
+            raise DhoError(f"nothing to train on: the method looks at {' and '.join(n for n, u in zip(('labelled', 'unlabelled'), use) if u)} images, and there are none")
         self.images, self.student, self.teacher, self.spec, self.use = images, student, teacher, spec, use
         self.labelled = Pool(labelled, images.keys[labelled], derive_seed(spec.seed, "labelled order"))
         self.unlabelled = Pool(unlabelled, images.keys[unlabelled], derive_seed(spec.seed, "unlabelled order"))

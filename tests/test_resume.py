@@ -96,3 +96,12 @@ def test_the_stop_button_of_a_notebook(tmp_path):
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    first = start(tmp_path/"run", DHO_CHECKPOINT_SECONDS="1000")
+    wait_for(tmp_path/"run"/"run.json", first)
+    second = start(tmp_path/"run")
+    said = second.communicate(timeout=120)[0]
+    first.kill()
+    assert second.returncode == 2 and "another process is working in" in said
