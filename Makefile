@@ -12,7 +12,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev]" -c constraints.txt
 	touch $(STAMP)
 
-demo: $(STAMP)        ## the paper's comparison on embedded data, about four minutes on two cores
+demo: $(STAMP)        ## the paper's comparison on embedded data, about two minutes on two cores
 	$(BIN)/dho demo
 
 test: $(STAMP)        ## every notebook's cells, then pytest

@@ -106,7 +106,7 @@ def _demo(args):
     folder = Path(args.out or load_settings().runs/"demo")
     table = demo(folder, args.seeds, args.jobs)
     print(f"\n{summarise(table).to_string()}\n\n(test accuracy, mean ± standard deviation over {table['seed'].nunique()} seeds; {table['labels'][0]} of the labels, {table['labelled'][0]} images)\n")
-    print("left behind:", *(f"  {folder/name:<36} {what}" for name, what in _DEMO.items()), sep="\n")
+    print("left behind:", *(f"  {str(folder/name):<36} {what}" for name, what in _DEMO.items()), sep="\n")
 
 _DEMO = {"table.csv": "one row per run", "comparison.png": "the comparison", "crops.png": "a batch as teacher and student see it", "curves.png": "training of one DHO run",
          "surface.png": "its accuracy for every α and β", "reliability.png": "its confidence against its accuracy", "*/notebook.ipynb": "the executed notebooks"}

@@ -375,8 +375,8 @@ def _stored(self:Run):
 def figures(self:Run)->dict:  # Name to matplotlib figure
     "The pictures of a run"
     made = dict(crops=self.show_views(), curves=plot_history(self.history, f"Training: {self.method.name}, {self.subset.name}, seed {self.config.seed}"))
-    shown, which = (self.part("val"), "validation") if self.surface else (self.part("test"), "test (shown, not used to choose)")
-    if self.method.heads == 2 and len(shown): made["surface"] = plot_surface(self.surface or surface(shown), (self.alpha, self.beta), f"Accuracy on {len(shown)} {which} images")
+    shown, which = (self.part("val"), "validation images") if self.surface else (self.part("test"), "test images, which chose nothing")
+    if self.method.heads == 2 and len(shown): made["surface"] = plot_surface(self.surface or surface(shown), (self.alpha, self.beta), f"Accuracy on {len(shown)} {which}")
     test = self.part("test")
     answers = {"CE head": test.ce.softmax(-1), "KD head": test.kd.softmax(-1)} if self.method.heads == 2 else {}
     if len(test): made["reliability"] = plot_reliability({**answers, "student": interpolate(test, self.alpha, self.beta)}, test.labels)
@@ -502,7 +502,7 @@ def _demo_pictures(table, folder, best):
     figure, axis = plt.subplots(figsize=(4.6, 3), layout="constrained")
     axis.bar(by.index, by["mean"], yerr=by["std"], color=["#0072b2" if m != "dho" else "#d55e00" for m in by.index], capsize=4)
     axis.axhline(100*table["teacher_accuracy"].dropna().iloc[0], color="grey", ls="--", lw=1, label="teacher, zero-shot")
-    axis.set(ylabel="test accuracy, %", title=f"{table['dataset'][0]}, {table['labels'][0]} of the labels, {table['seed'].nunique()} seeds", ylim=(max(0, by["mean"].min() - 20), 100)); axis.legend(fontsize=8)
+    axis.set(ylabel="test accuracy, %", title=f"{table['dataset'][0]}, {table['labels'][0]} of the labels, {table['seed'].nunique()} seeds", ylim=(0, 100)); axis.legend(fontsize=8)
     with atomic_path(folder/"comparison.png") as temporary: figure.savefig(temporary, dpi=110)
     plt.close(figure)
     for name in ("crops", "curves", "surface", "reliability"): shutil.copyfile(best/f"{name}.png", folder/f"{name}.png")

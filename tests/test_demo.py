@@ -7,22 +7,27 @@ import papermill
 import pytest
 
 from conftest import ROOT
-from dho_nb.runs import demo, preset, run_notebook, summarise
+from dho_nb.cli import main
+from dho_nb.runs import PRESETS, preset, run_notebook, summarise
 from dho_nb.settings import DhoError
 
 
-def test_a_small_demo(tmp_path):
-    table = demo(tmp_path/"demo", seeds=1, jobs=2, epochs=1)
+def test_a_small_demo(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(PRESETS["digits"], "epochs", 1)
+    command = ["demo", "--seeds", "1", "--out", str(tmp_path/"demo")]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "dho  seed 0: accuracy" in said and "teacher, zero-shot" in said and str(tmp_path/"demo"/"table.csv") in said
     written = pd.read_csv(tmp_path/"demo"/"table.csv")
     assert list(written.columns[:5]) == ["dataset", "method", "labels", "seed", "accuracy"] and list(written["method"]) == ["ce", "kd", "sho", "dho"]
     assert {p.name for p in (tmp_path/"demo").iterdir() if p.is_file()} == {"table.csv", "comparison.png", "crops.png", "curves.png", "surface.png", "reliability.png"}
-    assert list(summarise(table).index) == ["teacher, zero-shot", "ce", "kd", "sho", "dho"]
+    assert list(summarise(written).index) == ["teacher, zero-shot", "ce", "kd", "sho", "dho"]
     notebooks = sorted((tmp_path/"demo").glob("*/notebook.ipynb"))
     assert len(notebooks) == 4
     pictures = [o for c in json.loads(notebooks[0].read_text())["cells"] for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
     assert len(pictures) >= 2
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path/"demo").glob("*/*")}
-    demo(tmp_path/"demo", seeds=1, jobs=2, epochs=1)
+    assert main(command) == 0
     assert {p: p.stat().st_mtime_ns for p in (tmp_path/"demo").glob("*/*")} == stamps, "what is done is not repeated"
 
 
