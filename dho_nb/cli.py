@@ -15,7 +15,8 @@ from .settings import DhoError, load_settings, unknown
 # %% ../nbs/14_cli.ipynb #63965548
 GROUPS = {"data": "dataset root labels classes templates test skip_broken", "labels": "shots fraction seed include_labelled",
           "models": "method teacher zeta student student_weights student_args size",
-          "training": "epochs batch_labelled batch_unlabelled lr weight_decay warmup_steps accumulate clip crop flip tau ce_weight kd_weight precision",
+          "training": "epochs batch_labelled batch_unlabelled lr weight_decay warmup_steps accumulate clip crop flip tau "
+                      "ce_weight kd_weight precision",
           "evaluation": "validation alpha beta predict"}
 
 def _kinds(field):
@@ -27,8 +28,10 @@ def _kinds(field):
 def _json(text):
     "A JSON object given as an option"
     try: value = json.loads(text)
-    except ValueError as e: raise argparse.ArgumentTypeError(f"{text!r} is no JSON ({e}); write it like '{{\"drop_rate\": 0.1}}'") from None
-    if not isinstance(value, dict): raise argparse.ArgumentTypeError(f"{text!r} is no JSON object; write it like '{{\"drop_rate\": 0.1}}'")
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON ({e}); write it like '{{\"drop_rate\": 0.1}}'") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object; write it like '{{\"drop_rate\": 0.1}}'")
     return value
 
 def add_options(
@@ -43,7 +46,8 @@ def add_options(
         for field in (fields[n] for n in names.split()):
             default = "" if field.default in (dataclasses.MISSING, "", False) else f" [{field.default}]"
             names = (["--images"] if field.name == "dataset" else []) + [f"--{field.name.replace('_', '-')}"]
-            group.add_argument(*names, dest=field.name, default=argparse.SUPPRESS, help=f"{about[field.name]}{default}".replace("%", "%%"), **_kinds(field))
+            said = f"{about[field.name]}{default}".replace("%", "%%")
+            group.add_argument(*names, dest=field.name, default=argparse.SUPPRESS, help=said, **_kinds(field))
 
 # %% ../nbs/14_cli.ipynb #a9c060ad
 def chosen(
@@ -72,8 +76,9 @@ def _distill(args):
 
 def _shown(run):
     "The figures of a finished run, or why there are none"
-    if not run.result["tested"]: return ("No test images, so nothing is known about the accuracy: keep some labels back with --test 0.2, or with a column 'split' in the CSV.\n"
-        f"CE head and KD head agree on {100*_agreement(run):.1f} % of all images.")
+    if not run.result["tested"]:
+        return ("No test images, so nothing is known about the accuracy: keep some labels back with --test 0.2, "
+                "or with a column 'split' in the CSV.\n" f"CE head and KD head agree on {100*_agreement(run):.1f} % of all images.")
     zero = run.result["teacher_accuracy"]
     return run.evaluate().round(4).to_string() + (f"\nteacher, zero-shot: accuracy {zero:.4f}" if zero is not None else "")
 
@@ -82,10 +87,12 @@ def _agreement(run):
     return (run.outputs.ce.argmax(-1) == run.outputs.kd.argmax(-1)).double().mean().item()
 
 # %% ../nbs/14_cli.ipynb #e236f9e8
-WHAT = {"model.safetensors": "the student, with everything needed to use it", "predictions.csv": "what it says about every image, with both heads' confidences",
-        "result.json": "the figures as data", "history.csv": "the losses, epoch by epoch", "crops.png": "what teacher and student saw", "curves.png": "the curves",
-        "surface.png": "accuracy for every α and β", "reliability.png": "confidence against accuracy", "notebook.ipynb": "the executed notebook",
-        "skipped.csv": "images that could not be used", "outputs.safetensors": "both heads' logits"}
+WHAT = {"model.safetensors": "the student, with everything needed to use it",
+        "predictions.csv": "what it says about every image, with both heads' confidences",
+        "result.json": "the figures as data", "history.csv": "the losses, epoch by epoch",
+        "crops.png": "what teacher and student saw", "curves.png": "the curves",
+        "surface.png": "accuracy for every α and β", "reliability.png": "confidence against accuracy",
+        "notebook.ipynb": "the executed notebook", "skipped.csv": "images that could not be used", "outputs.safetensors": "both heads' logits"}
 
 def _left(folder):
     "A line for each file that a run leaves"
@@ -105,19 +112,25 @@ def _demo(args):
     from dho_nb.runs import demo, summarise
     folder = Path(args.out or load_settings().runs/"demo")
     table = demo(folder, args.seeds, args.jobs)
-    print(f"\n{summarise(table).to_string()}\n\n(test accuracy, mean ± standard deviation over {table['seed'].nunique()} seeds; {table['labels'][0]} of the labels, {table['labelled'][0]} images)\n")
+    print(f"\n{summarise(table).to_string()}\n\n(test accuracy, mean ± standard deviation over {table['seed'].nunique()} seeds; "
+          f"{table['labels'][0]} of the labels, {table['labelled'][0]} images)\n")
     print("left behind:", *(f"  {str(folder/name):<36} {what}" for name, what in _DEMO.items()), sep="\n")
 
-_DEMO = {"table.csv": "one row per run", "comparison.png": "the comparison", "crops.png": "a batch as teacher and student see it", "curves.png": "training of one DHO run",
-         "surface.png": "its accuracy for every α and β", "reliability.png": "its confidence against its accuracy", "*/notebook.ipynb": "the executed notebooks"}
+_DEMO = {"table.csv": "one row per run", "comparison.png": "the comparison",
+         "crops.png": "a batch as teacher and student see it", "curves.png": "training of one DHO run",
+         "surface.png": "its accuracy for every α and β", "reliability.png": "its confidence against its accuracy",
+         "*/notebook.ipynb": "the executed notebooks"}
 
 # %% ../nbs/14_cli.ipynb #42bfcaa0
 def _list(args):
     from dho_nb.manifests import manifest_names
     from dho_nb.objectives import METHODS
     from dho_nb.runs import PRESETS
-    lists = {"methods": lambda: [f"{m.name:6} {m.about}" for m in METHODS.values()], "datasets": manifest_names, "presets": lambda: [f"{k:10} {v}" for k, v in PRESETS.items()],
-             "teachers": lambda: ["digits", *(f"{n}/{t}" for n, t in __import__("open_clip").list_pretrained())], "students": lambda: ["tiny", *__import__("timm").list_models()]}
+    import open_clip, timm
+    lists = {"methods": lambda: [f"{m.name:6} {m.about}" for m in METHODS.values()], "datasets": manifest_names,
+             "presets": lambda: [f"{k:10} {v}" for k, v in PRESETS.items()],
+             "teachers": lambda: ["digits", *("/".join(pair) for pair in open_clip.list_pretrained())],
+             "students": lambda: ["tiny", *timm.list_models()]}
     if args.what not in lists: raise unknown("list", args.what, lists)
     print("\n".join(n for n in lists[args.what]() if args.containing.lower() in n.lower()))
 
@@ -147,7 +160,8 @@ examples:
   dho list teachers laion2b"""}
 
 # %% ../nbs/14_cli.ipynb #05e5e57b
-USAGE = {"distill": "dho distill --images DIR [--labels FILE.csv] [--shots N | --fraction X] [--teacher NAME] [--student NAME] [options]\n"
+USAGE = {"distill": "dho distill --images DIR [--labels FILE.csv] [--shots N | --fraction X] [--teacher NAME] [--student NAME] "
+                    "[options]\n"
                     "       dho distill --dataset NAME | --preset NAME [options]",
          "check": "dho check --images DIR [--labels FILE.csv] [--shots N | --fraction X] [options]"}
 
@@ -155,15 +169,19 @@ def make_parser(
 )->argparse.ArgumentParser:
     "The parser of `dho`"
     style = dict(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser = argparse.ArgumentParser("dho", description="Dual-Head Optimization: distil CLIP into a small image classifier from a handful of labels.", **style)
+    about = "Dual-Head Optimization: distil CLIP into a small image classifier from a handful of labels."
+    parser = argparse.ArgumentParser("dho", description=about, **style)
     parser.add_argument("--version", action="version", version=f"dho_nb {dho_nb.__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
     def verb(name, do, about, options=False):
         made = verbs.add_parser(name, help=about, description=about, epilog=EPILOGS[name], usage=USAGE.get(name), **style)
         made.set_defaults(do=do)
-        if options: made.add_argument("--preset", default="", help="begin with a named set of parameters (dho list presets)"); add_options(made)
+        if options:
+            made.add_argument("--preset", default="", help="begin with a named set of parameters (dho list presets)")
+            add_options(made)
         return made
-    distill = verb("distill", _distill, "Train a small classifier from a teacher and a few labels, on your own images or a known dataset.", True)
+    about = "Train a small classifier from a teacher and a few labels, on your own images or a known dataset."
+    distill = verb("distill", _distill, about, True)
     distill.add_argument("--out", default="", help="folder of the run [a name made from the configuration, below runs/]")
     distill.add_argument("--notebook", action="store_true", help="run it as the experiment notebook, which stays as a record")
     verb("check", _check, "Look at images and labels as distill would, without training.", True)
@@ -191,7 +209,8 @@ def main(
         args.do(args)
         return 0
     except Stopped as e: print(f"dho: {e}", file=sys.stderr); return 130
-    except KeyboardInterrupt: print("dho: stopped; the same command goes on from the last checkpoint", file=sys.stderr); return 130
+    except KeyboardInterrupt:
+        print("dho: stopped; the same command goes on from the last checkpoint", file=sys.stderr); return 130
     except DhoError as e: print(f"dho: {e}", file=sys.stderr); return 2
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 0
 

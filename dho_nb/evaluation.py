@@ -50,7 +50,8 @@ def collect(
     device, model, training = torch.device(device), student.model.to(device), student.model.training
     batches, both = Still(images, rows, student.preprocess), []
     for pixels in track(loader(batches, workers=workers, pin=device.type == "cuda"), "evaluating", mode):
-        with autocast(device, precision): both.append([z.float().cpu() for z in model.eval()(student.preprocess.normalise(pixels.to(device)))])
+        with autocast(device, precision):
+            both.append([z.float().cpu() for z in model.eval()(student.preprocess.normalise(pixels.to(device)))])
     model.train(training)
     ce, kd = (torch.cat(z) for z in zip(*both)) if both else (torch.zeros(0, model.ce_head.out_features),)*2
     return HeadOutputs(ce, kd, torch.from_numpy(images.labels[np.asarray(rows)]), torch.as_tensor(np.asarray(rows)))
@@ -68,7 +69,8 @@ def collect_teacher(
 )->HeadOutputs:             # Both "heads" are the teacher's logits
     "The teacher's own answers, for comparison"
     batches = Still(images, rows, teacher.preprocess)
-    logits = [teacher_logits(teacher.encode_images(pixels), head, zeta).cpu() for pixels in track(loader(batches, workers=workers), "asking the teacher", mode)]
+    each = track(loader(batches, workers=workers), "asking the teacher", mode)
+    logits = [teacher_logits(teacher.encode_images(pixels), head, zeta).cpu() for pixels in each]
     logits = torch.cat(logits) if logits else torch.zeros(0, len(head))
     return HeadOutputs(logits, logits, torch.from_numpy(images.labels[np.asarray(rows)]), torch.as_tensor(np.asarray(rows)))
 
@@ -87,7 +89,8 @@ def load_outputs(
     file:str|Path,  # What `save_outputs` wrote
 )->tuple[HeadOutputs, list[str]]:  # The outputs and their image ids
     "Read head outputs back"
-    with safe_open(file, "pt") as f: return HeadOutputs(*(f.get_tensor(k) for k in ("ce", "kd", "labels", "rows"))), json.loads(f.metadata()["ids"])
+    with safe_open(file, "pt") as f: tensors, ids = [f.get_tensor(k) for k in ("ce", "kd", "labels", "rows")], f.metadata()["ids"]
+    return HeadOutputs(*tensors), json.loads(ids)
 
 # %% ../nbs/08_evaluation.ipynb #9090ce23
 def interpolate(
@@ -96,7 +99,8 @@ def interpolate(
     beta:float=1.0,       # Temperature of the KD head, above 0
 )->torch.Tensor:          # [N, C] float32 probabilities
     "The student's answer"
-    if not 0 <= alpha <= 1 or not beta > 0: raise DhoError(f"alpha lies in [0, 1] and beta above 0, not alpha={alpha}, beta={beta}")
+    if not 0 <= alpha <= 1 or not beta > 0:
+        raise DhoError(f"alpha lies in [0, 1] and beta above 0, not alpha={alpha}, beta={beta}")
     return alpha*outputs.ce.softmax(-1) + (1 - alpha)*(outputs.kd/beta).softmax(-1)
 
 # %% ../nbs/08_evaluation.ipynb #5be0c067
@@ -110,7 +114,8 @@ def scores(
     from torchmetrics.functional.classification import multiclass_calibration_error
     right = probabilities[torch.arange(len(labels)), labels].double().clamp_min(1e-12)
     ece = multiclass_calibration_error(probabilities, labels, probabilities.shape[1], n_bins=15)
-    return dict(accuracy=(probabilities.argmax(-1) == labels).double().mean().item(), nll=-right.log().mean().item(), ece=ece.item())
+    accuracy = (probabilities.argmax(-1) == labels).double().mean()
+    return dict(accuracy=accuracy.item(), nll=-right.log().mean().item(), ece=ece.item())
 
 # %% ../nbs/08_evaluation.ipynb #8bd89664
 def head_table(
@@ -146,7 +151,8 @@ def surface(
             p = alpha*ce + (1 - alpha)*kd
             right = p[torch.arange(len(p)), outputs.labels].double().clamp_min(1e-12)
             cells[alpha, beta] = (p.argmax(-1) == outputs.labels).double().mean().item(), -right.log().mean().item()
-    grid = lambda i: pd.DataFrame([[cells[a, b][i] for b in betas] for a in alphas], index=pd.Index(alphas, name="α"), columns=pd.Index(betas, name="β"))
+    sides = dict(index=pd.Index(alphas, name="α"), columns=pd.Index(betas, name="β"))
+    grid = lambda i: pd.DataFrame([[cells[a, b][i] for b in betas] for a in alphas], **sides)
     return Surface(grid(0), grid(1))
 
 # %% ../nbs/08_evaluation.ipynb #afc6fc91
@@ -170,8 +176,9 @@ def plot_surface(
     values = found.accuracy.T.to_numpy()
     figure.colorbar(axis.imshow(values, aspect="auto", origin="lower", cmap="viridis"), label="accuracy")
     alphas, betas = list(found.accuracy.index), list(found.accuracy.columns)
+    each = max(1, len(alphas)//5)
     axis.set(xlabel="α (weight of the CE head)", ylabel="β (temperature of the KD head)", title=title or "Accuracy for every α and β",
-             xticks=range(0, len(alphas), max(1, len(alphas)//5)), xticklabels=alphas[::max(1, len(alphas)//5)], yticks=range(len(betas)), yticklabels=betas)
+             xticks=range(0, len(alphas), each), xticklabels=alphas[::each], yticks=range(len(betas)), yticklabels=betas)
     if mark is not None:
         at = np.abs(np.array(alphas) - mark[0]).argmin(), np.abs(np.log(np.array(betas)/mark[1])).argmin()
         axis.plot(*at, marker="o", ms=11, mfc="none", mec="white", mew=2)
@@ -209,6 +216,7 @@ def predictions(
     table = manifest.table.iloc[outputs.rows.numpy()][["path", "split", "label"]].reset_index(drop=True)
     names = np.array([*manifest.classes, ""], dtype=object)
     table["label"] = names[table["label"]]
-    for prefix, p in (("", interpolate(outputs, alpha, beta)), ("ce_", outputs.ce.softmax(-1)), ("kd_", (outputs.kd/beta).softmax(-1))):
+    answers = {"": interpolate(outputs, alpha, beta), "ce_": outputs.ce.softmax(-1), "kd_": (outputs.kd/beta).softmax(-1)}
+    for prefix, p in answers.items():
         table[f"{prefix}prediction"], table[f"{prefix}confidence"] = names[p.argmax(-1).numpy()], p.max(-1).values.numpy().round(4)
     return table

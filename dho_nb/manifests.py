@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
-from .settings import DhoError, atomic_path, derive_seed, key64, load_settings, mix64, read_json, shipped, uniform, unknown, write_json
+from .settings import (DhoError, atomic_path, derive_seed, key64, load_settings, mix64, read_json, shipped,
+                             uniform, unknown, write_json)
 
 # %% ../nbs/01_manifests.ipynb #0d55e31a
 SPLITS = ("train", "val", "test")
@@ -43,7 +44,8 @@ def _check_names(name, classes, templates):
     if twice: raise DhoError(f"manifest {name}: class names must differ, these repeat: {sorted(twice)}")
     if len(classes) < 2: raise DhoError(f"manifest {name}: a classifier needs at least two classes, found {list(classes)}")
     bad = [t for t in templates if t.count("{}") != 1]
-    if bad or not templates: raise DhoError(f"manifest {name}: a prompt template holds exactly one {{}} for the class name, not {bad or 'none at all'}")
+    if bad or not templates:
+        raise DhoError(f"manifest {name}: a prompt template holds exactly one {{}} for the class name, not {bad or 'none at all'}")
 
 # %% ../nbs/01_manifests.ipynb #ad2887b5
 def _checked(table, classes, name):
@@ -54,13 +56,15 @@ def _checked(table, classes, name):
     if "id" not in table: table = table.assign(id=table["path"])
     for column in ("path", "id"):
         twice = table[column][table[column].duplicated()].unique()
-        if len(twice): raise DhoError(f"manifest {name}: {len(twice)} {column}(s) appear more than once, e.g. {twice[0]!r}; keep one row each")
+        if len(twice):
+            raise DhoError(f"manifest {name}: {len(twice)} {column}(s) appear more than once, e.g. {twice[0]!r}; keep one row each")
     for row in table["path"][[_leaves(p) for p in table["path"]]]:
         raise DhoError(f"manifest {name}: path {row!r} leaves the data root; paths are relative to it and hold no '..'")
     odd = sorted(set(table["split"]) - set(SPLITS))
     if odd: raise unknown(f"split in manifest {name}:", odd[0], SPLITS)
     labels = table["label"].astype(np.int64)
-    if len(labels) and not labels.between(-1, len(classes) - 1).all(): raise DhoError(f"manifest {name}: labels must lie between -1 and {len(classes)-1}")
+    if len(labels) and not labels.between(-1, len(classes) - 1).all():
+        raise DhoError(f"manifest {name}: labels must lie between -1 and {len(classes)-1}")
     return table.assign(label=labels)[["id", "path", "label", "split"]]
 
 def _leaves(path):
@@ -103,7 +107,8 @@ def read_table(
     "Read a CSV whose first line names the columns, one of them `path`"
     try: text = Path(file).read_bytes().decode("utf-8-sig")
     except OSError as e: raise DhoError(f"cannot read {file}: {e.strerror or e}") from None
-    except UnicodeDecodeError as e: raise DhoError(f"cannot read {file}: byte {e.start} is not UTF-8; save it as 'CSV UTF-8'") from None
+    except UnicodeDecodeError as e:
+        raise DhoError(f"cannot read {file}: byte {e.start} is not UTF-8; save it as 'CSV UTF-8'") from None
     head = text.split("\n", 1)[0].strip()
     split = next((s for s in ",;\t" if "path" in [h.strip().strip('"').lower() for h in head.split(s)]), None)
     if split is None: raise DhoError(f"{file}, line 1: expected a header line such as 'path,label', found {head[:80]!r}")
@@ -161,12 +166,14 @@ def image_paths(
 )->list[str]:       # Sorted POSIX paths relative to `root`
     "Every picture below `root` by suffix, hidden ones left out, linked folders followed once"
     root, seen, found = Path(root), set(), []
-    if not root.is_dir(): raise DhoError(f"image folder {root} does not exist" if not root.exists() else f"{root} is not a folder")
+    if not root.is_dir():
+        raise DhoError(f"image folder {root} does not exist" if not root.exists() else f"{root} is not a folder")
     for here, folders, files in os.walk(root, followlinks=True):
         folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
         if (real := os.path.realpath(here)) in seen: folders[:] = []; continue
         seen.add(real)
-        found += [Path(here, f).relative_to(root).as_posix() for f in files if not f.startswith(".") and Path(f).suffix.lower() in SUFFIXES]
+        pictures = [f for f in files if not f.startswith(".") and Path(f).suffix.lower() in SUFFIXES]
+        found += [Path(here, f).relative_to(root).as_posix() for f in pictures]
     return sorted(found)
 
 # %% ../nbs/01_manifests.ipynb #4a043744
@@ -188,7 +195,8 @@ def from_folder(
     empty = sorted(n for n in named if n.lower() not in UNLABELLED and n not in set(label))
     if empty: raise DhoError(f"class folder(s) {empty} below {root} hold no image: remove them or put pictures in")
     classes = sorted(set(label) - {""})
-    if not classes: raise DhoError(f"{root} has no class folders with pictures; give labels in a CSV of path,label instead (--labels FILE.csv)")
+    if not classes:
+        raise DhoError(f"{root} has no class folders with pictures; give labels in a CSV of path,label instead (--labels FILE.csv)")
     table = pd.DataFrame(dict(path=["/".join(p) for p in parts], label=[classes.index(l) if l else -1 for l in label], split=split))
     return Manifest(name or root.resolve().name, table, tuple(classes), templates)
 
@@ -217,7 +225,8 @@ def from_labels(
 def _relative(path, root, found, labels, line):
     "The way `path` of a CSV is written below `root`, or an error that names the line and the nearest file"
     path = path.replace("\\", "/")
-    if Path(path).is_absolute() and Path(path).is_relative_to(root.resolve()): path = Path(path).relative_to(root.resolve()).as_posix()
+    if Path(path).is_absolute() and Path(path).is_relative_to(root.resolve()):
+        path = Path(path).relative_to(root.resolve()).as_posix()
     path = PurePosixPath(path).as_posix()
     if _leaves(path): raise DhoError(f"{labels}, line {line}: path {path!r} leaves the data root {root}")
     if path in found: return path
@@ -235,12 +244,14 @@ def from_coop(
 )->Manifest:
     "A manifest from a CoOp split file"
     data = read_json(file)
-    if not isinstance(data, dict) or not set(SPLITS) <= set(data): raise DhoError(f"{file} is no CoOp split: it lacks {sorted(set(SPLITS) - set(data))}")
+    if not isinstance(data, dict) or not set(SPLITS) <= set(data):
+        raise DhoError(f"{file} is no CoOp split: it lacks {sorted(set(SPLITS) - set(data))}")
     listed = [(str(PurePosixPath(prefix, path)), int(label), split, called) for split in SPLITS for path, label, called in data[split]]
     names = {label: called for _, label, _, called in listed}
     if sorted(names) != list(range(len(names))): raise DhoError(f"{file}: labels are not 0 … {len(names)-1}")
     table = pd.DataFrame([l[:3] for l in listed], columns=["path", "label", "split"])
-    return Manifest(name or Path(file).stem.removeprefix("split_zhou_").lower(), table, tuple(names[i] for i in range(len(names))), templates)
+    name = name or Path(file).stem.removeprefix("split_zhou_").lower()
+    return Manifest(name, table, tuple(names[i] for i in range(len(names))), templates)
 
 # %% ../nbs/01_manifests.ipynb #79f583b8
 DIGIT_NAMES = tuple("zero one two three four five six seven eight nine".split())
@@ -264,7 +275,8 @@ def split_off(
     "Move labelled training images to another split, the same share of every class, chosen by a hash of their ids"
     here = rows(manifest, "train", labelled=True)
     count = int(round(size*len(here))) if size < 1 else int(size)
-    if not 0 < count < len(here): raise DhoError(f"cannot move {count} of {len(here)} labelled training images to {split!r}")
+    if not 0 < count < len(here):
+        raise DhoError(f"cannot move {count} of {len(here)} labelled training images to {split!r}")
     labels = manifest.table["label"].to_numpy()[here]
     place = _rank_in_class(manifest.table["id"].to_numpy()[here], labels, derive_seed(seed, "split", split))
     share = (place + _offset(labels)) / np.bincount(labels)[labels]
@@ -339,7 +351,8 @@ def missing_images(
 )->pd.DataFrame:         # Rows of `manifest.table` whose file is not there
     "Rows whose file does not exist below `root`; one listing of the folder, not one look per file"
     if not Path(root).is_dir():
-        raise DhoError(f"data root {root} of {manifest.name} does not exist: put the images there, or name their folder (--root, or data in settings.ini)")
+        raise DhoError(f"data root {root} of {manifest.name} does not exist: put the images there, "
+                       "or name their folder (--root, or data in settings.ini)")
     there = set(image_paths(root))
     gone = [p not in there and not Path(root, p).is_file() for p in manifest.table["path"]]
     return manifest.table[gone]
@@ -362,12 +375,15 @@ def labelled_subset(
 )->LabelSubset:
     "Class-balanced, nested labelled images: a pure function of manifest and seed"
     if shots and fraction: raise DhoError(f"give shots or fraction, not both (shots={shots}, fraction={fraction})")
-    if shots < 0 or not 0 <= fraction <= 1: raise DhoError(f"shots must be positive and fraction in (0, 1], not shots={shots}, fraction={fraction}")
+    if shots < 0 or not 0 <= fraction <= 1:
+        raise DhoError(f"shots must be positive and fraction in (0, 1], not shots={shots}, fraction={fraction}")
     here = rows(manifest, "train", labelled=True)
     labels = manifest.table["label"].to_numpy()[here]
     counts = np.bincount(labels, minlength=len(manifest.classes))
     if (counts == 0).any():
-        raise DhoError(f"{manifest.name}: no labelled training image for class(es) {[manifest.classes[i] for i in np.flatnonzero(counts == 0)]}; label at least one each, or leave the class out")
+        bare = [manifest.classes[i] for i in np.flatnonzero(counts == 0)]
+        raise DhoError(f"{manifest.name}: no labelled training image for class(es) {bare}; "
+                       "label at least one each, or leave the class out")
     quota = shots or (_quota(counts, fraction*len(rows(manifest, "train")), manifest.name, fraction) if fraction else counts.max())
     place = _rank_in_class(manifest.table["id"].to_numpy()[here], labels, derive_seed(seed, "labels"))
     name = f"{shots}-shot" if shots else f"{100*fraction:g}%" if fraction else "all"

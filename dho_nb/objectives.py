@@ -53,7 +53,8 @@ def dho(
     ce = cross_entropy(ce_logits[:n], labels, totals[0])
     kd_labelled = kl_divergence(kd_logits[:n], teacher[:n], tau, totals[0])
     kd_unlabelled = kl_divergence(kd_logits[n:], teacher[n:], tau, totals[1])
-    return dict(loss=ce_weight*ce + kd_weight*(kd_labelled + kd_unlabelled), ce=ce, kd_labelled=kd_labelled, kd_unlabelled=kd_unlabelled)
+    loss = ce_weight*ce + kd_weight*(kd_labelled + kd_unlabelled)
+    return dict(loss=loss, ce=ce, kd_labelled=kd_labelled, kd_unlabelled=kd_unlabelled)
 
 # %% ../nbs/06_objectives.ipynb #80965e25
 def ce(

@@ -18,10 +18,13 @@ import torch
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 import dho_nb
-from .evaluation import HeadOutputs, choose, collect, collect_teacher, head_table, interpolate, load_outputs, plot_reliability, plot_surface, predictions, save_outputs, scores, surface
-from .manifests import Manifest, data_root, from_labels, labelled_subset, manifest_hash, missing_images, open_manifest, rows, split_off
+from .evaluation import (HeadOutputs, choose, collect, collect_teacher, head_table, interpolate, load_outputs,
+                               plot_reliability, plot_surface, predictions, save_outputs, scores, surface)
+from .manifests import (Manifest, data_root, from_labels, labelled_subset, manifest_hash, missing_images,
+                              open_manifest, rows, split_off)
 from .objectives import METHODS, get_method
-from .settings import PRECISIONS, DhoError, atomic_path, digest, load_settings, pick_device, read_json, shipped, unknown, write_json
+from .settings import (PRECISIONS, DhoError, atomic_path, digest, load_settings, pick_device, read_json, shipped,
+                             unknown, write_json)
 from .students import build_student, load_student, overhead, save_student
 from .teachers import load_teacher, weights_hash, zero_shot_head
 from .training import Recipe, Trainer, live, plot_history
@@ -33,7 +36,7 @@ VALIDATION = ("none", "few", "full")
 @dataclass(frozen=True)
 class Config:
     "One run, completely: the same configuration on the same images gives the same numbers"
-    dataset:str                  # Name of a manifest that comes with the package, a class-per-folder tree, a CSV, a CoOp split; with `labels`, a folder of images
+    dataset:str                  # A known dataset's name, a class-per-folder tree, a CSV, a CoOp split; with `labels`, any folder
     root:str=""                  # Folder of the images, where it is not the dataset itself or in the settings
     labels:str=""                # CSV of path,label[,split] for a few images of the folder; the rest is unlabelled
     classes:list=field(default_factory=list)    # Class names as the teacher shall read them; from the dataset if empty
@@ -64,7 +67,7 @@ class Config:
     tau:float=2.0                # τ, the distillation temperature
     ce_weight:float=0.5          # λ, the weight of the labels
     kd_weight:float=0.5          # 1 − λ, the weight of the teacher
-    validation:str="none"        # none (α, β as given), few (min(shots, 4) per class choose them), full (the whole validation split)
+    validation:str="none"        # Who chooses α and β: none (as given), few (min(shots, 4) per class), full (the val split)
     alpha:float=0.5              # α, weight of the CE head, where validation does not choose it
     beta:float=0.5               # β, temperature of the KD head, where validation does not choose it
     precision:str="auto"         # auto, fp32, bf16, fp16
@@ -82,19 +85,22 @@ def _validate(config):
     "Types, ranges and names of a configuration"
     for f in dataclasses.fields(config):
         kind, value = f.type, getattr(config, f.name)
-        if not _fits(value, kind): raise DhoError(f"parameter {f.name} must be of type {kind.__name__}, not {type(value).__name__} ({value!r})")
+        if not _fits(value, kind):
+            raise DhoError(f"parameter {f.name} must be of type {kind.__name__}, not {type(value).__name__} ({value!r})")
     get_method(config.method)
     for name, options in (("validation", VALIDATION), ("precision", PRECISIONS), ("predict", ("all", "test"))):
         if getattr(config, name) not in options: raise unknown(name, getattr(config, name), options)
     bad = [f"{n}={getattr(config, n)} (must be {what})" for n, what, ok in _RANGES if not ok(getattr(config, n))]
     if bad: raise DhoError(f"parameter(s) out of range: {', '.join(bad)}")
-    if config.shots and config.fraction: raise DhoError(f"give shots or fraction, not both (shots={config.shots}, fraction={config.fraction})")
+    if config.shots and config.fraction:
+        raise DhoError(f"give shots or fraction, not both (shots={config.shots}, fraction={config.fraction})")
 
 # %% ../nbs/10_runs.ipynb #8c76b01e
 _above, _from, _share = lambda low: (lambda v: v > low), lambda low: (lambda v: v >= low), lambda v: 0 <= v <= 1
 _RANGES = [*((n, "above 0", _above(0)) for n in ("zeta", "lr", "tau", "beta", "crop")),
            *((n, "1 or more", _from(1)) for n in ("epochs", "batch_labelled", "batch_unlabelled", "accumulate")),
-           *((n, "0 or more", _from(0)) for n in ("shots", "seed", "size", "weight_decay", "warmup_steps", "clip", "ce_weight", "kd_weight", "test")),
+           *((n, "0 or more", _from(0)) for n in ("shots", "seed", "size", "weight_decay", "warmup_steps", "clip", "ce_weight",
+                                                  "kd_weight", "test")),
            *((n, "between 0 and 1", _share) for n in ("fraction", "crop", "flip", "alpha"))]
 
 def make_config(
@@ -104,7 +110,8 @@ def make_config(
     known = [f.name for f in dataclasses.fields(Config)]
     for name in given:
         if name not in known: raise unknown("parameter", name, known)
-    if not given.get("dataset"): raise DhoError("parameter dataset is missing: name a dataset, a folder of images, a CSV or a CoOp split")
+    if not given.get("dataset"):
+        raise DhoError("parameter dataset is missing: name a dataset, a folder of images, a CSV or a CoOp split")
     return Config(**given)
 
 # %% ../nbs/10_runs.ipynb #5a789928
@@ -135,7 +142,8 @@ def open_data(
 )->tuple[Manifest, Path, pd.DataFrame]:  # The manifest, its data root, and what had to be left out
     "The images of a run, looked at before anything is computed"
     own = Path(config.dataset).expanduser()
-    if config.labels and not own.is_dir(): raise DhoError(f"labels={config.labels!r} needs dataset to be a folder of images, and {config.dataset!r} is none")
+    if config.labels and not own.is_dir():
+        raise DhoError(f"labels={config.labels!r} needs dataset to be a folder of images, and {config.dataset!r} is none")
     manifest = from_labels(own, config.labels, classes=config.classes) if config.labels else open_manifest(config.dataset)
     if config.classes or config.templates: manifest = _renamed(manifest, config)
     root = Path(config.root).expanduser() if config.root else own if own.is_dir() else data_root(manifest)
@@ -148,7 +156,8 @@ def open_data(
 # %% ../nbs/10_runs.ipynb #c8acfc4a
 def _renamed(manifest, config):
     "The manifest with other class names or prompts"
-    if config.classes and len(config.classes) != len(manifest.classes): raise DhoError(f"{len(config.classes)} class names are given for {len(manifest.classes)} classes: {list(manifest.classes)}")
+    if config.classes and len(config.classes) != len(manifest.classes):
+        raise DhoError(f"{len(config.classes)} class names are given for {len(manifest.classes)} classes: {list(manifest.classes)}")
     return replace(manifest, classes=tuple(config.classes or manifest.classes), templates=tuple(config.templates or manifest.templates))
 
 def without(
@@ -160,9 +169,11 @@ def without(
 
 def _listed(bad, root):
     "One message about all the images that cannot be used"
-    lines = [f"  {p}: {why.split('cannot be decoded ')[-1].split(': repair')[0].strip('()')}" for p, why in bad[["path", "problem"]].head(10).to_numpy()]
+    short = lambda why: why.split("cannot be decoded ")[-1].split(": repair")[0].strip("()")
+    lines = [f"  {path}: {short(why)}" for path, why in bad[["path", "problem"]].head(10).to_numpy()]
     more = [f"  … and {len(bad) - 10} more"] if len(bad) > 10 else []
-    return "\n".join([f"{len(bad)} image(s) below {root} cannot be used:", *lines, *more, "repair or remove them, or leave them out with skip_broken (--skip-broken)"])
+    way = "repair or remove them, or leave them out with skip_broken (--skip-broken)"
+    return "\n".join([f"{len(bad)} image(s) below {root} cannot be used:", *lines, *more, way])
 
 # %% ../nbs/10_runs.ipynb #5847c99c
 def identity(
@@ -198,7 +209,8 @@ class Run:
         return f"{self.manifest.name}-{c.method}-{self.subset.name.replace('%', 'pct')}-seed{c.seed}-{self.identity[:8]}"
 
     @property
-    def done(self)->bool: return (self.folder/"result.json").exists() and read_json(self.folder/"run.json")["identity"] == self.identity
+    def done(self)->bool:
+        return (self.folder/"result.json").exists() and read_json(self.folder/"run.json")["identity"] == self.identity
 
     @property
     def result(self)->dict: return read_json(self.folder/"result.json")
@@ -209,15 +221,22 @@ def _claim(self:Run):
     "Make the folder this run's own, or say why it cannot be"
     note, lock = self.folder/"run.json", self.folder/".lock"
     if note.exists(): self._same(read_json(note))
-    elif self.folder.exists() and (not self.folder.is_dir() or [p for p in self.folder.iterdir() if not p.name.startswith(".") and p.name not in ("notebook.ipynb", "failed.ipynb")]):
+    elif self.folder.exists() and (not self.folder.is_dir() or any(map(_foreign, self.folder.iterdir()))):
         raise DhoError(f"{self.folder} is in use and holds no run of dho_nb: choose another folder")
     self.folder.mkdir(parents=True, exist_ok=True)
     self.lock = FileLock(lock, is_singleton=True)
     if self.done: return
     try: self.lock.acquire(timeout=0)
-    except Timeout: raise DhoError(f"another process is working in {self.folder}: wait for it, or choose another folder") from None
+    except Timeout:
+        raise DhoError(f"another process is working in {self.folder}: wait for it, or choose another folder") from None
     for left in self.folder.glob(".tmp-*"): left.unlink()
-    if not note.exists(): write_json(note, dict(identity=self.identity, name=self.name, version=dho_nb.__version__, manifest=manifest_hash(self.manifest), config=asdict(self.config)))
+    if not note.exists():
+        write_json(note, dict(identity=self.identity, name=self.name, version=dho_nb.__version__,
+                              manifest=manifest_hash(self.manifest), config=asdict(self.config)))
+
+def _foreign(path):
+    "Is this something that no run of ours puts into its folder before `run.json`?"
+    return not path.name.startswith(".") and path.name not in ("notebook.ipynb", "failed.ipynb")
 
 @patch
 def _same(self:Run, known):
@@ -226,8 +245,10 @@ def _same(self:Run, known):
     old, new = known.get("config", {}), asdict(self.config)
     differs = [f"{k} was {old.get(k)!r}, now {new[k]!r}" for k in new if old.get(k) != new[k]]
     differs += ["the images or labels changed"] if known.get("manifest") != manifest_hash(self.manifest) else []
-    differs += [f"dho_nb was {known.get('version')}, now {dho_nb.__version__}"] if known.get("version") != dho_nb.__version__ else []
-    raise DhoError(f"{self.folder} belongs to another run ({'; '.join(differs) or 'unknown'}): choose another folder, or delete this one")
+    version = known.get("version")
+    differs += [f"dho_nb was {version}, now {dho_nb.__version__}"] if version != dho_nb.__version__ else []
+    raise DhoError(f"{self.folder} belongs to another run ({'; '.join(differs) or 'unknown'}): "
+                   "choose another folder, or delete this one")
 
 # %% ../nbs/10_runs.ipynb #89ccbf1e
 @patch(as_prop=True)
@@ -246,8 +267,9 @@ def head(self:Run)->torch.Tensor:
 def student(self:Run):
     "The student; the trained one when the run is done"
     c, kept = self.config, self.folder/"model.safetensors"
-    if "_student" not in vars(self):
-        self._student = load_student(kept)[0] if self.done else build_student(c.student, len(self.manifest.classes), self.method.heads, c.student_weights, c.size, c.student_args, c.seed)
+    new = lambda: build_student(c.student, len(self.manifest.classes), self.method.heads, c.student_weights, c.size,
+                                c.student_args, c.seed)
+    if "_student" not in vars(self): self._student = load_student(kept)[0] if self.done else new()
     return self._student
 
 # %% ../nbs/10_runs.ipynb #87f722e2
@@ -259,8 +281,9 @@ def streams(self:Run)->Streams:
         eyes = self.teacher.preprocess if self.teacher else None
         images = Images(self.manifest, self.root, at_least=2*max(self.student.preprocess.size, eyes.size if eyes else 0))
         unlabelled = train if c.include_labelled else np.setdiff1d(train, self.subset.rows)
-        self._streams = Streams(images, self.subset.rows, unlabelled, self.student.preprocess, eyes, ViewSpec(c.seed, (c.crop, 1.0), flip=c.flip),
-                                (c.batch_labelled, c.batch_unlabelled), (self.method.labelled, self.method.unlabelled))
+        spec, batch = ViewSpec(c.seed, (c.crop, 1.0), flip=c.flip), (c.batch_labelled, c.batch_unlabelled)
+        use = self.method.labelled, self.method.unlabelled
+        self._streams = Streams(images, self.subset.rows, unlabelled, self.student.preprocess, eyes, spec, batch, use)
     return self._streams
 
 @patch(as_prop=True)
@@ -284,10 +307,12 @@ def show_views(self:Run):  # A matplotlib figure
 def overview(self:Run)->pd.Series:
     "What is about to happen, in numbers"
     s, size = self.streams, overhead(self.student.model)
-    return pd.Series({"method": self.method.about, "classes": len(self.manifest.classes), "labelled images": f"{len(self.subset)} ({self.subset.name})",
-        "unlabelled images": len(s.unlabelled), "validation images": len(self.val_rows), "test images": len(rows(self.manifest, "test", True)),
-        "student parameters": int(size["total"]), "second head adds": f"{size['overhead_percent']} %", "steps": self.config.epochs*s.epoch_steps,
-        "device": str(self.device)}, name=self.name)
+    return pd.Series({
+        "method": self.method.about, "classes": len(self.manifest.classes),
+        "labelled images": f"{len(self.subset)} ({self.subset.name})", "unlabelled images": len(s.unlabelled),
+        "validation images": len(self.val_rows), "test images": len(rows(self.manifest, "test", True)),
+        "student parameters": int(size["total"]), "second head adds": f"{size['overhead_percent']} %",
+        "steps": self.config.epochs*s.epoch_steps, "device": str(self.device)}, name=self.name)
 
 # %% ../nbs/10_runs.ipynb #22a917da
 @patch(as_prop=True)
@@ -295,7 +320,9 @@ def val_rows(self:Run)->np.ndarray:
     "Validation images that this run's protocol may use"
     if self.config.validation == "none": return np.empty(0, np.int64)
     here = rows(self.manifest, "val", labelled=True)
-    if not len(here): raise DhoError(f"validation={self.config.validation!r} needs a labelled val split, and {self.manifest.name} has none: use validation='none' with fixed alpha and beta")
+    if not len(here):
+        raise DhoError(f"validation={self.config.validation!r} needs a labelled val split, and {self.manifest.name} has none: "
+                       "use validation='none' with fixed alpha and beta")
     if self.config.validation == "full": return here
     as_train = replace(self.manifest, table=self.manifest.table.iloc[here].assign(split="train"))
     per_class = max(1, round(len(self.subset)/len(self.manifest.classes)))
@@ -307,9 +334,10 @@ def trainer(self:Run)->Trainer:
     "The trainer, standing where the checkpoint says"
     c = self.config
     if "_trainer" not in vars(self):
-        recipe = Recipe(c.epochs, c.lr, c.weight_decay, c.warmup_steps, c.ce_weight, c.kd_weight, c.tau, c.accumulate, c.clip, c.precision, c.seed)
-        self._trainer = Trainer(self.student, self.method, self.streams, recipe, live(self.teacher, self.head, c.zeta) if self.teacher else None, self.device,
-                                self.folder/"checkpoint.safetensors", self.identity, self.workers, self._check if len(self.val_rows) else None, max(1, c.epochs//20))
+        recipe = Recipe(**{f.name: getattr(c, f.name) for f in dataclasses.fields(Recipe)})
+        teach = live(self.teacher, self.head, c.zeta) if self.teacher else None
+        self._trainer = Trainer(self.student, self.method, self.streams, recipe, teach, self.device, self.folder/"checkpoint.safetensors",
+                                self.identity, self.workers, self._check if len(self.val_rows) else None, max(1, c.epochs//20))
         self._trainer.load()
     return self._trainer
 
@@ -360,7 +388,8 @@ def part(self:Run, split:str)->HeadOutputs:
 @patch
 def _collected(self:Run):
     "Outputs of all images that are scored or predicted"
-    wanted = np.arange(len(self.manifest)) if self.config.predict == "all" else np.union1d(rows(self.manifest, "test"), self.val_rows)
+    scored = np.union1d(rows(self.manifest, "test"), self.val_rows)
+    wanted = np.arange(len(self.manifest)) if self.config.predict == "all" else scored
     return collect(self.student, self.streams.images, wanted, self.device, self.trainer.precision, self.workers, self.mode)
 
 @patch
@@ -374,12 +403,15 @@ def _stored(self:Run):
 @patch
 def figures(self:Run)->dict:  # Name to matplotlib figure
     "The pictures of a run"
-    made = dict(crops=self.show_views(), curves=plot_history(self.history, f"Training: {self.method.name}, {self.subset.name}, seed {self.config.seed}"))
-    shown, which = (self.part("val"), "validation images") if self.surface else (self.part("test"), "test images, which chose nothing")
-    if self.method.heads == 2 and len(shown): made["surface"] = plot_surface(self.surface or surface(shown), (self.alpha, self.beta), f"Accuracy on {len(shown)} {which}")
-    test = self.part("test")
+    title = f"Training: {self.method.name}, {self.subset.name}, seed {self.config.seed}"
+    made, test = dict(crops=self.show_views(), curves=plot_history(self.history, title)), self.part("test")
+    shown, which = (self.part("val"), "validation images") if self.surface else (test, "test images, which chose nothing")
+    if self.method.heads == 2 and len(shown):
+        found, title = self.surface or surface(shown), f"Accuracy on {len(shown)} {which}"
+        made["surface"] = plot_surface(found, (self.alpha, self.beta), title)
     answers = {"CE head": test.ce.softmax(-1), "KD head": test.kd.softmax(-1)} if self.method.heads == 2 else {}
-    if len(test): made["reliability"] = plot_reliability({**answers, "student": interpolate(test, self.alpha, self.beta)}, test.labels)
+    if len(test):
+        made["reliability"] = plot_reliability({**answers, "student": interpolate(test, self.alpha, self.beta)}, test.labels)
     return made
 
 # %% ../nbs/10_runs.ipynb #f344706d
@@ -408,16 +440,33 @@ def _write_csv(table, file):
 @patch
 def _facts(self:Run, table)->dict:
     "The result as plain data; what could not be measured is null"
-    number = lambda row, column: None if row not in table.index or math.isnan(table.loc[row, column]) else float(table.loc[row, column])
-    main, test, c = table.index[-1], rows(self.manifest, "test", True), self.config
-    seen = collect_teacher(self.teacher, self.head, self.streams.images, test, c.zeta, self.workers, self.mode) if self.teacher and len(test) else None
-    zero_shot = {f"teacher_{k}": v for k, v in (scores(seen.ce.softmax(-1), seen.labels) if seen else dict(accuracy=None, nll=None, ece=None)).items()}
-    return dict(dataset=self.manifest.name, method=c.method, labels=self.subset.name, seed=c.seed, accuracy=number(main, "accuracy"), nll=number(main, "nll"), ece=number(main, "ece"),
-        ce_accuracy=number("CE head", "accuracy"), kd_accuracy=number("KD head", "accuracy"), **zero_shot, alpha=self.alpha, beta=self.beta, validation=c.validation,
-        labelled=len(self.subset), unlabelled=len(self.streams.unlabelled), validated=len(self.val_rows), tested=len(test), teacher=c.teacher, student=c.student,
-        parameters=int(overhead(self.student.model)["total"]), steps=self.trainer.steps, seconds=round(self.seconds, 1), identity=self.identity,
-        machine=dict(device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.processor() or platform.machine(), precision=self.trainer.precision,
-                     threads=torch.get_num_threads(), python=platform.python_version(), torch=torch.__version__, dho_nb=dho_nb.__version__))
+    known = lambda row, column: row in table.index and not math.isnan(table.loc[row, column])
+    number = lambda row, column: float(table.loc[row, column]) if known(row, column) else None
+    main, c = table.index[-1], self.config
+    return dict(
+        dataset=self.manifest.name, method=c.method, labels=self.subset.name, seed=c.seed,
+        accuracy=number(main, "accuracy"), nll=number(main, "nll"), ece=number(main, "ece"),
+        ce_accuracy=number("CE head", "accuracy"), kd_accuracy=number("KD head", "accuracy"), **self._zero_shot(),
+        alpha=self.alpha, beta=self.beta, validation=c.validation, labelled=len(self.subset), unlabelled=len(self.streams.unlabelled),
+        validated=len(self.val_rows), tested=len(rows(self.manifest, "test", True)), teacher=c.teacher, student=c.student,
+        parameters=int(overhead(self.student.model)["total"]), steps=self.trainer.steps, seconds=round(self.seconds, 1),
+        identity=self.identity, machine=self._machine())
+
+# %% ../nbs/10_runs.ipynb #56904dcf
+@patch
+def _zero_shot(self:Run)->dict:
+    "The teacher's own figures on the test images"
+    test = rows(self.manifest, "test", labelled=True)
+    if not self.teacher or not len(test): return dict(teacher_accuracy=None, teacher_nll=None, teacher_ece=None)
+    seen = collect_teacher(self.teacher, self.head, self.streams.images, test, self.config.zeta, self.workers, self.mode)
+    return {f"teacher_{k}": v for k, v in scores(seen.ce.softmax(-1), seen.labels).items()}
+
+@patch
+def _machine(self:Run)->dict:
+    "What it ran on"
+    name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.processor() or platform.machine()
+    return dict(device=name, precision=self.trainer.precision, threads=torch.get_num_threads(), python=platform.python_version(),
+                torch=torch.__version__, dho_nb=dho_nb.__version__)
 
 # %% ../nbs/10_runs.ipynb #757f9dba
 def distill(
@@ -444,8 +493,10 @@ def run_notebook(
     (folder/".papermill").mkdir(parents=True, exist_ok=True)
     asked, made = folder/".papermill"/"parameters.json", folder/".papermill"/"notebook.ipynb"
     write_json(asked, dict(asdict(config), out=str(folder)))
-    env = dict(os.environ, DHO_PROGRESS="lines", PYTHONWARNINGS="ignore:IProgress not found", **({"DHO_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)} if threads else {}))
-    command = [sys.executable, "-m", "papermill", str(notebook or shipped("experiments")/"distill.ipynb"), str(made), "-f", str(asked), "-k", "python3", "--no-progress-bar", "--cwd", os.getcwd()]
+    env = dict(os.environ, DHO_PROGRESS="lines", PYTHONWARNINGS="ignore:IProgress not found")
+    if threads: env.update(DHO_THREADS=str(threads), OMP_NUM_THREADS=str(threads))
+    command = [sys.executable, "-m", "papermill", str(notebook or shipped("experiments")/"distill.ipynb"), str(made),
+               "-f", str(asked), "-k", "python3", "--no-progress-bar", "--cwd", os.getcwd()]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     if done.returncode: raise DhoError(_failed(done, made, folder))
     os.replace(made, folder/"notebook.ipynb")
@@ -458,7 +509,8 @@ def _failed(done, made, folder):
     "Keep the notebook that failed, and say why in its last words"
     if made.exists(): os.replace(made, folder/"failed.ipynb")
     words = [line for line in done.stderr.strip().splitlines() if line.strip()][-3:]
-    return f"the notebook of {folder.name} failed: {' '.join(words)[:600] or 'no output'}\nit is kept with its traceback: {folder/'failed.ipynb'}"
+    kept = f"it is kept with its traceback: {folder/'failed.ipynb'}"
+    return f"the notebook of {folder.name} failed: {' '.join(words)[:600] or 'no output'}\n{kept}"
 
 # %% ../nbs/10_runs.ipynb #3a6521a6
 def demo(
@@ -487,22 +539,28 @@ def summarise(
     table:pd.DataFrame,  # One row per run, as `result.json` has it
 )->pd.DataFrame:         # Methods by mean ± std over seeds, in %
     "Mean and standard deviation over seeds per method, and the zero-shot teacher's row"
-    shown = lambda v: f"{100*v.mean():.1f} ± {100*v.std(ddof=1):.1f}" if len(v := v.dropna()) > 1 else f"{100*v.mean():.1f}" if len(v) else ""
-    line = lambda t: {"accuracy %": shown(t["accuracy"]), "CE head %": shown(t["ce_accuracy"]), "KD head %": shown(t["kd_accuracy"]), "ECE %": shown(t["ece"]), "runs": len(t)}
+    columns = {"accuracy %": "accuracy", "CE head %": "ce_accuracy", "KD head %": "kd_accuracy", "ECE %": "ece"}
+    line = lambda t: {**{name: _percent(t[c]) for name, c in columns.items()}, "runs": len(t)}
     lines = {m: line(table[table["method"] == m]) for m in METHODS if (table["method"] == m).any()}
     asked = table.dropna(subset="teacher_accuracy").head(1)
-    zero = {"teacher, zero-shot": {"accuracy %": shown(asked["teacher_accuracy"]), "CE head %": "", "KD head %": "", "ECE %": shown(asked["teacher_ece"]), "runs": ""}}
-    return pd.DataFrame({**zero, **lines}).T.rename_axis("method")
+    zero = {"accuracy %": _percent(asked["teacher_accuracy"]), "ECE %": _percent(asked["teacher_ece"])}
+    return pd.DataFrame({"teacher, zero-shot": zero, **lines}).T.rename_axis("method")[list(line(table))].fillna("")
+
+def _percent(values):
+    "Mean ± standard deviation in %, or as much of it as there are values for"
+    values = 100*values.dropna().astype(float)
+    return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}" if len(values) > 1 else f"{values.mean():.1f}" if len(values) else ""
 
 # %% ../nbs/10_runs.ipynb #8516defd
 def _demo_pictures(table, folder, best):
     "The comparison as a picture, and the pictures of one DHO run beside it"
     from matplotlib import pyplot as plt
-    by = table.groupby("method")["accuracy"].agg(["mean", "std"]).reindex([m for m in METHODS if (table["method"] == m).any()])*100
+    by = 100*table.groupby("method")["accuracy"].agg(["mean", "std"]).reindex([m for m in METHODS if (table["method"] == m).any()])
     figure, axis = plt.subplots(figsize=(4.6, 3), layout="constrained")
     axis.bar(by.index, by["mean"], yerr=by["std"], color=["#0072b2" if m != "dho" else "#d55e00" for m in by.index], capsize=4)
     axis.axhline(100*table["teacher_accuracy"].dropna().iloc[0], color="grey", ls="--", lw=1, label="teacher, zero-shot")
-    axis.set(ylabel="test accuracy, %", title=f"{table['dataset'][0]}, {table['labels'][0]} of the labels, {table['seed'].nunique()} seeds", ylim=(0, 100)); axis.legend(fontsize=8)
+    title = f"{table['dataset'][0]}, {table['labels'][0]} of the labels, {table['seed'].nunique()} seeds"
+    axis.set(ylabel="test accuracy, %", title=title, ylim=(0, 100)); axis.legend(fontsize=8)
     with atomic_path(folder/"comparison.png") as temporary: figure.savefig(temporary, dpi=110)
     plt.close(figure)
     for name in ("crops", "curves", "surface", "reliability"): shutil.copyfile(best/f"{name}.png", folder/f"{name}.png")

@@ -96,7 +96,8 @@ def pick_device(
     import torch
     if name != "auto":
         try: return torch.zeros(1, device=name).device
-        except (RuntimeError, AssertionError) as e: raise DhoError(f"device {name!r} is not usable here: {str(e).splitlines()[0]}") from None
+        except (RuntimeError, AssertionError) as e:
+            raise DhoError(f"device {name!r} is not usable here: {str(e).splitlines()[0]}") from None
     if torch.cuda.is_available(): return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
@@ -110,7 +111,8 @@ def pick_precision(
     "The arithmetic asked for, or what `device` is good at"
     import torch
     if name not in PRECISIONS: raise unknown("precision", name, PRECISIONS)
-    if name == "fp16" and device.type == "cpu": raise DhoError("precision 'fp16' needs a GPU; use 'fp32' or 'bf16' on a CPU")
+    if name == "fp16" and device.type == "cpu":
+        raise DhoError("precision 'fp16' needs a GPU; use 'fp32' or 'bf16' on a CPU")
     if name != "auto": return name
     if device.type != "cuda": return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
@@ -258,7 +260,7 @@ def track(
     mode, total = progress_mode(mode), len(items)
     if mode == "bar" and total > 1:
         from fastprogress.fastprogress import progress_bar
-        return progress_bar(items, total=total, comment=label, leave=False) if in_notebook() else progress_bar(items, total=total, leave=False)
+        return progress_bar(items, total=total, leave=False, **(dict(comment=label) if in_notebook() else {}))
     return _tracked(items, Lines(total, label)) if mode == "lines" else items
 
 def _tracked(items, lines):

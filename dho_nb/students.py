@@ -7,7 +7,8 @@ __all__ = ['PREFIXES', 'DualHead', 'tiny_cnn', 'Backbone', 'feature_dim', 'build
            'Student', 'build_student', 'overhead', 'save_student', 'load_student']
 
 # %% ../nbs/05_students.ipynb #0620432e
-import hashlib, importlib, json
+import importlib, json, re
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -66,7 +67,8 @@ def feature_dim(
     module.train(training)
     if isinstance(out, torch.Tensor) and out.ndim >= 2 and out.flatten(1).shape[1] == out.shape[1]: return out.shape[1]
     shape = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
-    raise DhoError(f"a backbone must return features of shape [N, dim]; {type(module).__name__} returned {shape} for one image of {size} pixels")
+    raise DhoError(f"a backbone must return features of shape [N, dim]; "
+                   f"{type(module).__name__} returned {shape} for one image of {size} pixels")
 
 # %% ../nbs/05_students.ipynb #c3703cab
 def _timm(name, pretrained, size, args):
@@ -83,7 +85,8 @@ def _timm(name, pretrained, size, args):
 def _torchvision(name, pretrained, size, args):
     "A torchvision model with its last linear layer taken off"
     import torchvision
-    if name not in torchvision.models.list_models(torchvision.models): raise unknown("torchvision model", name, torchvision.models.list_models(torchvision.models))
+    if name not in torchvision.models.list_models(torchvision.models):
+        raise unknown("torchvision model", name, torchvision.models.list_models(torchvision.models))
     module = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **args)
     last = [n for n, m in module.named_modules() if isinstance(m, nn.Linear)][-1]
     parent, _, leaf = last.rpartition(".")
@@ -95,14 +98,17 @@ def _open_clip(name, pretrained, size, args):
     "The image tower of an open_clip model"
     from dho_nb.teachers import load_teacher
     teacher = load_teacher(name if "/" in name or pretrained else f"{name}/random", **args)
-    if size and size != teacher.preprocess.size: raise DhoError(f"open_clip:{name} sees {teacher.preprocess.size} pixels; leave size at 0")
+    if size and size != teacher.preprocess.size:
+        raise DhoError(f"open_clip:{name} sees {teacher.preprocess.size} pixels; leave size at 0")
     return teacher.model.visual.requires_grad_(True), teacher.preprocess
 
 def _own(spec, pretrained, size, args):
     "A module made by a function named as `package.module:function`"
     where, _, what = spec.partition(":")
     try: module = getattr(importlib.import_module(where), what)(**args)
-    except (ImportError, AttributeError) as e: raise DhoError(f"student {spec!r}: {e}; it should name a function of an importable module, or begin with timm:, torchvision: or open_clip:") from None
+    except (ImportError, AttributeError) as e:
+        raise DhoError(f"student {spec!r}: {e}; it should name a function of an importable module, "
+                       "or begin with timm:, torchvision: or open_clip:") from None
     return module, getattr(module, "preprocess", None) or Preprocess(size or 224)
 
 # %% ../nbs/05_students.ipynb #82cc4f13
@@ -116,12 +122,15 @@ def build_backbone(
     args, pretrained = args or {}, weights == "pretrained"
     try:
         if isinstance(spec, nn.Module): module, preprocess = spec, getattr(spec, "preprocess", None) or Preprocess(size or 224)
-        elif spec == "tiny" and pretrained: raise DhoError("student 'tiny' has no pretrained weights: give student_weights='' or a file")
+        elif spec == "tiny" and pretrained:
+            raise DhoError("student 'tiny' has no pretrained weights: give student_weights='' or a file")
         elif spec == "tiny": module, preprocess = tiny_cnn(**args), Preprocess(size or 32, (0.5,)*3, (0.5,)*3)
-        else: module, preprocess = _finder(spec)(spec.removeprefix("timm:").removeprefix("torchvision:").removeprefix("open_clip:"), pretrained, size, args)
+        else: module, preprocess = _finder(spec)(re.sub("^(timm|torchvision|open_clip):", "", spec), pretrained, size, args)
     except DhoError: raise
-    except Exception as e: raise DhoError(f"student {spec!r} cannot be built ({type(e).__name__}: {(str(e).splitlines() or [''])[0][:300]})"
-        + ("; without internet here, download its weights elsewhere and give the file as student_weights" if pretrained else f"; arguments were {args}")) from None
+    except Exception as e:
+        way = "without internet here, download its weights elsewhere and give the file as student_weights"
+        why = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:300]}"
+        raise DhoError(f"student {spec!r} cannot be built ({why}); {way if pretrained else f'arguments were {args}'}") from None
     if weights and not pretrained: load_weights(module, weights)
     return Backbone(module, feature_dim(module, preprocess.size), preprocess)
 
@@ -144,11 +153,14 @@ def read_weights(
         if file.suffix == ".safetensors": return load_file(file)
         if file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as arrays: return {k: torch.from_numpy(arrays[k]) for k in arrays.files}
-        if file.suffix not in (".pt", ".pth", ".bin", ".ckpt"): raise DhoError(f"weights {file}: expected .safetensors, .npz, .pt or .pth")
+        if file.suffix not in (".pt", ".pth", ".bin", ".ckpt"):
+            raise DhoError(f"weights {file}: expected .safetensors, .npz, .pt or .pth")
         found = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError: raise DhoError(f"weights {file} do not exist; give 'pretrained', nothing, or an existing file") from None
+    except FileNotFoundError:
+        raise DhoError(f"weights {file} do not exist; give 'pretrained', nothing, or an existing file") from None
     except DhoError: raise
-    except Exception as e: raise DhoError(f"weights {file} cannot be read ({type(e).__name__}: {str(e).splitlines()[0][:200]})") from None
+    except Exception as e:
+        raise DhoError(f"weights {file} cannot be read ({type(e).__name__}: {str(e).splitlines()[0][:200]})") from None
     for key in ("state_dict", "model", "model_state_dict"): found = found[key] if isinstance(found.get(key), dict) else found
     return {k: v for k, v in found.items() if isinstance(v, torch.Tensor)}
 
@@ -171,8 +183,11 @@ def load_weights(
     found = _unprefixed({k: v for k, v in read_weights(file).items() if not k.endswith("num_batches_tracked")}, wanted)
     if not wanted.keys() & found.keys() and len(found) >= len(wanted): found = dict(zip(wanted, found.values()))
     lacking = [k for k in wanted if k not in found]
-    unlike = [f"{k} is {tuple(found[k].shape)}, not {tuple(v.shape)}" for k, v in wanted.items() if k in found and found[k].shape != v.shape]
-    if lacking or unlike: raise DhoError(f"weights {file} are for another architecture: {len(lacking)} tensors missing, e.g. {lacking[:2]}; {len(unlike)} of another shape, e.g. {unlike[:2]}")
+    unlike = [f"{k} is {tuple(found[k].shape)}, not {tuple(v.shape)}" for k, v in wanted.items()
+              if k in found and found[k].shape != v.shape]
+    if lacking or unlike:
+        raise DhoError(f"weights {file} are for another architecture: {len(lacking)} tensors missing, e.g. {lacking[:2]}; "
+                       f"{len(unlike)} of another shape, e.g. {unlike[:2]}")
     module.load_state_dict({k: found[k].to(v.dtype) for k, v in wanted.items()}, strict=False)
     return module
 
@@ -205,7 +220,8 @@ def overhead(
     "Parameters of backbone and heads, and what the second head adds"
     count = lambda m: sum(p.numel() for p in m.parameters()) if m is not None else 0
     backbone, ce, kd = count(model.backbone), count(model.ce_head), count(model.kd_head)
-    return pd.Series(dict(backbone=backbone, ce_head=ce, kd_head=kd, total=backbone + ce + kd, overhead_percent=round(100*kd/(backbone + ce), 1)))
+    return pd.Series(dict(backbone=backbone, ce_head=ce, kd_head=kd, total=backbone + ce + kd,
+                          overhead_percent=round(100*kd/(backbone + ce), 1)))
 
 # %% ../nbs/05_students.ipynb #3a0363c6
 def save_student(
@@ -215,7 +231,7 @@ def save_student(
 ):
     "Write a student with everything needed to build it again, atomically"
     model, p = student
-    facts = dict(facts, heads=1 if model.kd_head is None else 2, preprocess=p._asdict() if hasattr(p, "_asdict") else vars(p).copy())
+    facts = dict(facts, heads=1 if model.kd_head is None else 2, preprocess=asdict(p))
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     with atomic_path(file) as temporary: save_file(tensors, temporary, {"dho_nb": json.dumps(facts)})
 
@@ -227,9 +243,12 @@ def load_student(
     "Read a student back"
     try:
         with safe_open(file, "pt") as f: facts = json.loads((f.metadata() or {})["dho_nb"])
-    except (OSError, SafetensorError, KeyError) as e: raise DhoError(f"{file} is no model of dho_nb ({type(e).__name__}: {e})") from None
-    if backbone is None and not facts.get("spec"): raise DhoError(f"{file} was trained with a module of your own: pass it as backbone=")
+    except (OSError, SafetensorError, KeyError) as e:
+        raise DhoError(f"{file} is no model of dho_nb ({type(e).__name__}: {e})") from None
+    if backbone is None and not facts.get("spec"):
+        raise DhoError(f"{file} was trained with a module of your own: pass it as backbone=")
     eyes = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["preprocess"].items()}
-    made = build_student(facts["spec"] if backbone is None else backbone, len(facts["classes"]), facts["heads"], size=eyes["size"], args=facts.get("args"))
+    spec = facts["spec"] if backbone is None else backbone
+    made = build_student(spec, len(facts["classes"]), facts["heads"], size=eyes["size"], args=facts.get("args"))
     made.model.load_state_dict(load_file(file))
     return Student(made.model.eval(), Preprocess(**eyes)), facts

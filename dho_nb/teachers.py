@@ -22,11 +22,15 @@ def resolve_teacher(
     import open_clip
     if spec in ("digits", "bundled:digits"): return f"local-dir:{shipped('bundled/digits_teacher')}", None
     if spec.startswith(("hf-hub:", "local-dir:")): return spec, None
-    if Path(spec).expanduser().joinpath("open_clip_config.json").is_file(): return f"local-dir:{Path(spec).expanduser()}", None
+    if Path(spec).expanduser().joinpath("open_clip_config.json").is_file():
+        return f"local-dir:{Path(spec).expanduser()}", None
     name, _, weights = spec.partition("/")
-    if name not in open_clip.list_models(): raise unknown("teacher", spec if Path(spec).exists() or not weights else name, ["digits", *open_clip.list_models()])
+    if name not in open_clip.list_models():
+        raise unknown("teacher", spec if Path(spec).exists() or not weights else name, ["digits", *open_clip.list_models()])
     tags = open_clip.list_pretrained_tags_by_model(name)
-    if not weights: raise DhoError(f"teacher {name!r} needs weights: {name}/TAG with one of {', '.join(tags) or '(no tags)'}, {name}/FILE, or {name}/random")
+    if not weights:
+        raise DhoError(f"teacher {name!r} needs weights: {name}/TAG with one of {', '.join(tags) or '(no tags)'}, "
+                       f"{name}/FILE, or {name}/random")
     if weights in tags or weights == "random": return name, weights
     if Path(weights).expanduser().is_file(): return name, str(Path(weights).expanduser())
     raise unknown(f"weights of {name}: no such file, and no such tag", weights, tags)
@@ -60,8 +64,8 @@ class Teacher:
         batch:int=256,        # How many at a time
     )->torch.Tensor:          # [N, D] float32 of length 1
         "Text embeddings"
-        parts = [self.model.encode_text(self.tokenizer(texts[k:k + batch]).to(self.device)).float() for k in range(0, len(texts), batch)]
-        return F.normalize(torch.cat(parts), dim=-1)
+        tokens = [self.tokenizer(texts[k:k + batch]).to(self.device) for k in range(0, len(texts), batch)]
+        return F.normalize(torch.cat([self.model.encode_text(t).float() for t in tokens]), dim=-1)
 
 # %% ../nbs/03_teachers.ipynb #df3b5f9d
 def load_teacher(
@@ -88,10 +92,12 @@ def _not_loaded(spec, name, weights, error):
     "What to do about a teacher that could not be loaded"
     import open_clip
     why = f"teacher {spec!r} cannot be loaded ({type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0][:200]})"
-    if weights in (None, "random") or Path(weights).is_file(): return DhoError(f"{why}: check that the weights belong to {name}")
+    if weights in (None, "random") or Path(weights).is_file():
+        return DhoError(f"{why}: check that the weights belong to {name}")
     source = open_clip.get_pretrained_cfg(name, weights) or {}
     where = (source.get("hf_hub") and f"huggingface.co/{source['hf_hub'].rstrip('/')}") or source.get("url") or "the model's page"
-    return DhoError(f"{why}. Without internet here, download its weights elsewhere from {where} and give {name}/PATH_OF_THE_FILE as teacher")
+    return DhoError(f"{why}. Without internet here, download its weights elsewhere from {where} "
+                    f"and give {name}/PATH_OF_THE_FILE as teacher")
 
 # %% ../nbs/03_teachers.ipynb #e019bf55
 def zero_shot_head(

@@ -142,18 +142,24 @@ class Trainer:
         self.checkpoint, self.identity, self.workers = checkpoint and Path(checkpoint), identity, workers
         self.check, self.check_every = check, check_every
         self.steps = recipe.epochs*streams.epoch_steps
-        self.optimiser = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=recipe.lr, weight_decay=recipe.weight_decay)
+        learnt = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(learnt, lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.step, self.history, self.sums = 0, [], {}
+        self.sum_type = torch.float32 if self.device.type == "mps" else torch.float64
 
 # %% ../nbs/07_training.ipynb #fe3980ad
 def _pieces(batch, pieces):
     "A batch cut into pieces, each with its share of labelled and of unlabelled images"
     if pieces == 1: return [batch]
     n, total = len(batch.labels), len(batch.rows)
-    cuts = [[*range(k*n//pieces, (k + 1)*n//pieces), *range(n + k*(total - n)//pieces, n + (k + 1)*(total - n)//pieces)] for k in range(pieces)]
-    return [Batch(*(b if b is None else b[take] for b in (batch.student, batch.teacher)), batch.labels[k*n//pieces:(k + 1)*n//pieces], batch.rows[take], batch.views[take])
-            for k, take in enumerate(cuts) if take]
+    cut = lambda length, k: range(k*length//pieces, (k + 1)*length//pieces)
+    made = []
+    for k in range(pieces):
+        seen, take = list(cut(n, k)), [*cut(n, k), *(n + i for i in cut(total - n, k))]
+        teacher = batch.teacher if batch.teacher is None else batch.teacher[take]
+        if take: made.append(Batch(batch.student[take], teacher, batch.labels[seen], batch.rows[take], batch.views[take]))
+    return made
 
 # %% ../nbs/07_training.ipynb #3fc62f84
 @patch
@@ -166,7 +172,8 @@ def losses(self:Trainer,
     with autocast(self.device, self.precision):
         teacher = self.teach(batch) if self.method.teacher else None
         ce_logits, kd_logits = self.model(self.preprocess.normalise(batch.student.to(self.device, non_blocking=True)))
-    return self.method.objective(ce_logits, kd_logits, teacher, batch.labels.to(self.device), r.ce_weight, r.kd_weight, r.tau, totals)
+    labels = batch.labels.to(self.device)
+    return self.method.objective(ce_logits, kd_logits, teacher, labels, r.ce_weight, r.kd_weight, r.tau, totals)
 
 # %% ../nbs/07_training.ipynb #83c5e76b
 @patch
@@ -175,12 +182,13 @@ def train_step(self:Trainer,
 ):
     "One update of the weights"
     torch.manual_seed(derive_seed(self.recipe.seed, "step", self.step))
-    for group in self.optimiser.param_groups: group["lr"] = learning_rate(self.step, self.steps, self.recipe.lr, self.recipe.warmup_steps)
+    rate = learning_rate(self.step, self.steps, self.recipe.lr, self.recipe.warmup_steps)
+    for group in self.optimiser.param_groups: group["lr"] = rate
     totals = len(batch.labels), len(batch.rows) - len(batch.labels)
     for piece in _pieces(batch, self.recipe.accumulate):
         parts = self.losses(piece, totals)
         self.scaler.scale(parts["loss"]).backward()
-        for name, value in parts.items(): self.sums[name] = self.sums.get(name, 0) + value.detach().to(torch.float32 if self.device.type == "mps" else torch.float64)
+        for name, value in parts.items(): self.sums[name] = self.sums.get(name, 0) + value.detach().to(self.sum_type)
     if self.recipe.clip:
         self.scaler.unscale_(self.optimiser)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
@@ -196,9 +204,11 @@ def _close_epoch(self:Trainer):
     "Means over the epoch go into the history; a loss that is no number is an error, before it can reach a checkpoint"
     epoch = self.step//self.streams.epoch_steps
     means = {k: v.item()/self.streams.epoch_steps for k, v in self.sums.items()}
-    if not math.isfinite(means["loss"]): raise DhoError(f"the loss became {means['loss']} in epoch {epoch}: lower lr, add warmup_steps or clip, or use precision='fp32'")
+    if not math.isfinite(means["loss"]):
+        raise DhoError(f"the loss became {means['loss']} in epoch {epoch}: lower lr, add warmup_steps or clip, or use precision='fp32'")
     due = self.check and self.check_every and (epoch % self.check_every == 0 or self.step == self.steps)
-    self.history.append(dict(epoch=epoch, step=self.step, lr=self.optimiser.param_groups[0]["lr"], **means, **(self.check(self.model) if due else {})))
+    rate, checked = self.optimiser.param_groups[0]["lr"], self.check(self.model) if due else {}
+    self.history.append(dict(epoch=epoch, step=self.step, lr=rate, **means, **checked))
     self.sums = {}
 
 # %% ../nbs/07_training.ipynb #e6a7e6ab
@@ -207,7 +217,8 @@ def save(self:Trainer):
     "Write the checkpoint, if there is a place for it"
     if not self.checkpoint: return
     moments = {f"optim.{i}.{k}": v for i, state in self.optimiser.state_dict()["state"].items() for k, v in state.items()}
-    tensors = {**{f"model.{k}": v for k, v in self.model.state_dict().items()}, **moments, **{f"sum.{k}": v for k, v in self.sums.items()}}
+    weights = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+    tensors = {**weights, **moments, **{f"sum.{k}": v for k, v in self.sums.items()}}
     state = dict(step=self.step, steps=self.steps, history=self.history, identity=self.identity, scaler=self.scaler.state_dict())
     with atomic_path(self.checkpoint) as temporary:
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, {"state": json.dumps(state)})
@@ -218,10 +229,13 @@ def load(self:Trainer)->int:
     "Go on from the checkpoint if there is one; returns the step"
     if not self.checkpoint or not self.checkpoint.exists(): return self.step
     try:
-        with safe_open(self.checkpoint, "pt") as f: state, tensors = json.loads(f.metadata()["state"]), {k: f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, KeyError, TypeError, OSError) as e: raise DhoError(f"checkpoint {self.checkpoint} cannot be read ({e}): delete it to begin anew") from None
+        with safe_open(self.checkpoint, "pt") as f:
+            state, tensors = json.loads(f.metadata()["state"]), {k: f.get_tensor(k) for k in f.keys()}
+    except (SafetensorError, KeyError, TypeError, OSError) as e:
+        raise DhoError(f"checkpoint {self.checkpoint} cannot be read ({e}): delete it to begin anew") from None
     if (state["identity"], state["steps"]) != (self.identity, self.steps):
-        raise DhoError(f"checkpoint {self.checkpoint} belongs to another run ({state['identity'] or 'unnamed'}, {state['steps']} steps): delete it or use another folder")
+        raise DhoError(f"checkpoint {self.checkpoint} belongs to another run ({state['identity'] or 'unnamed'}, "
+                       f"{state['steps']} steps): delete it or use another folder")
     part = lambda kind: {k.removeprefix(kind): v for k, v in tensors.items() if k.startswith(kind)}
     self.model.load_state_dict(part("model."))
     moments = {}
@@ -283,9 +297,13 @@ def plot_history(
     checks = [c for c in history if c.endswith("accuracy")]
     parts = [c for c in history if c not in ("epoch", "step", "lr", *checks)]
     figure, axes = plt.subplots(1, 1 + bool(checks), figsize=(5 + 4*bool(checks), 2.8), layout="constrained", squeeze=False)
-    for name in parts: axes[0, 0].plot(history["epoch"], history[name], label=name.replace("_", " "), lw=2.2 if name == "loss" else 1.2)
-    axes[0, 0].set(xlabel="epoch", ylabel="nats", yscale="log", title=title or "Training loss and its parts"); axes[0, 0].legend(fontsize=8)
-    for name in checks: axes[0, 1].plot(*history[["epoch", name]].dropna().to_numpy().T, marker=".", label=name.removesuffix(" accuracy"))
-    if checks: axes[0, 1].set(xlabel="epoch", ylabel="accuracy", title="Validation accuracy on the way"); axes[0, 1].legend(fontsize=8)
+    for name in parts:
+        axes[0, 0].plot(history["epoch"], history[name], label=name.replace("_", " "), lw=2.2 if name == "loss" else 1.2)
+    axes[0, 0].set(xlabel="epoch", ylabel="nats", yscale="log", title=title or "Training loss and its parts")
+    axes[0, 0].legend(fontsize=8)
+    for name in checks:
+        axes[0, 1].plot(*history[["epoch", name]].dropna().to_numpy().T, marker=".", label=name.removesuffix(" accuracy"))
+    if checks:
+        axes[0, 1].set(xlabel="epoch", ylabel="accuracy", title="Validation accuracy on the way"); axes[0, 1].legend(fontsize=8)
     plt.close(figure)
     return figure

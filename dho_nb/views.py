@@ -51,9 +51,11 @@ def read_image(
             if at_least: picture.draft(None, (at_least, at_least))
             picture.load()
             return to_rgb(ImageOps.exif_transpose(picture))
-    except FileNotFoundError: raise DhoError(f"image {path} is missing: restore it, or take it out of the manifest") from None
+    except FileNotFoundError:
+        raise DhoError(f"image {path} is missing: restore it, or take it out of the manifest") from None
     except (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, Image.DecompressionBombError) as e:
-        raise DhoError(f"image {path} cannot be decoded ({_reason(path, e)}): repair or remove it, or leave such files out with skip_broken") from None
+        raise DhoError(f"image {path} cannot be decoded ({_reason(path, e)}): "
+                       "repair or remove it, or leave such files out with skip_broken") from None
 
 def _reason(path, error):
     "Why a file could not be decoded, in a few words"
@@ -80,7 +82,8 @@ def crop_boxes(
 )->np.ndarray:      # [N, 4] float64: left, top, right, bottom in [0, 1]
     "Crop boxes as a pure function of seed, image id and view number"
     wide = np.asarray(sizes, float)[:, :1]/np.asarray(sizes, float)[:, 1:]
-    draw = lambda k: uniform(derive_seed(spec.seed, "crop"), np.asarray(keys)[:, None], np.asarray(views)[:, None], np.arange(tries)*4 + k)
+    keys, views, seed = np.asarray(keys)[:, None], np.asarray(views)[:, None], derive_seed(spec.seed, "crop")
+    draw = lambda k: uniform(seed, keys, views, np.arange(tries)*4 + k)
     area = wide*(spec.scale[0] + (spec.scale[1] - spec.scale[0])*draw(0))
     aspect = np.exp(np.log(spec.ratio[0]) + np.log(spec.ratio[1]/spec.ratio[0])*draw(1))
     w, h = np.sqrt(area*aspect), np.sqrt(area/aspect)
@@ -176,7 +179,8 @@ def render(
     made = {}
     for p in preprocesses:
         key = p and (p.size, p.interpolation)
-        if p and key not in made: made[key] = torch.from_numpy(np.stack([p.render(*i) for i in zip(pictures, boxes, mirror)]))
+        if p and key not in made:
+            made[key] = torch.from_numpy(np.stack([p.render(*i) for i in zip(pictures, boxes, mirror)]))
     return [p and made[p.size, p.interpolation] for p in preprocesses]
 
 # %% ../nbs/02_views.ipynb #171b6480
@@ -189,7 +193,8 @@ def show_pairs(
     "What teacher and student see, one above the other"
     from matplotlib import pyplot as plt
     both = [(name, batch[:most]) for name, batch in (("teacher", teacher), ("student", student)) if batch is not None]
-    figure, axes = plt.subplots(len(both), len(both[0][1]), figsize=(1.1*len(both[0][1]), 1.3*len(both)+.2), squeeze=False, layout="constrained")
+    shape = len(both), len(both[0][1])
+    figure, axes = plt.subplots(*shape, figsize=(1.1*shape[1], 1.3*shape[0] + .2), squeeze=False, layout="constrained")
     for line, (name, batch) in zip(axes, both):
         for axis, picture in zip(line, batch): axis.imshow(picture.permute(1, 2, 0).numpy()); axis.set(xticks=[], yticks=[])
         line[0].set_ylabel(f"{name}, {batch.shape[-1]} px")
@@ -246,7 +251,8 @@ class Streams(torch.utils.data.Dataset):
         use:tuple[bool, bool]=(True, True),  # Which streams the method learns from; the epoch's length stays the same
     ):
         if not len(labelled)*use[0] + len(unlabelled)*use[1]:
-            raise DhoError(f"nothing to train on: the method looks at {' and '.join(n for n, u in zip(('labelled', 'unlabelled'), use) if u)} images, and there are none")
+            asked = " and ".join(n for n, u in zip(("labelled", "unlabelled"), use) if u)
+            raise DhoError(f"nothing to train on: the method looks at {asked} images, and there are none")
         self.images, self.student, self.teacher, self.spec, self.use = images, student, teacher, spec, use
         self.labelled = Pool(labelled, images.keys[labelled], derive_seed(spec.seed, "labelled order"))
         self.unlabelled = Pool(unlabelled, images.keys[unlabelled], derive_seed(spec.seed, "unlabelled order"))
@@ -270,7 +276,8 @@ def __getitem__(self:Streams, step:int)->Batch:
     "The batch of a step"
     rows, views, labelled = plan(self, step)
     student, teacher = render(self.images, rows, [self.student, self.teacher], self.spec, views)
-    return Batch(student, teacher, torch.from_numpy(self.images.labels[rows[:labelled]]), torch.from_numpy(rows), torch.from_numpy(views))
+    labels = self.images.labels[rows[:labelled]]
+    return Batch(student, teacher, *(torch.from_numpy(a) for a in (labels, rows, views)))
 
 # %% ../nbs/02_views.ipynb #7611168c
 def loader(
@@ -297,7 +304,8 @@ class Still(torch.utils.data.Dataset):
 
     def __len__(self): return -(-len(self.rows)//self.size)
 
-    def __getitem__(self, k:int)->torch.Tensor: return render(self.images, self.rows[k*self.size:(k + 1)*self.size], [self.preprocess])[0]
+    def __getitem__(self, k:int)->torch.Tensor:
+        return render(self.images, self.rows[k*self.size:(k + 1)*self.size], [self.preprocess])[0]
 
 # %% ../nbs/02_views.ipynb #9dd7b64e
 def broken_images(
