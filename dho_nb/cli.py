@@ -8,7 +8,7 @@ __all__ = ['GROUPS', 'WHAT', 'EPILOGS', 'USAGE', 'add_options', 'chosen', 'make_
 # %% ../nbs/14_cli.ipynb #b1073d26
 import argparse, dataclasses, json, logging, os, sys
 from pathlib import Path
-import pandas as pd
+from safetensors import SafetensorError
 import dho_nb
 from .settings import DhoError, load_settings, unknown
 
@@ -199,7 +199,6 @@ def main(
     argv:list|None=None,  # Arguments; those of the process if None
 )->int:                   # 0 done, 2 a mistake that the message explains, 130 stopped
     "The command `dho`"
-    from dho_nb.training import Stopped
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what failed in the end is our message
     parser = make_parser()
     try:
@@ -208,11 +207,15 @@ def main(
         if rest: raise unknown("option", rest[0], _options(parser, argv or sys.argv[1:]))
         args.do(args)
         return 0
-    except Stopped as e: print(f"dho: {e}", file=sys.stderr); return 130
-    except KeyboardInterrupt:
-        print("dho: stopped; the same command goes on from the last checkpoint", file=sys.stderr); return 130
-    except DhoError as e: print(f"dho: {e}", file=sys.stderr); return 2
-    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 0
+    except KeyboardInterrupt as e: return _said(e if str(e) else "stopped; the same command goes on from where it was", 130)
+    except DhoError as e: return _said(e, 2)
+    except BrokenPipeError: return os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) and 0
+    except (OSError, SafetensorError) as e: return _said(f"{e}; what is finished is kept, the same command goes on from there", 2)
+
+def _said(message, code):
+    "Say why it ended"
+    print(f"dho: {message}", file=sys.stderr)
+    return code
 
 def _options(parser, argv):
     "The option names of the verb in `argv`"

@@ -6,7 +6,7 @@
 __all__ = ['SPLITS', 'TEMPLATES', 'SUFFIXES', 'UNLABELLED', 'SPLIT_FOLDERS', 'DIGIT_NAMES', 'DIGIT_TEMPLATES', 'Manifest', 'rows',
            'manifest_hash', 'summary', 'read_table', 'read_manifest', 'write_manifest', 'image_paths', 'from_folder',
            'from_labels', 'from_coop', 'digits_manifest', 'split_off', 'make_digits', 'manifest_names', 'open_manifest',
-           'data_root', 'missing_images', 'LabelSubset', 'labelled_subset']
+           'data_root', 'missing_images', 'fingerprint', 'LabelSubset', 'labelled_subset']
 
 # %% ../nbs/01_manifests.ipynb #579ceb6c
 import csv, hashlib, io, os, shutil, tempfile, unicodedata, uuid
@@ -103,7 +103,7 @@ def summary(
 # %% ../nbs/01_manifests.ipynb #e5d80234
 def read_table(
     file:str|Path,  # A CSV with a header line, comma, semicolon or tab separated
-)->pd.DataFrame:    # Strings; empty cells are ""
+)->pd.DataFrame:    # Strings, empty cells are ""; the index is the line in the file
     "Read a CSV whose first line names the columns, one of them `path`"
     try: text = Path(file).read_bytes().decode("utf-8-sig")
     except OSError as e: raise DhoError(f"cannot read {file}: {e.strerror or e}") from None
@@ -112,17 +112,20 @@ def read_table(
     head = text.split("\n", 1)[0].strip()
     split = next((s for s in ",;\t" if "path" in [h.strip().strip('"').lower() for h in head.split(s)]), None)
     if split is None: raise DhoError(f"{file}, line 1: expected a header line such as 'path,label', found {head[:80]!r}")
-    try: table = pd.read_csv(io.StringIO(text), sep=split, dtype=str, keep_default_na=False, skipinitialspace=True)
+    style = dict(sep=split, dtype=str, keep_default_na=False, skipinitialspace=True, skip_blank_lines=False, index_col=False)
+    try: table = pd.read_csv(io.StringIO(text), **style).rename(columns=lambda c: c.strip().lower())
     except (pd.errors.ParserError, csv.Error) as e: raise DhoError(f"cannot read {file} as CSV: {e}") from None
-    return table.rename(columns=lambda c: c.strip().lower()).apply(lambda column: column.str.strip())
+    if not table.columns.is_unique: raise DhoError(f"{file}, line 1: column names must differ, found {list(table)}")
+    table = table.set_axis(table.index + 2).rename_axis("line").apply(lambda column: column.str.strip())
+    return table[(table != "").any(axis=1)]
 
 # %% ../nbs/01_manifests.ipynb #bba137c5
 def _labels(names, classes, where):
-    "Positions of class `names` in `classes`; numbers are taken as positions where no class is called so; '' is -1"
+    "Positions in `classes` of a column of names; numbers are positions where no class is called so; '' is -1"
     position = {c: i for i, c in enumerate(classes)}
-    if not any(n in position for n in names if n) and all(n.isdigit() and int(n) < len(classes) for n in names if n):
-        position = {str(i): i for i in range(len(classes))}
-    for line, n in enumerate(names, 2):
+    numbers = {str(i): i for i in range(len(classes))}
+    if not any(n in position for n in names) and all(n in numbers for n in names if n): position = numbers
+    for line, n in names.items():
         if n and n not in position: raise unknown(f"class in {where}, line {line}:", n, classes)
     return [position[n] if n else -1 for n in names]
 
@@ -135,10 +138,10 @@ def read_manifest(
     "A manifest from a CSV of `path,label,split` and an optional JSON of class names and templates"
     file, beside = Path(file), Path(file).with_suffix(".json")
     table, facts = read_table(file), read_json(beside) if beside.exists() else {}
-    names = table["label"].tolist() if "label" in table else [""]*len(table)
+    names = table["label"] if "label" in table else pd.Series("", index=table.index)
     classes = classes or facts.get("classes") or sorted(set(names) - {""})
-    table = table.assign(label=_labels(names, classes, file))
-    if "split" not in table: table = table.assign(split="train")
+    split = table["split"].replace("", "train") if "split" in table else "train"
+    table = table.assign(label=_labels(names, classes, file), split=split, path=table["path"].str.replace("\\", "/"))
     return Manifest(file.name.split(".")[0], table, tuple(classes), tuple(templates or facts.get("templates") or TEMPLATES))
 
 # %% ../nbs/01_manifests.ipynb #11ec5869
@@ -186,7 +189,7 @@ def from_folder(
     root = Path(root)
     parts = [PurePosixPath(p).parts for p in image_paths(root)]
     folders = sorted(f.name for f in root.iterdir() if f.is_dir() and not f.name.startswith((".", "__MACOSX")))
-    split_tree = bool(folders) and set(map(str.lower, folders)) <= set(SPLIT_FOLDERS) | UNLABELLED
+    split_tree = _is_split_tree(root, folders)
     depth = 1 if split_tree else 0
     split = [SPLIT_FOLDERS.get(p[0].lower(), "train") if split_tree and len(p) > 1 else "train" for p in parts]
     label = [p[depth] if len(p) > depth + 1 and not {p[0].lower(), p[depth].lower()} & UNLABELLED else "" for p in parts]
@@ -194,11 +197,20 @@ def from_folder(
              for c in f.iterdir() if c.is_dir() and not c.name.startswith((".", "__MACOSX"))} - UNLABELLED
     empty = sorted(n for n in named if n.lower() not in UNLABELLED and n not in set(label))
     if empty: raise DhoError(f"class folder(s) {empty} below {root} hold no image: remove them or put pictures in")
-    classes = sorted(set(label) - {""})
+    classes = {name: i for i, name in enumerate(sorted(set(label) - {""}))}
     if not classes:
         raise DhoError(f"{root} has no class folders with pictures; give labels in a CSV of path,label instead (--labels FILE.csv)")
-    table = pd.DataFrame(dict(path=["/".join(p) for p in parts], label=[classes.index(l) if l else -1 for l in label], split=split))
+    table = pd.DataFrame(dict(path=["/".join(p) for p in parts], label=[classes.get(l, -1) for l in label], split=split))
     return Manifest(name or root.resolve().name, table, tuple(classes), templates)
+
+# %% ../nbs/01_manifests.ipynb #c165d1b5
+def _is_split_tree(root, folders):
+    "Do split folders stand above the classes? Splits among classes would make training images of the test images"
+    splits = [f for f in folders if f.lower() in SPLIT_FOLDERS]
+    others = [f for f in folders if f not in splits and f.lower() not in UNLABELLED]
+    if "train" in map(str.lower, splits) and len(splits) > 1 and others:
+        raise DhoError(f"{root} holds split folders {splits} and beside them {others}: move those away, or name the folder that you mean")
+    return bool(splits) and not others
 
 # %% ../nbs/01_manifests.ipynb #a60b7774
 def from_labels(
@@ -209,15 +221,17 @@ def from_labels(
     templates=TEMPLATES,  # Prompt templates
 )->Manifest:
     "A manifest from a folder of pictures and a CSV that labels some of them"
+    labels = Path(labels).expanduser()
     root, table, found = Path(root), read_table(labels), image_paths(root)
+    there = set(found)
     if "label" not in table: raise DhoError(f"{labels}, line 1: expected columns path,label, found {list(table)}")
-    table = table.assign(path=[_relative(p, root, set(found), labels, line) for line, p in enumerate(table["path"], 2)])
-    for line, path in zip(table.index[table["path"].duplicated()] + 2, table["path"][table["path"].duplicated()]):
+    table = table.assign(path=[_relative(p, root, there, labels, line) for line, p in table["path"].items()])
+    for line, path in table["path"][table["path"].duplicated()].items():
         raise DhoError(f"{labels}, line {line}: {path!r} is labelled twice; keep one line")
     classes = tuple(classes or sorted(set(table["label"]) - {""}))
     split = table["split"].replace("", "train") if "split" in table else "train"
-    table = table.assign(label=_labels(table["label"].tolist(), classes, labels), split=split)
-    rest = sorted(set(found) - set(table["path"]))
+    table = table.assign(label=_labels(table["label"], classes, labels), split=split)
+    rest = sorted(there - set(table["path"]))
     table = pd.concat([table, pd.DataFrame(dict(path=rest, label=-1, split="train"))], ignore_index=True)
     return Manifest(name or root.resolve().name, table, classes, templates)
 
@@ -356,6 +370,17 @@ def missing_images(
     there = set(image_paths(root))
     gone = [p not in there and not Path(root, p).is_file() for p in manifest.table["path"]]
     return manifest.table[gone]
+
+# %% ../nbs/01_manifests.ipynb #73e084c3
+def fingerprint(
+    manifest:Manifest,   # Which images
+    root:str|Path,       # Where they are
+)->str:                  # 16 hexadecimal characters
+    "Hash of what the files hold, whatever the order of the rows and wherever the folder lies"
+    seen = hashlib.sha256()
+    for name, path in sorted(zip(manifest.table["id"], manifest.table["path"])):
+        with open(Path(root, path), "rb") as f: seen.update(f"{name}\0{os.fstat(f.fileno()).st_size}\0".encode() + f.read(2**16))
+    return seen.hexdigest()[:16]
 
 # %% ../nbs/01_manifests.ipynb #5caa9833
 @dataclass(frozen=True)

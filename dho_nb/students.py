@@ -7,7 +7,7 @@ __all__ = ['PREFIXES', 'DualHead', 'tiny_cnn', 'Backbone', 'feature_dim', 'build
            'Student', 'build_student', 'overhead', 'save_student', 'load_student']
 
 # %% ../nbs/05_students.ipynb #0620432e
-import importlib, json, re
+import importlib, json, os, re, sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from .settings import DhoError, atomic_path, derive_seed, unknown
+from .settings import DhoError, atomic_path, derive_seed, reason, unknown
 from .views import Preprocess
 
 # %% ../nbs/05_students.ipynb #2595e1cf
@@ -35,7 +35,10 @@ class DualHead(nn.Module):
 
     def forward(self, images:torch.Tensor)->tuple[torch.Tensor, torch.Tensor]:
         "Images to `(ce_logits, kd_logits)`, each [N, classes]"
-        features = self.backbone(images).flatten(1)
+        features = self.backbone(images)
+        if not isinstance(features, torch.Tensor):
+            raise DhoError(f"the backbone returned {type(features).__name__}, not features [N, dim]: switch its auxiliary outputs off")
+        features = features.flatten(1)
         ce_logits = self.ce_head(features)
         return ce_logits, ce_logits if self.kd_head is None else self.kd_head(features)
 
@@ -105,6 +108,7 @@ def _open_clip(name, pretrained, size, args):
 def _own(spec, pretrained, size, args):
     "A module made by a function named as `package.module:function`"
     where, _, what = spec.partition(":")
+    if os.getcwd() not in sys.path: sys.path.insert(0, os.getcwd())
     try: module = getattr(importlib.import_module(where), what)(**args)
     except (ImportError, AttributeError) as e:
         raise DhoError(f"student {spec!r}: {e}; it should name a function of an importable module, "
@@ -126,13 +130,14 @@ def build_backbone(
             raise DhoError("student 'tiny' has no pretrained weights: give student_weights='' or a file")
         elif spec == "tiny": module, preprocess = tiny_cnn(**args), Preprocess(size or 32, (0.5,)*3, (0.5,)*3)
         else: module, preprocess = _finder(spec)(re.sub("^(timm|torchvision|open_clip):", "", spec), pretrained, size, args)
+        if not isinstance(module, nn.Module): raise DhoError(f"student {spec!r} made a {type(module).__name__}, not a torch.nn.Module")
+        if weights and not pretrained: load_weights(module, weights)
+        return Backbone(module, feature_dim(module, preprocess.size), preprocess)
     except DhoError: raise
     except Exception as e:
         way = "without internet here, download its weights elsewhere and give the file as student_weights"
-        why = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:300]}"
-        raise DhoError(f"student {spec!r} cannot be built ({why}); {way if pretrained else f'arguments were {args}'}") from None
-    if weights and not pretrained: load_weights(module, weights)
-    return Backbone(module, feature_dim(module, preprocess.size), preprocess)
+        hint = way if pretrained else f"size was {size or 'its own'}, arguments were {args}"
+        raise DhoError(f"student {spec!r} cannot be built ({reason(e, 300)}); {hint}") from None
 
 def _finder(spec):
     "Which library a spec belongs to"
@@ -160,7 +165,8 @@ def read_weights(
         raise DhoError(f"weights {file} do not exist; give 'pretrained', nothing, or an existing file") from None
     except DhoError: raise
     except Exception as e:
-        raise DhoError(f"weights {file} cannot be read ({type(e).__name__}: {str(e).splitlines()[0][:200]})") from None
+        raise DhoError(f"weights {file} cannot be read ({reason(e)})") from None
+    if not isinstance(found, dict): raise DhoError(f"weights {file} hold a {type(found).__name__}, not a dictionary of tensors")
     for key in ("state_dict", "model", "model_state_dict"): found = found[key] if isinstance(found.get(key), dict) else found
     return {k: v for k, v in found.items() if isinstance(v, torch.Tensor)}
 
@@ -232,7 +238,7 @@ def save_student(
     "Write a student with everything needed to build it again, atomically"
     model, p = student
     facts = dict(facts, heads=1 if model.kd_head is None else 2, preprocess=asdict(p))
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     with atomic_path(file) as temporary: save_file(tensors, temporary, {"dho_nb": json.dumps(facts)})
 
 # %% ../nbs/05_students.ipynb #246d9a84
@@ -243,12 +249,13 @@ def load_student(
     "Read a student back"
     try:
         with safe_open(file, "pt") as f: facts = json.loads((f.metadata() or {})["dho_nb"])
-    except (OSError, SafetensorError, KeyError) as e:
-        raise DhoError(f"{file} is no model of dho_nb ({type(e).__name__}: {e})") from None
+    except (OSError, SafetensorError, KeyError) as e: raise DhoError(f"{file} is no model of dho_nb ({reason(e)})") from None
     if backbone is None and not facts.get("spec"):
         raise DhoError(f"{file} was trained with a module of your own: pass it as backbone=")
     eyes = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["preprocess"].items()}
     spec = facts["spec"] if backbone is None else backbone
+    if backbone is None and spec.startswith("open_clip:") and not spec.startswith(("open_clip:hf-hub:", "open_clip:local-dir:")):
+        spec = spec.split("/")[0]  # the architecture; its weights are in this file
     made = build_student(spec, len(facts["classes"]), facts["heads"], size=eyes["size"], args=facts.get("args"))
     made.model.load_state_dict(load_file(file))
     return Student(made.model.eval(), Preprocess(**eyes)), facts

@@ -168,10 +168,13 @@ def losses(self:Trainer,
     totals:tuple=(None, None),  # As for the objectives
 )->dict:                        # The loss and its parts
     "The objective's value on a batch; differentiable"
-    r = self.recipe
-    with autocast(self.device, self.precision):
-        teacher = self.teach(batch) if self.method.teacher else None
-        ce_logits, kd_logits = self.model(self.preprocess.normalise(batch.student.to(self.device, non_blocking=True)))
+    r, teacher = self.recipe, self.teach(batch) if self.method.teacher else None
+    images = self.preprocess.normalise(batch.student.to(self.device, non_blocking=True))
+    try:
+        with autocast(self.device, self.precision): ce_logits, kd_logits = self.model(images)
+    except ValueError as e:
+        if "more than 1 value per channel" not in str(e): raise
+        raise DhoError(f"batch norm cannot work on {len(images)} image: use larger batches, or a smaller accumulate") from None
     labels = batch.labels.to(self.device)
     return self.method.objective(ce_logits, kd_logits, teacher, labels, r.ce_weight, r.kd_weight, r.tau, totals)
 
@@ -214,12 +217,13 @@ def _close_epoch(self:Trainer):
 # %% ../nbs/07_training.ipynb #e6a7e6ab
 @patch
 def save(self:Trainer):
-    "Write the checkpoint, if there is a place for it"
-    if not self.checkpoint: return
+    "Write the checkpoint, if there is a place for it; weights that have just gone astray do not replace sound ones"
+    if not self.checkpoint or not all(math.isfinite(v.item()) for v in self.sums.values()): return
     moments = {f"optim.{i}.{k}": v for i, state in self.optimiser.state_dict()["state"].items() for k, v in state.items()}
     weights = {f"model.{k}": v for k, v in self.model.state_dict().items()}
     tensors = {**weights, **moments, **{f"sum.{k}": v for k, v in self.sums.items()}}
-    state = dict(step=self.step, steps=self.steps, history=self.history, identity=self.identity, scaler=self.scaler.state_dict())
+    state = dict(step=self.step, steps=self.steps, history=self.history, identity=self.identity, parts=list(self.sums),
+                 scaler=self.scaler.state_dict())
     with atomic_path(self.checkpoint) as temporary:
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, {"state": json.dumps(state)})
 
@@ -242,7 +246,8 @@ def load(self:Trainer)->int:
     for k, v in part("optim.").items(): moments.setdefault(int(k.split(".")[0]), {})[k.split(".")[1]] = v
     self.optimiser.load_state_dict(dict(self.optimiser.state_dict(), state=moments))
     if state["scaler"]: self.scaler.load_state_dict(state["scaler"])
-    self.step, self.history, self.sums = state["step"], state["history"], {k: v.to(self.device) for k, v in part("sum.").items()}
+    self.step, self.history = state["step"], state["history"]
+    self.sums = {k: part("sum.")[k].to(self.device) for k in state["parts"]}
     return self.step
 
 # %% ../nbs/07_training.ipynb #fe595b36

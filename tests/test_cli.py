@@ -56,6 +56,63 @@ def test_broken_images_are_listed_and_can_be_left_out(dho, tree, tmp_path):
     assert len(pd.read_csv(tmp_path/"out"/"predictions.csv")) == 24
 
 
+def test_broken_images_left_out_twice(dho, tree, tmp_path):
+    (tree/"cat"/"half.png").write_bytes(b"")
+    command = ["distill", "--images", tree, *SMALL, "--skip-broken", "--out", tmp_path/"out"]
+    assert dho(*command)[0] == 0
+    stamp = (tmp_path/"out"/"result.json").stat().st_mtime_ns
+    assert dho(*command)[0] == 0 and (tmp_path/"out"/"result.json").stat().st_mtime_ns == stamp
+
+
+def test_broken_images_of_a_csv_dataset(dho, tree, tmp_path):
+    lines = [f"{p.relative_to(tree)},{p.parent.name}" for p in sorted(tree.rglob("*.png"))]
+    (tmp_path/"pets.csv").write_text("\n".join(["path,label", *lines]))
+    (tree/"cat"/"0.png").write_bytes(b"")
+    fails(dho, tmp_path, "--dataset", tmp_path/"pets.csv", "--root", tree, *SMALL, says=["cat/0.png: the file is empty", "--skip-broken"])
+    assert dho("distill", "--dataset", tmp_path/"pets.csv", "--root", tree, *SMALL, "--skip-broken")[0] == 0
+
+
+def test_a_folder_beside_the_splits(dho, tree, tmp_path):
+    for split in ("train", "val", "test"): picture(tmp_path/"sets"/split/"cat"/"a.png"), picture(tmp_path/"sets"/split/"dog"/"b.png")
+    picture(tmp_path/"sets"/"originals"/"x.png")
+    fails(dho, tmp_path, "--images", tmp_path/"sets", *SMALL, says=["['test', 'train', 'val']", "['originals']"])
+
+
+def test_classes_are_renamed_by_name(dho, tree, tmp_path):
+    fails(dho, tmp_path, "--images", tree, *SMALL, "--classes", "hound", "kitten", says=["old=new"])
+    code, _, err = dho("distill", "--images", tree, *SMALL, "--classes", "dog=a 5$ & 10$ hound", "--out", tmp_path/"out")
+    assert code == 0, err
+    assert set(pd.read_csv(tmp_path/"out"/"predictions.csv")["label"]) == {"cat", "a 5$ & 10$ hound"}
+
+
+def test_other_pictures_or_weights_under_the_same_names_are_another_run(tree, tmp_path, monkeypatch):
+    import torch
+    from dho_nb.runs import Run, make_config
+    from dho_nb.students import tiny_cnn
+    monkeypatch.setenv("DHO_RUNS", str(tmp_path/"runs"))
+    weights = tmp_path/"w.pth"
+    torch.save({"state_dict": {f"module.{k}": v for k, v in tiny_cnn().state_dict().items()}}, weights)
+    run = lambda: Run(make_config(dict(dataset=str(tree), teacher="digits", student="tiny", student_weights=str(weights), size=16, epochs=1)), mode="none")
+    first = run()
+    picture(tree/"cat"/"0.png", seed=999)
+    second = run()
+    torch.save(tiny_cnn().state_dict(), weights)
+    assert len({first.identity, second.identity, run().identity}) == 3
+
+
+@pytest.mark.parametrize("content", [[torch_like for torch_like in (1, 2)], None], ids=["list", "empty"])
+def test_weights_that_are_none(dho, tree, tmp_path, content):
+    import torch
+    torch.save(content, tmp_path/"w.pth") if content else (tmp_path/"w.pth").touch()
+    fails(dho, tmp_path, "--images", tree, *SMALL, "--student-weights", tmp_path/"w.pth", says=["w.pth"])
+
+
+def test_a_folder_that_cannot_be_made(dho, tree, tmp_path):
+    (tmp_path/"file").touch()
+    code, _, err = dho("distill", "--images", tree, *SMALL, "--out", tmp_path/"file"/"run")
+    assert code == 2 and "cannot be made" in err and "Traceback" not in err
+
+
 @pytest.mark.parametrize("content, says", [
     ("path,label\ncat/0.png,cat\ncat/0.png,cat\ndog/0.png,dog\n", ["line 3", "labelled twice"]),
     ("path,label\ncat/0.png,cat\n../secret.png,dog\n", ["line 3", "leaves the data root"]),
@@ -64,9 +121,11 @@ def test_broken_images_are_listed_and_can_be_left_out(dho, tree, tmp_path):
     ("path,label\ncat/0.png,cat\ndog/0.png,\n", ["at least two classes"]),
     ("file,what\ncat/0.png,cat\n", ["line 1", "path,label"]),
     ("", ["line 1"]),
+    ("path,label,Label\ncat/0.png,cat,cat\n", ["line 1", "column names must differ"]),
+    ("path,label\n\ncat/0.png,cat\n\ncat/99.png,dog\n", ["line 5", "unknown image"]),
     ('path,label\n"cat/0.png,cat\n', ["cannot read"]),
     ("path,label,split\ncat/0.png,cat,train\ndog/0.png,dog,training\n", ["unknown split", "did you mean 'train'"]),
-], ids=["twice", "leaves", "absolute", "missing", "one-class", "header", "empty", "quote", "split"])
+], ids=["twice", "leaves", "absolute", "missing", "one-class", "header", "empty", "columns", "blank", "quote", "split"])
 def test_label_files(dho, tree, tmp_path, content, says):
     (tmp_path/"labels.csv").write_text(content)
     picture(tmp_path/"secret.png")

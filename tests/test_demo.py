@@ -5,11 +5,13 @@ import shutil
 import pandas as pd
 import papermill
 import pytest
+import torch
 
 from conftest import ROOT
 from dho_nb.cli import main
-from dho_nb.runs import PRESETS, preset, run_notebook, summarise
+from dho_nb.runs import PRESETS, Run, preset, run_notebook, summarise
 from dho_nb.settings import DhoError
+from dho_nb.teachers import load_teacher, teacher_logits
 
 
 def test_a_small_demo(tmp_path, monkeypatch, capsys):
@@ -43,6 +45,7 @@ def test_a_notebook_that_fails_is_kept(tmp_path, monkeypatch):
     assert (tmp_path/"run"/"failed.ipynb").exists() and not (tmp_path/"run"/"result.json").exists()
     monkeypatch.delenv("DHO_DEVICE")
     assert run_notebook(preset("digits", epochs=1), tmp_path/"run")["steps"] == 17
+    with pytest.raises(DhoError, match="method was 'dho', now 'ce'"): run_notebook(preset("digits", epochs=1, method="ce"), tmp_path/"run")
     assert (tmp_path/"run"/"notebook.ipynb").exists() and not (tmp_path/"run"/"failed.ipynb").exists()
 
 
@@ -52,3 +55,13 @@ def test_training_the_bundled_teacher_is_repeatable(tmp_path):
     first, second = ((tmp_path/name/"open_clip_model.safetensors").read_bytes() for name in ("one", "two"))
     assert first == second
     shutil.rmtree(tmp_path/"one")
+
+
+def test_teacher_logits_are_float32_whatever_the_precision(tmp_path):
+    run = Run(preset("digits", epochs=1, precision="bf16"), tmp_path/"run", mode="none")
+    with torch.no_grad(): logits = run.trainer.teach(run.streams[0])
+    half, full = run.teacher.encode_images(run.streams[0].teacher), load_teacher("digits").encode_images(run.streams[0].teacher)
+    assert logits.dtype == half.dtype == torch.float32
+    torch.testing.assert_close(logits, teacher_logits(half, run.head), rtol=0, atol=0)
+    assert torch.nn.functional.cosine_similarity(half, full).min() > .999
+    assert run.train()["loss"].notna().all()
