@@ -105,7 +105,8 @@ def _check(args):
     config = chosen(args)
     manifest, root, bad = open_data(config)
     subset = labelled_subset(manifest, config.shots, config.fraction, config.seed)
-    print(f"{manifest.name}: {len(manifest)} images below {root}, {len(manifest.classes)} classes\n{summary(manifest).to_string()}")
+    where = str(root).replace(str(Path.home()), "~")
+    print(f"{manifest.name}: {len(manifest)} images below {where}, {len(manifest.classes)} classes\n{summary(manifest).to_string()}")
     print(f"labels for training ({subset.name}): {len(subset)}; images left out: {len(bad)}")
 
 def _demo(args):
