@@ -233,6 +233,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'dho_nb.views.Streams.__getitem__': ('views.html#streams.__getitem__', 'dho_nb/views.py'),
                               'dho_nb.views.Streams.__init__': ('views.html#streams.__init__', 'dho_nb/views.py'),
                               'dho_nb.views.ViewSpec': ('views.html#viewspec', 'dho_nb/views.py'),
+                              'dho_nb.views._leave_stopping_to_the_parent': ('views.html#_leave_stopping_to_the_parent', 'dho_nb/views.py'),
                               'dho_nb.views._reason': ('views.html#_reason', 'dho_nb/views.py'),
                               'dho_nb.views._scaled': ('views.html#_scaled', 'dho_nb/views.py'),
                               'dho_nb.views.broken_images': ('views.html#broken_images', 'dho_nb/views.py'),

@@ -259,9 +259,9 @@ def train(self:Trainer,
 )->pd.DataFrame:           # The history, one row per epoch
     "Train from wherever it stands"
     until = self.steps if until is None else min(until, self.steps)
-    batches = iter(loader(self.streams, self.step, until, self.workers, self.device.type == "cuda"))
     watch, saved, wait = Watch(self.steps, self.streams.epoch_steps, mode), time.time(), every
     with stop_requests() as asked, torch.random.fork_rng(devices=[]):
+        batches = iter(loader(self.streams, self.step, until, self.workers, self.device.type == "cuda"))
         self.model.train()
         while self.step < until:
             batch = self._next(batches)
@@ -288,7 +288,7 @@ def _next(self:Trainer, batches):
 def _stop(self:Trainer):
     "Leave a checkpoint and stop"
     self.save()
-    kept = f"its checkpoint is {self.checkpoint}; the same call goes on from there" if self.checkpoint else "no checkpoint was asked for"
+    kept = f"its checkpoint is {self.checkpoint}; the same call goes on from there" if self.checkpoint else "no checkpoint was kept"
     raise Stopped(f"stopped after step {self.step} of {self.steps}: {kept}")
 
 # %% ../nbs/07_training.ipynb #560f49c9

@@ -7,6 +7,7 @@ __all__ = ['INTERPOLATION', 'to_rgb', 'read_image', 'ViewSpec', 'crop_boxes', 'f
            'render', 'show_pairs', 'Batch', 'Pool', 'Streams', 'plan', 'loader', 'Still', 'broken_images']
 
 # %% ../nbs/02_views.ipynb #3028ab9c
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -280,6 +281,10 @@ def __getitem__(self:Streams, step:int)->Batch:
     return Batch(student, teacher, *(torch.from_numpy(a) for a in (labels, rows, views)))
 
 # %% ../nbs/02_views.ipynb #7611168c
+def _leave_stopping_to_the_parent(worker):
+    "A stop sent to the whole process group is for training to act on; the workers end with it"
+    for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, signal.SIG_IGN)
+
 def loader(
     batches,                  # `Streams`, `Still`, or anything indexed by step
     start:int=0,              # First step
@@ -290,7 +295,7 @@ def loader(
     "The batches of steps `start` … `stop`, prepared ahead"
     ahead = dict(prefetch_factor=4) if workers else {}
     return torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(start, len(batches) if stop is None else stop),
-        num_workers=workers, pin_memory=pin, generator=torch.Generator(), **ahead)
+        num_workers=workers, pin_memory=pin, generator=torch.Generator(), worker_init_fn=_leave_stopping_to_the_parent, **ahead)
 
 # %% ../nbs/02_views.ipynb #06185a8f
 class Still(torch.utils.data.Dataset):
