@@ -212,7 +212,7 @@ def predictions(
     alpha:float,          # As for `interpolate`
     beta:float,           # As for `interpolate`
 )->pd.DataFrame:          # One row per image
-    "What the student says about each image: together, and head by head, with confidences"
+    "What the student says about each image: together, and head by head (the KD head at temperature β), with confidences"
     table = manifest.table.iloc[outputs.rows.numpy()][["path", "split", "label"]].reset_index(drop=True)
     names = np.array([*manifest.classes, ""], dtype=object)
     table["label"] = names[table["label"]]

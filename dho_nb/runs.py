@@ -99,6 +99,7 @@ def _validate(config):
         if getattr(config, name) not in options: raise unknown(name, getattr(config, name), options)
     bad = [f"{n}={getattr(config, n)} (must be {what})" for n, what, ok in _RANGES if not ok(getattr(config, n))]
     if bad: raise DhoError(f"parameter(s) out of range: {', '.join(bad)}")
+    if config.test > 1 and config.test != int(config.test): raise DhoError(f"test={config.test} is neither a share below 1 nor a whole number")
     if config.shots and config.fraction:
         raise DhoError(f"give shots or fraction, not both (shots={config.shots}, fraction={config.fraction})")
 
