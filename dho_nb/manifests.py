@@ -9,8 +9,8 @@ __all__ = ['SPLITS', 'TEMPLATES', 'SUFFIXES', 'UNLABELLED', 'SPLIT_FOLDERS', 'DI
            'data_root', 'missing_images', 'fingerprint', 'LabelSubset', 'labelled_subset']
 
 # %% ../nbs/01_manifests.ipynb #579ceb6c
-import csv, hashlib, io, os, shutil, tempfile, unicodedata, uuid
-from dataclasses import dataclass, field, replace
+import csv, hashlib, io, os, shutil, unicodedata, uuid
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd

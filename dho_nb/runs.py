@@ -10,7 +10,6 @@ __all__ = ['VALIDATION', 'PRESETS', 'PLACES', 'Config', 'make_config', 'preset',
 import ctypes, dataclasses, json, math, os, platform, shutil, signal, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 import numpy as np
 import pandas as pd

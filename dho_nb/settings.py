@@ -10,7 +10,7 @@ __all__ = ['PRECISIONS', 'DhoError', 'unknown', 'reason', 'Settings', 'load_sett
 # %% ../nbs/00_settings.ipynb #9e916a74
 import configparser, difflib, hashlib, json, os, random, sys, textwrap, time, uuid
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 import numpy as np
 

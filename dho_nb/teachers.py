@@ -9,7 +9,6 @@ __all__ = ['resolve_teacher', 'Teacher', 'load_teacher', 'zero_shot_head', 'teac
 # %% ../nbs/03_teachers.ipynb #3e9e0b1c
 import hashlib, warnings
 from pathlib import Path
-import numpy as np
 import torch
 import torch.nn.functional as F
 from .settings import DhoError, autocast, derive_seed, reason, shipped, unknown
