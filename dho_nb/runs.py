@@ -220,6 +220,7 @@ class Run:
         self.device = pick_device(self.settings.device)
         self.manifest, self.root, self.skipped = open_data(config, check=not (folder and Path(folder, "run.json").exists()))
         self.subset = labelled_subset(self.manifest, config.shots, config.fraction, config.seed)
+        self.seconds = 0.0
         self.files = "" if config.dataset in manifest_names() else fingerprint(self.manifest, self.root)
         self.identity = identity(config, self.manifest, self.files)
         self.folder = Path(folder).expanduser() if folder else self.settings.runs/self.name
@@ -452,6 +453,7 @@ def figures(self:Run)->dict:  # Name to matplotlib figure
 def finish(self:Run)->dict:  # What stands in `result.json`
     "Write model, outputs, predictions, figures, and last of all the result"
     if self.done: return self.result
+    if self.trainer.step < self.trainer.steps: raise DhoError(f"{self.name} stands at step {self.trainer.step} of {self.trainer.steps}: call train() first")
     table, c, folder = self.evaluate(), self.config, self.folder
     save_student(self.student, folder/"model.safetensors", spec=c.student, args=c.student_args, classes=list(self.manifest.classes),
                  alpha=self.alpha, beta=self.beta, method=c.method, run=self.name, version=dho_nb.__version__)
@@ -526,16 +528,20 @@ def run_notebook(
         raise DhoError(f"{folder} belongs to another run ({'; '.join(differs)}): choose another folder, or delete this one")
     if (folder/"result.json").exists() and (folder/"notebook.ipynb").exists(): return read_json(folder/"result.json")
     (folder/".papermill").mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder/".papermill.lock", timeout=0): return _execute(config, folder, threads, notebook)
+    except Timeout: raise DhoError(f"another process is running the notebook of {folder}: wait for it, or choose another folder") from None
+
+# %% ../nbs/10_runs.ipynb #d033ab9b
+def _execute(config, folder, threads, notebook):
+    "Papermill in a process of its own; the notebook takes its place when it is whole"
     asked, made = folder/".papermill"/"parameters.json", folder/".papermill"/"notebook.ipynb"
     write_json(asked, dict(asdict(config), out=str(folder)))
     env = dict(os.environ, DHO_PROGRESS="lines", PYTHONWARNINGS="ignore:IProgress not found")
     if threads: env.update(DHO_THREADS=str(threads), OMP_NUM_THREADS=str(threads))
     command = [sys.executable, "-m", "papermill", str(notebook or shipped("experiments")/"distill.ipynb"), str(made),
                "-f", str(asked), "-k", "python3", "--no-progress-bar", "--cwd", os.getcwd()]
-    try:
-        with FileLock(folder/".papermill.lock", timeout=0):
-            done = subprocess.run(command, env=env, capture_output=True, text=True, preexec_fn=_die_with_parent)
-    except Timeout: raise DhoError(f"another process is running the notebook of {folder}: wait for it, or choose another folder") from None
+    done = subprocess.run(command, env=env, capture_output=True, text=True, preexec_fn=_die_with_parent)
     if done.returncode: raise DhoError(_failed(done, made, folder))
     os.replace(made, folder/"notebook.ipynb")
     (folder/"failed.ipynb").unlink(missing_ok=True)

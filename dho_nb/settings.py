@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'DhoError', 'unknown', 'reason', 'Settings', 'load_settings', 'shipped', 'pick_device', 'pick_precision',
-           'autocast', 'mix64', 'uniform', 'key64', 'derive_seed', 'seed_everything', 'atomic_path', 'write_json',
-           'read_json', 'digest', 'in_notebook', 'progress_mode', 'Lines', 'track']
+           'autocast', 'mix64', 'uniform', 'key64', 'derive_seed', 'atomic_path', 'write_json', 'read_json', 'digest',
+           'in_notebook', 'progress_mode', 'Lines', 'track']
 
 # %% ../nbs/00_settings.ipynb #9e916a74
-import configparser, difflib, hashlib, json, os, random, sys, textwrap, time, uuid
+import configparser, difflib, hashlib, json, os, sys, textwrap, time, uuid
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -167,14 +167,6 @@ def derive_seed(
 )->int:          # In [0, 2**63)
     "A seed of its own for every purpose of a run"
     return int(key64(["\x1f".join(map(str, names))])[0] >> np.uint64(1))
-
-# %% ../nbs/00_settings.ipynb #5f901c7c
-def seed_everything(
-    seed:int,  # Any non-negative integer
-):
-    "Seed Python, NumPy and torch, for the libraries that draw from their global generators"
-    import torch
-    random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
 
 # %% ../nbs/00_settings.ipynb #affef17d
 _umask = os.umask(0)

@@ -105,8 +105,7 @@ def __call__(self:Watch,
     history:list,   # One dict per finished epoch
 ):
     "After a step"
-    note = ", ".join(f"{k} {v:.3f}" for k, v in (history[-1] if history else {}).items() if k not in ("epoch", "step", "lr"))
-    if self.lines: self.lines(step, note)
+    if self.lines: self.lines(step, f"loss {history[-1]['loss']:.3f}" if history else "")
     if not self.bar: return
     if self.master and step % self.per_epoch == 0:
         self.master.update(step//self.per_epoch)
@@ -247,7 +246,8 @@ def load(self:Trainer)->int:
     self.optimiser.load_state_dict(dict(self.optimiser.state_dict(), state=moments))
     if state["scaler"]: self.scaler.load_state_dict(state["scaler"])
     self.step, self.history = state["step"], state["history"]
-    self.sums = {k: part("sum.")[k].to(self.device) for k in state["parts"]}
+    sums = part("sum.")
+    self.sums = {k: sums[k].to(self.device) for k in state["parts"]}
     return self.step
 
 # %% ../nbs/07_training.ipynb #fe595b36
