@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.dho_nb-installed
 
-.PHONY: install demo test readme lab clean
+.PHONY: install demo test bench readme lab clean
 
 install: $(STAMP)
 
@@ -18,6 +18,12 @@ demo: $(STAMP)        ## the paper's comparison on embedded data, about two minu
 test: $(STAMP)        ## every notebook's cells, then pytest
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+bench: $(STAMP)       ## speed and memory, as ratios within one run; about ten minutes on two cores
+	mkdir -p runs/bench
+	for name in store surface online_step; do \
+	  $(BIN)/papermill nbs/benchmarks/$$name.ipynb runs/bench/$$name.ipynb -k python3 --no-progress-bar -p out $(CURDIR)/runs/bench/$$name.json || exit 1; \
+	done
 
 readme: $(STAMP)      ## README.md from nbs/index.ipynb
 	$(BIN)/python tests/readme.py

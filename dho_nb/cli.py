@@ -14,8 +14,8 @@ from .settings import DhoError, load_settings, unknown
 
 # %% ../nbs/14_cli.ipynb #63965548
 GROUPS = {"data": "dataset root labels classes templates test skip_broken", "labels": "shots fraction seed include_labelled",
-          "models": "method teacher zeta student student_weights student_args size",
-          "training": "epochs batch_labelled batch_unlabelled lr weight_decay warmup_steps accumulate clip crop flip tau "
+          "models": "method teacher teacher_head zeta views embeddings texts student student_weights student_args size",
+          "training": "epochs batch_labelled batch_unlabelled lr weight_decay warmup_steps accumulate clip pixels crop flip tau "
                       "ce_weight kd_weight precision",
           "evaluation": "validation alpha beta predict"}
 
@@ -23,6 +23,7 @@ def _kinds(field):
     "How argparse reads a field"
     if field.type is bool: return dict(action="store_true")
     if field.type is list: return dict(nargs="+", metavar="TEXT")
+    if field.type == int | str: return dict(type=lambda text: int(text) if text.lstrip("-").isdigit() else text, metavar="N")
     return dict(type=_json if field.type is dict else field.type, metavar={str: "NAME", int: "N", float: "X", dict: "JSON"}[field.type])
 
 def _json(text):
@@ -39,7 +40,7 @@ def add_options(
 ):
     "Options with the names, types, defaults and explanations of `Config`"
     from fastcore.docments import docments
-    from dho_nb.runs import Config
+    from dho_nb.configs import Config
     about, fields = docments(Config), {f.name: f for f in dataclasses.fields(Config)}
     for title, names in GROUPS.items():
         group = parser.add_argument_group(title)
@@ -54,7 +55,7 @@ def chosen(
     args:argparse.Namespace,  # Parsed options
 ):                            # A `Config`
     "The configuration that the options describe, on top of a preset if one is named"
-    from dho_nb.runs import Config, PRESETS, make_config
+    from dho_nb.configs import Config, PRESETS, make_config
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if hasattr(args, f.name)}
     if args.preset and args.preset not in PRESETS: raise unknown("preset", args.preset, PRESETS)
     return make_config({**(PRESETS[args.preset] if args.preset else {}), **given})
@@ -63,13 +64,14 @@ def chosen(
 def _distill(args):
     from dho_nb.runs import Run, run_notebook
     config = chosen(args)
-    print(f"looking at {config.dataset}, loading teacher {config.teacher} and student {config.student} …", flush=True)
+    print(f"looking at {config.dataset}, teacher {config.embeddings or config.teacher}, student {config.student} …", flush=True)
     run = Run(config, args.out)
     print(*(f"  {name:20} {value}" for name, value in run.overview().items()), sep="\n", flush=True)
     if args.notebook:
         run.lock.release(force=True)
         run_notebook(config, run.folder)
     else:
+        print(*(f"  {name:20} {value}" for name, value in run.prepare().items()), sep="\n", flush=True)
         run.train()
         run.finish()
     print(f"\n{_shown(run)}\n\nleft in {run.folder}:\n{_left(run.folder)}")
@@ -101,9 +103,9 @@ def _left(folder):
 # %% ../nbs/14_cli.ipynb #6af5bd0b
 def _check(args):
     from dho_nb.manifests import labelled_subset, summary
-    from dho_nb.runs import open_data
+    from dho_nb.configs import open_data
     config = chosen(args)
-    manifest, root, bad = open_data(config)
+    manifest, root, bad, _ = open_data(config)
     subset = labelled_subset(manifest, config.shots, config.fraction, config.seed)
     where = str(root).replace(str(Path.home()), "~")
     print(f"{manifest.name}: {len(manifest)} images below {where}, {len(manifest.classes)} classes\n{summary(manifest).to_string()}")
@@ -122,11 +124,75 @@ _DEMO = {"table.csv": "one row per run", "comparison.png": "the comparison",
          "surface.png": "its accuracy for every α and β", "reliability.png": "its confidence against its accuracy",
          "*/notebook.ipynb": "the executed notebooks"}
 
+# %% ../nbs/14_cli.ipynb #e07e0db6
+def _fill(args):
+    from dho_nb.guidance import fill_store
+    guidance = fill_store(_asks_teacher(chosen(args)), args.store, _part(args.part), args.repair)
+    print(f"{guidance.looked} embeddings computed\n{_about(guidance.lookup.store)}")
+
+def _asks_teacher(config):
+    "Refuse a configuration without anything to store"
+    if config.views == "live": raise DhoError("views='live' stores nothing: give a number of views")
+    return dataclasses.replace(config, method="kd", embeddings="", texts="")
+
+def _part(text):
+    "`2/4` as numbers"
+    try: k, n = map(int, text.split("/"))
+    except ValueError: k, n = 0, 0
+    if not 1 <= k <= n: raise DhoError(f"--part {text!r}: write the first of four parts as 1/4")
+    return k, n
+
+def _about(store):
+    "A store in a few lines"
+    from dho_nb.embeddings import view_name
+    about, whole = store.header, len(store.bounds) - 1
+    made = [f"  {view_name(v):10} {int(store.done(view_name(v)).sum())} of {whole} chunks" for v in store.filled()]
+    size = sum(p.stat().st_blocks*512 for p in store.folder.iterdir() if p.is_file())/1e6
+    return "\n".join([f"store {store.folder}: {len(store.images)} images, {about['dim']} dimensions, {size:.1f} MB on disk",
+                      f"  teacher    {about.get('made_with', {}).get('name', about['teacher'])}", *made])
+
+# %% ../nbs/14_cli.ipynb #435aa8f2
+def _verify(args):
+    from dho_nb.guidance import verify_store
+    found = verify_store(_asks_teacher(chosen(args)), args.store, args.sample)
+    print(f"checksums are right; {len(found)} embeddings computed again, smallest cosine {found['cosine'].min():.6f}")
+
+def _join(args):
+    from dho_nb.embeddings import join
+    print(_about(join(args.sources, args.out)))
+
+def _show(args):
+    from dho_nb.embeddings import Store
+    print(_about(Store(args.store)))
+
+def _import(args):
+    from dho_nb.configs import open_data
+    from dho_nb.embeddings import import_embeddings
+    config = dataclasses.replace(chosen(args), embeddings=args.file)
+    manifest, root, _, keys = open_data(config)
+    lookup = import_embeddings(manifest, root, args.file, config.texts, keys, args.out)
+    said, gone = _zero_shot_line(lookup, config), lookup.unmatched
+    print(f"{(lookup.rows >= 0).sum()} of {len(manifest)} images have an embedding\n{said}\n{_about(lookup.store)}")
+    if len(gone): print(f"not matched ({len(gone)}):\n{gone.head(20).to_string(index=False)}" + ("\n…" if len(gone) > 20 else ""))
+
+def _zero_shot_line(lookup, config):
+    "How often the class embeddings are right about labelled training images: a swapped column shows at once"
+    import numpy as np
+    from dho_nb.embeddings import STILL
+    from dho_nb.manifests import rows
+    known = rows(lookup.manifest, "train", labelled=True)
+    known, names = known[lookup.has(known, STILL)], (lookup.manifest.classes, lookup.manifest.templates)
+    if not lookup.store.head_file(*names).exists(): return "no class embeddings: training will ask the teacher's text encoder for them"
+    if not len(known): return "no labelled training image to try the class embeddings on"
+    said = lookup(known, np.full(len(known), STILL)).float() @ lookup.store.head(*names, None).T
+    right = (said.argmax(1).numpy() == lookup.manifest.table["label"].to_numpy()[known]).mean()
+    return f"the class embeddings are right about {100*right:.1f} % of {len(known)} labelled training images"
+
 # %% ../nbs/14_cli.ipynb #42bfcaa0
 def _list(args):
     from dho_nb.manifests import manifest_names
     from dho_nb.objectives import METHODS
-    from dho_nb.runs import PRESETS
+    from dho_nb.configs import PRESETS
     import open_clip, timm
     lists = {"methods": lambda: [f"{m.name:6} {m.about}" for m in METHODS.values()], "datasets": manifest_names,
              "presets": lambda: [f"{k:10} {v}" for k, v in PRESETS.items()],
@@ -155,13 +221,23 @@ bundled teacher, through papermill and the experiment notebook. Interrupted, it 
 "check": """
 example:
   dho check --images photos --labels labels.csv""",
+"store": """
+examples:
+  dho store fill --images photos --labels labels.csv --teacher ViT-B-16/openai --views 8
+  dho store fill --dataset eurosat --teacher ViT-H-14/laion2b_s32b_b79k --views 32 --store part1 --part 1/4
+  dho store join part1 part2 part3 part4 --out whole
+  dho store verify --dataset eurosat --teacher ViT-H-14/laion2b_s32b_b79k --views 32 --store whole
+  dho distill --dataset eurosat --teacher ViT-H-14/laion2b_s32b_b79k --views 32 --embeddings whole
+  dho store import clip.npz --images photos --labels labels.csv""",
 "list": """
 examples:
   dho list methods
   dho list teachers laion2b"""}
 
 # %% ../nbs/14_cli.ipynb #05e5e57b
-USAGE = {"distill": "dho distill --images DIR [--labels FILE.csv] [--shots N | --fraction X] [--teacher NAME] [--student NAME] "
+USAGE = {"store fill": "dho store fill --images DIR [--labels FILE.csv] --teacher NAME [--views N] [--part K/N] [options]",
+         "store verify": "dho store verify --images DIR [--labels FILE.csv] --teacher NAME [--sample N] [options]",
+         "store import": "dho store import FILE --images DIR [--labels FILE.csv] [--texts FILE] [options]", "distill": "dho distill --images DIR [--labels FILE.csv] [--shots N | --fraction X] [--teacher NAME] [--student NAME] "
                     "[options]\n"
                     "       dho distill --dataset NAME | --preset NAME [options]",
          "check": "dho check --images DIR [--labels FILE.csv] [--shots N | --fraction X] [options]"}
@@ -190,12 +266,38 @@ def make_parser(
     demo.add_argument("--out", default="", help="folder [runs/demo]")
     demo.add_argument("--seeds", type=int, default=3, help="how many [3]")
     demo.add_argument("--jobs", type=int, default=2, help="notebooks at a time [2]")
+    store = verbs.add_parser("store", help="Teacher embeddings: fill, verify, join, import, show.", description="Teacher embeddings, computed once "
+                             "and used by every run.", epilog=EPILOGS["store"], **style)
+    store.set_defaults(do=lambda args: store.print_help())
+    _store_verbs(store.add_subparsers(title="verbs", metavar="VERB"), style)
     listing = verb("list", _list, "Names that exist: methods, datasets, presets, teachers, students.")
     listing.add_argument("what", help="methods, datasets, presets, teachers or students")
     listing.add_argument("containing", nargs="?", default="", help="only names that contain this")
     return parser
 
 # %% ../nbs/14_cli.ipynb #86796f03
+def _store_verbs(verbs, style):
+    "The verbs of `dho store`"
+    def verb(name, do, about, options=True):
+        made = verbs.add_parser(name, help=about, description=about, usage=USAGE.get(f"store {name}"), **style)
+        made.set_defaults(do=do)
+        if options: made.add_argument("--preset", default="", help="begin with a named set of parameters (dho list presets)"); add_options(made)
+        return made
+    fill = verb("fill", _fill, "Compute the embeddings that runs with these options will ask for; goes on where it was stopped.")
+    fill.add_argument("--part", default="1/1", metavar="K/N", help="only the K-th of N parts, to split the work over machines")
+    fill.add_argument("--repair", action="store_true", help="make damaged chunks anew")
+    check = verb("verify", _verify, "Compare a store with its checksums, and a sample of it with the live teacher.")
+    check.add_argument("--sample", type=int, default=64, metavar="N", help="embeddings to compute again [64]")
+    for made in (fill, check): made.add_argument("--store", default="", metavar="DIR", help="its folder [found by dataset, teacher and views]")
+    join = verb("join", _join, "Bring parts of a store together that were filled apart.", False)
+    join.add_argument("sources", nargs="+", metavar="STORE", help="folders of the parts")
+    join.add_argument("--out", required=True, metavar="DIR", help="the whole; made if need be")
+    bring = verb("import", _import, "Make a store of embeddings that were computed elsewhere, and say what does not match.")
+    bring.add_argument("file", metavar="FILE", help=".npz, .npy, .safetensors or .parquet")
+    bring.add_argument("--out", default="", metavar="DIR", help="the store's folder [a name below the cache]")
+    verb("show", _show, "What a store holds.", False).add_argument("store", metavar="STORE", help="its folder")
+
+# %% ../nbs/14_cli.ipynb #b2d8ea1a
 def main(
     argv:list|None=None,  # Arguments; those of the process if None
 )->int:                   # 0 done, 2 a mistake that the message explains, 130 stopped
@@ -220,8 +322,10 @@ def _said(message, code):
 
 def _options(parser, argv):
     "The option names of the verb in `argv`"
-    verbs = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
-    return [o for a in verbs[next(a for a in argv if a in verbs)]._actions for o in a.option_strings]
+    for word in argv:
+        verbs = next((a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction)), {})
+        parser = verbs.get(word, parser)
+    return [o for a in parser._actions for o in a.option_strings]
 
 # %% ../nbs/14_cli.ipynb #a8e5427e
 if __name__ == "__main__": sys.exit(main())

@@ -49,9 +49,12 @@ def read_image(
     "Decode a picture; one that is missing, truncated or no picture at all is an error that names it"
     try:
         with Image.open(path) as picture:
+            whole, turned = picture.size, picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
             if at_least: picture.draft(None, (at_least, at_least))
             picture.load()
-            return to_rgb(ImageOps.exif_transpose(picture))
+            upright = to_rgb(ImageOps.exif_transpose(picture))
+            upright.info["whole"] = whole[::-1] if turned else whole
+            return upright
     except FileNotFoundError:
         raise DhoError(f"image {path} is missing: restore it, or take it out of the manifest") from None
     except (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, Image.DecompressionBombError) as e:
@@ -174,7 +177,7 @@ def render(
 )->list:                          # Per preprocess a uint8 tensor [N, 3, size, size], or None
     "The same views of the same images, once for every model at its own size"
     pictures = [images[int(r)] for r in rows]
-    sizes = np.array([p.size for p in pictures]).reshape(-1, 2)
+    sizes = np.array([p.info["whole"] for p in pictures]).reshape(-1, 2)
     boxes = centre_boxes(sizes) if spec is None else crop_boxes(spec, images.keys[rows], views, sizes)
     mirror = np.zeros(len(pictures), bool) if spec is None else flips(spec, images.keys[rows], views)
     made = {}
@@ -206,11 +209,13 @@ def show_pairs(
 # %% ../nbs/02_views.ipynb #198adcb7
 class Batch(NamedTuple):
     "One step's images: the labelled first, then the unlabelled"
-    student:torch.Tensor       # [L+U, 3, S, S] uint8
-    teacher:torch.Tensor|None  # [L+U, 3, T, T] uint8, or None where no live teacher looks
+    student:torch.Tensor|None  # [L+U, 3, S, S] uint8; with boxes the uncut [L+U, 3, H, W], or None if those are on the device
+    teacher:torch.Tensor|None  # [L+U, 3, T, T] uint8 for a live teacher, [L+U, D] float16 from a store, or None
     labels:torch.Tensor        # [L] int64
     rows:torch.Tensor          # [L+U] int64 positions in the manifest
     views:torch.Tensor         # [L+U] int64 view numbers
+    boxes:torch.Tensor|None=None   # [L+U, 4] float64, as from `crop_boxes`, where the student's views are still to be cut
+    mirror:torch.Tensor|None=None  # [L+U] bool, as from `flips`, likewise
 
 # %% ../nbs/02_views.ipynb #7dd3bf9b
 class Pool:
@@ -247,16 +252,21 @@ class Streams(torch.utils.data.Dataset):
         unlabelled,                    # Rows without; may be empty
         student:Preprocess,            # The student's eyes
         teacher:Preprocess|None=None,  # The teacher's, if it looks live
-        spec:ViewSpec=ViewSpec(),      # How views are drawn; its seed also orders the streams
+        spec:ViewSpec=ViewSpec(),      # How views are drawn
         batch:tuple[int, int]=(64, 64),  # Most labelled and unlabelled images per step
         use:tuple[bool, bool]=(True, True),  # Which streams the method learns from; the epoch's length stays the same
+        seed:int=0,                    # Of the streams' order
+        cycle:int=0,                   # Views that are used in turn; 0 for a new one every time
+        pixels=None,                   # An `ImageMap` that the student's views are cut from, instead of files
+        store=None,                    # (rows, views) to stored embeddings [N, D], instead of a live teacher
     ):
         if not len(labelled)*use[0] + len(unlabelled)*use[1]:
             asked = " and ".join(n for n, u in zip(("labelled", "unlabelled"), use) if u)
             raise DhoError(f"nothing to train on: the method looks at {asked} images, and there are none")
         self.images, self.student, self.teacher, self.spec, self.use = images, student, teacher, spec, use
-        self.labelled = Pool(labelled, images.keys[labelled], derive_seed(spec.seed, "labelled order"))
-        self.unlabelled = Pool(unlabelled, images.keys[unlabelled], derive_seed(spec.seed, "unlabelled order"))
+        self.cycle, self.pixels, self.store = cycle, pixels, store
+        self.labelled = Pool(labelled, images.keys[labelled], derive_seed(seed, "labelled order"))
+        self.unlabelled = Pool(unlabelled, images.keys[unlabelled], derive_seed(seed, "unlabelled order"))
         self.batch = min(batch[0], len(labelled)), batch[1]
         self.epoch_steps = -(-len(unlabelled)//batch[1]) if len(unlabelled) else -(-len(labelled)//batch[0])
 
@@ -270,15 +280,30 @@ def plan(
     none = np.empty(0, np.int64), np.empty(0, np.int64)
     seen = streams.labelled.take(step*streams.batch[0], streams.batch[0]) if streams.use[0] and len(streams.labelled) else none
     new = streams.unlabelled.part(epoch, k, streams.epoch_steps) if streams.use[1] and len(streams.unlabelled) else none
-    return np.concatenate([seen[0], new[0]]), np.concatenate([seen[1], new[1]]), len(seen[0])
+    rows, views = np.concatenate([seen[0], new[0]]), np.concatenate([seen[1], new[1]])
+    return rows, views % streams.cycle if streams.cycle else views, len(seen[0])
 
+# %% ../nbs/02_views.ipynb #ea9c6cea
 @patch
 def __getitem__(self:Streams, step:int)->Batch:
     "The batch of a step"
     rows, views, labelled = plan(self, step)
-    student, teacher = render(self.images, rows, [self.student, self.teacher], self.spec, views)
-    labels = self.images.labels[rows[:labelled]]
-    return Batch(student, teacher, *(torch.from_numpy(a) for a in (labels, rows, views)))
+    eyes = [None if self.pixels else self.student, self.teacher]
+    student, teacher = render(self.images, rows, eyes, self.spec, views) if any(eyes) else (None, None)
+    if self.store: teacher = self.store(rows, views)
+    known = [torch.from_numpy(a) for a in (self.images.labels[rows[:labelled]], rows, views)]
+    if not self.pixels: return Batch(student, teacher, *known)
+    keys, sizes = self.images.keys[rows], self.pixels.sizes[rows]
+    boxes, mirror = crop_boxes(self.spec, keys, views, sizes), flips(self.spec, keys, views)
+    return Batch(self.pixels.carried(rows), teacher, *known, torch.from_numpy(boxes), torch.from_numpy(mirror))
+
+@patch
+def see(self:Streams,
+    batch:Batch,      # One of these streams
+    device="cpu",     # Where
+)->torch.Tensor:      # [L+U, 3, S, S] uint8
+    "The student's views on the device"
+    return batch.student.to(device, non_blocking=True) if batch.boxes is None else self.pixels.see(batch, self.student, device)
 
 # %% ../nbs/02_views.ipynb #7611168c
 def _leave_stopping_to_the_parent(worker):
@@ -287,15 +312,16 @@ def _leave_stopping_to_the_parent(worker):
 
 def loader(
     batches,                  # `Streams`, `Still`, or anything indexed by step
-    start:int=0,              # First step
-    stop:int|None=None,       # One past the last
+    steps=None,               # Which, in order; all if None
     workers:int=0,            # Processes that decode and cut
     pin:bool=False,           # Page-locked memory, for a GPU
 ):
-    "The batches of steps `start` … `stop`, prepared ahead"
-    ahead = dict(prefetch_factor=4) if workers else {}
-    return torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(start, len(batches) if stop is None else stop),
-        num_workers=workers, pin_memory=pin, generator=torch.Generator(), worker_init_fn=_leave_stopping_to_the_parent, **ahead)
+    "The batches of `steps`, prepared ahead"
+    made = torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(len(batches)) if steps is None else steps,
+        num_workers=workers, pin_memory=pin, generator=torch.Generator(), worker_init_fn=_leave_stopping_to_the_parent,
+        **(dict(prefetch_factor=4) if workers else {}))
+    try: yield from made
+    except DhoError as e: raise DhoError(str(e).strip().splitlines()[-1].removeprefix("dho_nb.settings.DhoError: ")) from None
 
 # %% ../nbs/02_views.ipynb #06185a8f
 class Still(torch.utils.data.Dataset):

@@ -87,7 +87,8 @@ def test_classes_are_renamed_by_name(dho, tree, tmp_path):
 
 def test_other_pictures_or_weights_under_the_same_names_are_another_run(tree, tmp_path, monkeypatch):
     import torch
-    from dho_nb.runs import Run, make_config
+    from dho_nb.configs import make_config
+    from dho_nb.runs import Run
     from dho_nb.students import tiny_cnn
     monkeypatch.setenv("DHO_RUNS", str(tmp_path/"runs"))
     weights = tmp_path/"w.pth"
@@ -194,7 +195,8 @@ def test_help_reads_like_a_manual(dho):
 
 
 def test_from_python_in_under_ten_lines(tree, tmp_path):
-    from dho_nb.runs import distill, make_config
+    from dho_nb.configs import make_config
+    from dho_nb.runs import distill
     run = distill(make_config(dict(dataset=str(tree), shots=2, test=0.25, teacher="digits", student="tiny", student_weights="", size=16, epochs=1, flip=0.0)), tmp_path/"out")
     assert run.result["tested"] == 6 and json.loads((tmp_path/"out"/"result.json").read_text()) == run.result
     assert (tmp_path/"out"/"model.safetensors").exists()

@@ -9,7 +9,8 @@ import torch
 
 from conftest import ROOT
 from dho_nb.cli import main
-from dho_nb.runs import PRESETS, Run, preset, run_notebook, summarise
+from dho_nb.configs import PRESETS, preset
+from dho_nb.runs import Run, run_notebook, summarise
 from dho_nb.settings import DhoError
 from dho_nb.teachers import load_teacher, teacher_logits
 
@@ -58,10 +59,10 @@ def test_training_the_bundled_teacher_is_repeatable(tmp_path):
 
 
 def test_teacher_logits_are_float32_whatever_the_precision(tmp_path):
-    run = Run(preset("digits", epochs=1, precision="bf16"), tmp_path/"run", mode="none")
+    run = Run(preset("digits", epochs=1, precision="bf16", views="live"), tmp_path/"run", mode="none")
     with torch.no_grad(): logits = run.trainer.teach(run.streams[0])
-    half, full = run.teacher.encode_images(run.streams[0].teacher), load_teacher("digits").encode_images(run.streams[0].teacher)
+    half, full = run.guidance.load().encode_images(run.streams[0].teacher), load_teacher("digits").encode_images(run.streams[0].teacher)
     assert logits.dtype == half.dtype == torch.float32
-    torch.testing.assert_close(logits, teacher_logits(half, run.head), rtol=0, atol=0)
+    torch.testing.assert_close(logits, teacher_logits(half, run.guidance.head), rtol=0, atol=0)
     assert torch.nn.functional.cosine_similarity(half, full).min() > .999
     assert run.train()["loss"].notna().all()

@@ -12,7 +12,7 @@ import pytest
 
 from conftest import ROOT
 from dho_nb.manifests import digits_manifest, manifest_hash, open_manifest
-from dho_nb.runs import PRESETS, Config
+from dho_nb.configs import PRESETS, Config
 from readme import readme
 
 NOTEBOOKS = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
@@ -49,7 +49,7 @@ def test_the_distill_notebook_has_every_parameter_with_the_presets_values():
 
 
 def test_rooms_import_only_upwards():
-    rooms = {re.sub(r"^\d+_", "", p.stem): i for i, p in enumerate(sorted((ROOT/"nbs").glob("[0-9]*.ipynb")))}
+    rooms = {re.sub(r"^\d+[a-z]?_", "", p.stem): i for i, p in enumerate(sorted((ROOT/"nbs").glob("[0-9]*.ipynb")))}
     for name, place in rooms.items():
         tree = ast.parse((ROOT/"dho_nb"/f"{name}.py").read_text())
         imported = [n.module.removeprefix("dho_nb.") for n in tree.body if isinstance(n, ast.ImportFrom) and n.module.startswith("dho_nb.")]

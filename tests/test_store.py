@@ -1,0 +1,232 @@
+"Embeddings and pictures that are made once: killed, shared, split, brought along, and never computed twice"
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from conftest import ROOT, picture
+from dho_nb.configs import make_config, open_data, preset
+from dho_nb.embeddings import STILL, Lookup, open_store
+from dho_nb.guidance import Guidance, fill_store
+from dho_nb.manifests import data_root, labelled_subset, open_manifest, rows
+from dho_nb.maps import ImageMap
+from dho_nb.objectives import get_method
+from dho_nb.runs import Run, distill
+from dho_nb.students import build_student
+from dho_nb.teachers import load_teacher, teacher_logits, zero_shot_head
+from dho_nb.training import Recipe, Trainer, live, stored
+from dho_nb.views import Images, Streams, ViewSpec
+
+FILL = [sys.executable, "-m", "dho_nb.cli", "store", "fill", "--preset", "digits"]
+BUILD = [sys.executable, "-c", """
+import sys
+from pathlib import Path
+from dho_nb.manifests import data_root, open_manifest
+from dho_nb.maps import ImageMap
+digits = open_manifest("digits")
+print("ready", flush=True)
+ImageMap(digits, data_root(digits), 64, folder=sys.argv[1]).build(mode="none")
+"""]
+
+
+def start(command):
+    return subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+                            env={**os.environ, "DHO_PROGRESS": "none", "DHO_DEVICE": "cpu", "OMP_NUM_THREADS": "1"})
+
+
+def finish(command):
+    process = start(command)
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    return said
+
+
+def content(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith(".")}
+
+
+def kill_often(command, seen, done, most=2.0, kills=10):
+    "Start, wait until there is something to see, kill at a random moment; until it is done or killed often enough"
+    rng, survived = random.Random(time.time_ns()), 0
+    for _ in range(kills):
+        process = start(command)
+        until = time.time() + 120
+        while not seen() and process.poll() is None and time.time() < until: time.sleep(.02)
+        time.sleep(rng.uniform(0, most))
+        process.kill(); process.wait()
+        survived += not done()
+    return survived
+
+
+def test_a_store_that_is_killed_ten_times_is_the_same_store(tmp_path):
+    one, other = tmp_path/"one", tmp_path/"other"
+    fill = lambda folder: [*FILL, "--views", 24, "--store", folder]
+    finish(fill(one))
+    began = lambda: any(other.glob("*.npy"))
+    survived = kill_often(fill(other), began, lambda: any(other.glob("head-*")), most=3.0)
+    assert survived >= 3, "the kills came too late to mean anything"
+    finish(fill(other))
+    assert content(one).keys() == content(other).keys()
+    assert [n for n, b in content(one).items() if b != content(other)[n]] == []
+    finish([sys.executable, "-m", "dho_nb.cli", "store", "verify", "--preset", "digits", "--views", 24, "--store", other, "--sample", 8])
+
+
+def test_an_image_map_that_is_killed_ten_times_is_the_same_map(tmp_path):
+    one, other = tmp_path/"one", tmp_path/"other"
+    finish([*BUILD, one])
+    kill_often([*BUILD, other], lambda: (other/"pixels.npy").exists(), lambda: False, most=.4)
+    finish([*BUILD, other])
+    assert content(one) == content(other)
+
+
+def test_two_fillers_share_the_work(tmp_path):
+    alone, shared = tmp_path/"alone", tmp_path/"shared"
+    finish([*FILL, "--views", 16, "--store", alone])
+    both = [start([*FILL, "--views", 16, "--store", shared]) for _ in range(2)]
+    said = [p.communicate(timeout=300)[0] for p in both]
+    assert [p.returncode for p in both] == [0, 0], said
+    assert content(alone) == content(shared)
+    computed = [int(s.split(" embeddings computed")[0].split()[-1]) for s in said]
+    assert sum(computed) == 16*1097 + 700 and min(computed) > 0, computed
+
+
+def test_parts_are_joined(dho, tmp_path):
+    dho("store", "fill", "--preset", "digits", "--views", "2", "--store", "whole")
+    for k in (1, 2, 3): assert dho("store", "fill", "--preset", "digits", "--views", "2", "--store", f"part{k}", "--part", f"{k}/3")[0] == 0
+    code, said, _ = dho("store", "join", "part3", "part1", "part2", "--out", "joined")
+    assert code == 0 and "view001" in said
+    assert content(tmp_path/"joined") == content(tmp_path/"whole")
+    code, _, said = dho("store", "verify", "--preset", "digits", "--views", "2", "--store", "part1", "--crop", "0.3")
+    assert code == 2 and "views.scale is [0.5, 1.0], asked for [0.3, 1.0]" in said
+    assert dho("store", "fill", "--preset", "digits", "--part", "4/3")[0] == 2
+    assert "view000" in dho("store", "show", "joined")[1]
+    assert "did you mean '--sample'" in dho("store", "verify", "--preset", "digits", "--smple", "3")[2]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    "Counts how often a teacher is loaded, and how many images it looks at"
+    import dho_nb.guidance
+    teachers = []
+    def load(*args, **kwargs):
+        teachers.append(load_teacher(*args, **kwargs))
+        return teachers[-1]
+    monkeypatch.setattr(dho_nb.guidance, "load_teacher", load)
+    return teachers
+
+
+def test_a_second_run_asks_the_teacher_nothing(tmp_path, monkeypatch, asked):
+    monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
+    first = distill(preset("digits", epochs=2), tmp_path/"first")
+    assert first.result["teacher_looked"] == 2*1097 + 500 and len(asked) == 1
+    others = [dict(seed=1), dict(fraction=0., shots=4), dict(method="kd"), dict(method="sho", zeta=.02), dict(size=24), dict(teacher_head="tip-adapter-f"), dict(epochs=1)]
+    for i, change in enumerate(others): assert distill(preset("digits", **{"epochs": 2, **change}), tmp_path/f"other{i}").result["teacher_looked"] == 0, change
+    assert len(asked) == 1, "the teacher was not even loaded again"
+    more = distill(preset("digits", epochs=3), tmp_path/"more")
+    assert more.result["teacher_looked"] == 1097, "a store grows by the views that are missing"
+    other_prompts = distill(preset("digits", epochs=2, templates=["the figure {}"]), tmp_path/"prompts")
+    assert other_prompts.result["teacher_looked"] == 0
+
+
+def test_stored_and_live_teacher_give_the_same_losses(tmp_path):
+    digits, spec = open_manifest("digits"), ViewSpec(flip=0.)
+    root, teacher = data_root(digits), load_teacher("digits")
+    lookup = Lookup(open_store("digits", "digits", spec, lambda: teacher, tmp_path/"store"), digits)
+    lookup.embed(rows(digits, "train"), range(2), root, lambda: teacher, mode="none")
+    labelled = labelled_subset(digits, shots=2).rows
+    answer = partial(teacher_logits, head=zero_shot_head(teacher, digits.classes, digits.templates))
+    student, images = build_student("tiny", 10, 2, size=16), Images(digits, root, 64)
+    def trainer(eyes, store, teach):
+        streams = Streams(images, labelled, np.setdiff1d(rows(digits, "train"), labelled), student.preprocess, eyes, spec, cycle=2, store=store)
+        return Trainer(student, get_method("dho"), streams, Recipe(epochs=4, lr=3e-3), teach)
+    online, replayed = trainer(teacher.preprocess, None, live(teacher, answer)), trainer(None, lookup, stored(answer))
+    for step in range(online.steps):
+        one, other = (t.losses(t.streams[step]) for t in (online, replayed))
+        for name in one: assert one[name].item() == pytest.approx(other[name].item(), rel=5e-3, abs=1e-4), (step, name)
+        online.train_step(online.streams[step])
+    assert online.history[-1]["loss"] < .3*online.history[0]["loss"], "it learnt, so the losses that agreed were of many sizes"
+    assert one["loss"].item() != other["loss"].item(), "half precision leaves a trace, or this compared a thing with itself"
+
+
+def embeddings_file(folder, config, **texts):
+    "What somebody would bring who ran the digits' teacher elsewhere"
+    teacher, (manifest, root, _, _) = load_teacher("digits"), open_data(config)
+    guidance = Guidance(replace(config, views="live"), manifest, root, mode="none")
+    np.savez(folder/"clip.npz", paths=[f"/somewhere/else/{p}" for p in manifest.table["path"]], embeddings=3*guidance.stills(np.arange(len(manifest))).numpy(),
+             classes=list(manifest.classes), text=zero_shot_head(teacher, manifest.classes, manifest.templates).numpy())
+    return folder/"clip.npz"
+
+
+def test_own_embeddings_need_no_teacher(tmp_path, monkeypatch):
+    monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
+    file = embeddings_file(tmp_path, preset("digits"))
+    monkeypatch.setattr("dho_nb.guidance.load_teacher", lambda *a, **k: pytest.fail("the teacher was asked for"))
+    config = preset("digits", epochs=8, embeddings=str(file), teacher="ViT-B-16/openai")
+    run = distill(config, tmp_path/"run")
+    assert run.result["teacher_accuracy"] == pytest.approx(.78, abs=.005) and run.result["accuracy"] > .6
+    file.rename(tmp_path/"moved.npz")
+    assert distill(replace(config, embeddings=str(tmp_path/"moved.npz")), tmp_path/"run").result["accuracy"] == run.result["accuracy"], "where it lies does not matter"
+    few = distill(replace(config, embeddings=str(tmp_path/"moved.npz"), teacher_head="tip-adapter-f", epochs=1), tmp_path/"few")
+    assert few.result["teacher_accuracy"] is not None
+
+
+def test_own_embeddings_that_do_not_match_are_listed(dho, tree, tmp_path):
+    names = [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(12)]
+    text = dict(classes=["Dog", "Cat"], text=np.eye(8)[:2])
+    np.savez(tmp_path/"some.npz", paths=names[:20] + ["cat/99.png"], embeddings=np.random.default_rng(0).normal(size=(21, 8)), **text)
+    code, said, _ = dho("store", "import", "some.npz", "--images", tree)
+    assert code == 0 and "20 of 24 images have an embedding" in said and "cat/99.png embedding without an image" in said and "dog/9.png" in said
+    options = ["--images", tree, "--shots", "2", "--embeddings", "some.npz", "--student", "tiny", "--student-weights", "", "--size", "16", "--epochs", "1"]
+    code, _, said = dho("distill", *options)
+    assert code == 2 and "4 image(s)" in said and "it has no embedding" in said
+    code, said, _ = dho("distill", *options, "--skip-broken", "--out", "run")
+    assert code == 0 and len(pd.read_csv(tmp_path/"run"/"skipped.csv")) == 4
+    code, _, said = dho("distill", *options[:-2], "--views", "live")
+    assert code == 2 and "leave one of them out" in said
+    code, _, said = dho("distill", *options[:4], "--embeddings", "gone.npz")
+    assert code == 2 and "gone.npz" in said
+
+
+def test_a_picture_that_changed_is_looked_at_again(tree, tmp_path, monkeypatch):
+    monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
+    config = make_config(dict(dataset=str(tree), shots=2, teacher="digits", student="tiny", student_weights="", size=16, views=2))
+    assert fill_store(config, mode="none").looked == 2*24
+    picture(tree/"cat"/"3.png", seed=999)
+    assert fill_store(config, mode="none").looked == 2, "it, and nothing else"
+    picture(tree/"cat"/"new.png", seed=1000)
+    again = fill_store(config, mode="none")
+    assert again.looked == 2 and len(again.lookup.rows) == 25
+    assert fill_store(config, mode="none").looked == 0
+    again.lookup.verify(tree, again.load(), sample=50)
+
+
+def test_mixed_sizes_and_shapes_are_cut_alike_from_files_and_map(tmp_path):
+    for i, (size, how) in enumerate([((300, 200), {}), ((90, 160), {}), ((64, 64), {}), ((500, 100), {})]*3): picture(tmp_path/"t"/"ab"[i % 2]/f"{i}.jpg", i, size, **how)
+    manifest = open_manifest(str(tmp_path/"t"))
+    student = build_student("tiny", 2, size=32).preprocess
+    smooth = lambda x: torch.nn.functional.avg_pool2d(x.float(), 8)
+    pixels = ImageMap(manifest, tmp_path/"t", 384, np.array([f"k{i}" for i in range(12)]), tmp_path/"map").build(mode="none")
+    from_files, from_map = (Streams(Images(manifest, tmp_path/"t"), np.arange(4), np.arange(4, 12), student, pixels=p) for p in (None, pixels))
+    for step in (0, 3):
+        a, b = from_files[step], from_map[step]
+        assert torch.equal(a.rows, b.rows) and torch.equal(a.views, b.views)
+        assert (smooth(from_files.see(a)) - smooth(from_map.see(b))).abs().mean() < 4, "the same places, resampled twice"
+
+
+def test_nothing_is_read_from_a_pickle(dho, tree, tmp_path):
+    np.savez(tmp_path/"evil.npz", paths=np.array(["a", {"b": 1}], dtype=object), embeddings=np.eye(2))
+    code, _, said = dho("store", "import", "evil.npz", "--images", tree)
+    assert code == 2 and "Python objects" in said
+    (tmp_path/"notes").mkdir(); (tmp_path/"notes"/"thesis.txt").write_text("mine")
+    code, _, said = dho("store", "fill", "--preset", "digits", "--store", "notes")
+    assert code == 2 and "holds other files" in said and (tmp_path/"notes"/"thesis.txt").read_text() == "mine"
+    assert json.loads((tmp_path/"notes"/"thesis.txt").with_name("header.json").read_text() if (tmp_path/"notes"/"header.json").exists() else "null") is None
