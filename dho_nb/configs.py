@@ -128,7 +128,7 @@ def make_config(
 
 # %% ../nbs/10_configs.ipynb #336b266d
 PRESETS = {"digits": dict(dataset="digits", fraction=0.01, teacher="digits", student="tiny", student_weights="", size=16, epochs=20,
-                          lr=3e-3, flip=0.0, precision="fp32")}
+                          lr=3e-3, flip=0.0, views=20, precision="fp32")}
 
 def preset(
     name:str,    # One of `PRESETS`

@@ -334,7 +334,7 @@ def _take(source, target):
 ALIASES = {
     "paths": "paths path ids id files file filenames filename file_names image_paths image_path image_ids image_id names name images".split(),
     "embeddings": "embeddings embedding image_embeddings image_embedding image_features features feature vectors vector emb embeds x".split(),
-    "classes": "classes class class_names classnames class_name labels label".split(),
+    "classes": "classes class class_names classnames class_name categories".split(),
     "text": "text texts text_embeddings text_features class_embeddings classifier zeroshot_weights head prompts".split()}
 
 def _named(found, kind):

@@ -329,6 +329,8 @@ class ImageMap(ChunkStore):
         self.resident = None
         self._bind()
 
+    def __getstate__(self): return {**vars(self), "resident": None if self.resident is None else True}
+
     @property
     def bytes(self)->int: return 3*self.side**2*len(self.manifest)
 
