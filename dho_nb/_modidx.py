@@ -100,6 +100,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'dho_nb.evaluation.HeadOutputs.__len__': ('evaluation.html#headoutputs.__len__', 'dho_nb/evaluation.py'),
                                    'dho_nb.evaluation.HeadOutputs.only': ('evaluation.html#headoutputs.only', 'dho_nb/evaluation.py'),
                                    'dho_nb.evaluation.Surface': ('evaluation.html#surface', 'dho_nb/evaluation.py'),
+                                   'dho_nb.evaluation._alone': ('evaluation.html#_alone', 'dho_nb/evaluation.py'),
                                    'dho_nb.evaluation._block': ('evaluation.html#_block', 'dho_nb/evaluation.py'),
                                    'dho_nb.evaluation._judge': ('evaluation.html#_judge', 'dho_nb/evaluation.py'),
                                    'dho_nb.evaluation._rivals': ('evaluation.html#_rivals', 'dho_nb/evaluation.py'),

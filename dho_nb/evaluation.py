@@ -8,6 +8,8 @@ __all__ = ['ALPHAS', 'BETAS', 'HeadOutputs', 'collect', 'save_outputs', 'load_ou
 
 # %% ../nbs/08_evaluation.ipynb #728ac4f7
 import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -129,35 +131,41 @@ def _rivals(ce, kd, labels):
     return [torch.cat([labels[None], rivals, first[-1:]]) for first in firsts]
 
 def _judge(ce, kd, weights):
-    "Where the label surely wins, and where only all classes can tell [β, α, N]: probabilities at `_rivals` and their weights"
+    "The label's probability, where it surely wins, where only all classes can tell [β, α, N]: from probabilities at `_rivals`"
     p = weights[0]*ce + weights[1]*kd
     own, rival, rest = p[..., 0, :], p[..., 1:-1, :].amax(-2), p[..., -1, :]*(1 + _SLACK) + 1e-37
     right = own > torch.maximum(rival, rest)
-    return right, ~(right | (rival > own))
+    return own, right, ~(right | (rival > own))
 
 # %% ../nbs/08_evaluation.ipynb #de2f21fd
 def _block(outputs, alphas, betas, weights):
-    "Of some images: how many are right [β, α]; the label's probability by the CE head, then by the KD head at each β [1 + β, N]"
+    "Of some images: how many are right, and their negative log-likelihood [2, β, α]"
     at_ce, at_kd = _rivals(outputs.ce, outputs.kd, outputs.labels)
     ce = outputs.ce.softmax(-1).T.gather(0, at_ce)
     kd = torch.stack([(outputs.kd/beta).softmax(-1).T.gather(0, at_kd) for beta in betas])
-    right, unsure = _judge(ce, kd[:, None], weights)
+    own, right, unsure = _judge(ce, kd[:, None], weights)
     for b, a in unsure.any(-1).nonzero().tolist():
         some = outputs.only(unsure[b, a])
         right[b, a, unsure[b, a]] = interpolate(some, alphas[a], betas[b]).argmax(-1) == some.labels
-    return right.sum(-1), torch.cat([ce[:1], kd[:, 0]])
+    return torch.stack([right.double(), -own.double().clamp_min(1e-12).log()]).sum(-1)
+
+# %% ../nbs/08_evaluation.ipynb #1bd2ff9f
+@contextmanager
+def _alone():
+    "Threads that compute one block each: those that share one wait for each other, for long where other work runs"
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool: yield pool
+    finally: torch.set_num_threads(threads)
 
 def _sweep(outputs, alphas, betas):
     "`_block` for all images"
     weights = torch.tensor([[a, 1 - a] for a in alphas], dtype=torch.float32).T[..., None, None]
-    right, own, step = 0, torch.empty(1 + len(betas), len(outputs)), min(_ROWS, 1 + 2**19//outputs.ce.shape[1])
-    for i in range(0, len(outputs), step):
-        some = slice(i, i + step)
-        each, own[:, some] = _block(outputs.only(some), alphas, betas, weights)
-        right = right + each
-    return right, own
+    step = min(_ROWS, 1 + 2**17//outputs.ce.shape[1])
+    block = lambda i: _block(outputs.only(slice(i, i + step)), alphas, betas, weights)
+    with _alone() as pool: return sum(pool.map(block, range(0, len(outputs), step)))
 
-# %% ../nbs/08_evaluation.ipynb #1bd2ff9f
+# %% ../nbs/08_evaluation.ipynb #2d42054b
 def surface(
     outputs:HeadOutputs,  # Of images with labels
     alphas=ALPHAS,        # Weights of the CE head
@@ -167,10 +175,9 @@ def surface(
     if not len(outputs) or (outputs.labels < 0).any(): raise DhoError("the α/β surface needs images with labels")
     if not (0 <= min(alphas) <= max(alphas) <= 1 and min(betas) > 0):
         raise DhoError(f"alpha lies in [0, 1] and beta above 0, not alpha={list(alphas)}, beta={list(betas)}")
-    right, (ce, *kds) = _sweep(outputs, alphas, betas)
-    nll = [[-(a*ce + (1 - a)*kd).double().clamp_min(1e-12).log().mean().item() for kd in kds] for a in alphas]
+    accuracy, nll = (_sweep(outputs, alphas, betas)/len(outputs)).mT.numpy()
     sides = dict(index=pd.Index(alphas, name="α"), columns=pd.Index(betas, name="β"))
-    return Surface(pd.DataFrame(right.T.double().numpy()/len(outputs), **sides), pd.DataFrame(nll, **sides))
+    return Surface(pd.DataFrame(accuracy, **sides), pd.DataFrame(nll, **sides))
 
 # %% ../nbs/08_evaluation.ipynb #afc6fc91
 def choose(
