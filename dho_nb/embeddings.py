@@ -406,7 +406,7 @@ def match_paths(
     for spell in (_plain, lambda p: str(PurePosixPath(_plain(p)).with_suffix("")) if _plain(p) != "." else p):
         names = [spell(str(p).replace("\\", "/").removeprefix(base)) for p in paths]
         whole, tails = _index(names), _index(names, tails=True)
-        for images in ([spell(i) for i in manifest.table[column]] for column in ("id", "path")):
+        for images in ([spell(i) for i in manifest.table[column]] for column in ("id", "path") if (found < 0).any()):
             ends = _index(images, tails=True)
             shorter = {ends[n]: k for k, n in enumerate(names) if ends.get(n, -1) >= 0}
             for row in np.flatnonzero(found < 0):

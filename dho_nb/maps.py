@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from PIL import Image
 from .manifests import Manifest
-from .settings import DhoError, atomic_path, digest, key64, load_settings, mix64, read_json, track, unknown, write_json
+from .settings import DhoError, atomic_path, digest, key64, load_settings, mix64, read_json, reason, track, write_json
 from .views import Images, Preprocess, Still, centre_boxes, loader, read_image
 
 # %% ../nbs/02b_maps.ipynb #c7ef0a81
@@ -49,11 +49,21 @@ class Chunked:
         return sums != 0
 
 # %% ../nbs/02b_maps.ipynb #00ae4fda
+@patch(as_prop=True)
+def lengths(self:Chunked)->list:
+    "The two files and how long they must be"
+    return [(self.file, len(self.head) + self.stride*int(self.bounds[-1])), (self.sums, 4*(len(self.bounds) - 1))]
+
+@patch(as_prop=True)
+def roomy(self:Chunked)->bool:
+    "Is there room for every chunk?"
+    return all(file.exists() and file.stat().st_size >= length for file, length in self.lengths)
+
 @patch
 def reserve(self:Chunked):
     "Make room for every chunk; what is there stays"
-    for file, length in ((self.file, len(self.head) + self.stride*int(self.bounds[-1])), (self.sums, 4*(len(self.bounds) - 1))):
-        with open(file, "ab"): pass
+    for file, length in self.lengths:
+        with open(file, "ab") as f: f.write(self.head if file == self.file and not f.tell() else b"")
         if file.stat().st_size < length: os.truncate(file, length)
     with open(self.file, "r+b") as f:
         if f.read(len(self.head)) != self.head: f.seek(0); f.write(self.head)
@@ -107,13 +117,17 @@ class ChunkStore:
         self.folder, self.arrays = Path(folder).expanduser(), {}
         if self.folder.is_dir() and not (self.folder/"header.json").exists() and any(not p.name.startswith(".") for p in self.folder.iterdir()):
             raise DhoError(f"{self.folder} holds other files and no store: choose another folder")
-        try: self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e: raise DhoError(f"the store {self.folder} cannot be made ({e.strerror}): set cache in settings.ini or DHO_CACHE") from None
-        with self.locked():
-            if not (self.folder/"header.json").exists(): write_json(self.folder/"header.json", asked)
+        if not (self.folder/"header.json").exists(): self._begin(asked)
         self.header = read_json(self.folder/"header.json")
         self.agree(asked)
         self._list()
+
+    def _begin(self, asked):
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self.locked():
+                if not (self.folder/"header.json").exists(): write_json(self.folder/"header.json", asked)
+        except OSError as e: raise DhoError(f"the store {self.folder} cannot be made ({reason(e)}): set cache in settings.ini or DHO_CACHE") from None
 
     def locked(self): return FileLock(self.folder/".lock", is_singleton=True)
 
@@ -157,7 +171,8 @@ def array(self:ChunkStore, name:str, item, dtype)->Chunked:
     "One of the arrays, with room for every image"
     if name not in self.arrays:
         self.arrays[name] = Chunked(self.folder/f"{name}.npy", item, dtype, self.bounds)
-        with self.locked(): self.arrays[name].reserve()
+        if not self.arrays[name].roomy:
+            with self.locked(): self.arrays[name].reserve()
     return self.arrays[name]
 
 @patch

@@ -351,6 +351,6 @@ def broken_images(
         except DhoError as e: return str(e)
     with ThreadPoolExecutor(threads) as pool:
         found = pool.map(problem, manifest.table["path"])
-        problems = [p for p, _ in zip(found, track(range(len(manifest)), "checking images"))]
+        problems = [p for _, p in zip(track(range(len(manifest)), "checking images"), found)]
     table = manifest.table.assign(problem=problems)
     return table[table["problem"] != ""]
