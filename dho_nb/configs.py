@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import dho_nb
-from .embeddings import Store, own_identity
+from .embeddings import Store, own_identity, read_embeddings
 from .manifests import (Manifest, content_keys, data_root, fingerprint, from_labels, manifest_hash, manifest_names, missing_images,
                               open_manifest, split_off)
 from .objectives import get_method
@@ -99,6 +99,7 @@ def _validate(config):
     if bad: raise DhoError(f"parameter(s) out of range: {', '.join(bad)}")
     if config.test > 1 and config.test != int(config.test): raise DhoError(f"test={config.test} is neither a share below 1 nor a whole number")
     _validate_views(config.views, config.embeddings)
+    if config.texts and not config.embeddings: raise DhoError("texts are class embeddings to go with embeddings of images: give those, too")
     if config.shots and config.fraction:
         raise DhoError(f"give shots or fraction, not both (shots={config.shots}, fraction={config.fraction})")
 
@@ -152,7 +153,7 @@ def open_data(
     config:Config,    # Which dataset
 )->tuple:             # The manifest, its data root, what had to be left out, and content keys [N] (None for a known dataset)
     "The images of a run, looked at before anything is computed"
-    own, known = Path(config.dataset).expanduser(), config.dataset in manifest_names()
+    own, known = Path(config.dataset).expanduser(), config.dataset in manifest_names() and not config.root
     if config.labels and not own.is_dir():
         raise DhoError(f"labels={config.labels!r} needs dataset to be a folder of images, and {config.dataset!r} is none")
     manifest = from_labels(own, config.labels, classes=config.classes) if config.labels else open_manifest(config.dataset)
@@ -199,7 +200,7 @@ def listed(
     root:str|Path,      # Where the images are
 )->str:
     "One message about all the images that cannot be used"
-    short = lambda why: why.split("cannot be decoded ")[-1].split(": repair")[0].strip("()")
+    short = lambda why: why.split("cannot be decoded ")[-1].split(": repair")[0].removeprefix("(").removesuffix(")")
     lines = [f"  {path}: {short(why)}" for path, why in bad[["path", "problem"]].head(10).to_numpy()]
     more = [f"  … and {len(bad) - 10} more"] if len(bad) > 10 else []
     way = "repair or remove them, or leave them out with skip_broken (--skip-broken)"
@@ -223,10 +224,12 @@ def _teacher_of(config):
     "Whose embeddings: a teacher's, or a file's content"
     given = Path(config.embeddings).expanduser()
     if not config.embeddings: return teacher_identity(config.teacher)
+    if given.is_dir() and config.texts: raise DhoError(f"{given} is a store, which keeps its own class embeddings: leave texts out, or import them anew")
     if given.is_dir(): return "/".join(str(Store(given).header.get(k, "")) for k in ("teacher", "precision"))
     for file in filter(None, (config.embeddings, config.texts)):
         if not Path(file).expanduser().is_file(): raise DhoError(f"embeddings {file} do not exist: give a file or the folder of a store")
-    return own_identity(config.embeddings, config.texts)
+    spoken = config.texts or "text" in read_embeddings(config.embeddings)
+    return f"{own_identity(config.embeddings, config.texts)}{'' if spoken else teacher_identity(config.teacher)}"
 
 def weights_file_hash(
     file:str,   # A student's weights

@@ -7,7 +7,7 @@ __all__ = ['STILL', 'ALIASES', 'READERS', 'view_name', 'store_header', 'Store', 
            'match_paths', 'match_classes', 'own_identity', 'import_embeddings']
 
 # %% ../nbs/04_embeddings.ipynb #d193cd06
-import importlib.metadata, json, re, unicodedata
+import importlib.metadata, json, re, unicodedata, zipfile
 from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 import numpy as np
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from .manifests import SPLITS, Manifest, read_table
+from .manifests import SPLITS, SUFFIXES, Manifest, read_table
 from .maps import CHUNK, ChunkStore, fill
 from .settings import DhoError, atomic_path, digest, load_settings, unknown
 from .teachers import Teacher, files_hash, teacher_identity, weights_hash, zero_shot_head
@@ -154,7 +154,7 @@ def _there(self:Lookup, rows, view):
 @patch
 def _damaged(self:Lookup, row):
     raise DhoError(f"store {self.store.folder}: the embedding of {self.manifest.table['path'].iloc[row]} is all zeros, so the files "
-                   "are damaged: dho store verify says how far; delete the folder to make it anew")
+                   "are damaged: dho store fill --repair makes what is damaged anew")
 
 # %% ../nbs/04_embeddings.ipynb #a0e61b90
 @patch
@@ -169,13 +169,13 @@ def embed(self:Lookup,
 )->int:                  # Embeddings computed by this call
     "Compute what is not there yet"
     self.enter(views, rows)
+    for view in views: self.store.view(view)
     missing = lambda: self._missing(rows, views, part)
     if not missing(): return 0
     teacher = load()
     self.store.agree(dict(weights=weights_hash(teacher.model)))
     before, make = teacher.looked, _Cut(self, root)
     put = lambda chunk, names, pixels: [self._put(chunk, n, teacher.encode_images(p)) for n, p in zip(names, pixels)]
-    for view in views: self.store.view(view)
     fill(self.store, missing, make, put, f"embedding {self.manifest.name} with {teacher.name}", workers, mode, teacher.device.type == "cuda")
     self.known = {}
     return teacher.looked - before
@@ -234,19 +234,20 @@ class _Kept:
 
 # %% ../nbs/04_embeddings.ipynb #d8df06bc
 @patch
-def head_file(self:Store, classes, templates)->Path:
-    "Where the head for these classes is: one that was brought along, or the one of these prompts"
+def head_file(self:Store, classes, templates, texts="")->Path:
+    "Where the head for these classes is: one that was brought along, or the one of these prompts by the text encoder `texts`"
     own = self.folder/f"head-{digest([*classes])}.safetensors"
-    return own if own.exists() else self.folder/f"head-{digest([*classes, '', *templates])}.safetensors"
+    return own if own.exists() else self.folder/f"head-{digest([*classes, '', *templates, texts])}.safetensors"
 
 @patch
 def head(self:Store,
     classes,            # C class names
     templates,          # Prompts with one {} each
     load,               # () to the loaded `Teacher`, called only if these prompts are new
+    texts:str="",       # Whose text encoder, where it is not the store's own teacher
 )->torch.Tensor:        # [C, D] float32
     "The zero-shot head for these prompts"
-    file = self.head_file(classes, templates)
+    file = self.head_file(classes, templates, texts)
     if not file.exists():
         teacher = load()
         self.agree(dict(dim=teacher.dim) if self.single else dict(weights=weights_hash(teacher.model)))
@@ -273,7 +274,8 @@ def verify(self:Lookup,
     if not sum(map(len, there)): raise DhoError(f"store {self.store.folder} holds nothing of {self.manifest.name} yet: fill it (dho store fill)")
     pairs = np.concatenate([np.stack([r, np.full(len(r), v)], 1) for r, v in zip(there, views)])
     taken = np.random.default_rng(seed).permutation(len(pairs))[:sample]
-    found = pd.DataFrame([dict(path=self.manifest.table["path"].iloc[r], view=view_name(v), cosine=self._cosine(r, v, root, teacher)) for r, v in pairs[taken].tolist()])
+    images = Images(self.manifest, root, self.store.header["at_least"], 0)
+    found = pd.DataFrame([dict(path=self.manifest.table["path"].iloc[r], view=view_name(v), cosine=self._cosine(r, v, images, teacher)) for r, v in pairs[taken].tolist()])
     worst = found.loc[found["cosine"].idxmin()]
     if not worst["cosine"] >= least:
         raise DhoError(f"store {self.store.folder} does not agree with {teacher.name}: {(~(found['cosine'] >= least)).sum()} of {len(found)} embeddings "
@@ -282,9 +284,9 @@ def verify(self:Lookup,
 
 # %% ../nbs/04_embeddings.ipynb #63a44ec4
 @patch
-def _cosine(self:Lookup, row, view, root, teacher)->float:
+def _cosine(self:Lookup, row, view, images, teacher)->float:
     "Between a stored embedding and one computed now"
-    images, spec = Images(self.manifest, root, self.store.header["at_least"], 0), None if view == STILL else self.store.spec
+    spec = None if view == STILL else self.store.spec
     pixels = render(images, np.array([row]), [teacher.preprocess], spec, np.array([view]))[0]
     return F.cosine_similarity(teacher.encode_images(pixels).cpu(), self([row], [view]).float()).item()
 
@@ -339,8 +341,8 @@ ALIASES = {
 
 def _named(found, kind):
     "The entry of `found` that goes by one of the names of `kind`, or None"
-    lower = {k.lower(): k for k in found}
-    return next((found[lower[a]] for a in ALIASES[kind] if a in lower), None)
+    lower, numbers = {k.lower(): k for k in found}, kind in ("embeddings", "text")
+    return next((found[lower[a]] for a in ALIASES[kind] if a in lower and (np.asarray(found[lower[a]]).dtype.kind in "fiu") == numbers), None)
 
 def _strings(values, file):
     "Names as a list of strings"
@@ -354,10 +356,10 @@ def _npz(file):
         with np.load(file, allow_pickle=False) as held: return {k: held[k] for k in held.files}
     except ValueError as e:
         if "allow_pickle" not in str(e): raise
-        raise DhoError(f"{file} holds Python objects, which are not loaded: save names with np.array(list_of_strings), not dtype=object") from None
+        raise DhoError(f"{file} holds Python objects, which are not loaded: save names as np.array(list_of_strings) and embeddings as one array of numbers") from None
 
 def _safetensors(file):
-    with safe_open(file, "np") as f: held, notes = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
+    with safe_open(file, "pt") as f: held, notes = {k: f.get_tensor(k).float().numpy() for k in f.keys()}, f.metadata() or {}
     return {**held, **{k: json.loads(v) for k, v in notes.items() if v.startswith("[")}}
 
 def _parquet(file):
@@ -367,8 +369,8 @@ def _parquet(file):
 
 def _npy(file):
     "An array, with its names in a text file beside it"
-    beside = next((p for s in (".txt", ".csv") if (p := Path(file).with_suffix(s)).exists()), None)
-    if beside is None: raise DhoError(f"{file} does not say which row is which image: put {Path(file).stem}.txt beside it, a path per line")
+    beside = _beside(file)
+    if beside is None: raise DhoError(f"{file} does not say which row is which: put {Path(file).stem}.txt beside it, a path (or class name) per line")
     names = beside.read_text(encoding="utf-8-sig").splitlines() if beside.suffix == ".txt" else read_table(beside)["path"].tolist()
     try: return dict(paths=[n for n in names if n.strip()], embeddings=np.load(file, allow_pickle=False))
     except ValueError as e: raise DhoError(f"cannot read {file}: {e}") from None
@@ -382,9 +384,10 @@ def read_embeddings(
     "What a file of embeddings holds, under one set of names"
     file = Path(file).expanduser()
     if not file.is_file(): raise DhoError(f"embeddings {file} do not exist")
-    if file.suffix.lower() not in READERS: raise DhoError(f"embeddings {file}: expected one of {', '.join(READERS)}")
+    if file.suffix.lower() not in READERS:
+        raise DhoError(f"embeddings {file}: expected one of {', '.join(READERS)}; what torch.save wrote becomes one by np.savez(\"clip.npz\", paths=…, embeddings=…)")
     try: found = READERS[file.suffix.lower()](file)
-    except (OSError, ValueError, SafetensorError, KeyError) as e:
+    except (OSError, EOFError, ValueError, SafetensorError, KeyError, zipfile.BadZipFile) as e:
         raise e if isinstance(e, DhoError) else DhoError(f"embeddings {file} cannot be read: {e}") from None
     known = {kind: _named(found, kind) for kind in ALIASES}
     if known["embeddings"] is None and known["text"] is None and found and len({np.shape(v) for v in found.values()}) == 1:
@@ -403,30 +406,38 @@ def match_paths(
 )->np.ndarray:           # [len(manifest)] rows of `paths`, -1 for none
     "Which embedding belongs to which image"
     base, found = f"{Path(root).expanduser().resolve().as_posix()}/", np.full(len(manifest), -1)
-    for spell in (_plain, lambda p: str(PurePosixPath(_plain(p)).with_suffix("")) if _plain(p) != "." else p):
-        names = [spell(str(p).replace("\\", "/").removeprefix(base)) for p in paths]
-        whole, tails = _index(names), _index(names, tails=True)
-        for images in ([spell(i) for i in manifest.table[column]] for column in ("id", "path") if (found < 0).any()):
-            ends = _index(images, tails=True)
-            shorter = {ends[n]: k for k, n in enumerate(names) if ends.get(n, -1) >= 0}
-            for row in np.flatnonzero(found < 0):
-                options = whole.get(images[row], -1), tails.get(images[row], -1), shorter.get(row, -1)
-                found[row] = max(next((o for o in options if o != -1), -1), -1)
+    names = [_plain(str(p).replace("\\", "/").removeprefix(base)) for p in paths]
+    for column in ("id", "path"):
+        images, place = list(map(_plain, manifest.table[column])), {n: k for k, n in enumerate(names)}
+        found = np.where(found < 0, [place.get(i, -1) for i in images], found)
+        for ends in ((_whole, _whole), (_ends, _whole), (_whole, _ends)):
+            for spell in ((str, str), (str, _stem), (_stem, _stem)):
+                if (found < 0).any() and len(set(found)) <= len(names): _pair(names, images, ends, spell, found)
     return found
 
 def _plain(path): return unicodedata.normalize("NFC", str(PurePosixPath(path.replace("\\", "/"))))
 
-def _index(names, tails=False):
-    "Place of each name (or of what remains of it without leading folders); -2 for what occurs more than once"
-    place = {}
-    for i, name in enumerate(names):
-        parts = PurePosixPath(name).parts
-        for k in range(len(parts) if tails else 1):
-            end = "/".join(parts[k:])
-            place[end] = -2 if end in place else i
-    return place
+def _stem(path): return path[:-len(s)] if (s := PurePosixPath(path).suffix).lower() in SUFFIXES else path
+
+def _whole(path): return [path]
+
+def _ends(path):
+    parts = PurePosixPath(path).parts
+    return ["/".join(parts[k:]) for k in range(1, len(parts))]
 
 # %% ../nbs/04_embeddings.ipynb #b87254cc
+def _pair(names, images, ends, spell, found):
+    "Join names and images that are still free where one name and one image share an ending and no other does; the longest first"
+    taken, shared = set(found.tolist()), {}
+    places = [k for k in range(len(names)) if k not in taken], np.flatnonzero(found < 0).tolist()
+    for side, (which, among) in enumerate(zip(places, (names, images))):
+        for place in which:
+            for end in ends[side](spell[side](among[place])): shared.setdefault(end, ([], []))[side].append(place)
+    for end in sorted((e for e, (k, r) in shared.items() if len(k) == len(r) == 1), key=len, reverse=True):
+        (name,), (row,) = shared[end]
+        if name not in taken and found[row] < 0: found[row] = name; taken.add(name)
+
+# %% ../nbs/04_embeddings.ipynb #f9d18f3b
 def match_classes(
     manifest:Manifest,   # The dataset
     classes,             # Class names of the embeddings; None for the manifest's order
@@ -439,16 +450,20 @@ def match_classes(
         raise DhoError(f"{count} class embeddings without names for {len(wanted)} classes: give their names as 'classes'")
     place = {simple(c): i for i, c in enumerate(classes)}
     for c in wanted:
-        if simple(c) not in place: raise unknown(f"no class embedding for a class of {manifest.name}:", c, classes)
+        if simple(c) not in place: raise unknown(f"class among the class embeddings of {manifest.name}:", c, classes)
     return [place[simple(c)] for c in wanted]
 
-# %% ../nbs/04_embeddings.ipynb #f9d18f3b
+# %% ../nbs/04_embeddings.ipynb #bc279d3f
 def own_identity(
     embeddings:str|Path,    # A file of image embeddings
     texts:str|Path="",      # A file of class embeddings, if they are not in the first
 )->str:
     "What a result with these embeddings depends on"
-    return "own-" + digest([files_hash(f) for f in (embeddings, texts) if f], 16)
+    return "own-" + digest([files_hash(part) for f in (embeddings, texts) if f for part in (Path(f).expanduser(), _beside(f)) if part], 16)
+
+def _beside(file):
+    "The file that names the rows of a .npy"
+    return next((p for s in (".txt", ".csv") if (p := Path(file).expanduser().with_suffix(s)).exists()), None) if Path(file).suffix == ".npy" else None
 
 def import_embeddings(
     manifest:Manifest,      # The images
@@ -471,7 +486,7 @@ def import_embeddings(
     lookup.unmatched = _unmatched(manifest, held["paths"], found)
     return lookup
 
-# %% ../nbs/04_embeddings.ipynb #bc279d3f
+# %% ../nbs/04_embeddings.ipynb #06e4de55
 def _image_rows(held, file):
     "Image embeddings as float32 rows of length 1"
     if "embeddings" not in held: raise DhoError(f"{file} holds class embeddings only: give image embeddings, too")
@@ -479,7 +494,12 @@ def _image_rows(held, file):
     if "paths" not in held: raise DhoError(f"{file} does not say which row is which image: add 'paths', a list with a path per row")
     if rows.ndim != 2 or len(rows) != len(held["paths"]):
         raise DhoError(f"{file}: embeddings of shape {rows.shape} for {len(held['paths'])} paths; expected [{len(held['paths'])}, D]")
-    return _unit(rows, held["paths"], file)
+    first = pd.Series(held["paths"]).drop_duplicates()
+    again = np.flatnonzero(pd.Series(held["paths"]).duplicated())
+    twice = [held["paths"][k] for k in again if not np.array_equal(rows[k], rows[held["paths"].index(held["paths"][k])])]
+    if twice: raise DhoError(f"{file}: {len(twice)} path(s) occur more than once with different embeddings, e.g. {twice[0]}: keep one row each")
+    held["paths"] = first.tolist()
+    return _unit(rows[first.index], held["paths"], file)
 
 def _as_text(held):
     "A file of class embeddings may use the general names"
@@ -525,6 +545,7 @@ def own_text(self:Lookup, held, file):
     if text.shape[-1] != self.store.header["dim"]:
         raise DhoError(f"{file}: class embeddings have {text.shape[-1]} dimensions, image embeddings {self.store.header['dim']}: take both after the projection")
     names = held.get("classes") or [*map(str, range(len(text)))]
+    if len(names) != len(text): raise DhoError(f"{file}: {len(names)} class names for {len(text)} class embeddings; give one name each")
     text = _unit(text, names, file)
     text = _unit(text.mean(1), names, file) if text.ndim == 3 else text
     made = torch.from_numpy(np.ascontiguousarray(text[match_classes(self.manifest, held.get("classes"), len(text))]))

@@ -20,7 +20,7 @@ from .manifests import Manifest, rows
 from .maps import stills
 from .objectives import get_method
 from .settings import load_settings, pick_device, pick_precision, pick_workers, read_json
-from .teachers import Teacher, load_teacher, teacher_logits, tip_adapter_f, zero_shot_head
+from .teachers import Teacher, load_teacher, teacher_identity, teacher_logits, tip_adapter_f, zero_shot_head
 from .training import live, stored
 from .views import Images, Preprocess, ViewSpec, render
 
@@ -46,6 +46,7 @@ class Guidance:
         fresh = self.live or self.own or not get_method(config.method).teacher
         self.cycle = 0 if fresh else min(config.views, config.epochs)
         self.spec = ViewSpec(config.seed if fresh else 0, (config.crop, 1.0), flip=config.flip)
+        if header.exists(): self.precision = read_json(header).get("precision", self.precision)
         self.lookup = self._open(folder) if get_method(config.method).teacher and not self.live else None
 
     def load(self)->Teacher:
@@ -92,11 +93,17 @@ def prepare(self:Guidance,
     method, began, before = get_method(self.config.method), time.time(), self.looked
     if not method.teacher: return {}
     if self.live: return {"teacher": f"{self.load().name}, looking live"}
-    if self.own: return {"teacher": f"embeddings made elsewhere, {len(self.lookup.store.images)} images"}
+    if self.own: return {"teacher": f"embeddings made elsewhere, {len(self.lookup.store.images)} images, {self._speaker()}"}
     do = lambda wanted, views: self.lookup.embed(wanted, views, self.root, self.load, self.workers, self.mode, part)
     made = do(train, range(self.cycle)) + do(scored, [STILL])
     took = f" ({made} computed now, in {time.time() - began:.0f} s)" if made else " (all there already)"
     return {"teacher": f"{self.config.teacher}, {self.cycle} stored views of {len(train)} images{took}"}
+
+@patch
+def _speaker(self:Guidance)->str:
+    "Where the classes' embeddings come from, with own embeddings of images"
+    brought = self.lookup.store.head_file(self.manifest.classes, self.manifest.templates, None).exists()
+    return "classes likewise" if brought else f"classes by the text encoder of {self.config.teacher}"
 
 # %% ../nbs/10_guidance.ipynb #1641d3a0
 @patch(as_prop=True)
@@ -104,7 +111,8 @@ def head(self:Guidance)->torch.Tensor:
     "The zero-shot head [C, D]"
     names = self.manifest.classes, self.manifest.templates
     if "_head" not in vars(self):
-        self._head = self.lookup.store.head(*names, self.load) if self.lookup else zero_shot_head(self.load(), *names)
+        texts = teacher_identity(self.config.teacher) if self.own else ""
+        self._head = self.lookup.store.head(*names, self.load, texts) if self.lookup else zero_shot_head(self.load(), *names)
         self._head = self._head.to(self.device)
     return self._head
 

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from PIL import Image
 from .manifests import Manifest
-from .settings import DhoError, atomic_path, digest, key64, load_settings, mix64, read_json, reason, track, write_json
+from .settings import DhoError, atomic_path, digest, key64, load_settings, mix64, progress_mode, read_json, reason, track, write_json
 from .views import Images, Preprocess, Still, centre_boxes, loader, read_image
 
 # %% ../nbs/02b_maps.ipynb #c7ef0a81
@@ -61,12 +61,20 @@ def roomy(self:Chunked)->bool:
 
 @patch
 def reserve(self:Chunked):
-    "Make room for every chunk; what is there stays"
-    for file, length in self.lengths:
-        with open(file, "ab") as f: f.write(self.head if file == self.file and not f.tell() else b"")
-        if file.stat().st_size < length: os.truncate(file, length)
-    with open(self.file, "r+b") as f:
-        if f.read(len(self.head)) != self.head: f.seek(0); f.write(self.head)
+    "Make room for every chunk; what is there stays, and what a file that was cut short has lost counts as not there"
+    (data, whole), (sums, count) = self.lengths
+    for file in (data, sums):
+        with open(file, "ab") as f: f.write(self.head if file == data and not f.tell() else b"")
+    have, noted = (data.stat().st_size - len(self.head))//self.stride, sums.stat().st_size
+    if noted < count: os.truncate(sums, count)
+    gone = np.flatnonzero(self.done & (self.bounds[1:] > have))
+    with open(sums, "r+b") as f:
+        for chunk in gone.tolist(): f.seek(4*chunk); f.write(bytes(4))
+    if data.stat().st_size < whole: os.truncate(data, whole)
+    with open(data, "r+b") as f:
+        np.lib.format.read_magic(f)
+        known = np.lib.format.read_array_header_1_0(f)[0]
+        if known[1:] == self.item and known[0] < self.bounds[-1]: f.seek(0); f.write(self.head)
 
 @patch
 def put(self:Chunked,
@@ -115,8 +123,6 @@ class ChunkStore:
         asked:dict,       # What the header must say; all of it is written if the store is new
     ):
         self.folder, self.arrays = Path(folder).expanduser(), {}
-        if self.folder.is_dir() and not (self.folder/"header.json").exists() and any(not p.name.startswith(".") for p in self.folder.iterdir()):
-            raise DhoError(f"{self.folder} holds other files and no store: choose another folder")
         if not (self.folder/"header.json").exists(): self._begin(asked)
         self.header = read_json(self.folder/"header.json")
         self.agree(asked)
@@ -126,7 +132,10 @@ class ChunkStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self.locked():
-                if not (self.folder/"header.json").exists(): write_json(self.folder/"header.json", asked)
+                if (self.folder/"header.json").exists(): return
+                if any(not p.name.startswith(".") for p in self.folder.iterdir()):
+                    raise DhoError(f"{self.folder} holds other files and no store: choose another folder")
+                write_json(self.folder/"header.json", asked)
         except OSError as e: raise DhoError(f"the store {self.folder} cannot be made ({reason(e)}): set cache in settings.ini or DHO_CACHE") from None
 
     def locked(self): return FileLock(self.folder/".lock", is_singleton=True)
@@ -193,6 +202,7 @@ def add(self:ChunkStore,
     table = pd.DataFrame(dict(id=ids, key=keys, group=groups))
     with self.locked():
         self._list()
+        self._tidy()
         place = self.find(table["id"], table["key"])
         have = np.bincount(self._chunk_of(place[place >= 0]), minlength=len(self.bounds) - 1)
         stale = (have < np.diff(self.bounds)) & ~np.logical_and.reduce([self.done(n) for n in names])
@@ -206,9 +216,17 @@ def _extend(self:ChunkStore, new):
     if not len(new): return
     listed = pd.concat([self.images, new.assign(chunk=new["chunk"] + len(self.bounds) - 1)])
     with atomic_path(self.folder/"images.csv") as temporary: listed.to_csv(temporary, index=False, lineterminator="\n")
-    self.header["images"] = dict(count=len(listed), hash=digest(listed[["id", "key"]].to_numpy().tolist(), 16))
-    write_json(self.folder/"header.json", self.header)
     self._list()
+    self._tidy()
+
+@patch
+def _tidy(self:ChunkStore):
+    "Have the header count the images, and remove what a killed process left half written an hour ago or more"
+    if self.header.get("images", {}).get("count", 0) != len(self.images):
+        self.header["images"] = dict(count=len(self.images), hash=digest(self.images[["id", "key"]].to_numpy().tolist(), 16))
+        write_json(self.folder/"header.json", self.header)
+    for left in self.folder.glob(".tmp-*"):
+        if time.time() - left.stat().st_mtime > 3600: left.unlink(missing_ok=True)
 
 @patch
 def _chunk_of(self:ChunkStore, place):
@@ -234,6 +252,13 @@ class Claims:
         "Spans held that lie before that of a chunk"
         return [s for s in self.held if s < chunk//self.span]
 
+    def tidy(self):
+        "Remove the locks that nobody holds"
+        for file in self.folder.glob("*.lock"):
+            try:
+                with FileLock(file, timeout=0): file.unlink(missing_ok=True)
+            except Timeout: continue
+
     def drop(self, spans):
         "Let go of spans"
         for span in spans: self.held.pop(span).release(force=True)
@@ -256,16 +281,20 @@ def fill(
     pin:bool=False,     # Page-locked memory, for a GPU
 ):
     "Do what is missing, together with whoever else does"
-    claims = Claims(store.folder/".claims")
+    claims, waiting = Claims(store.folder/".claims"), False
     try:
         while pieces := missing():
             mine = (k for k, (chunk, names) in enumerate(pieces) if claims.take(chunk) and not _filled(store, chunk, names))
             made = loader(Work(pieces, make), mine, workers=workers, pin=pin)
             count = sum(1 for k, what in track(made, label, mode, len(pieces)) if _put(store, claims, put, pieces[k], what))
             _settle(store, claims, list(claims.held))
-            if not count and missing(): time.sleep(.5)
-        for lock in (store.folder/".claims").glob("*.lock"): lock.unlink(missing_ok=True)
+            if not count and missing(): waiting = waiting or _say_waiting(store, mode); time.sleep(.5)
+        claims.tidy()
     finally: _settle(store, claims, list(claims.held))
+
+def _say_waiting(store, mode):
+    if progress_mode(mode) != "none": print(f"waiting for another process that fills {store.folder.name}", flush=True)
+    return True
 
 def _filled(store, chunk, names): return all(store.done(n)[chunk] for n in names)
 
@@ -315,10 +344,11 @@ def map_side(
     manifest:Manifest,  # Which pictures
     root:str|Path,      # Where they are
     size:int,           # The student's side in pixels
+    crop:float=0.5,     # Smallest share of the area in a crop
     sample:int=512,     # Pictures to look at
 )->int:                 # Pixels
-    "The side that pictures are kept at: large enough for any crop, no larger than they are"
-    side, most = 64*math.ceil(size*2**.5/64), 1
+    "The side that pictures are kept at: large enough for the crops, no larger than they are"
+    side, most = 64*math.ceil(size*min(crop**-.5, 2)/64), 1
     for path in manifest.table["path"].to_numpy()[np.argsort(mix64(0, key64(manifest.table["id"])))[:sample]]:
         try:
             with Image.open(Path(root, path)) as picture: most = max(most, *picture.size)

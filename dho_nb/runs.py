@@ -146,7 +146,7 @@ def pixels(self:Run)->ImageMap|None:
     c, most = self.config, 64e9
     if c.pixels == "files" or c.pixels == "auto" and c.views == "live": return None
     if "_pixels" not in vars(self):
-        side = map_side(self.manifest, self.root, self.student.preprocess.size)
+        side = map_side(self.manifest, self.root, self.student.preprocess.size, c.crop)
         huge = c.pixels == "auto" and 3*side**2*len(self.manifest) > most
         self._pixels = None if huge else ImageMap(self.manifest, self.root, side, self.keys)
     return self._pixels
@@ -176,7 +176,7 @@ def prepare(self:Run)->pd.Series:
     made, began = self.guidance.prepare(rows(self.manifest, "train"), np.union1d(test, val)), time.time()
     if self.pixels:
         count = len(self.pixels.missing()) or not (self.pixels.rows >= 0).all()
-        self.pixels.build(self.workers or (os.cpu_count() or 1)*(len(self.manifest) > 2000), self.mode)
+        self.pixels.build(self.workers if self.settings.workers >= 0 or len(self.manifest) < 2000 else min(8, os.cpu_count() or 1), self.mode)
         where = " on the GPU" if self.pixels.to_device(self.device) else ""
         took = f"decoded now, in {time.time() - began:.0f} s" if count else "all there already"
         made["pixels"] = f"{len(self.manifest)} pictures at {self.pixels.side} px, {self.pixels.bytes/1e6:.0f} MB{where} ({took})"
@@ -422,7 +422,7 @@ def _execute(config, folder, threads, notebook):
     if threads: env.update(DHO_THREADS=str(threads), OMP_NUM_THREADS=str(threads))
     command = [sys.executable, "-m", "papermill", str(notebook or shipped("experiments")/"distill.ipynb"), str(made),
                "-f", str(asked), "-k", "python3", "--no-progress-bar", "--cwd", os.getcwd()]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, preexec_fn=_die_with_parent)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, preexec_fn=_die_with_parent if sys.platform == "linux" else None)
     if done.returncode: raise DhoError(_failed(done, made, folder))
     os.replace(made, folder/"notebook.ipynb")
     (folder/"failed.ipynb").unlink(missing_ok=True)
@@ -432,7 +432,7 @@ def _execute(config, folder, threads, notebook):
 # %% ../nbs/10_runs.ipynb #a973b7d6
 def _die_with_parent():
     "On Linux: end this process when the one that started it is killed, so that no orphan keeps the run's folder"
-    if sys.platform == "linux": ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 def _failed(done, made, folder):
     "Keep the notebook that failed, and say why in its last words"

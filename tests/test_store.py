@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image, ImageOps
 
 from conftest import ROOT, picture
-from dho_nb.configs import make_config, open_data, preset
+from dho_nb.configs import identity, make_config, open_data, preset
 from dho_nb.embeddings import STILL, Lookup, open_store
 from dho_nb.guidance import Guidance, fill_store
 from dho_nb.manifests import data_root, labelled_subset, open_manifest, rows
-from dho_nb.maps import ImageMap
+from dho_nb.maps import ChunkStore, ImageMap
 from dho_nb.objectives import get_method
 from dho_nb.runs import Run, distill
 from dho_nb.students import build_student
@@ -31,7 +32,7 @@ BUILD = [sys.executable, "-c", """
 import sys
 from pathlib import Path
 from dho_nb.manifests import data_root, open_manifest
-from dho_nb.maps import ImageMap
+from dho_nb.maps import ChunkStore, ImageMap
 digits = open_manifest("digits")
 print("ready", flush=True)
 ImageMap(digits, data_root(digits), 64, folder=sys.argv[1]).build(mode="none")
@@ -96,7 +97,7 @@ def test_two_fillers_share_the_work(tmp_path):
     assert [p.returncode for p in both] == [0, 0], said
     assert content(alone) == content(shared)
     computed = [int(s.split(" embeddings computed")[0].split()[-1]) for s in said]
-    assert sum(computed) == 16*1097 + 700 and min(computed) > 0, computed
+    assert 16*1097 + 700 <= sum(computed) < 1.1*(16*1097 + 700) and min(computed) > 0, computed
 
 
 def test_parts_are_joined(dho, tmp_path):
@@ -230,3 +231,51 @@ def test_nothing_is_read_from_a_pickle(dho, tree, tmp_path):
     code, _, said = dho("store", "fill", "--preset", "digits", "--store", "notes")
     assert code == 2 and "holds other files" in said and (tmp_path/"notes"/"thesis.txt").read_text() == "mine"
     assert json.loads((tmp_path/"notes"/"thesis.txt").with_name("header.json").read_text() if (tmp_path/"notes"/"header.json").exists() else "null") is None
+
+
+def test_a_file_that_was_cut_short_is_made_anew(tmp_path):
+    digits = open_manifest("digits")
+    build = lambda: ImageMap(digits, data_root(digits), 8, folder=tmp_path/"map").build(mode="none")
+    before = build().fetch(np.arange(len(digits)))
+    whole = (tmp_path/"map"/"pixels.npy").stat().st_size
+    os.truncate(tmp_path/"map"/"pixels.npy", whole//2)
+    assert torch.equal(build().fetch(np.arange(len(digits))), before)
+    fill = lambda: fill_store(preset("digits", views=2), tmp_path/"store", mode="none")
+    fill()
+    os.truncate(tmp_path/"store"/"view001.npy", 40_000)
+    again = fill()
+    assert 0 < again.looked < 1097
+    again.lookup.verify(again.root, again.load(), sample=20)
+
+
+def test_an_older_process_does_not_shrink_an_array(tmp_path):
+    older, newer = (ChunkStore(tmp_path/"s", dict(kind="example", chunk=4)) for _ in range(2))
+    older.add([f"{i}" for i in range(8)], [""]*8, [0]*8)
+    newer.add([f"{i}" for i in range(16)], [""]*16, [0]*16)
+    newer.array("v", (2,), "float16").put(3, np.ones((4, 2)))
+    newer.array("v", (2,), "float16").flush()
+    older.array("v", (2,), "float16")
+    assert np.load(tmp_path/"s"/"v.npy").shape == (16, 2) and newer.array("v", (2,), "float16")[15].tolist() == [1, 1]
+
+
+def test_names_beside_a_npy_and_the_text_encoder_count(tmp_path, monkeypatch):
+    monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
+    with np.load(embeddings_file(tmp_path, preset("digits"))) as held: rows, names = held["embeddings"], held["paths"].tolist()
+    np.save(tmp_path/"e.npy", rows)
+    config = preset("digits", epochs=1, embeddings=str(tmp_path/"e.npy"))
+    (tmp_path/"e.txt").write_text("\n".join(names[::-1]))
+    wrong = distill(config, tmp_path/"wrong")
+    (tmp_path/"e.txt").write_text("\n".join(names))
+    right = distill(config, tmp_path/"right")
+    assert wrong.result["teacher_accuracy"] < .3 < .7 < right.result["teacher_accuracy"]
+    assert identity(replace(config, teacher="RN50/random"), right.manifest) != identity(config, right.manifest), "whose words they are counts"
+
+
+def test_a_known_dataset_in_another_place_is_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
+    usual, other = distill(preset("digits", epochs=1), tmp_path/"usual"), tmp_path/"inverted"
+    for path in usual.manifest.table["path"]:
+        (other/path).parent.mkdir(parents=True, exist_ok=True)
+        ImageOps.invert(Image.open(usual.root/path)).save(other/path)
+    there = distill(preset("digits", epochs=1, root=str(other)), tmp_path/"there")
+    assert there.result["teacher_looked"] > 0 and there.result["teacher_accuracy"] < usual.result["teacher_accuracy"] - .2
