@@ -190,6 +190,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'dho_nb.maps.Chunked.__getitem__': ('maps.html#chunked.__getitem__', 'dho_nb/maps.py'),
                              'dho_nb.maps.Chunked.__getstate__': ('maps.html#chunked.__getstate__', 'dho_nb/maps.py'),
                              'dho_nb.maps.Chunked.__init__': ('maps.html#chunked.__init__', 'dho_nb/maps.py'),
+                             'dho_nb.maps.Chunked._open': ('maps.html#chunked._open', 'dho_nb/maps.py'),
                              'dho_nb.maps.Chunked.broken': ('maps.html#chunked.broken', 'dho_nb/maps.py'),
                              'dho_nb.maps.Chunked.done': ('maps.html#chunked.done', 'dho_nb/maps.py'),
                              'dho_nb.maps.Chunked.flush': ('maps.html#chunked.flush', 'dho_nb/maps.py'),

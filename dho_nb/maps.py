@@ -102,16 +102,26 @@ def flush(self:Chunked):
 @patch
 def __getitem__(self:Chunked, rows)->np.ndarray:
     "Some rows, copied"
-    if self.view is None: self.view = np.load(self.file, mmap_mode="r", allow_pickle=False)
+    if self.view is None: self._open()
     self.read += np.size(rows)*max(self.stride, 2**16)
     if self.read > 2**28 and hasattr(mmap, "MADV_DONTNEED"): self.view._mmap.madvise(mmap.MADV_DONTNEED); self.read = 0
     return np.array(self.view[rows])
 
 @patch
+def _open(self:Chunked):
+    "Map the file; rows are asked for at random, so the system shall not read ahead"
+    self.view = np.load(self.file, mmap_mode="r", allow_pickle=False)
+    if hasattr(mmap, "MADV_RANDOM"): self.view._mmap.madvise(mmap.MADV_RANDOM)
+
+@patch
 def broken(self:Chunked)->np.ndarray:
     "Filled chunks that no longer hold what was written"
-    sums = np.fromfile(self.sums, "<u4")
-    return np.array([c for c in np.flatnonzero(self.done) if (zlib.crc32(self[slice(*self.bounds[c:c + 2])]) or 1) != sums[c]], np.int64)
+    sums, bad = np.fromfile(self.sums, "<u4"), []
+    with open(self.file, "rb") as f:
+        for c in np.flatnonzero(self.done).tolist():
+            f.seek(len(self.head) + int(self.bounds[c])*self.stride)
+            if (zlib.crc32(f.read(int(self.bounds[c + 1] - self.bounds[c])*self.stride)) or 1) != sums[c]: bad.append(c)
+    return np.array(bad, np.int64)
 
 # %% ../nbs/02b_maps.ipynb #0cf08e59
 CHUNK = 64

@@ -93,7 +93,7 @@ def load_teacher(
             torch.manual_seed(derive_seed(seed, "teacher"))
             model = open_clip.create_model(name, pretrained=None if random else weights, load_weights=not random, device=device,
                 force_quick_gelu=quick, pretrained_text=not random, require_pretrained=not random)
-            return Teacher(model, open_clip.get_tokenizer(name), spec, precision)
+            return Teacher(model.to(memory_format=torch.channels_last), open_clip.get_tokenizer(name), spec, precision)
     except Exception as e: raise _not_loaded(spec, name, weights, e) from e
 
 # %% ../nbs/03_teachers.ipynb #325bbf75

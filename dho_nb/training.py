@@ -141,7 +141,7 @@ class Trainer:
         check_every:int=0,             # Epochs between checks; 0 for never
     ):
         self.device, self.recipe, self.method, self.streams, self.teach = torch.device(device), recipe, method, streams, teach
-        self.model, self.preprocess = student.model.to(self.device), student.preprocess
+        self.model, self.preprocess = student.model.to(self.device, memory_format=torch.channels_last), student.preprocess
         self.precision = pick_precision(self.device, recipe.precision)
         self.checkpoint, self.identity, self.workers = checkpoint and Path(checkpoint), identity, workers
         self.check, self.check_every = check, check_every
@@ -246,7 +246,8 @@ def load(self:Trainer)->int:
     part = lambda kind: {k.removeprefix(kind): v for k, v in tensors.items() if k.startswith(kind)}
     self.model.load_state_dict(part("model."))
     moments = {}
-    for k, v in part("optim.").items(): moments.setdefault(int(k.split(".")[0]), {})[k.split(".")[1]] = v
+    laid = lambda v: v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v
+    for k, v in part("optim.").items(): moments.setdefault(int(k.split(".")[0]), {})[k.split(".")[1]] = laid(v)
     self.optimiser.load_state_dict(dict(self.optimiser.state_dict(), state=moments))
     if state["scaler"]: self.scaler.load_state_dict(state["scaler"])
     self.step, self.history = state["step"], state["history"]

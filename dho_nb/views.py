@@ -140,10 +140,10 @@ class Preprocess:
 
     def normalise(self,
         pixels:torch.Tensor,  # [N, 3, size, size] uint8, on any device
-    )->torch.Tensor:          # float32
+    )->torch.Tensor:          # float32, channels last in memory, which convolutions like best
         "Pixels as the model wants them"
         mean, std = (torch.tensor(v, device=pixels.device).view(-1, 1, 1) for v in (self.mean, self.std))
-        return (pixels.float()/255 - mean)/std
+        return ((pixels.float()/255 - mean)/std).contiguous(memory_format=torch.channels_last)
 
 # %% ../nbs/02_views.ipynb #73ab235f
 class Images:
