@@ -18,7 +18,7 @@ MOBILENET = SHARED/"weights"/"mobilenetv2_imagenet_tf.npz"
 @pytest.fixture(scope="module")
 def eurosat(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
-    with tarfile.open(SHARED/"eurosat.tar") as archive: archive.extractall(root, filter="data")
+    with tarfile.open(SHARED/"eurosat.tar") as archive: archive.extractall(root, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     return root/"eurosat"
 
 
