@@ -179,6 +179,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'dho_nb.maps.ChunkStore._chunk_of': ('maps.html#chunkstore._chunk_of', 'dho_nb/maps.py'),
                              'dho_nb.maps.ChunkStore._extend': ('maps.html#chunkstore._extend', 'dho_nb/maps.py'),
                              'dho_nb.maps.ChunkStore._list': ('maps.html#chunkstore._list', 'dho_nb/maps.py'),
+                             'dho_nb.maps.ChunkStore._new': ('maps.html#chunkstore._new', 'dho_nb/maps.py'),
                              'dho_nb.maps.ChunkStore._tidy': ('maps.html#chunkstore._tidy', 'dho_nb/maps.py'),
                              'dho_nb.maps.ChunkStore.add': ('maps.html#chunkstore.add', 'dho_nb/maps.py'),
                              'dho_nb.maps.ChunkStore.agree': ('maps.html#chunkstore.agree', 'dho_nb/maps.py'),

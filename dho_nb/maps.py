@@ -210,15 +210,21 @@ def add(self:ChunkStore,
 ):
     "List images that are not there, or whose chunk can no longer be completed because others of it are gone"
     table = pd.DataFrame(dict(id=ids, key=keys, group=groups))
+    if not len(self._new(table, names, want)) and self.header.get("images", {}).get("count") == len(self.images): return
     with self.locked():
         self._list()
         self._tidy()
-        place = self.find(table["id"], table["key"])
-        have = np.bincount(self._chunk_of(place[place >= 0]), minlength=len(self.bounds) - 1)
-        stale = (have < np.diff(self.bounds)) & ~np.logical_and.reduce([self.done(n) for n in names])
-        new = table[(place < 0) | want & np.isin(self._chunk_of(place), np.flatnonzero(stale))].sort_values(["group", "id"])
+        new = self._new(table, names, want).sort_values(["group", "id"])
         within = new.groupby("group").cumcount()//self.header["chunk"]
         self._extend(new[["id", "key"]].assign(chunk=pd.factorize(pd.Series(list(zip(new["group"], within))))[0]))
+
+@patch
+def _new(self:ChunkStore, table, names, want):
+    "Images that are not listed, or are wanted and listed in a chunk that can no longer be completed"
+    place = self.find(table["id"], table["key"])
+    have = np.bincount(self._chunk_of(place[place >= 0]), minlength=len(self.bounds) - 1)
+    stale = (have < np.diff(self.bounds)) & ~np.logical_and.reduce([self.done(n) for n in names])
+    return table[(place < 0) | want & np.isin(self._chunk_of(place), np.flatnonzero(stale))]
 
 @patch
 def _extend(self:ChunkStore, new):
