@@ -172,11 +172,11 @@ def _import(args):
     config = dataclasses.replace(chosen(args), embeddings=args.file)
     manifest, root, _, keys = open_data(config)
     lookup = import_embeddings(manifest, root, args.file, config.texts, keys, args.out)
-    said, gone = _zero_shot_line(lookup, config), lookup.unmatched
+    said, gone = _zero_shot_line(lookup), lookup.unmatched
     print(f"{(lookup.rows >= 0).sum()} of {len(manifest)} images have an embedding\n{said}\n{_about(lookup.store)}")
     if len(gone): print(f"not matched ({len(gone)}):\n{gone.head(20).to_string(index=False)}" + ("\n…" if len(gone) > 20 else ""))
 
-def _zero_shot_line(lookup, config):
+def _zero_shot_line(lookup):
     "How often the class embeddings are right about labelled training images: a swapped column shows at once"
     import numpy as np
     from dho_nb.embeddings import STILL
@@ -238,7 +238,8 @@ examples:
 # %% ../nbs/14_cli.ipynb #05e5e57b
 USAGE = {"store fill": "dho store fill --images DIR [--labels FILE.csv] --teacher NAME [--views N] [--part K/N] [options]",
          "store verify": "dho store verify --images DIR [--labels FILE.csv] --teacher NAME [--sample N] [options]",
-         "store import": "dho store import FILE --images DIR [--labels FILE.csv] [--texts FILE] [options]", "distill": "dho distill --images DIR [--labels FILE.csv] [--shots N | --fraction X] [--teacher NAME] [--student NAME] "
+         "store import": "dho store import FILE --images DIR [--labels FILE.csv] [--texts FILE] [options]",
+         "distill": "dho distill --images DIR [--labels FILE.csv] [--shots N | --fraction X] [--teacher NAME] [--student NAME] "
                     "[options]\n"
                     "       dho distill --dataset NAME | --preset NAME [options]",
          "check": "dho check --images DIR [--labels FILE.csv] [--shots N | --fraction X] [options]"}

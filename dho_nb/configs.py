@@ -7,10 +7,9 @@ __all__ = ['VALIDATION', 'TEACHER_HEADS', 'PRESETS', 'PLACES', 'Config', 'make_c
            'without', 'listed', 'identity', 'weights_file_hash']
 
 # %% ../nbs/10_configs.ipynb #883ca461
-import dataclasses, json, math, os, types
+import dataclasses, json, math, os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-import numpy as np
 import pandas as pd
 import dho_nb
 from .embeddings import Store, own_identity, read_embeddings
@@ -225,7 +224,9 @@ def _teacher_of(config):
     given = Path(config.embeddings).expanduser()
     if not config.embeddings: return teacher_identity(config.teacher)
     if given.is_dir() and config.texts: raise DhoError(f"{given} is a store, which keeps its own class embeddings: leave texts out, or import them anew")
-    if given.is_dir(): return "/".join(str(Store(given).header.get(k, "")) for k in ("teacher", "precision"))
+    if given.is_dir():
+        store = Store(given)
+        return "/".join([store.header["teacher"], store.header.get("precision", ""), teacher_identity(config.teacher) if store.single else ""])
     for file in filter(None, (config.embeddings, config.texts)):
         if not Path(file).expanduser().is_file(): raise DhoError(f"embeddings {file} do not exist: give a file or the folder of a store")
     spoken = config.texts or "text" in read_embeddings(config.embeddings)

@@ -222,15 +222,10 @@ class _Cut:
     def __call__(self, chunk, names):
         start, stop = np.searchsorted(self.places, self.bounds[chunk:chunk + 2])
         rows = self.order[start:stop]
-        pictures, at = [self.images[r] for r in rows], {r: i for i, r in enumerate(rows)}
-        kept = _Kept(self.images.keys, at, pictures)
+        self.images.kept = {}
+        self.images.kept = {int(r): self.images[int(r)] for r in rows}
         number = lambda name: None if name == "still" else np.full(len(rows), int(name.removeprefix("view")))
-        return torch.stack([render(kept, rows, [self.eyes], self.spec if n != "still" else None, number(n))[0] for n in names])
-
-class _Kept:
-    "Pictures decoded for one piece of work"
-    def __init__(self, keys, at, pictures): self.keys, self.at, self.pictures = keys, at, pictures
-    def __getitem__(self, row): return self.pictures[self.at[row]]
+        return torch.stack([render(self.images, rows, [self.eyes], self.spec if n != "still" else None, number(n))[0] for n in names])
 
 # %% ../nbs/04_embeddings.ipynb #d8df06bc
 @patch

@@ -46,7 +46,7 @@ class Guidance:
         fresh = self.live or self.own or not get_method(config.method).teacher
         self.cycle = 0 if fresh else min(config.views, config.epochs)
         self.spec = ViewSpec(config.seed if fresh else 0, (config.crop, 1.0), flip=config.flip)
-        if header.exists(): self.precision = read_json(header).get("precision", self.precision)
+        if config.embeddings and header.exists(): self.precision = read_json(header).get("precision", self.precision)
         self.lookup = self._open(folder) if get_method(config.method).teacher and not self.live else None
 
     def load(self)->Teacher:
@@ -90,7 +90,7 @@ def prepare(self:Guidance,
     part:tuple[int, int]=(1, 1),  # Which part of the work, to split it over machines
 )->dict:                  # What was done, for people
     "Have everything at hand that training asks for"
-    method, began, before = get_method(self.config.method), time.time(), self.looked
+    method, began = get_method(self.config.method), time.time()
     if not method.teacher: return {}
     if self.live: return {"teacher": f"{self.load().name}, looking live"}
     if self.own: return {"teacher": f"embeddings made elsewhere, {len(self.lookup.store.images)} images, {self._speaker()}"}
@@ -117,7 +117,7 @@ def head(self:Guidance)->torch.Tensor:
     return self._head
 
 @patch
-def stills(self:Guidance, wanted)->torch.Tensor:
+def centred(self:Guidance, wanted)->torch.Tensor:
     "Embeddings [N, D] of centred squares"
     if self.lookup: return self.lookup(wanted, np.full(len(wanted), STILL)).float().to(self.device)
     images, teacher = Images(self.manifest, self.root, 2*self.eyes.size), self.load()
@@ -142,7 +142,7 @@ def answer(self:Guidance,
     "The head that the configuration names"
     c, truth = self.config, torch.from_numpy(self.manifest.table["label"].to_numpy(np.int64, copy=True)).to(self.device)
     if c.teacher_head == "zero-shot": return partial(teacher_logits, head=self.head, zeta=c.zeta)
-    chosen = (self.stills(validation), truth[validation]) if len(validation) else None
+    chosen = (self.centred(validation), truth[validation]) if len(validation) else None
     return tip_adapter_f(self.views_of(labelled), truth[labelled], self.head, c.zeta, chosen, seed=c.seed)
 
 @patch

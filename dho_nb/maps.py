@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from .manifests import Manifest
 from .settings import DhoError, atomic_path, digest, key64, load_settings, mix64, progress_mode, read_json, reason, track, write_json
-from .views import Images, Preprocess, Still, centre_boxes, loader, read_image
+from .views import Preprocess, Still, centre_boxes, loader, read_image
 
 # %% ../nbs/02b_maps.ipynb #c7ef0a81
 class Chunked:
@@ -327,9 +327,9 @@ def _settle(store, claims, spans):
 
 # %% ../nbs/02b_maps.ipynb #0613f68a
 _FILTERS = {
-    "bilinear": (1., lambda x: (1 - x).clamp_min(0)),
-    "bicubic": (2., lambda x: torch.where(x < 1, 1.5*x**3 - 2.5*x**2 + 1, torch.where(x < 2, -.5*x**3 + 2.5*x**2 - 4*x + 2, 0*x))),
-    "lanczos": (3., lambda x: torch.where(x < 3, torch.sinc(x)*torch.sinc(x/3), 0*x))}
+    "bilinear": lambda x: (1 - x).clamp_min(0),
+    "bicubic": lambda x: torch.where(x < 1, 1.5*x**3 - 2.5*x**2 + 1, torch.where(x < 2, -.5*x**3 + 2.5*x**2 - 4*x + 2, 0*x)),
+    "lanczos": lambda x: torch.where(x < 3, torch.sinc(x)*torch.sinc(x/3), 0*x)}
 
 def _weights(low, high, before, after, how):
     "[N, after, before] what each pixel counts along one axis, for a box from `low` to `high` in [0, 1]"
@@ -337,7 +337,7 @@ def _weights(low, high, before, after, how):
     centre = (low*before)[:, None, None] + (torch.arange(after, device=low.device)[:, None] + .5)*step
     pixels = torch.arange(before, device=low.device)
     if how == "nearest": return (pixels == centre.floor().clamp(0, before - 1)).float()
-    weights = _FILTERS[how][1](((pixels + .5 - centre)/step.clamp_min(1)).abs())
+    weights = _FILTERS[how](((pixels + .5 - centre)/step.clamp_min(1)).abs())
     return (weights/weights.sum(-1, keepdim=True)).float()
 
 # %% ../nbs/02b_maps.ipynb #5a9724ee

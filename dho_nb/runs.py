@@ -374,7 +374,7 @@ def _zero_shot(self:Run)->dict:
     test = rows(self.manifest, "test", labelled=True)
     nothing = dict(teacher_accuracy=None, teacher_nll=None, teacher_ece=None)
     if not self.method.teacher or not len(test) or len(self.guidance.uncovered(test)): return nothing
-    said, labels = self.answer(self.guidance.stills(test)), self.manifest.table["label"].to_numpy()[test]
+    said, labels = self.answer(self.guidance.centred(test)), self.manifest.table["label"].to_numpy()[test]
     return {f"teacher_{k}": v for k, v in scores(said.softmax(-1).cpu(), torch.tensor(labels)).items()}
 
 @patch

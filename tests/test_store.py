@@ -162,7 +162,7 @@ def embeddings_file(folder, config, **texts):
     "What somebody would bring who ran the digits' teacher elsewhere"
     teacher, (manifest, root, _, _) = load_teacher("digits"), open_data(config)
     guidance = Guidance(replace(config, views="live"), manifest, root, mode="none")
-    np.savez(folder/"clip.npz", paths=[f"/somewhere/else/{p}" for p in manifest.table["path"]], embeddings=3*guidance.stills(np.arange(len(manifest))).numpy(),
+    np.savez(folder/"clip.npz", paths=[f"/somewhere/else/{p}" for p in manifest.table["path"]], embeddings=3*guidance.centred(np.arange(len(manifest))).numpy(),
              classes=list(manifest.classes), text=zero_shot_head(teacher, manifest.classes, manifest.templates).numpy())
     return folder/"clip.npz"
 
