@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -37,6 +38,20 @@ digits = open_manifest("digits")
 print("ready", flush=True)
 ImageMap(digits, data_root(digits), 64, folder=sys.argv[1]).build(mode="none")
 """]
+KILLED = """
+import os, runpy, signal, sys, threading, time
+from dho_nb import maps
+puts, delay, maps.FLUSH = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
+written, put = [], maps.Chunked.put
+def die(): time.sleep(delay); os.kill(os.getpid(), signal.SIGKILL)
+def counted(self, chunk, values):
+    put(self, chunk, values)
+    written.append(chunk)
+    if len(written) == puts: threading.Thread(target=die).start()
+maps.Chunked.put = counted
+if sys.argv[4] == "-c": code = sys.argv[5]; sys.argv = ["-c", *sys.argv[6:]]; exec(code, {"__name__": "__main__"})
+else: module = sys.argv[5]; sys.argv = [module, *sys.argv[6:]]; runpy.run_module(module, run_name="__main__")
+"""
 
 
 def start(command):
@@ -55,16 +70,14 @@ def content(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith(".")}
 
 
-def kill_often(command, seen, done, most=2.0, kills=10):
-    "Start, wait until there is something to see, kill at a random moment; until it is done or killed often enough"
+def kill_often(command, puts, kills=10):
+    "Run something that fills chunks, each time killed at a random moment after a few of them; how often that came before the end"
     rng, survived = random.Random(time.time_ns()), 0
     for _ in range(kills):
-        process = start(command)
-        until = time.time() + 120
-        while not seen() and process.poll() is None and time.time() < until: time.sleep(.02)
-        time.sleep(rng.uniform(0, most))
-        process.kill(); process.wait()
-        survived += not done()
+        process = start([sys.executable, "-c", KILLED, rng.randint(1, puts), rng.uniform(0, .02), rng.choice([0, .05, 2]), *command[1:]])
+        said = process.communicate(timeout=300)[0]
+        survived += process.returncode == -signal.SIGKILL
+        assert process.returncode in (0, -signal.SIGKILL), said
     return survived
 
 
@@ -72,9 +85,7 @@ def test_a_store_that_is_killed_ten_times_is_the_same_store(tmp_path):
     one, other = tmp_path/"one", tmp_path/"other"
     fill = lambda folder: [*FILL, "--views", 24, "--store", folder]
     finish(fill(one))
-    began = lambda: any(other.glob("*.npy"))
-    survived = kill_often(fill(other), began, lambda: any(other.glob("head-*")), most=3.0)
-    assert survived >= 3, "the kills came too late to mean anything"
+    assert kill_often(fill(other), 40) >= 8, "the kills came too late to mean anything"
     finish(fill(other))
     assert content(one).keys() == content(other).keys()
     assert [n for n, b in content(one).items() if b != content(other)[n]] == []
@@ -84,7 +95,7 @@ def test_a_store_that_is_killed_ten_times_is_the_same_store(tmp_path):
 def test_an_image_map_that_is_killed_ten_times_is_the_same_map(tmp_path):
     one, other = tmp_path/"one", tmp_path/"other"
     finish([*BUILD, one])
-    kill_often([*BUILD, other], lambda: (other/"pixels.npy").exists(), lambda: False, most=.4)
+    assert kill_often([*BUILD, other], 2) >= 3, "the kills came too late to mean anything"
     finish([*BUILD, other])
     assert content(one) == content(other)
 
