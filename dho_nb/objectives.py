@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHODS', 'cross_entropy', 'kl_divergence', 'dho', 'ce', 'kd', 'sskd', 'binary_kl', 'dkd_divergence', 'class_costs',
            'transport', 'wkd_divergence', 'targeted', 'feature_distance', 'kd_feature', 'ce_kd_feature', 'dot', 'added',
-           'pcgrad', 'self_training', 'Method', 'get_method']
+           'pcgrad', 'error_product', 'self_training', 'Method', 'get_method']
 
 # %% ../nbs/06_objectives.ipynb #4b047517
 import math
@@ -215,6 +215,18 @@ def pcgrad(
     along, sizes = dot(a, b).clamp(max=0), [dot(g, g).clamp_min(1e-30) for g in (a, b)]
     return added(added(a, b, -along/sizes[1]), added(b, a, -along/sizes[0]))
 
+# %% ../nbs/06_objectives.ipynb #e868a803
+def error_product(
+    ce_logits, kd_logits, teacher, labels,  # As for `dho`
+    tau:float=2.0,          # Distillation temperature
+    total:int|None=None,    # Divisor; L if None
+)->torch.Tensor:            # Scalar
+    "Mean inner product of what the labels and what the teacher want changed, on labelled images"
+    n = len(labels)
+    wrong = _full(ce_logits[:n]).softmax(-1) - F.one_hot(labels, ce_logits.shape[-1])
+    other = (_full(kd_logits[:n])/tau).softmax(-1) - (_full(teacher[:n])/tau).softmax(-1)
+    return (wrong*other).sum()/max(total or n, 1)
+
 # %% ../nbs/06_objectives.ipynb #7c4469fd
 def self_training(
     ce_logits, kd_logits, teacher, labels, ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None),  # As for `dho`
@@ -244,7 +256,11 @@ class Method:
     lambdas:tuple=()         # Values of λ between which validation chooses
     first:str=""             # Method of the first half of the epochs
     @property
-    def teacher(self)->bool: return self.objective not in (ce, self_training) or bool(self.first)
+    def asks(self)->bool: return self.objective not in (ce, self_training)  # the teacher, at every step?
+    @property
+    def teacher(self)->bool: return self.asks or bool(self.first)           # is there one at all?
+    @property
+    def both(self)->bool: return self.asks and self.labelled                # labels and teacher in one step?
     @property
     def weighs(self)->bool: return self.heads == 2 and self.answers == "both"
 
