@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HEADS', 'PREFIXES', 'CosineHead', 'ReferenceHead', 'ZeroShotHead', 'MlpHead', 'make_head', 'DualHead', 'tiny_cnn',
            'Backbone', 'feature_dim', 'build_backbone', 'read_weights', 'load_weights', 'Student', 'build_student',
-           'overhead', 'save_student', 'load_student']
+           'own_texts', 'language_init', 'overhead', 'save_student', 'load_student']
 
 # %% ../nbs/05_students.ipynb #0620432e
 import importlib, json, os, re, sys
@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from .settings import DhoError, atomic_path, autocast, derive_seed, reason, unknown
+from .teachers import load_teacher, zero_shot_head
 from .views import Preprocess
 
 # %% ../nbs/05_students.ipynb #2595e1cf
@@ -196,10 +197,10 @@ def _torchvision(name, pretrained, size, args):
 # %% ../nbs/05_students.ipynb #f0d6874f
 def _open_clip(name, pretrained, size, args):
     "The image tower of an open_clip model"
-    from dho_nb.teachers import load_teacher
-    teacher = load_teacher(name if "/" in name or pretrained else f"{name}/random", **args)
-    if size and size != teacher.preprocess.size:
-        raise DhoError(f"open_clip:{name} sees {teacher.preprocess.size} pixels; leave size at 0")
+    import open_clip
+    spec = f"{name}/random" if name in open_clip.list_models() and not pretrained else name
+    try: teacher = load_teacher(spec, size=size, **args)
+    except DhoError as e: raise DhoError(f"{e}{f'; or size={size} is none that it can be given: leave it at 0' if size else ''}") from e
     return teacher.model.visual.requires_grad_(True), teacher.preprocess
 
 def _own(spec, pretrained, size, args):
@@ -321,6 +322,42 @@ def build_student(
         torch.manual_seed(derive_seed(seed, "heads"))
         return Student(DualHead(module, dim, classes, heads, ce_head, kd_head, project, zeta, frozen), preprocess)
 
+# %% ../nbs/05_students.ipynb #6fbda17c
+def own_texts(
+    spec:str,              # `open_clip:NAME/TAG`: a student that has a text tower
+    classes,               # C class names
+    templates,             # Prompts with one {} each
+    reference:bool=False,  # The plain mean over prompts, as the published code takes; normally of length 1
+    device="cpu",          # Where to compute
+)->torch.Tensor:           # [C, D] float32
+    "Class embeddings from the text tower that belongs to a student's image tower"
+    if not spec.startswith("open_clip:"):
+        raise DhoError(f"student {spec!r} has no text tower: use open_clip:NAME/TAG, or give language_init a teacher's class embeddings")
+    return zero_shot_head(load_teacher(spec.removeprefix("open_clip:"), device), classes, templates, unit=not reference)
+
+# %% ../nbs/05_students.ipynb #91f01b9f
+def language_init(
+    model:DualHead,       # A student; changed in place
+    texts:torch.Tensor,   # [classes, width of the features] class embeddings
+    which:str="both",     # Heads that begin from them: ce, kd or both
+)->DualHead:
+    "Make class embeddings the heads' weight rows, and their biases 0"
+    heads = dict(ce=model.ce_head, kd=model.ce_head if model.kd_head is None else model.kd_head)
+    if which not in (*heads, "both"): raise unknown("head for language_init", which, (*heads, "both"))
+    for name in heads if which == "both" else [which]: _begin(heads[name], name.upper(), texts)
+    return model
+
+@torch.no_grad()
+def _begin(head, name, texts):
+    "Put class embeddings into one head"
+    weight = getattr(head, "weight", None)
+    if weight is None: raise DhoError(f"the {name} head has no weight row per class to begin from text: use linear or cosine for it")
+    if weight.shape != texts.shape:
+        raise DhoError(f"class embeddings of {len(texts)} classes by {texts.shape[1]} do not fit the {name} head, "
+                       f"which has {len(weight)} classes by {weight.shape[1]}: take those of a text tower of that width")
+    weight.copy_(texts)
+    if head.bias is not None: head.bias.zero_()
+
 # %% ../nbs/05_students.ipynb #09ebe0af
 def overhead(
     model:DualHead,  # Any student
@@ -344,6 +381,15 @@ def save_student(
     with atomic_path(file) as temporary: save_file(tensors, temporary, {"dho_nb": json.dumps(facts)})
 
 # %% ../nbs/05_students.ipynb #246d9a84
+def _architecture(spec):
+    "What builds a spec's network again without its weights, which are in the student's own file"
+    import open_clip
+    name, _, tag = spec.removeprefix("open_clip:").partition("/")
+    if not spec.startswith("open_clip:") or name not in open_clip.list_models(): return spec
+    quick = (open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu") and not name.endswith("-quickgelu")
+    return f"open_clip:{name}-quickgelu" if quick else f"open_clip:{name}"
+
+# %% ../nbs/05_students.ipynb #bf8ae42d
 def load_student(
     file:str|Path,               # What `save_student` wrote
     backbone:nn.Module|None=None,  # One's own module, if the student was built from one
@@ -355,9 +401,7 @@ def load_student(
     if backbone is None and not facts.get("spec"):
         raise DhoError(f"{file} was trained with a module of your own: pass it as backbone=")
     eyes = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["preprocess"].items()}
-    spec = facts["spec"] if backbone is None else backbone
-    if backbone is None and spec.startswith("open_clip:") and not spec.startswith(("open_clip:hf-hub:", "open_clip:local-dir:")):
-        spec = spec.split("/")[0]  # the architecture; its weights are in this file
+    spec = _architecture(facts["spec"]) if backbone is None else backbone
     options = {k: facts[k] for k in ("ce_head", "kd_head", "project", "zeta", "frozen") if k in facts}
     made = build_student(spec, len(facts["classes"]), facts["heads"], size=eyes["size"], args=facts.get("args"), **options)
     made.model.load_state_dict(load_file(file))
