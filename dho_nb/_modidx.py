@@ -246,6 +246,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'dho_nb.objectives.kl_divergence': ('objectives.html#kl_divergence', 'dho_nb/objectives.py')},
             'dho_nb.runs': { 'dho_nb.runs.Run': ('runs.html#run', 'dho_nb/runs.py'),
                              'dho_nb.runs.Run.__init__': ('runs.html#run.__init__', 'dho_nb/runs.py'),
+                             'dho_nb.runs.Run._begin': ('runs.html#run._begin', 'dho_nb/runs.py'),
                              'dho_nb.runs.Run._check': ('runs.html#run._check', 'dho_nb/runs.py'),
                              'dho_nb.runs.Run._claim': ('runs.html#run._claim', 'dho_nb/runs.py'),
                              'dho_nb.runs.Run._collected': ('runs.html#run._collected', 'dho_nb/runs.py'),
