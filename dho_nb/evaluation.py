@@ -326,7 +326,7 @@ def plot_reliability(
         table = reliability(p, labels, bins)
         at, gap = (table.index + .5)/bins, (table["accuracy"] - table["confidence"])
         above.bar(at, table["accuracy"], 1/bins, color="#0072b2", edgecolor="white", lw=.5, label="accuracy")
-        above.bar(at, -gap, 1/bins, bottom=table["accuracy"], color="#d55e00", alpha=.35, label="gap to confidence")
+        above.bar(at, -gap, 1/bins, table["accuracy"], fc="none", ec="#d55e00", hatch="////", lw=.5, label="gap to confidence")
         above.plot([0, 1], [0, 1], color="grey", lw=.8, ls="--")
         above.set(title=f"{name}: ECE {100*(table['share']*gap.abs()).sum():.1f} %", xlim=(0, 1), ylim=(0, 1))
         above.title.set_fontsize(9)
