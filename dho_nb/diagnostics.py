@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import get_total_norm
 from .evaluation import scores
 from .maps import stills
 from .objectives import dho
@@ -25,8 +26,8 @@ def cosine(
     b,              # As many tensors of the same shapes
 )->torch.Tensor:    # Scalar in [-1, 1]; NaN where one of them is zero
     "Cosine of the angle between two lists of tensors, each taken as one long vector"
-    dot = lambda x, y: sum(((p*q).sum() for p, q in zip(x, y)), torch.tensor(0.))
-    return dot(a, b)/(dot(a, a).sqrt()*dot(b, b).sqrt())
+    dot = sum(((p*q).sum() for p, q in zip(a, b)), torch.tensor(0.))
+    return dot/(get_total_norm(a)*get_total_norm(b))
 
 # %% ../nbs/09_diagnostics.ipynb #c447d352
 def part_gradients(
@@ -78,7 +79,7 @@ def gradient_conflict(
         parts = dho(ce_logits, kd_logits, teacher, labels, tau=tau)
         ce = part_gradients(model, ce_weight*parts["ce"])
         kd = part_gradients(model, kd_weight*(parts["kd_labelled"] + parts["kd_unlabelled"]))
-    norm = lambda g: sum((v.square().sum() for n, v in g.items() if n.startswith("backbone.")), torch.tensor(0.)).sqrt()
+    norm = lambda gradients: get_total_norm([g for n, g in gradients.items() if n.startswith("backbone.")])
     product = error_product(ce_logits.detach(), kd_logits.detach(), teacher, labels, tau)
     found = {**conflict(ce, kd), "error product": product, "ce norm": norm(ce), "kd norm": norm(kd)}
     return {k: v.item() for k, v in found.items()}
@@ -119,11 +120,13 @@ def plot_agreement(
     start = 0
     for label, (key, colour) in groups.items():
         share, left = 100*found[key], 100*found.get(f"{key}_left", 0)
-        axis.barh(0, share - left, left=start, color=colour, label=f"{label}: {share:.1f} %, {left:.1f} % stay wrong" if left else f"{label}: {share:.1f} %")
+        words = f"{label}: {share:.1f} %" + f", {left:.1f} % stay wrong"*(left > 0)
+        axis.barh(0, share - left, left=start, color=colour, label=words)
         axis.barh(0, left, left=start + share - left, color=colour, alpha=.35, hatch="////", ec="white", lw=0)
         start += share
     right = 100*(1 - sum(v for k, v in found.items() if k.endswith("_left")))
-    axis.set(xlim=(0, 100), yticks=[], xlabel="% of the images", title=title or f"Together right: {right:.1f} %; same prediction: {100*found['same_prediction']:.1f} %")
+    title = title or f"Together right: {right:.1f} %; same prediction: {100*found['same_prediction']:.1f} %"
+    axis.set(xlim=(0, 100), yticks=[], xlabel="% of the images"); axis.set_title(title, fontsize=10)
     axis.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(.5, -.45), frameon=False)
     plt.close(figure)
     return figure
@@ -143,55 +146,66 @@ def collect_features(
     device, backbone, training = torch.device(device), student.model.backbone.to(device), student.model.training
     found = []
     for pixels in stills(source, rows, student.preprocess, device, workers, mode, "features"):
-        with autocast(device, precision): found.append(backbone.eval()(student.preprocess.normalise(pixels.to(device))).flatten(1).float().cpu())
+        with autocast(device, precision): features = backbone.eval()(student.preprocess.normalise(pixels.to(device)))
+        found.append(features.flatten(1).float().cpu())
     student.model.train(training)
     return torch.cat(found) if found else torch.zeros(0, student.model.ce_head.in_features)
 
 # %% ../nbs/09_diagnostics.ipynb #feb3a62e
-_PIECE = 2**16  # Features on the device at a time
+_PIECE = 2**16  # Features at a time
 
-def _softmax_regression(x, y, classes, C, start=None, steps=300):
-    "Weights [D+1, classes], the last row the bias, that minimise the mean cross-entropy plus |W|²/(2·C·N)"
-    w = (torch.zeros(x.shape[1] + 1, classes, dtype=x.dtype) if start is None else start.cpu().clone()).to(y.device).requires_grad_()
-    optimiser = torch.optim.LBFGS([w], max_iter=steps, history_size=20, tolerance_grad=1e-5, tolerance_change=1e-10, line_search_fn="strong_wolfe")
+def _softmax_regression(look, rows, y, width, classes, C, start=None, steps=300):
+    "Weights [D+1, classes], the bias last, that minimise mean cross-entropy plus |W|²/(2·C·N); `look` gives features by rows"
+    w = (torch.zeros(width + 1, classes, device=y.device) if start is None else start.clone()).requires_grad_()
+    optimiser = torch.optim.LBFGS([w], max_iter=steps, history_size=20, tolerance_grad=1e-5, tolerance_change=1e-10,
+                                  line_search_fn="strong_wolfe")
     def loss():
         optimiser.zero_grad()
-        total = w[:-1].square().sum()/(2*C*len(x))
+        total = w[:-1].square().sum()/(2*C*len(rows))
         total.backward()
-        for k in range(0, len(x), _PIECE):
-            part = F.cross_entropy(_logits(x[k:k + _PIECE], w), y[k:k + _PIECE], reduction="sum")/len(x)
+        for piece in rows.split(_PIECE):
+            part = F.cross_entropy(torch.addmm(w[-1], look(piece), w[:-1]), y[piece], reduction="sum")/len(rows)
             part.backward()
             total = total.detach() + part.detach()
         return total
     optimiser.step(loss)
     return w.detach()
 
-def _logits(x, w): return torch.addmm(w[-1], x.to(w.device, w.dtype), w[:-1])
+def _classified(look, rows, w):
+    "Logits [N, classes], on the CPU"
+    return torch.cat([torch.addmm(w[-1], look(piece), w[:-1]).cpu() for piece in rows.split(_PIECE)])
 
 # %% ../nbs/09_diagnostics.ipynb #f36bf7ab
 def linear_evaluation(
-    train_features:torch.Tensor,  # [N, D]
+    train_features:torch.Tensor,  # [N, D] float32
     train_labels:torch.Tensor,    # [N] int64, of all classes
-    test_features:torch.Tensor,   # [M, D]
+    test_features:torch.Tensor,   # [M, D] float32
     test_labels:torch.Tensor,     # [M] int64; only scored
     Cs=tuple(10.**k for k in range(-4, 3)),  # Inverse strengths of the regularisation to choose from, as scikit-learn's C
     seed:int=0,                   # Of the split that chooses
     device="cpu",                 # Where to compute
-)->dict:                          # As `scores`, and the C that was chosen with its validation accuracy
+)->dict:                          # As `scores`; the C that was chosen, and its validation accuracy (NaN where there was no choice)
     "Accuracy of a linear classifier on frozen features"
-    y, classes = torch.as_tensor(train_labels), int(train_labels.max()) + 1
-    if (y < 0).any(): raise DhoError("linear evaluation needs labels for all training features: keep those with labels >= 0")
-    mean, std = train_features.mean(0), train_features.std(0).clamp_min(1e-6)
-    x, held, y = (train_features - mean)/std, _held_out(y, seed), y.to(device)
-    tried, w = {}, None
-    for C in sorted(Cs) if len(Cs) > 1 else ():
-        w = _softmax_regression(x[~held], y[~held.to(device)], classes, C, w)
-        tried[C] = (_pieces(x[held], w).argmax(-1) == y[held.to(device)].cpu()).double().mean().item()
-    best = max(tried, key=tried.get) if tried else Cs[0]
-    w = _softmax_regression(x, y, classes, best)
-    return {**scores(_pieces((test_features - mean)/std, w).softmax(-1), test_labels), "C": best, "validation": tried.get(best, float("nan"))}
+    labels = torch.as_tensor(train_labels)
+    if (labels < 0).any(): raise DhoError("linear evaluation needs labels for all training features: keep those with labels >= 0")
+    mean, std = train_features.mean(0).to(device), train_features.std(0).clamp_min(1e-6).to(device)
+    look = lambda features: lambda rows: (features[rows].to(device) - mean)/std
+    y, classes = labels.to(device), int(labels.max()) + 1
+    fit = lambda rows, C, start=None: _softmax_regression(look(train_features), rows, y, len(mean), classes, C, start)
+    best, sure = _chosen(look(train_features), labels, fit, sorted(Cs), seed) if len(Cs) > 1 else (Cs[0], float("nan"))
+    w = fit(torch.arange(len(labels)), best)
+    said = _classified(look(test_features), torch.arange(len(test_features)), w).softmax(-1)
+    return {**scores(said, torch.as_tensor(test_labels)), "C": best, "validation": sure}
 
-def _pieces(x, w): return torch.cat([_logits(x[k:k + _PIECE], w).cpu() for k in range(0, len(x), _PIECE)])
+def _chosen(look, labels, fit, Cs, seed):
+    "The C that does best on the part held out, the smallest among equals, and how well it does"
+    held, tried, w = _held_out(labels, seed), {}, None
+    kept, held = (~held).nonzero()[:, 0], held.nonzero()[:, 0]
+    for C in Cs:
+        w = fit(kept, C, w)
+        tried[C] = (_classified(look, held, w).argmax(-1) == labels[held]).double().mean().item()
+    best = max(tried, key=tried.get)
+    return best, tried[best]
 
 def _held_out(labels, seed, fold=5):
     "Every fifth image of each class, in a random order [N] bool"
@@ -199,7 +213,7 @@ def _held_out(labels, seed, fold=5):
     rank = pd.Series(order).groupby(labels.numpy()[order]).cumcount().to_numpy()
     held = torch.zeros(len(labels), dtype=torch.bool)
     held[torch.from_numpy(order[rank % fold == fold - 1])] = True
-    if not held.any(): raise DhoError(f"linear evaluation chooses C on every fifth image of a class, and no class has {fold}: give one C")
+    if not held.any(): raise DhoError(f"C is chosen on every {fold}th image of a class, and no class has {fold}: give one C")
     return held
 
 # %% ../nbs/09_diagnostics.ipynb #e3f8f66f
@@ -209,7 +223,8 @@ def _counted(student):
     "Parameters; multiply-adds; these without attention's products and with five operations per normalised element"
     from torch.utils.flop_counter import FlopCounterMode
     model, eyes, normalised = student.model.eval(), student.preprocess, []
-    hooks = [m.register_forward_hook(lambda m, i, out: normalised.append(out.numel())) for m in model.modules() if isinstance(m, _NORMS)]
+    note = lambda module, given, out: normalised.append(out.numel())
+    hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, _NORMS)]
     with torch.no_grad(), FlopCounterMode(display=False) as counter: model(torch.zeros(1, 3, eyes.size, eyes.size))
     for hook in hooks: hook.remove()
     found = {str(op): count//2 for op, count in counter.get_flop_counts()["Global"].items()}
@@ -224,7 +239,7 @@ def head_cost(
     size:int=0,            # Side in pixels; the model's own if 0
     args:dict|None=None,   # More arguments for the model's constructor
     batch:int=0,           # Images at a time to measure speed with; 0 measures none
-    rounds:int=5,          # Pairs of measurements
+    rounds:int=15,         # Pairs of measurements
     device="cpu",          # Where to measure speed
 )->pd.DataFrame:           # One head, two heads, and their ratio
     "Parameters, multiply-adds per image and (with `batch`) images per second with one head and with two"
@@ -240,7 +255,8 @@ def head_cost(
 @torch.no_grad()
 def _paces(students, batch, rounds, device):
     "Images per second of each student, measured in turn, after a round that does not count [rounds, students]"
-    models, images = [s.model.eval().to(device) for s in students], torch.randn(batch, 3, *[students[0].preprocess.size]*2, device=device)
+    models, size = [s.model.eval().to(device) for s in students], students[0].preprocess.size
+    images = torch.randn(batch, 3, size, size, device=device)
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     def pace(model):
         wait(); began = time.perf_counter()
