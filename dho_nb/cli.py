@@ -95,6 +95,7 @@ WHAT = {"model.safetensors": "the student, with everything needed to use it",
         "result.json": "the figures as data", "history.csv": "the losses, epoch by epoch",
         "crops.png": "what teacher and student saw", "curves.png": "the curves",
         "surface.png": "accuracy for every α and β", "reliability.png": "confidence against accuracy",
+        "agreement.png": "which head is right where", "per_class.csv": "accuracy, class by class",
         "notebook.ipynb": "the executed notebook", "skipped.csv": "images that could not be used", "outputs.safetensors": "both heads' logits"}
 
 def _left(folder):

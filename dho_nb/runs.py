@@ -17,8 +17,9 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 import dho_nb
 from .configs import PLACES, Config, identity, listed, open_data, preset, without
-from .evaluation import (HeadOutputs, choose, collect, head_table, interpolate, load_outputs, plot_reliability, plot_surface,
-                               predictions, save_outputs, scores, surface)
+from .diagnostics import plot_agreement
+from .evaluation import (HeadOutputs, agreement, choose, collect, head_table, interpolate, load_outputs, per_class, plot_reliability,
+                               plot_surface, predictions, save_outputs, scores, surface)
 from .guidance import Guidance
 from .manifests import fingerprint, labelled_subset, manifest_hash, rows
 from .maps import ImageMap, map_side
@@ -289,7 +290,7 @@ def history(self:Run)->pd.DataFrame:
 
 # %% ../nbs/10_runs.ipynb #5601eb6d
 @patch
-def evaluate(self:Run)->pd.DataFrame:  # CE head, KD head, both: accuracy, nll, ece on the test images
+def evaluate(self:Run)->pd.DataFrame:  # As `head_table`, on the test images
     "Collect the head outputs once, let validation choose α and β, score the test images"
     if "outputs" not in vars(self): self.outputs = self._stored() if self.done else self._collected()
     chooser = self.part("val")
@@ -331,7 +332,20 @@ def figures(self:Run)->dict:  # Name to matplotlib figure
     answers = {"CE head": test.ce.softmax(-1), "KD head": test.kd.softmax(-1)} if self.method.heads == 2 else {}
     if len(test):
         made["reliability"] = plot_reliability({**answers, "student": interpolate(test, self.alpha, self.beta)}, test.labels)
+    if found := self._agreed(): made["agreement"] = plot_agreement(found)
     return made
+
+@patch
+def _agreed(self:Run)->dict|None:
+    "Which head is right where on the test images; None for a single head, or without images"
+    test = self.part("test")
+    return agreement(test, self.alpha, self.beta) if self.method.heads == 2 and len(test) else None
+
+@patch
+def _by_class(self:Run)->pd.DataFrame:
+    "Accuracy class by class on the test images"
+    table = per_class(self.part("test"), self.manifest.classes, self.alpha, self.beta)
+    return (table if self.method.heads == 2 else table[["images", "both"]].rename(columns={"both": "single head"})).reset_index()
 
 # %% ../nbs/10_runs.ipynb #f344706d
 @patch
@@ -345,6 +359,7 @@ def finish(self:Run)->dict:  # What stands in `result.json`
     save_outputs(self.outputs, folder/"outputs.safetensors", self.manifest)
     _write_csv(predictions(self.manifest, self.outputs, self.alpha, self.beta), folder/"predictions.csv")
     _write_csv(self.history, folder/"history.csv")
+    if len(self.part("test")): _write_csv(self._by_class(), folder/"per_class.csv")
     if len(self.skipped): _write_csv(self.skipped[["path", "problem"]], folder/"skipped.csv")
     for name, figure in self.figures().items():
         with atomic_path(folder/f"{name}.png") as temporary: figure.savefig(temporary, dpi=110)
@@ -360,13 +375,14 @@ def _write_csv(table, file):
 @patch
 def _facts(self:Run, table)->dict:
     "The result as plain data; what could not be measured is null"
-    known = lambda row, column: row in table.index and not math.isnan(table.loc[row, column])
+    known = lambda row, column: row in table.index and column in table and not math.isnan(table.loc[row, column])
     number = lambda row, column: float(table.loc[row, column]) if known(row, column) else None
     main, c = table.index[-1], self.config
     return dict(
         dataset=self.manifest.name, method=c.method, labels=self.subset.name, seed=c.seed,
-        accuracy=number(main, "accuracy"), nll=number(main, "nll"), ece=number(main, "ece"),
-        ce_accuracy=number("CE head", "accuracy"), kd_accuracy=number("KD head", "accuracy"), **self._zero_shot(),
+        accuracy=number(main, "accuracy"), class_accuracy=number(main, "class_accuracy"), top5=number(main, "top5"),
+        nll=number(main, "nll"), ece=number(main, "ece"), ce_accuracy=number("CE head", "accuracy"),
+        kd_accuracy=number("KD head", "accuracy"), agreement=self._agreed(), **self._zero_shot(),
         alpha=self.alpha, beta=self.beta, validation=c.validation, labelled=len(self.subset), unlabelled=len(self.streams.unlabelled),
         validated=len(self.val_rows), tested=len(rows(self.manifest, "test", True)), teacher=c.embeddings or c.teacher, teacher_head=c.teacher_head,
         teacher_looked=self.guidance.looked, views=c.views, student=c.student,
@@ -378,10 +394,11 @@ def _facts(self:Run, table)->dict:
 def _zero_shot(self:Run)->dict:
     "The teacher's own figures on the test images"
     test = rows(self.manifest, "test", labelled=True)
-    nothing = dict(teacher_accuracy=None, teacher_nll=None, teacher_ece=None)
-    if not self.method.teacher or not len(test) or len(self.guidance.uncovered(test)): return nothing
+    wanted = ("accuracy", "top5", "nll", "ece")
+    if not self.method.teacher or not len(test) or len(self.guidance.uncovered(test)): return {f"teacher_{k}": None for k in wanted}
     said, labels = self.answer(self.guidance.centred(test)), self.manifest.table["label"].to_numpy()[test]
-    return {f"teacher_{k}": v for k, v in scores(said.softmax(-1).cpu(), torch.tensor(labels)).items()}
+    found = scores(said.softmax(-1).cpu(), torch.tensor(labels))
+    return {f"teacher_{k}": found.get(k) for k in wanted}
 
 @patch
 def _machine(self:Run)->dict:
@@ -465,7 +482,7 @@ def demo(
         print(f"  {c.method:4} seed {c.seed}: accuracy {100*result['accuracy']:5.1f} %   ({time.time() - began:.0f} s)", flush=True)
         return result
     print(f"Dual-Head Optimization on scikit-learn's digits: {len(grid)} runs, {jobs} at a time, into {folder}", flush=True)
-    with ThreadPoolExecutor(jobs) as pool: table = pd.DataFrame(list(pool.map(one, grid))).drop(columns="machine")
+    with ThreadPoolExecutor(jobs) as pool: table = pd.DataFrame(list(pool.map(one, grid))).drop(columns=["machine", "agreement"])
     _write_csv(table, folder/"table.csv")
     _demo_pictures(table, folder, place(preset("digits", **{**changes, "method": "dho", "seed": 0})))
     return table
