@@ -376,15 +376,15 @@ FOLDERS = {"caltech101": "caltech-101", "flowers102": "oxford_flowers", "food101
            "imagenet_sketch": "imagenet-sketch", "imagenet_r": "imagenet-rendition", "imagenet_a": "imagenet-adversarial"}
 
 def data_root(
-    manifest:Manifest,   # The dataset
-    root:str|Path="",    # Where its files are; from the settings if empty
+    manifest:Manifest|str,  # The dataset, or its name
+    root:str|Path="",       # Where its files are; from the settings if empty
 )->Path:
     "The folder that a manifest's paths are relative to; the embedded digits are made there on first use"
     settings = load_settings()
     if root: return Path(root).expanduser()
-    if manifest.name == "digits": return make_digits(settings.cache/"digits")
-    own = settings.data/manifest.name
-    return own if own.is_dir() else settings.data/FOLDERS.get(manifest.name, manifest.name)
+    name = getattr(manifest, "name", manifest)
+    if name == "digits": return make_digits(settings.cache/"digits")
+    return settings.data/(name if (settings.data/name).is_dir() else FOLDERS.get(name, name))
 
 # %% ../nbs/01_manifests.ipynb #89761b23
 def missing_images(
