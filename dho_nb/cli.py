@@ -10,14 +10,14 @@ import argparse, dataclasses, json, logging, os, sys
 from pathlib import Path
 from safetensors import SafetensorError
 import dho_nb
-from .settings import DhoError, load_settings, unknown
+from .settings import DhoError, load_settings, read_json, unknown
 
 # %% ../nbs/14_cli.ipynb #63965548
 GROUPS = {"data": "dataset root labels classes templates test skip_broken", "labels": "shots fraction seed include_labelled",
           "models": "method teacher teacher_head zeta views embeddings texts student student_weights student_args size "
                     "ce_head kd_head head_init frozen",
-          "training": "epochs batch_labelled batch_unlabelled lr weight_decay warmup_steps accumulate clip pixels crop flip tau "
-                      "ce_weight kd_weight precision",
+          "training": "epochs batch_labelled batch_unlabelled lr weight_decay warmup_steps schedule accumulate clip pixels crop flip tau "
+                      "ce_weight kd_weight precision conflict",
           "evaluation": "validation alpha beta predict"}
 
 def _kinds(field):
@@ -59,12 +59,19 @@ def chosen(
     from dho_nb.configs import Config, PRESETS, make_config
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if hasattr(args, f.name)}
     if args.preset and args.preset not in PRESETS: raise unknown("preset", args.preset, PRESETS)
-    return make_config({**(PRESETS[args.preset] if args.preset else {}), **given})
+    return make_config({**(PRESETS[args.preset] if args.preset else {}), **(_written(args.config) if args.config else {}), **given})
+
+def _written(file):
+    "The parameters in a JSON file, or in a run's `run.json`"
+    found = read_json(file)
+    if not isinstance(found, dict): raise DhoError(f"{file} holds no parameters: it should be a JSON object, or a run.json")
+    return found.get("config", found)
 
 # %% ../nbs/14_cli.ipynb #d8aaa12f
 def _distill(args):
-    from dho_nb.runs import Run, run_notebook
+    from dho_nb.runs import Run, launch, run_notebook
     config = chosen(args)
+    if args.processes > 1: return launch(config, args.out, args.processes)
     print(f"looking at {config.dataset}, teacher {config.embeddings or config.teacher}, student {config.student} …", flush=True)
     run = Run(config, args.out)
     print(*(f"  {name:20} {value}" for name, value in run.overview().items()), sep="\n", flush=True)
@@ -215,6 +222,11 @@ examples:
     dho distill --images tree --shots 4 --teacher ViT-B-16/clip.safetensors --student resnet18 --student-weights resnet18.safetensors
   the embedded digits:
     dho distill --preset digits --method dho
+  eight GPUs of one machine, or as many as torchrun was told of:
+    dho distill --images tree --shots 4 --processes 8
+    torchrun --nnodes 2 --nproc-per-node 8 … -m dho_nb.cli distill --images tree --shots 4
+  a finished run once more, with another seed:
+    dho distill --config runs/NAME/run.json --seed 1
 
 Stop it with Ctrl-C, or lose the machine: the same command goes on from the last checkpoint. A finished run is
 shown again, not repeated; another configuration gets another folder.""",
@@ -259,12 +271,15 @@ def make_parser(
         made.set_defaults(do=do)
         if options:
             made.add_argument("--preset", default="", help="begin with a named set of parameters (dho list presets)")
+            made.add_argument("--config", default="", metavar="FILE", help="begin with the parameters in a JSON file, or in the run.json of a run")
             add_options(made)
         return made
     about = "Train a small classifier from a teacher and a few labels, on your own images or a known dataset."
     distill = verb("distill", _distill, about, True)
     distill.add_argument("--out", default="", help="folder of the run [a name made from the configuration, below runs/]")
     distill.add_argument("--notebook", action="store_true", help="run it as the experiment notebook, which stays as a record")
+    distill.add_argument("--processes", type=int, default=1, metavar="N", help="processes on this machine that train together, one for each GPU [1]; "
+                         "on many machines, start this command by torchrun or accelerate launch instead")
     verb("check", _check, "Look at images and labels as distill would, without training.", True)
     demo = verb("demo", _demo, "The paper's comparison on embedded data, in a few minutes on two CPU cores.")
     demo.add_argument("--out", default="", help="folder [runs/demo]")
@@ -307,6 +322,7 @@ def main(
 )->int:                   # 0 done, 2 a mistake that the message explains, 130 stopped
     "The command `dho`"
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what failed in the end is our message
+    if os.environ.get("RANK", "0") != "0": sys.stdout = open(os.devnull, "w")  # of several processes, the first one speaks
     parser = make_parser()
     try:
         args, rest = parser.parse_known_args(argv)

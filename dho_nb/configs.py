@@ -35,7 +35,7 @@ class Config:
     templates:list=field(default_factory=list)  # Prompts with one {} for the class name; from the dataset if empty
     test:float=0.0               # Labelled training images to keep for testing: a share below 1, or a number
     skip_broken:bool=False       # Leave out images that cannot be decoded, instead of stopping
-    method:str="dho"             # ce, kd, sho or dho
+    method:str="dho"             # What to train by: dho, or a baseline of the paper (dho list methods)
     shots:int=0                  # Labelled images per class; 0 for `fraction`, or for all labels
     fraction:float=0.0           # Labelled share of the training images; 0 for `shots`, or for all labels
     seed:int=0                   # Of labels, initialisation, order and views
@@ -59,7 +59,8 @@ class Config:
     batch_unlabelled:int=64      # Most unlabelled images per step
     lr:float=1e-3                # Peak learning rate of AdamW
     weight_decay:float=1e-2      # Weight decay of AdamW
-    warmup_steps:int=0           # Linear warm-up before the cosine
+    warmup_steps:float=0.0       # Linear warm-up before the rest of the schedule; below 1 a share of all steps
+    schedule:str="cosine"        # How the learning rate falls to 0: cosine or linear
     accumulate:int=1             # Pieces that a batch is worked off in, where memory is short
     clip:float=0.0               # Largest gradient norm; 0 leaves it alone
     pixels:str="auto"            # What the student sees: map (decoded once), files (decoded every time), auto (files if live or huge)
@@ -72,12 +73,16 @@ class Config:
     alpha:float=0.5              # α, weight of the CE head, where validation does not choose it
     beta:float=0.5               # β, temperature of the KD head, where validation does not choose it
     precision:str="auto"         # auto, fp32, bf16, fp16
+    conflict:bool=False          # Record at every step how the gradients of labels and teacher agree
     predict:str="all"            # Which images get a line in predictions.csv: all or test
 
     def __post_init__(self):
         _validate(self)
         for f in dataclasses.fields(self):
             if f.type is float: object.__setattr__(self, f.name, float(getattr(self, f.name)))
+        method = get_method(self.method)
+        if method.teacher_head: object.__setattr__(self, "teacher_head", method.teacher_head)
+        if method.lambdas and self.validation == "none": object.__setattr__(self, "validation", "few")
 
 # %% ../nbs/10_configs.ipynb #bdd420dd
 def _fits(value, kind):
@@ -97,7 +102,7 @@ def _validate(config):
     except TypeError as e: raise DhoError(f"student_args must be plain data that JSON can hold: {e}") from None
     get_method(config.method)
     for name, options in (("validation", VALIDATION), ("precision", PRECISIONS), ("predict", ("all", "test")),
-                          ("teacher_head", TEACHER_HEADS), ("pixels", ("auto", "map", "files")), ("head_init", ("", "text")),
+                          ("teacher_head", TEACHER_HEADS), ("pixels", ("auto", "map", "files")), ("schedule", ("cosine", "linear")), ("head_init", ("", "text")),
                           *((h, [k for k in HEADS if k != "zero-shot"]) for h in ("ce_head", "kd_head"))):
         if getattr(config, name) not in options: raise unknown(name, getattr(config, name), options)
     if config.head_init and not config.student.startswith("open_clip:"):
