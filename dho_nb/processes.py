@@ -6,7 +6,7 @@
 __all__ = ['Team', 'current_team', 'common_batch_norm', 'shared_model']
 
 # %% ../nbs/00b_processes.ipynb #ce8c881a
-import os
+import os, warnings
 from contextlib import contextmanager
 from functools import lru_cache
 import numpy as np
@@ -75,18 +75,20 @@ def current_team(
     return Team()
 
 # %% ../nbs/00b_processes.ipynb #d9e94c37
-def _summed(x):
-    "Sum over processes, differentiable"
-    from torch.distributed.nn.functional import all_reduce
-    return all_reduce(x)
+class _Summed(torch.autograd.Function):
+    "Sum over processes; the gradient is summed likewise, as every process's loss depends on every process's images"
+    @staticmethod
+    def forward(ctx, x): dist.all_reduce(x := x.clone()); return x
+    @staticmethod
+    def backward(ctx, g): dist.all_reduce(g := g.clone()); return g
 
 def _batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
     "`F.batch_norm` in training, over the images of all processes"
     axes, shape = [0, *range(2, x.ndim)], [1, -1] + [1]*(x.ndim - 2)
-    count = _summed(torch.tensor(float(x.numel()//x.shape[1])))
-    mean = _summed(x.sum(axes))/count
+    count = _Summed.apply(torch.tensor(float(x.numel()//x.shape[1])))
+    mean = _Summed.apply(x.sum(axes))/count
     rest = x - mean.view(shape)
-    var = _summed(rest.square().sum(axes))/count
+    var = _Summed.apply(rest.square().sum(axes))/count
     if running_mean is not None:
         running_mean.lerp_(mean.detach(), momentum)
         running_var.lerp_(var.detach()*count/(count - 1), momentum)
@@ -116,5 +118,6 @@ def shared_model(
     from timm.layers import convert_sync_batchnorm
     cuda = next(model.parameters()).device.type == "cuda"
     if cuda: model = convert_sync_batchnorm(model)
-    return nn.parallel.DistributedDataParallel(model, device_ids=[team.device.index] if cuda else None, broadcast_buffers=False,
-                                               find_unused_parameters=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # newer versions of torch call the same thing by another name
+        return nn.parallel.DistributedDataParallel(model, device_ids=[team.device.index] if cuda else None, broadcast_buffers=False)

@@ -1,0 +1,82 @@
+"Several processes that train one student: the same batches, the same losses, every test image once, and a number of processes that may change"
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from conftest import ROOT
+
+STEPS = """
+import json, sys
+import torch
+from dho_nb.configs import preset
+from dho_nb.runs import Run
+torch.set_num_threads(1)
+folder, changes = sys.argv[1], json.loads(sys.argv[2])
+run = Run(preset("digits", epochs=2, lr=1e-3, **changes), folder, "none")
+trainer, losses = run.trainer, []
+trainer.model.train()
+for step in range(4):
+    trainer.train_step(trainer.streams[trainer.step])
+    losses.append([v.item() for v in trainer._summed().values()])
+if run.team.main: print(json.dumps(losses))
+"""
+
+
+def together(count, *command, wait=240, **more):
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count] if count > 1 else [sys.executable]
+    return subprocess.Popen(list(map(str, [*start, *command])), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                            env={**os.environ, "DHO_PROGRESS": "none", "DHO_DEVICE": "cpu", "OMP_NUM_THREADS": "1", **more})
+
+
+def finished(process, wait=240):
+    out, err = process.communicate(timeout=wait)
+    assert process.returncode == 0, err[-3000:]
+    return out
+
+
+@pytest.mark.parametrize("changes", [{}, dict(method="pcgrad"), dict(method="ce-kd-feature"), dict(accumulate=2), dict(conflict=True), dict(views="live")])
+def test_two_processes_and_one_have_the_same_losses(tmp_path, changes):
+    script = tmp_path/"steps.py"
+    script.write_text(STEPS)
+    said = {n: finished(together(n, script, tmp_path/f"run{n}", json.dumps(changes))) for n in (1, 2, 3)}
+    one, *others = [pd.DataFrame(json.loads(text.strip().splitlines()[-1])) for text in said.values()]
+    assert len(one) == 4 and one.iloc[:, 0].is_monotonic_increasing
+    for other in others: pd.testing.assert_frame_equal(one, other, rtol=2e-4)
+
+
+def test_another_number_of_processes_goes_on_and_counts_every_image_once(tmp_path):
+    run = [*"-m dho_nb.cli distill --preset digits --epochs 40 --out".split(), tmp_path/"run"]
+    process = together(2, *run, DHO_CHECKPOINT_SECONDS="0.2")
+    until = time.time() + 120
+    while not (tmp_path/"run"/"checkpoint.safetensors").exists() and process.poll() is None and time.time() < until: time.sleep(.05)
+    assert process.poll() is None, process.communicate()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    out = finished(together(3, *run))
+    result = json.loads((tmp_path/"run"/"result.json").read_text())
+    assert out.count("accuracy ") == 1 + out.count("teacher, zero-shot: accuracy"), "one process speaks"
+    assert result["machine"]["processes"] == 3 and result["accuracy"] > .7 and result["tested"] == 500
+    said = pd.read_csv(tmp_path/"run"/"predictions.csv")
+    assert len(said) == said["path"].nunique() == 1797
+    assert len(pd.read_csv(tmp_path/"run"/"history.csv")) == 40
+
+
+def test_a_polite_stop_leaves_a_checkpoint(tmp_path):
+    run = [*"-m dho_nb.cli distill --preset digits --epochs 400 --out".split(), tmp_path/"run"]
+    process = together(2, *run, DHO_CHECKPOINT_SECONDS="0.2")
+    until = time.time() + 120
+    while not (tmp_path/"run"/"checkpoint.safetensors").exists() and process.poll() is None and time.time() < until: time.sleep(.05)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert (tmp_path/"run"/"checkpoint.safetensors").exists() and not (tmp_path/"run"/"result.json").exists()
+
+
+def test_too_many_processes_are_told_so(tmp_path, dho):
+    code, out, err = dho("distill", "--preset", "digits", "--batch-unlabelled", "2", "--method", "kd", "--out", "run", "--processes", "3", OMP_NUM_THREADS="1")
+    assert code == 2 and "cannot be shared by 3 processes" in out + err
