@@ -14,7 +14,8 @@ from .settings import DhoError, load_settings, unknown
 
 # %% ../nbs/14_cli.ipynb #63965548
 GROUPS = {"data": "dataset root labels classes templates test skip_broken", "labels": "shots fraction seed include_labelled",
-          "models": "method teacher teacher_head zeta views embeddings texts student student_weights student_args size",
+          "models": "method teacher teacher_head zeta views embeddings texts student student_weights student_args size "
+                    "ce_head kd_head head_init frozen",
           "training": "epochs batch_labelled batch_unlabelled lr weight_decay warmup_steps accumulate clip pixels crop flip tau "
                       "ce_weight kd_weight precision",
           "evaluation": "validation alpha beta predict"}

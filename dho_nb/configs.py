@@ -17,6 +17,7 @@ from .manifests import (Manifest, content_keys, data_root, fingerprint, from_lab
                               open_manifest, split_off)
 from .objectives import get_method
 from .settings import PRECISIONS, DhoError, atomic_path, digest, load_settings, unknown
+from .students import HEADS
 from .teachers import files_hash, teacher_identity
 from .views import broken_images
 
@@ -49,6 +50,10 @@ class Config:
     student_weights:str="pretrained"  # pretrained, a file, or nothing for random ones
     student_args:dict=field(default_factory=dict)  # More arguments for the student's constructor
     size:int=0                   # The student's image side in pixels; its own if 0
+    ce_head:str="linear"         # linear, mlp, cosine or reference; the kind of the only head, where a method has one
+    kd_head:str="linear"         # The same; cosine is the paper's alignment (Eq. 10)
+    head_init:str=""             # text begins the heads from the text embeddings of an open_clip student, nothing at random
+    frozen:bool=False            # Only the heads learn, the backbone stays as it is
     epochs:int=200               # Passes over the unlabelled images
     batch_labelled:int=64        # Most labelled images per step
     batch_unlabelled:int=64      # Most unlabelled images per step
@@ -92,8 +97,11 @@ def _validate(config):
     except TypeError as e: raise DhoError(f"student_args must be plain data that JSON can hold: {e}") from None
     get_method(config.method)
     for name, options in (("validation", VALIDATION), ("precision", PRECISIONS), ("predict", ("all", "test")),
-                          ("teacher_head", TEACHER_HEADS), ("pixels", ("auto", "map", "files"))):
+                          ("teacher_head", TEACHER_HEADS), ("pixels", ("auto", "map", "files")), ("head_init", ("", "text")),
+                          *((h, [k for k in HEADS if k != "zero-shot"]) for h in ("ce_head", "kd_head"))):
         if getattr(config, name) not in options: raise unknown(name, getattr(config, name), options)
+    if config.head_init and not config.student.startswith("open_clip:"):
+        raise DhoError(f"head_init='text' needs a student with a text tower, open_clip:NAME/TAG, and {config.student!r} is none")
     bad = [f"{n}={getattr(config, n)} (must be {what})" for n, what, ok in _RANGES if not ok(getattr(config, n))]
     if bad: raise DhoError(f"parameter(s) out of range: {', '.join(bad)}")
     if config.test > 1 and config.test != int(config.test): raise DhoError(f"test={config.test} is neither a share below 1 nor a whole number")

@@ -25,7 +25,7 @@ from .manifests import fingerprint, labelled_subset, manifest_hash, rows
 from .maps import ImageMap, map_side
 from .objectives import METHODS, get_method
 from .settings import DhoError, atomic_path, load_settings, pick_device, pick_workers, read_json, reason, shipped, write_json
-from .students import build_student, load_student, overhead, save_student
+from .students import build_student, language_init, load_student, overhead, own_texts, save_student
 from .training import Recipe, Trainer, plot_history
 from .views import Images, Streams, plan, render, show_pairs
 
@@ -127,11 +127,17 @@ def _leave_uncovered(self:Run):
 @patch(as_prop=True)
 def student(self:Run):
     "The student; the trained one when the run is done"
-    c, kept = self.config, self.folder/"model.safetensors"
-    new = lambda: build_student(c.student, len(self.manifest.classes), self.method.heads, c.student_weights, c.size,
-                                c.student_args, c.seed)
-    if "_student" not in vars(self): self._student = load_student(kept)[0] if self.done else new()
+    if "_student" not in vars(self): self._student = load_student(self.folder/"model.safetensors")[0] if self.done else self._begin()
     return self._student
+
+@patch
+def _begin(self:Run):
+    "The student before its first step"
+    c, m = self.config, self.manifest
+    made = build_student(c.student, len(m.classes), self.method.heads, c.student_weights, c.size, c.student_args, c.seed, c.ce_head,
+                         c.kd_head, zeta=c.zeta, frozen=c.frozen)
+    if c.head_init: language_init(made.model, own_texts(c.student, m.classes, m.templates, c.kd_head == "reference", self.device))
+    return made
 
 # %% ../nbs/10_runs.ipynb #54937232
 @patch(as_prop=True)

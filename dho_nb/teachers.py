@@ -70,10 +70,12 @@ class Teacher:
     def encode_texts(self,
         texts:list[str],      # N sentences
         batch:int=256,        # How many at a time
-    )->torch.Tensor:          # [N, D] float32 of length 1
+        unit:bool=True,       # Of length 1; otherwise as the encoder leaves them
+    )->torch.Tensor:          # [N, D] float32
         "Text embeddings"
         tokens = [self.tokenizer(texts[k:k + batch]).to(self.device) for k in range(0, len(texts), batch)]
-        return F.normalize(torch.cat([self.model.encode_text(t).float() for t in tokens]), dim=-1)
+        embeddings = torch.cat([self.model.encode_text(t).float() for t in tokens])
+        return F.normalize(embeddings, dim=-1) if unit else embeddings
 
 # %% ../nbs/03_teachers.ipynb #df3b5f9d
 def load_teacher(
@@ -81,6 +83,7 @@ def load_teacher(
     device="cpu",         # Where it shall compute
     seed:int=0,           # For `NAME/random`
     precision:str="fp32", # Of the image encoder; logits are float32 in any case
+    size:int=0,           # Side of its images in pixels; its own if 0
 )->Teacher:
     "A frozen teacher by name"
     import open_clip
@@ -92,7 +95,7 @@ def load_teacher(
             warnings.simplefilter("ignore")
             torch.manual_seed(derive_seed(seed, "teacher"))
             model = open_clip.create_model(name, pretrained=None if random else weights, load_weights=not random, device=device,
-                force_quick_gelu=quick, pretrained_text=not random, require_pretrained=not random)
+                force_quick_gelu=quick, pretrained_text=not random, require_pretrained=not random, force_image_size=size or None)
             return Teacher(model.to(memory_format=torch.channels_last), open_clip.get_tokenizer(name), spec, precision)
     except Exception as e: raise _not_loaded(spec, name, weights, e) from e
 
@@ -113,11 +116,12 @@ def zero_shot_head(
     teacher:Teacher,   # Whose text encoder to ask
     classes,           # C class names
     templates,         # Prompts with one {} each
+    unit:bool=True,    # Prompts and means of length 1; otherwise the plain mean
 )->torch.Tensor:       # [C, D] float32, rows of length 1
     "Prompt-ensembled class embeddings"
     prompts = [t.replace("{}", c.replace("_", " ")) for c in classes for t in templates]
-    each = teacher.encode_texts(prompts).view(len(classes), len(templates), -1)
-    return F.normalize(each.mean(1), dim=-1)
+    means = teacher.encode_texts(prompts, unit=unit).view(len(classes), len(templates), -1).mean(1)
+    return F.normalize(means, dim=-1) if unit else means
 
 def teacher_logits(
     embeddings:torch.Tensor,  # [N, D] of length 1

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INTERPOLATION', 'to_rgb', 'read_image', 'ViewSpec', 'crop_boxes', 'flips', 'centre_boxes', 'Preprocess', 'Images',
-           'render', 'show_pairs', 'Batch', 'Pool', 'Streams', 'plan', 'loader', 'Still', 'broken_images']
+           'render', 'show_pairs', 'Batch', 'Pool', 'Streams', 'plan', 'part_of', 'loader', 'Still', 'broken_images']
 
 # %% ../nbs/02_views.ipynb #3028ab9c
 import signal
@@ -216,6 +216,7 @@ class Batch(NamedTuple):
     views:torch.Tensor         # [L+U] int64 view numbers
     boxes:torch.Tensor|None=None   # [L+U, 4] float64, as from `crop_boxes`, where the student's views are still to be cut
     mirror:torch.Tensor|None=None  # [L+U] bool, as from `flips`, likewise
+    totals:tuple[int, int]=(0, 0)  # Labelled and unlabelled images of the whole step, where this is a part of it
 
 # %% ../nbs/02_views.ipynb #7dd3bf9b
 class Pool:
@@ -259,12 +260,13 @@ class Streams(torch.utils.data.Dataset):
         cycle:int=0,                   # Views that are used in turn; 0 for a new one every time
         pixels=None,                   # An `ImageMap` that the student's views are cut from, instead of files
         store=None,                    # (rows, views) to stored embeddings [N, D], instead of a live teacher
+        share:tuple[int, int]=(0, 1),  # Which part of each batch, of how many: one for each process that trains
     ):
         if not len(labelled)*use[0] + len(unlabelled)*use[1]:
             asked = " and ".join(n for n, u in zip(("labelled", "unlabelled"), use) if u)
             raise DhoError(f"nothing to train on: the method looks at {asked} images, and there are none")
         self.images, self.student, self.teacher, self.spec, self.use = images, student, teacher, spec, use
-        self.cycle, self.pixels, self.store = cycle, pixels, store
+        self.cycle, self.pixels, self.store, self.share = cycle, pixels, store, share
         self.labelled = Pool(labelled, images.keys[labelled], derive_seed(seed, "labelled order"))
         self.unlabelled = Pool(unlabelled, images.keys[unlabelled], derive_seed(seed, "unlabelled order"))
         self.batch = min(batch[0], len(labelled)), batch[1]
@@ -284,18 +286,30 @@ def plan(
     return rows, views % streams.cycle if streams.cycle else views, len(seen[0])
 
 # %% ../nbs/02_views.ipynb #ea9c6cea
+def part_of(
+    labelled:int, unlabelled:int,  # Images of a batch
+    k:int, parts:int,              # The k-th of so many parts
+):                                 # (positions among the labelled, positions in the batch)
+    "A part of a batch with its share of labelled and of unlabelled images"
+    cut = lambda length: np.arange(k*length//parts, (k + 1)*length//parts)
+    return cut(labelled), np.concatenate([cut(labelled), labelled + cut(unlabelled)])
+
+# %% ../nbs/02_views.ipynb #8d8d2ac8
 @patch
 def __getitem__(self:Streams, step:int)->Batch:
     "The batch of a step"
     rows, views, labelled = plan(self, step)
+    totals = labelled, len(rows) - labelled
+    mine, take = part_of(*totals, *self.share)
+    rows, views, labelled = rows[take], views[take], len(mine)
     eyes = [None if self.pixels else self.student, self.teacher]
     student, teacher = render(self.images, rows, eyes, self.spec, views) if any(eyes) else (None, None)
     if self.store: teacher = self.store(rows, views)
     known = [torch.from_numpy(a) for a in (self.images.labels[rows[:labelled]], rows, views)]
-    if not self.pixels: return Batch(student, teacher, *known)
+    if not self.pixels: return Batch(student, teacher, *known, totals=totals)
     keys, sizes = self.images.keys[rows], self.pixels.sizes[rows]
     boxes, mirror = crop_boxes(self.spec, keys, views, sizes), flips(self.spec, keys, views)
-    return Batch(self.pixels.carried(rows), teacher, *known, torch.from_numpy(boxes), torch.from_numpy(mirror))
+    return Batch(self.pixels.carried(rows), teacher, *known, torch.from_numpy(boxes), torch.from_numpy(mirror), totals)
 
 @patch
 def see(self:Streams,
