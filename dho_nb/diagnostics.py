@@ -239,7 +239,7 @@ def head_cost(
 
 @torch.no_grad()
 def _paces(students, batch, rounds, device):
-    "Images per second of each student, measured in turn, after a round that does not count [rounds, students]"
+    "Images per second of two students, in turn, every other round the other way about; the first does not count [rounds, 2]"
     models, size = [s.model.eval().to(device) for s in students], students[0].preprocess.size
     images = torch.randn(batch, 3, size, size, device=device)
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
@@ -247,4 +247,4 @@ def _paces(students, batch, rounds, device):
         wait(); began = time.perf_counter()
         model(images); wait()
         return batch/(time.perf_counter() - began)
-    return [[pace(m) for m in models] for _ in range(rounds + 1)][1:]
+    return [[pace(m) for m in models[::turn]][::turn] for turn in [1, -1]*(rounds + 1)][1:rounds + 1]
