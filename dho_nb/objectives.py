@@ -200,8 +200,8 @@ def ce_kd_feature(
 
 # %% ../nbs/06_objectives.ipynb #4a6247e3
 def dot(a, b)->torch.Tensor:  # Lists of tensors, with None for 0
-    "Inner product of two gradients, float32"
-    both = [(x.float()*y.float()).sum() for x, y in zip(a, b) if x is not None and y is not None]
+    "Inner product of two gradients, in float32 at least"
+    both = [(_full(x)*_full(y)).sum() for x, y in zip(a, b) if x is not None and y is not None]
     return torch.stack(both).sum() if both else torch.zeros(())
 
 def added(a, b, factor=1.)->list:  # Lists of tensors, with None for 0
