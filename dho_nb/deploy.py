@@ -92,7 +92,7 @@ def load_published(
     except RuntimeError as e: raise DhoError(f"checkpoint {file} does not fit a CLIP ViT of {args} ({reason(e)})") from None
     facts = dict(spec=spec, args=args, classes=list(classes or _numbered(count)), named=classes is not None, heads=2, **student.model.options,
                  alpha=1 - alpha if old_alpha else alpha, beta=float(said.get("beta", 0.5)), source=file.name)
-    facts.update({k: float(said[v])/d for k, v, d in (("reported_accuracy", "acc", 100), ("epoch", "epoch", 1)) if v in said})
+    facts.update({"reported_accuracy": float(said["acc"])/100} if "acc" in said else {})
     return Student(student.model.eval(), student.preprocess), facts
 
 def _numbered(count):
@@ -113,7 +113,7 @@ def random_published(
     args = dict(dict(size=16, patch=4, width=64, layers=2, dim=32), **measures)
     student = build_student("dho_nb.deploy:clip_vit", classes, args=args, seed=seed, kd_head="reference")
     held = {f"module.{k}": v for k, v in student.model.state_dict().items()}
-    torch.save(dict(model_state_dict=held, epoch=31, acc=100/classes, alpha=0.5, beta=0.5), file)
+    torch.save(dict(model_state_dict=held, epoch=31, alpha=0.5, beta=0.5), file)
     return Path(file)
 
 # %% ../nbs/13_deploy.ipynb #6892ddaf
