@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import dho_nb
 from .embeddings import Store, own_identity, read_embeddings
-from .manifests import (Manifest, content_keys, data_root, fingerprint, from_labels, manifest_hash, manifest_names, missing_images,
+from .manifests import (LISTS, Manifest, content_keys, data_root, fingerprint, from_labels, manifest_hash, manifest_names, missing_images,
                               open_manifest, split_off)
 from .objectives import get_method
 from .settings import PRECISIONS, DhoError, atomic_path, digest, load_settings, unknown
@@ -37,6 +37,7 @@ class Config:
     method:str="dho"             # ce, kd, sho or dho
     shots:int=0                  # Labelled images per class; 0 for `fraction`, or for all labels
     fraction:float=0.0           # Labelled share of the training images; 0 for `shots`, or for all labels
+    labels_by:str="nested"       # Whose list of labels: nested (ours), coop (few-shot, seeds 1-3), simclr (ImageNet 1 %, 10 %), reference
     seed:int=0                   # Of labels, initialisation, order and views
     include_labelled:bool=False  # Labelled images also in the unlabelled stream
     teacher:str="ViT-B-16/openai"  # open_clip NAME/TAG, NAME/FILE, a folder, hf-hub:…, or digits
@@ -92,7 +93,7 @@ def _validate(config):
     except TypeError as e: raise DhoError(f"student_args must be plain data that JSON can hold: {e}") from None
     get_method(config.method)
     for name, options in (("validation", VALIDATION), ("precision", PRECISIONS), ("predict", ("all", "test")),
-                          ("teacher_head", TEACHER_HEADS), ("pixels", ("auto", "map", "files"))):
+                          ("teacher_head", TEACHER_HEADS), ("labels_by", LISTS), ("pixels", ("auto", "map", "files"))):
         if getattr(config, name) not in options: raise unknown(name, getattr(config, name), options)
     bad = [f"{n}={getattr(config, n)} (must be {what})" for n, what, ok in _RANGES if not ok(getattr(config, n))]
     if bad: raise DhoError(f"parameter(s) out of range: {', '.join(bad)}")
