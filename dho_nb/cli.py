@@ -13,7 +13,7 @@ import dho_nb
 from .settings import DhoError, load_settings, read_json, unknown
 
 # %% ../nbs/14_cli.ipynb #63965548
-GROUPS = {"data": "dataset root labels classes templates test skip_broken", "labels": "shots fraction seed include_labelled",
+GROUPS = {"data": "dataset root labels classes templates test skip_broken", "labels": "shots fraction labels_by seed include_labelled",
           "models": "method teacher teacher_head zeta views embeddings texts student student_weights student_args size "
                     "ce_head kd_head head_init frozen",
           "training": "epochs batch_labelled batch_unlabelled lr weight_decay warmup_steps schedule accumulate clip pixels crop flip tau "
@@ -115,7 +115,7 @@ def _check(args):
     from dho_nb.configs import open_data
     config = chosen(args)
     manifest, root, bad, _ = open_data(config)
-    subset = labelled_subset(manifest, config.shots, config.fraction, config.seed)
+    subset = labelled_subset(manifest, config.shots, config.fraction, config.seed, config.labels_by)
     where = str(root).replace(str(Path.home()), "~")
     print(f"{manifest.name}: {len(manifest)} images below {where}, {len(manifest.classes)} classes\n{summary(manifest).to_string()}")
     print(f"labels for training ({subset.name}): {len(subset)}; images left out: {len(bad)}")
@@ -198,6 +198,35 @@ def _zero_shot_line(lookup):
     right = (said.argmax(1).numpy() == lookup.manifest.table["label"].to_numpy()[known]).mean()
     return f"the class embeddings are right about {100*right:.1f} % of {len(known)} labelled training images"
 
+# %% ../nbs/14_cli.ipynb #8fca1c7b
+def _data_list(args):
+    from dho_nb.datasets import DATASETS
+    from dho_nb.manifests import data_root, manifest_files
+    files, home = manifest_files(), str(Path.home())
+    print(f"{'':16} {'train':>9} {'val':>6} {'test':>6} {'classes':>7}  list      pictures")
+    for d in DATASETS.values():
+        root, made = data_root(d.name), "shipped" if not d.builder else "built" if d.name in files else "to build"
+        print(f"{d.name:16} " + " ".join(f"{c:{w},}" for c, w in zip((*d.counts, d.classes), (9, 6, 6, 7))) + f"  {made:9} "
+              + str(root).replace(home, "~") + ("" if root.is_dir() else " (not there)"))
+
+def _data_get(args):
+    from dho_nb.datasets import get_dataset
+    print(f"{args.name} is whole, in {get_dataset(args.name, args.root)}")
+
+def _data_build(args):
+    from dho_nb.datasets import build_manifest
+    from dho_nb.manifests import manifest_files, summary
+    manifest = build_manifest(args.name, args.root)
+    print(f"{args.name}: the paper's counts\n{summary(manifest).to_string()}\nin {manifest_files()[args.name]}")
+
+def _data_check(args):
+    from dho_nb.datasets import check_files, check_report
+    from dho_nb.manifests import data_root, open_manifest
+    manifest = open_manifest(args.name)
+    found = check_files(manifest, data_root(manifest, args.root), args.decode)
+    print(check_report(manifest, found, args.decode))
+    return int((found["problem"] != "extra").any())
+
 # %% ../nbs/14_cli.ipynb #42bfcaa0
 def _list(args):
     from dho_nb.manifests import manifest_names
@@ -244,6 +273,12 @@ examples:
   dho store verify --dataset eurosat --teacher ViT-H-14/laion2b_s32b_b79k --views 32 --store whole
   dho distill --dataset eurosat --teacher ViT-H-14/laion2b_s32b_b79k --views 32 --embeddings whole
   dho store import clip.npz --images photos --labels labels.csv""",
+"data": """
+examples:
+  dho data list
+  dho data get dtd
+  dho data build imagenet --root /data/imagenet
+  dho data check eurosat --root /data/eurosat --decode""",
 "list": """
 examples:
   dho list methods
@@ -289,6 +324,10 @@ def make_parser(
                              "and used by every run.", epilog=EPILOGS["store"], **style)
     store.set_defaults(do=lambda args: store.print_help())
     _store_verbs(store.add_subparsers(title="verbs", metavar="VERB"), style)
+    data = verbs.add_parser("data", help="The paper's fifteen datasets: list, get, build, check.", description="The paper's fifteen datasets: which "
+                            "there are, fetching their pictures, making their lists, and whether a copy is whole.", epilog=EPILOGS["data"], **style)
+    data.set_defaults(do=lambda args: data.print_help())
+    _data_verbs(data.add_subparsers(title="verbs", metavar="VERB"), style)
     listing = verb("list", _list, "Names that exist: methods, datasets, presets, teachers, students.")
     listing.add_argument("what", help="methods, datasets, presets, teachers or students")
     listing.add_argument("containing", nargs="?", default="", help="only names that contain this")
@@ -317,9 +356,23 @@ def _store_verbs(verbs, style):
     verb("show", _show, "What a store holds.", False).add_argument("store", metavar="STORE", help="its folder")
 
 # %% ../nbs/14_cli.ipynb #b2d8ea1a
+def _data_verbs(verbs, style):
+    "The verbs of `dho data`"
+    for name, do, about in (("list", _data_list, "The datasets, their counts, whether their list is here, and where their pictures are."),
+                            ("get", _data_get, "Fetch the pictures, or say what to do by hand; never overwrites anything."),
+                            ("build", _data_build, "Make the list of a dataset whose list does not come with the package."),
+                            ("check", _data_check, "Compare a copy with its list: what is missing, empty, broken or too much. Exit code 1 if not whole.")):
+        made = verbs.add_parser(name, help=about, description=about, **style)
+        made.set_defaults(do=do)
+        if do is _data_list: continue
+        made.add_argument("name", metavar="NAME", help="one of dho data list")
+        made.add_argument("--root", default="", metavar="DIR", help="the dataset's own folder [below the data folder of the settings]")
+        if do is _data_check: made.add_argument("--decode", action="store_true", help="also decode every picture")
+
+# %% ../nbs/14_cli.ipynb #0ea4dc9f
 def main(
     argv:list|None=None,  # Arguments; those of the process if None
-)->int:                   # 0 done, 2 a mistake that the message explains, 130 stopped
+)->int:                   # 0 done, 1 a copy that is not whole, 2 a mistake that the message explains, 130 stopped
     "The command `dho`"
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what failed in the end is our message
     if os.environ.get("RANK", "0") != "0": sys.stdout = open(os.devnull, "w")  # of several processes, the first one speaks
@@ -328,8 +381,7 @@ def main(
         args, rest = parser.parse_known_args(argv)
         if not hasattr(args, "do"): parser.print_help(); return 0
         if rest: raise unknown("option", rest[0], _options(parser, argv or sys.argv[1:]))
-        args.do(args)
-        return 0
+        return args.do(args) or 0
     except KeyboardInterrupt as e: return _said(e if str(e) else "stopped; the same command goes on from where it was", 130)
     except DhoError as e: return _said(e, 2)
     except BrokenPipeError: return os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) and 0

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import dho_nb
 from .embeddings import Store, own_identity, read_embeddings
-from .manifests import (Manifest, content_keys, data_root, fingerprint, from_labels, manifest_hash, manifest_names, missing_images,
+from .manifests import (LISTS, Manifest, content_keys, data_root, fingerprint, from_labels, manifest_hash, manifest_names, missing_images,
                               open_manifest, split_off)
 from .objectives import get_method
 from .settings import PRECISIONS, DhoError, atomic_path, digest, load_settings, unknown
@@ -38,6 +38,7 @@ class Config:
     method:str="dho"             # What to train by: dho, or a baseline of the paper (dho list methods)
     shots:int=0                  # Labelled images per class; 0 for `fraction`, or for all labels
     fraction:float=0.0           # Labelled share of the training images; 0 for `shots`, or for all labels
+    labels_by:str="nested"       # Whose list of labels: nested (ours), coop (few-shot, seeds 1-3), simclr (ImageNet 1 %, 10 %), reference
     seed:int=0                   # Of labels, initialisation, order and views
     include_labelled:bool=False  # Labelled images also in the unlabelled stream
     teacher:str="ViT-B-16/openai"  # open_clip NAME/TAG, NAME/FILE, a folder, hf-hub:…, or digits
@@ -102,7 +103,8 @@ def _validate(config):
     except TypeError as e: raise DhoError(f"student_args must be plain data that JSON can hold: {e}") from None
     get_method(config.method)
     for name, options in (("validation", VALIDATION), ("precision", PRECISIONS), ("predict", ("all", "test")),
-                          ("teacher_head", TEACHER_HEADS), ("pixels", ("auto", "map", "files")), ("schedule", ("cosine", "linear")), ("head_init", ("", "text")),
+                          ("teacher_head", TEACHER_HEADS), ("labels_by", LISTS), ("pixels", ("auto", "map", "files")),
+                          ("schedule", ("cosine", "linear")), ("head_init", ("", "text")),
                           *((h, [k for k in HEADS if k != "zero-shot"]) for h in ("ce_head", "kd_head"))):
         if getattr(config, name) not in options: raise unknown(name, getattr(config, name), options)
     if config.head_init and not config.student.startswith("open_clip:"):

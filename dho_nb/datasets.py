@@ -8,14 +8,14 @@ __all__ = ['IMAGENET_TEMPLATES', 'RESEARCH', 'DATASETS', 'SPLITS_AT', 'BUILDERS'
            'check_files', 'check_report', 'get_dataset', 'manifests_page']
 
 # %% ../nbs/01b_datasets.ipynb #1a76ef25
-import gzip, hashlib, random, shutil, tarfile, zipfile, zlib
+import gzip, hashlib, random, shutil, urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 from PIL import Image
-from .settings import DhoError, atomic_path, load_settings, progress_mode, read_json, reason, shipped, track, unknown
+from .settings import DhoError, atomic_path, load_settings, read_json, reason, shipped, track, unknown
 from .manifests import (FOLDERS, SPLITS, Manifest, content_keys, data_root, from_coop, image_paths, missing_images, open_manifest,
                               read_manifest, subset_lists, write_manifest)
 
@@ -322,9 +322,9 @@ def _torchvision(stage, info, name, inner, into=""):
     "By torchvision's class `name`, whose download appears below `inner`; the folder that has all of it"
     import torchvision.datasets
     files = stage/"files"
-    for f in files.rglob("*"):  # half an extraction would look like a whole one to torchvision
-        if f.is_file() and f.suffix not in ARCHIVES: f.unlink()
-    for f in sorted((f for f in files.rglob("*") if f.is_dir() and not any(f.iterdir())), reverse=True): f.rmdir()
+    for f in sorted(files.rglob("*"), reverse=True):  # half an extraction would look like a whole one to torchvision
+        if f.is_dir() and not any(f.iterdir()): f.rmdir()
+        elif f.is_file() and f.suffix not in ARCHIVES: f.unlink()
     files.mkdir(parents=True, exist_ok=True)
     getattr(torchvision.datasets, name)(files, download=True)
     return _moved(files/inner, stage/"whole"/into)
@@ -348,13 +348,18 @@ def _url(stage, info, url):
     from torchvision.datasets.utils import extract_archive
     file = stage/"files"/url.rsplit("/", 1)[1]
     if not file.is_file(): _download(url, file)
-    extract_archive(file, stage/"whole")
+    try: extract_archive(file, stage/"whole")
+    except Exception: file.unlink(); raise
     return stage/"whole"
 
 def _download(url, file):
     "Fetch a file, whole or not at all"
-    from torch.hub import download_url_to_file
-    with atomic_path(file) as temporary: download_url_to_file(url, temporary, progress=progress_mode() == "bar")
+    ask = urllib.request.Request(url, headers={"User-Agent": "dho_nb"})
+    with urllib.request.urlopen(ask, timeout=60) as answer, atomic_path(file) as temporary:
+        size = int(answer.headers.get("Content-Length") or 0)
+        parts = iter(lambda: answer.read(2**20), b"")
+        with open(temporary, "wb") as f: f.writelines(track(parts, f"fetching {file.name} (MiB)", total=size//2**20 + 1))
+        if size and temporary.stat().st_size != size: raise OSError(f"{url}: {temporary.stat().st_size:,} of {size:,} bytes came")
 
 # %% ../nbs/01b_datasets.ipynb #2cdf973a
 SPLIT_BLOBS = {"split_zhou_Food101.json": "39557040ee6501bd32aa8b5dfd75f7941a32f0a7",  # git's hashes of the published files
@@ -395,7 +400,8 @@ def get_dataset(
     try:
         whole = WAYS[info.download[0]](stage, info, *info.download[1:])
         _fetch_split(info, whole)
-    except (OSError, RuntimeError, ValueError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as e:
+    except DhoError: raise
+    except Exception as e:
         raise DhoError(f"{name} did not arrive whole ({reason(e)}): the same command goes on; what has come is in {stage}. By hand: "
                        f"{info.source}, unpacked so that the pictures are below {root/info.prefix}") from None
     lacks = _lacks(info, whole)

@@ -46,7 +46,7 @@ class Run:
         self.device = self.team.device or pick_device(self.settings.device)
         with self.team.first(): self.manifest, self.root, self.skipped, self.keys = open_data(config)
         if config.embeddings and self.method.teacher: self._leave_uncovered()
-        self.subset = labelled_subset(self.manifest, config.shots, config.fraction, config.seed)
+        self.subset = labelled_subset(self.manifest, config.shots, config.fraction, config.seed, config.labels_by)
         self.seconds, self.made = 0.0, {}
         self.files = "" if self.keys is None else fingerprint(self.manifest, self.keys)
         self.identity = identity(config, self.manifest, self.files)
@@ -59,7 +59,7 @@ class Run:
     @property
     def name(self)->str:
         c = self.config
-        return f"{self.manifest.name}-{c.method}-{self.subset.name.replace('%', 'pct')}-seed{c.seed}-{self.identity[:8]}"
+        return f"{self.manifest.name}-{c.method}-{self.subset.name.replace('%', 'pct').replace(' ', '-')}-seed{c.seed}-{self.identity[:8]}"
 
     @property
     def done(self)->bool:
