@@ -165,7 +165,7 @@ class Trainer:
         self._enough(streams)
         self.net = shared_model(self.model, self.team)
         self.learnt = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(self.learnt, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        self.optimiser = torch.optim.AdamW(self.learnt, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=self.device.type == "cuda")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.step, self.history, self.sums = 0, [], {}
         self.conflict = torch.full((self.steps, len(CONFLICT)), torch.nan) if recipe.conflict and method.both else None
