@@ -204,12 +204,14 @@ def _pictures(info, root, *others):
     "path and id of the pictures below CoOp's folder, or else below the first of the others that is there, or else below the root"
     prefix = next(p for p in (info.prefix, *others, "") if (root/p).is_dir())
     found = image_paths(root/prefix)
-    return pd.DataFrame(dict(path=[str(PurePosixPath(prefix, p)) for p in found], id=[f"{info.prefix}/{p}" for p in found]), dtype=str), root/prefix
+    ids = [f"{info.prefix}/{p}" for p in found]
+    paths = ids if prefix == info.prefix else [f"{prefix}/{p}" for p in found] if prefix else found
+    return pd.DataFrame(dict(path=paths, id=ids), dtype=str), root/prefix
 
 def _folder_labels(paths, wnids):
     "Labels of paths …/<class>/<file>, the class a WordNet id or a number; -1 for any other folder"
     place = {w: i for i, w in enumerate(wnids)} | {str(i): i for i in range(len(wnids))}
-    return paths.str.rsplit("/", n=2).str[-2].map(place).fillna(-1).astype(int)
+    return np.array([place.get(p.rpartition("/")[0].rpartition("/")[2], -1) for p in paths], np.int64)
 
 def _wnid_folders(info, root, classes):
     "ImageNet-V2, -Sketch, -R, -A: one folder per class; pictures elsewhere are left out"
@@ -221,8 +223,8 @@ def _imagenet(info, root, classes):
     "ImageNet: class folders below `train`; `val` as class folders too, or flat with the devkit or Kaggle's list of solutions"
     wnids = dataset_facts("imagenet")["wnids"]
     found, base = _pictures(info, root, "ILSVRC/Data/CLS-LOC")
-    part = found["id"].str.split("/", n=2).str[1]
-    found = found.assign(label=_folder_labels(found["path"], wnids), split=part.map({"train": "train", "val": "test"})).dropna(subset="split")
+    split = [{"train": "train", "val": "test"}.get(i.split("/", 2)[1], "") for i in found["id"]]
+    found = found.assign(label=_folder_labels(found["path"], wnids), split=split).query("split != ''").reset_index(drop=True)
     flat = (found["split"] == "test") & (found["id"].str.count("/") == 2)
     if flat.any(): found.loc[flat, "label"] = _solutions(found.loc[flat, "id"], wnids, root, base)
     return found.query("label >= 0")
