@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_TEMPLATES', 'RESEARCH', 'DATASETS', 'SPLITS_AT', 'BUILDERS', 'ARCHIVES', 'SPLIT_BLOBS', 'WAYS', 'Dataset',
-           'known', 'dataset_facts', 'class_positions', 'split_counts', 'check_counts', 'build_manifest', 'known_keys',
-           'check_files', 'check_report', 'get_dataset', 'manifests_page']
+           'paper_dataset', 'dataset_facts', 'class_positions', 'split_counts', 'check_counts', 'build_manifest',
+           'known_keys', 'check_files', 'check_report', 'get_dataset', 'manifests_page']
 
 # %% ../nbs/01b_datasets.ipynb #1a76ef25
 import gzip, hashlib, random, shutil, urllib.request
@@ -95,7 +95,7 @@ _IMAGENET = (
 
 DATASETS = {d.name: d for d in (*_TEN, *_IMAGENET)}
 
-def known(
+def paper_dataset(
     name:str,   # One of the fifteen
 )->Dataset:
     "The dataset called `name`, or an error with the nearest name"
@@ -107,7 +107,7 @@ def dataset_facts(
     name:str,   # One of the fifteen
 )->dict:        # classes, templates, source, licence, counts; for ImageNet's family also wnids
     "What the package ships about a dataset besides its list"
-    return read_json(shipped(f"data_manifests/{known(name).name}.json"))
+    return read_json(shipped(f"data_manifests/{paper_dataset(name).name}.json"))
 
 # %% ../nbs/01b_datasets.ipynb #60a028a0
 def class_positions(
@@ -133,7 +133,7 @@ def check_counts(
     manifest:Manifest,   # One of the fifteen
 )->Manifest:             # The same
     "Refuse a list whose counts are not the paper's, naming those that differ"
-    info, found = known(manifest.name), split_counts(manifest)
+    info, found = paper_dataset(manifest.name), split_counts(manifest)
     wrong = [f"{s}: {f:,}, the paper has {c:,}" for s, f, c in zip(SPLITS, found, info.counts) if f != c]
     wrong += [f"classes: {len(manifest.classes)}, the paper has {info.classes}"] if len(manifest.classes) != info.classes else []
     nameless = (manifest.table["label"] < 0).sum()
@@ -180,15 +180,14 @@ def _fifth_off(listed, seed=1):
 
 # %% ../nbs/01b_datasets.ipynb #605f0800
 def _sun397(info, root, classes):
-    "SUN397: CoOp's split file, or the same split made from `ClassName.txt`, `Training_01.txt` and `Testing_01.txt`"
+    "SUN397: CoOp's split file, or the same split made from `Training_01.txt` and `Testing_01.txt`"
     if (root/info.split).is_file(): return _from_split(info, root, classes)
     base = next((b for b in (root, root/"SUN397", root/"Partitions") if (b/"Training_01.txt").is_file()), None)
     if base is None:
         raise DhoError(f"neither {info.split} nor Training_01.txt is below {root}: dho data get sun397 fetches the one; the other is in "
                        "https://vision.princeton.edu/projects/2010/SUN/download/Partitions.zip")
-    place = {l.strip(): i for i, l in enumerate(_lines(base/"ClassName.txt", info))}
-    train, test = ([(l.strip(), place.get(str(PurePosixPath(l.strip()).parent), -1)) for l in _lines(base/f"{part}_01.txt", info)]
-                   for part in ("Training", "Testing"))
+    place = {c: i for i, c in enumerate(classes)}
+    train, test = ([(p, place.get(_scene(p), -1)) for l in _lines(base/f"{part}_01.txt", info) if (p := l.strip())] for part in ("Training", "Testing"))
     val = _fifth_off(train)
     made = _table([(info.prefix + p, l, "val" if p in val else "train") for p, l in train] + [(info.prefix + p, l, "test") for p, l in test])
     strange = set().union(*subset_lists("sun397").values()) - set(made.query("split == 'train'")["path"])
@@ -196,46 +195,57 @@ def _sun397(info, root, classes):
                                f"training images here. Put {SPLITS_AT}/{info.split} into {root}")
     return made
 
+def _scene(path):
+    "The class in a path such as /a/apse/indoor/sun_1.jpg: indoor apse"
+    return " ".join(reversed(path.split("/")[2:-1])).replace("_", " ")
+
 # %% ../nbs/01b_datasets.ipynb #53232c26
-def _in_class_folders(paths, wnids, split):
-    "Paths …/<class>/<file> with the class as a WordNet id or as a number; other folders are left out"
+def _pictures(info, root, *others):
+    "path and id of the pictures below CoOp's folder, or else below the first of the others that is there, or else below the root"
+    prefix = next(p for p in (info.prefix, *others, "") if (root/p).is_dir())
+    found = image_paths(root/prefix)
+    ids = [f"{info.prefix}/{p}" for p in found]
+    paths = ids if prefix == info.prefix else [f"{prefix}/{p}" for p in found] if prefix else found
+    return pd.DataFrame(dict(path=paths, id=ids), dtype=str), root/prefix
+
+def _folder_labels(paths, wnids):
+    "Labels of paths …/<class>/<file>, the class a WordNet id or a number; -1 for any other folder"
     place = {w: i for i, w in enumerate(wnids)} | {str(i): i for i in range(len(wnids))}
-    label = pd.Series(paths, dtype=str).str.rsplit("/", n=2).str[-2].map(place)
-    return pd.DataFrame(dict(path=paths, label=label, split=split)).dropna().astype({"label": int})
+    return np.array([place.get(p.rpartition("/")[0].rpartition("/")[2], -1) for p in paths], np.int64)
 
 def _wnid_folders(info, root, classes):
-    "ImageNet-V2, -Sketch, -R, -A: one folder per class"
-    found = image_paths(root/info.prefix)
-    return _in_class_folders([f"{info.prefix}/{p}" for p in found], dataset_facts(info.name)["wnids"], "test")
+    "ImageNet-V2, -Sketch, -R, -A: one folder per class; pictures elsewhere are left out"
+    found, _ = _pictures(info, root, "sketch")
+    return found.assign(label=_folder_labels(found["path"], dataset_facts(info.name)["wnids"]), split="test").query("label >= 0")
 
 # %% ../nbs/01b_datasets.ipynb #56d5b9ff
 def _imagenet(info, root, classes):
-    "ImageNet: class folders below `images/train`; `images/val` as class folders too, or flat with the devkit or Kaggle's list of solutions"
+    "ImageNet: class folders below `train`; `val` as class folders too, or flat with the devkit or Kaggle's list of solutions"
     wnids = dataset_facts("imagenet")["wnids"]
-    found = [f"{info.prefix}/{p}" for p in image_paths(root/info.prefix)]
-    train = _in_class_folders([p for p in found if p.startswith("images/train/")], wnids, "train")
-    official = [p for p in found if p.startswith("images/val/")]
-    flat = [p for p in official if p.count("/") == 2]
-    test = _in_class_folders(official, wnids, "test")
-    return pd.concat([train, _flat_val(flat, root/info.prefix, wnids) if flat else test], ignore_index=True)
-
-def _flat_val(paths, root, wnids):
-    "Labels of validation images that lie in one folder"
-    place, solved = {w: i for i, w in enumerate(wnids)}, _solutions(root)
-    label = [place[solved[PurePosixPath(p).stem]] if PurePosixPath(p).stem in solved else -1 for p in paths]
-    return _table(zip(paths, label, ["test"]*len(paths))).query("label >= 0")
+    found, base = _pictures(info, root, "ILSVRC/Data/CLS-LOC")
+    split = [{"train": "train", "val": "test"}.get(i.split("/", 2)[1], "") for i in found["id"]]
+    found = found.assign(label=_folder_labels(found["path"], wnids), split=split).query("split != ''").reset_index(drop=True)
+    flat = (found["split"] == "test") & (found["id"].str.count("/") == 2)
+    if flat.any(): found.loc[flat, "label"] = _solutions(found.loc[flat, "id"], wnids, root, base)
+    return found.query("label >= 0")
 
 # %% ../nbs/01b_datasets.ipynb #d588b966
-def _solutions(root):
-    "File name to WordNet id of ImageNet's validation images, from Kaggle's list or the devkit"
-    kaggle, devkit = root/"LOC_val_solution.csv", next(root.glob("ILSVRC2012_devkit*/data"), root/"ILSVRC2012_devkit_t12"/"data")
-    if kaggle.is_file(): return {l.split(",")[0]: l.split(",")[1].split()[0] for l in kaggle.read_text().splitlines()[1:] if "," in l}
-    if not (devkit/"meta.mat").is_file():
-        raise DhoError(f"the pictures of {root}/val lie in one folder, so their classes have to come from a list: unpack "
-                       f"ILSVRC2012_devkit_t12.tar.gz in {root}, or put Kaggle's LOC_val_solution.csv there, or sort them into class folders")
+def _solutions(images, wnids, *folders):
+    "Labels of ImageNet's validation images from Kaggle's list or the devkit in one of the folders; -1 for other images"
+    kaggle = next((f/"LOC_val_solution.csv" for f in folders if (f/"LOC_val_solution.csv").is_file()), None)
+    meta = next((m for f in folders for m in sorted(f.glob("ILSVRC2012_devkit*/data/meta.mat"))), None)
+    if kaggle: solved = {l.split(",")[0]: l.split(",")[1].split()[0] for l in kaggle.read_text().splitlines()[1:] if "," in l}
+    elif meta: solved = _devkit(meta)
+    else: raise DhoError(f"the validation pictures below {folders[-1]} lie in one folder, so their classes have to come from a list: unpack "
+                         f"ILSVRC2012_devkit_t12.tar.gz in {folders[-1]}, or put Kaggle's LOC_val_solution.csv there")
+    place = {name: wnids.index(w) for name, w in solved.items()}
+    return [place.get(PurePosixPath(i).stem, -1) for i in images]
+
+def _devkit(meta):
+    "File name to WordNet id, from the devkit's two files"
     from scipy.io import loadmat
-    wnid = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in loadmat(devkit/"meta.mat", squeeze_me=True)["synsets"]}
-    truth = (devkit/"ILSVRC2012_validation_ground_truth.txt").read_text().split()
+    wnid = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in loadmat(meta, squeeze_me=True)["synsets"]}
+    truth = (meta.parent/"ILSVRC2012_validation_ground_truth.txt").read_text().split()
     return {f"ILSVRC2012_val_{i:08d}": wnid[int(t)] for i, t in enumerate(truth, 1)}
 
 # %% ../nbs/01b_datasets.ipynb #478a7d0b
@@ -246,7 +256,7 @@ def build_manifest(
     root:str|Path="",   # Its data root; by the settings if empty
 )->Manifest:            # Also below the cache, as `manifests/<name>.csv.gz`
     "Make the list of a dataset from its own files, compare it with the paper's counts, and keep it"
-    info, root = known(name), data_root(name, root)
+    info, root = paper_dataset(name), data_root(name, root)
     if not info.builder: return open_manifest(name)
     if not root.is_dir(): raise DhoError(f"data root {root} of {name} does not exist: dho data get {name}, or name its folder with --root")
     facts = dataset_facts(name)
@@ -392,7 +402,7 @@ def get_dataset(
     root:str|Path="",   # Its data root; by the settings if empty
 )->Path:                # The data root, whole
     "Fetch a dataset's pictures into the place where its list expects them, or say what a person has to do"
-    info, root = known(name), data_root(name, root)
+    info, root = paper_dataset(name), data_root(name, root)
     if root.is_dir() and any(root.iterdir()): return _looked_at(info, root)
     if not info.download: raise DhoError(f"no library downloads {name} ({info.source}).\n" + info.by_hand.format(root=root))
     stage = root.with_name(f".dho-get-{name}")

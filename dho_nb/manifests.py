@@ -498,7 +498,7 @@ def _listed(manifest, here, name, seed, by):
         raise DhoError(f"{manifest.name} has no {by} list of {name} labels" + (f" and seed {seed}" if by == "coop" else "") +
                        f": there are {', '.join(sorted(known)) or 'none'} (list-shots-seed or list-percent); labels_by='nested' works everywhere")
     paths = manifest.table["path"].iloc[here]
-    found = pd.Index(paths if "/" in lists[key][0] else paths.str.rsplit("/", n=1).str[-1]).get_indexer(lists[key])
+    found = pd.Index(paths if "/" in lists[key][0] else [p.rpartition("/")[2] for p in paths]).get_indexer(lists[key])
     if (found >= 0).all(): return here[found]
     raise DhoError(f"{(found < 0).sum()} of the {len(found)} images of {key} are no labelled training images of {manifest.name}, "
                    f"e.g. {np.array(lists[key])[found < 0][0]!r}: is its manifest whole? (dho data check {manifest.name})")

@@ -104,11 +104,11 @@ def test_sun397_is_split_as_coop_split_it(tmp_path):
         shuffled = [f"val{i}.jpg" for i in range(10)] + names + [f"more{i}.jpg" for i in range(40 - len(names))]
         train += [f"{folder}/{name}" for _, name in sorted(zip(order, shuffled))]
         test += [f"{folder}/test{i}.jpg" for i in range(50)]
-    (tmp_path/"ClassName.txt").write_text("\n".join(sorted(folders)))
     (tmp_path/"Training_01.txt").write_text("\n".join(train))
     (tmp_path/"Testing_01.txt").write_text("\n".join(test))
     made = build_manifest("sun397", tmp_path)
     assert counts(made) == PAPER["sun397"] and made.table.query("split == 'val'")["path"].str.contains("/val").all()
+    assert [made.classes[i] for i in made.table.query("path in ('SUN397/a/apse/indoor/test7.jpg', 'SUN397/y/youth_hostel/test0.jpg')")["label"]] == ["indoor apse", "youth hostel"]
     assert len(labelled_subset(made, shots=16, seed=1, by="coop")) == 16*397
     (tmp_path/"Training_01.txt").write_text("\n".join(sorted(train)))
     with pytest.raises(DhoError, match="does not lead to CoOp's split"): build_manifest("sun397", tmp_path)
@@ -132,9 +132,10 @@ def _by_class(names):
 
 def test_imagenet_and_its_published_subsets(tmp_path, monkeypatch, imagenet_train):
     wnids = dataset_facts("imagenet")["wnids"]
-    (tmp_path/"in"/"images"/"val").mkdir(parents=True)
-    listing(monkeypatch, imagenet_train + [f"val/{wnids[i % 1000]}/ILSVRC2012_val_{i:08d}.JPEG" for i in range(1, 50001)] + ["val/stray.jpg/x/y.jpg"])
+    (tmp_path/"in").mkdir()
+    listing(monkeypatch, imagenet_train + [f"val/{wnids[i % 1000]}/ILSVRC2012_val_{i:08d}.JPEG" for i in range(1, 50001)] + ["val/stray/x/y.jpg", "other/z.jpg"])
     made = build_manifest("imagenet", tmp_path/"in")
+    assert made.table["id"].str.startswith("images/").all() and made.table["path"].str.startswith(("train/n", "val/n")).all()
     assert counts(made) == PAPER["imagenet"] and made.classes[744] == "projectile" and len(set(made.classes)) == 1000
     size = {("simclr", 1): 12811, ("simclr", 10): 128116, ("reference", 1): 13000, ("reference", 10): 128286}
     for (by, percent), count in size.items():
@@ -143,20 +144,20 @@ def test_imagenet_and_its_published_subsets(tmp_path, monkeypatch, imagenet_trai
     labels = made.table["label"].to_numpy()[labelled_subset(made, shots=8, seed=2, by="coop").rows]
     assert (np.bincount(labels) == 8).all()
     with pytest.raises(DhoError, match="no coop list of 16-shot"): labelled_subset(made, shots=16, seed=1, by="coop")
-    gone = dataclasses.replace(made, table=made.table[made.table["path"] != "images/train/n01440764/" + min(_by_class(subset_lists("imagenet")["coop-1-1"])["n01440764"])])
+    gone = dataclasses.replace(made, table=made.table[made.table["path"] != "train/n01440764/" + min(_by_class(subset_lists("imagenet")["coop-1-1"])["n01440764"])])
     with pytest.raises(DhoError, match="1 of the 1000 images of coop-1-1"): labelled_subset(gone, shots=1, seed=1, by="coop")
 
 
 @pytest.mark.parametrize("how", ["kaggle", "devkit"])
 def test_imagenets_flat_validation_folder(tmp_path, monkeypatch, how):
     wnids = dataset_facts("imagenet")["wnids"]
-    names, images = [f"ILSVRC2012_val_{i:08d}" for i in range(1, 201)], tmp_path/"images"
-    images.mkdir()
+    names, images = [f"ILSVRC2012_val_{i:08d}" for i in range(1, 201)], tmp_path/("ILSVRC/Data/CLS-LOC" if how == "kaggle" else "images")
+    images.mkdir(parents=True)
     monkeypatch.setitem(DATASETS, "imagenet", dataclasses.replace(DATASETS["imagenet"], counts=(1, 0, 200)))
     listing(monkeypatch, [f"train/{wnids[0]}/a.JPEG"] + [f"val/{n}.JPEG" for n in names])
     with pytest.raises(DhoError, match="devkit"): build_manifest("imagenet", tmp_path)
     if how == "kaggle":
-        (images/"LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "".join(f"{n},{wnids[i % 7]} 1 2 3 4\n" for i, n in enumerate(names)))
+        (tmp_path/"LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "".join(f"{n},{wnids[i % 7]} 1 2 3 4\n" for i, n in enumerate(names)))
     else:
         from scipy.io import savemat
         data = images/"ILSVRC2012_devkit_t12"/"data"
@@ -165,6 +166,7 @@ def test_imagenets_flat_validation_folder(tmp_path, monkeypatch, how):
         savemat(data/"meta.mat", {"synsets": synsets})
         (data/"ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{1000 - i % 7}\n" for i in range(200)))
     made = build_manifest("imagenet", tmp_path).table.query("split == 'test'").sort_values("path")
+    assert made["id"].iloc[0] == f"images/val/{names[0]}.JPEG" and made["path"].iloc[0] == f"{images.relative_to(tmp_path).as_posix()}/val/{names[0]}.JPEG"
     assert made["label"].tolist() == [i % 7 for i in range(200)]
 
 
@@ -173,7 +175,7 @@ def test_shifted_sets_are_test_only_and_find_their_columns(tmp_path, monkeypatch
     info, wnids = DATASETS[name], dataset_facts(name)["wnids"]
     folders = [str(i) for i in range(1000)] if name == "imagenet_v2" else wnids
     listing(monkeypatch, [f"{folders[i % len(folders)]}/{i}.jpg" for i in range(info.counts[2])] + ["elsewhere/x.jpg", "loose.jpg"])
-    made, tmp_path = build_manifest(name, tmp_path), tmp_path
+    made = build_manifest(name, tmp_path)
     assert counts(made) == counts(open_manifest(name)) == PAPER[name] and set(made.table["split"]) == {"test"}
     columns = class_positions(made, dataset_facts("imagenet")["classes"])
     assert [dataset_facts("imagenet")["wnids"][c] for c in columns] == wnids and columns.dtype == np.int64
