@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, NamedTuple
+import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
@@ -173,17 +174,19 @@ class Trainer:
 
     def _enough(self, streams):
         "Every process needs some of each batch"
-        least = streams.batch[0]*streams.use[0] + len(streams.unlabelled)//streams.epoch_steps*streams.use[1]
-        if self.team.world > 1 and least < 2*self.team.world:
-            raise DhoError(f"batches of {least} images cannot be shared by {self.team.world} processes: take fewer processes or larger batches")
+        sizes = streams.batch[0]*streams.use[0], len(streams.unlabelled)//streams.epoch_steps*streams.use[1]
+        if self.team.world > 1 and max(sizes)//self.recipe.accumulate < 2*self.team.world:
+            raise DhoError(f"batches of {sizes[0]} labelled and {sizes[1]} unlabelled images, in {self.recipe.accumulate} piece(s), cannot be shared by "
+                           f"{self.team.world} processes: take fewer processes or larger batches")
 
 # %% ../nbs/07_training.ipynb #fe3980ad
-def _pieces(batch, pieces):
-    "A batch cut into pieces, each with its share of labelled and of unlabelled images"
+def _pieces(batch, pieces, share=(0, 1)):
+    "A process's part of a batch cut into pieces, so that the pieces of all processes together are pieces of the whole batch"
     if pieces == 1: return [batch]
-    parts = [part_of(len(batch.labels), len(batch.rows) - len(batch.labels), k, pieces) for k in range(pieces)]
-    cut = lambda name, v, seen, take: v if v is None or name == "totals" else v[seen] if name == "labels" else v[take]
-    return [Batch(*(cut(name, v, *part) for name, v in batch._asdict().items())) for part in parts if len(part[1])]
+    whole = batch.totals if sum(batch.totals) else (len(batch.labels), len(batch.rows) - len(batch.labels))
+    where = [part_of(n, 0, *share)[0]*pieces//n if n else np.empty(0, int) for n in whole]
+    cut = lambda name, v, k: v if v is None or name == "totals" else v[(where[0] if name == "labels" else np.concatenate(where)) == k]
+    return [Batch(*(cut(name, v, k) for name, v in batch._asdict().items())) for k in range(pieces) if (np.concatenate(where) == k).any()]
 
 # %% ../nbs/07_training.ipynb #3fc62f84
 @patch
@@ -262,7 +265,7 @@ def train_step(self:Trainer,
     torch.manual_seed(derive_seed(r.seed, "step", self.step, *([self.team.rank] if self.team.rank else [])))
     rate = learning_rate(self.step, self.steps, r.lr, r.warmup_steps, r.schedule)
     for group in self.optimiser.param_groups: group["lr"] = rate
-    self._gradients(_pieces(batch, r.accumulate), batch.totals)
+    self._gradients(_pieces(batch, r.accumulate, self.streams.share), batch.totals)
     if r.clip:
         self.scaler.unscale_(self.optimiser)
         torch.nn.utils.clip_grad_norm_(self.learnt, r.clip)

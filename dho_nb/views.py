@@ -290,8 +290,8 @@ def part_of(
     labelled:int, unlabelled:int,  # Images of a batch
     k:int, parts:int,              # The k-th of so many parts
 ):                                 # (positions among the labelled, positions in the batch)
-    "A part of a batch with its share of labelled and of unlabelled images"
-    cut = lambda length: np.arange(k*length//parts, (k + 1)*length//parts)
+    "A process's part of a batch: every so-manieth of the labelled and of the unlabelled images"
+    cut = lambda length: np.arange(k, length, parts)
     return cut(labelled), np.concatenate([cut(labelled), labelled + cut(unlabelled)])
 
 # %% ../nbs/02_views.ipynb #8d8d2ac8
