@@ -87,8 +87,8 @@ _IMAGENET = (
                     "  cd {root}/images/train && for f in *.tar; do mkdir ${{f%.tar}} && tar xf $f -C ${{f%.tar}} && rm $f; done\n"
                     "  tar xf ILSVRC2012_img_val.tar -C {root}/images/val\n"
                     "  tar xzf ILSVRC2012_devkit_t12.tar.gz -C {root}/images\n"
-                    "A copy that has the folders n01440764 … below train/ (and val/) already is named as it is:\n"
-                    "  dho data build imagenet --root /your/ILSVRC2012"),
+                    "A copy that has the folders n01440764 … below train/ already is linked:  ln -s /your/ILSVRC2012 {root}\n"
+                    "In the end:  dho data build imagenet"),
     Dataset("imagenet_v2", (0, 0, 10000), 1000, "https://github.com/modestyachts/ImageNetV2", "MIT",
             "imagenetv2-matched-frequency-format-val", IMAGENET_TEMPLATES, "", "wnid_folders",
             ("hub", "vaishaal/ImageNetV2", "imagenetv2-matched-frequency.tar.gz")),
@@ -481,8 +481,8 @@ instructions. `dho data list` shows them, `dho data get` fetches pictures, `dho 
 `dho data build` makes the lists that are not here.
 
 The splits are CoOp's `split_zhou_*.json` and `subsets/` holds its few-shot lists of seeds 1 to 3 (`coop-<shots>-<seed>`), both as
-published under the MIT licence in github.com/linzhiqiu/cross_modal_adaptation; for ImageNet those lists are that repository's own
-draw, and its 16-shot lists are not here. SimCLR's lists of ImageNet's 1 % and 10 % (`simclr-1`, `simclr-10`) are under Apache-2.0,
+published under the MIT licence (Copyright (c) 2022 linzhiqiu) in github.com/linzhiqiu/cross_modal_adaptation; for ImageNet those
+lists are that repository's own draw, and its 16-shot lists are not here. SimCLR's lists of ImageNet's 1 % and 10 % (`simclr-1`, `simclr-10`) are under Apache-2.0,
 ImageNet's class names (CLIP's) and WordNet ids under MIT. `hashes/` tells for each picture of EuroSAT, in the order of its paths,
 the first 8 characters of `content_keys`.
 """
