@@ -324,8 +324,9 @@ def make_parser(
                              "and used by every run.", epilog=EPILOGS["store"], **style)
     store.set_defaults(do=lambda args: store.print_help())
     _store_verbs(store.add_subparsers(title="verbs", metavar="VERB"), style)
-    data = verbs.add_parser("data", help="The paper's fifteen datasets: list, get, build, check.", description="The paper's fifteen datasets: which "
-                            "there are, fetching their pictures, making their lists, and whether a copy is whole.", epilog=EPILOGS["data"], **style)
+    about = "The paper's fifteen datasets: which there are, fetching their pictures, making their lists, and whether a copy is whole."
+    data = verbs.add_parser("data", help="The paper's fifteen datasets: list, get, build, check.", description=about,
+                            epilog=EPILOGS["data"], **style)
     data.set_defaults(do=lambda args: data.print_help())
     _data_verbs(data.add_subparsers(title="verbs", metavar="VERB"), style)
     listing = verb("list", _list, "Names that exist: methods, datasets, presets, teachers, students.")
@@ -361,7 +362,7 @@ def _data_verbs(verbs, style):
     for name, do, about in (("list", _data_list, "The datasets, their counts, whether their list is here, and where their pictures are."),
                             ("get", _data_get, "Fetch the pictures, or say what to do by hand; never overwrites anything."),
                             ("build", _data_build, "Make the list of a dataset whose list does not come with the package."),
-                            ("check", _data_check, "Compare a copy with its list: what is missing, empty, broken or too much. Exit code 1 if not whole.")):
+                            ("check", _data_check, "Compare a copy with its list: what is missing, empty or broken. Exit code 1 if it is not whole.")):
         made = verbs.add_parser(name, help=about, description=about, **style)
         made.set_defaults(do=do)
         if do is _data_list: continue

