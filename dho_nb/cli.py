@@ -13,7 +13,7 @@ import dho_nb
 from .settings import DhoError, load_settings, read_json, unknown
 
 # %% ../nbs/14_cli.ipynb #63965548
-GROUPS = {"data": "dataset root labels classes templates test skip_broken", "labels": "shots fraction labels_by seed include_labelled",
+GROUPS = {"data": "dataset root labels classes templates test skip_broken", "labels": "shots fraction labels_by seed include_labelled unlabelled",
           "models": "method teacher teacher_head zeta views embeddings texts student student_weights student_args size "
                     "ce_head kd_head head_init frozen",
           "training": "epochs batch_labelled batch_unlabelled lr weight_decay warmup_steps schedule accumulate clip pixels crop flip tau "
@@ -22,7 +22,7 @@ GROUPS = {"data": "dataset root labels classes templates test skip_broken", "lab
 
 def _kinds(field):
     "How argparse reads a field"
-    if field.type is bool: return dict(action="store_true")
+    if field.type is bool: return dict(action=argparse.BooleanOptionalAction if field.default else "store_true")
     if field.type is list: return dict(nargs="+", metavar="TEXT")
     if field.type == int | str: return dict(type=lambda text: int(text) if text.lstrip("-").isdigit() else text, metavar="N")
     return dict(type=_json if field.type is dict else field.type, metavar={str: "NAME", int: "N", float: "X", dict: "JSON"}[field.type])
@@ -56,7 +56,8 @@ def chosen(
     args:argparse.Namespace,  # Parsed options
 ):                            # A `Config`
     "The configuration that the options describe, on top of a preset if one is named"
-    from dho_nb.configs import Config, PRESETS, make_config
+    from dho_nb.configs import Config, make_config
+    from dho_nb.presets import PRESETS
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if hasattr(args, f.name)}
     if args.preset and args.preset not in PRESETS: raise unknown("preset", args.preset, PRESETS)
     return make_config({**(PRESETS[args.preset] if args.preset else {}), **(_written(args.config) if args.config else {}), **given})
@@ -83,6 +84,32 @@ def _distill(args):
         run.train()
         run.finish()
     print(f"\n{_shown(run)}\n\nleft in {run.folder}:\n{_left(run.folder)}")
+
+def _run(args):
+    "A preset by its name; with --dry only a rehearsal"
+    if not args.dry: return _distill(args)
+    from dho_nb.rehearsal import rehearse
+    print(f"rehearsing {args.preset}: nothing is read, nothing is kept", flush=True)
+    print(*(f"  {name:24} {value}" for name, value in rehearse(chosen(args)).items()), sep="\n")
+
+def _presets(args):
+    "The presets with what they take"
+    from dho_nb.presets import ALL
+    found = [p for p in ALL.values() if args.containing.lower() in f"{p.name} {p.tables}".lower()]
+    if not found: raise DhoError(f"no preset has {args.containing!r} in its name or tables: dho presets lists all")
+    print(*(f"{p.name:52} {p.tables:36} {p.takes}" for p in found), sep="\n")
+
+def _evaluate(args):
+    "A checkpoint on datasets"
+    from dho_nb.configs import make_config
+    from dho_nb.deploy import Evaluation
+    from dho_nb.evaluation import shift_table
+    made = {name: Evaluation(args.model, make_config(dict(dataset=name, root=args.root)), args.split, args.alpha, args.beta) for name in args.dataset}
+    for name, found in made.items(): print(f"{name}: {len(found.rows)} images\n{found.table.round(4).to_string()}\n", flush=True)
+    one = next(iter(made.values()))
+    if len(made) > 1:
+        print(shift_table({n: e.outputs for n, e in made.items()}, one.alpha, one.beta, validation=args.dataset[0]).round(4).to_string())
+        print(f"({args.dataset[0]} counts as the set that is not shifted)")
 
 def _shown(run):
     "The figures of a finished run, or why there are none"
@@ -231,10 +258,10 @@ def _data_check(args):
 def _list(args):
     from dho_nb.manifests import manifest_names
     from dho_nb.objectives import METHODS
-    from dho_nb.configs import PRESETS
+    from dho_nb.presets import PRESETS
     import open_clip, timm
     lists = {"methods": lambda: [f"{m.name:6} {m.about}" for m in METHODS.values()], "datasets": manifest_names,
-             "presets": lambda: [f"{k:10} {v}" for k, v in PRESETS.items()],
+             "presets": lambda: list(PRESETS),
              "teachers": lambda: ["digits", *("/".join(pair) for pair in open_clip.list_pretrained())],
              "students": lambda: ["tiny", *timm.list_models()]}
     if args.what not in lists: raise unknown("list", args.what, lists)
@@ -279,6 +306,23 @@ examples:
   dho data get dtd
   dho data build imagenet --root /data/imagenet
   dho data check eurosat --root /data/eurosat --decode""",
+"run": """
+examples:
+  what it would take, without data, weights and GPU:
+    dho run paper/imagenet-lowshot-vitb16-from-vith14 --dry
+  a row of table 15 on one of its datasets:
+    dho run paper/table15/fewshot-resnet18/wkd-dho --dataset dtd --shots 4
+  the headline run with 10 % of the labels on eight GPUs:
+    dho run paper/imagenet-lowshot-vitl14-from-vith14 --fraction 0.1 --processes 8""",
+"presets": """
+examples:
+  dho presets
+  dho presets table17""",
+"evaluate": """
+examples:
+  a student of this library, or a published checkpoint by its name or file, on ImageNet and its shifted test sets (tables 2 and 17):
+    dho evaluate runs/NAME/model.safetensors --dataset imagenet imagenet_v2 imagenet_sketch imagenet_r imagenet_a
+    dho evaluate vit_b_1.pt --dataset imagenet --alpha 0.5 --beta 0.5""",
 "list": """
 examples:
   dho list methods
@@ -291,7 +335,15 @@ USAGE = {"store fill": "dho store fill --images DIR [--labels FILE.csv] --teache
          "distill": "dho distill --images DIR [--labels FILE.csv] [--shots N | --fraction X] [--teacher NAME] [--student NAME] "
                     "[options]\n"
                     "       dho distill --dataset NAME | --preset NAME [options]",
+         "run": "dho run PRESET [--dry] [options]",
          "check": "dho check --images DIR [--labels FILE.csv] [--shots N | --fraction X] [options]"}
+
+def _run_options(parser):
+    "Options of a verb that trains"
+    parser.add_argument("--out", default="", help="folder of the run [a name made from the configuration, below runs/]")
+    parser.add_argument("--notebook", action="store_true", help="run it as the experiment notebook, which stays as a record")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes on this machine that train together, one for each GPU [1]; "
+                        "on many machines, start this command by torchrun or accelerate launch instead")
 
 def make_parser(
 )->argparse.ArgumentParser:
@@ -305,16 +357,27 @@ def make_parser(
         made = verbs.add_parser(name, help=about, description=about, epilog=EPILOGS[name], usage=USAGE.get(name), **style)
         made.set_defaults(do=do)
         if options:
-            made.add_argument("--preset", default="", help="begin with a named set of parameters (dho list presets)")
+            positional = name == "run"
+            made.add_argument("preset" if positional else "--preset", **({} if positional else dict(default="")),
+                              help="begin with a named set of parameters (dho presets)")
             made.add_argument("--config", default="", metavar="FILE", help="begin with the parameters in a JSON file, or in the run.json of a run")
             add_options(made)
         return made
     about = "Train a small classifier from a teacher and a few labels, on your own images or a known dataset."
     distill = verb("distill", _distill, about, True)
-    distill.add_argument("--out", default="", help="folder of the run [a name made from the configuration, below runs/]")
-    distill.add_argument("--notebook", action="store_true", help="run it as the experiment notebook, which stays as a record")
-    distill.add_argument("--processes", type=int, default=1, metavar="N", help="processes on this machine that train together, one for each GPU [1]; "
-                         "on many machines, start this command by torchrun or accelerate launch instead")
+    _run_options(distill)
+    run = verb("run", _run, "An experiment of the paper by the name of its preset (dho presets).", True)
+    run.add_argument("--dry", action="store_true", help="only a rehearsal: build everything, take a step on noise, count what it needs")
+    _run_options(run)
+    presets = verb("presets", _presets, "The paper's experiments by name, and what they take.")
+    presets.add_argument("containing", nargs="?", default="", help="only those with this in their name or tables")
+    evaluate = verb("evaluate", _evaluate, "Score a trained student or a published checkpoint on datasets.")
+    evaluate.add_argument("model", help="model.safetensors of a run, vit_b_1.pt … by name, or a file of that kind")
+    evaluate.add_argument("--dataset", nargs="+", required=True, metavar="NAME", help="datasets, folders or CSVs; of several, the first is not a shifted one")
+    for name, kind, said in (("root", str, "folder of the images, where it is not the dataset itself or in the settings"),
+                             ("split", str, "train, val or test [test]"), ("alpha", float, "weight of the CE head [the model's own]"),
+                             ("beta", float, "temperature of the KD head [the model's own]")):
+        evaluate.add_argument(f"--{name}", type=kind, default={"root": "", "split": "test"}.get(name), help=said)
     verb("check", _check, "Look at images and labels as distill would, without training.", True)
     demo = verb("demo", _demo, "The paper's comparison on embedded data, in a few minutes on two CPU cores.")
     demo.add_argument("--out", default="", help="folder [runs/demo]")

@@ -394,8 +394,8 @@ def missing_images(
 )->pd.DataFrame:         # Rows of `manifest.table` whose file is not there
     "Rows whose file does not exist below `root`; one listing of the folder, not one look per file"
     if not Path(root).is_dir():
-        raise DhoError(f"data root {root} of {manifest.name} does not exist: put the images there, "
-                       "or name their folder (--root, or data in settings.ini)")
+        way = f"dho data get {manifest.name} brings them or says how, " if manifest.name in manifest_names() else ""
+        raise DhoError(f"data root {root} of {manifest.name} does not exist: put the images there, {way}or name their folder (--root, or data in settings.ini)")
     there = set(image_paths(root))
     gone = [p not in there and not Path(root, p).is_file() for p in manifest.table["path"]]
     return manifest.table[gone]

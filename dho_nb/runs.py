@@ -142,7 +142,8 @@ def _begin(self:Run):
                          method.kd_head or c.kd_head, self.guidance.head.shape[1] if "features" in method.needs else 0, c.zeta, c.frozen)
     if method.kd_head: language_init(made.model, self.guidance.head, "kd")
     if method.answers == "kd": made.model.ce_head.requires_grad_(False)
-    if c.head_init: language_init(made.model, own_texts(c.student, m.classes, m.templates, c.kd_head == "reference", self.device))
+    which = "ce" if c.head_init == "text-ce" or method.kd_head else "both"
+    if c.head_init: language_init(made.model, own_texts(c.student, m.classes, m.templates, c.kd_head == "reference", self.device), which)
     return made
 
 # %% ../nbs/10_runs.ipynb #54937232
@@ -168,7 +169,7 @@ def pixels(self:Run)->ImageMap|None:
 def streams(self:Run, method:Method)->Streams:
     "Training batches as a function of the step"
     c, g, train = self.config, self.guidance, rows(self.manifest, "train")
-    unlabelled = train if c.include_labelled else np.setdiff1d(train, self.subset.rows)
+    unlabelled = train[:0] if not c.unlabelled else train if c.include_labelled else np.setdiff1d(train, self.subset.rows)
     return Streams(
         self.images, self.subset.rows, unlabelled, self.student.preprocess, g.eyes if g.live else None, g.spec,
         (c.batch_labelled, c.batch_unlabelled), (method.labelled, method.unlabelled), c.seed, g.cycle, self.pixels,

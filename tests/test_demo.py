@@ -9,7 +9,8 @@ import torch
 
 from conftest import ROOT
 from dho_nb.cli import main
-from dho_nb.configs import PRESETS, preset
+from dho_nb.configs import preset
+from dho_nb.presets import PRESETS
 from dho_nb.runs import Run, run_notebook, summarise
 from dho_nb.settings import DhoError
 from dho_nb.teachers import load_teacher, teacher_logits

@@ -12,7 +12,8 @@ import pytest
 
 from conftest import ROOT
 from dho_nb.manifests import digits_manifest, manifest_hash, open_manifest
-from dho_nb.configs import PRESETS, Config
+from dho_nb.configs import Config
+from dho_nb.presets import PRESETS
 from readme import readme
 
 NOTEBOOKS = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
