@@ -174,8 +174,9 @@ class Trainer:
 
     def _enough(self, streams):
         "Every process needs some of each batch"
+        if self.team.world == 1: return
         sizes = streams.batch[0]*streams.use[0], len(streams.unlabelled)//streams.epoch_steps*streams.use[1]
-        if self.team.world > 1 and max(sizes)//self.recipe.accumulate < 2*self.team.world:
+        if max(sizes)//self.recipe.accumulate < 2*self.team.world:
             raise DhoError(f"batches of {sizes[0]} labelled and {sizes[1]} unlabelled images, in {self.recipe.accumulate} piece(s), cannot be shared by "
                            f"{self.team.world} processes: take fewer processes or larger batches")
 
@@ -265,7 +266,7 @@ def train_step(self:Trainer,
     torch.manual_seed(derive_seed(r.seed, "step", self.step, *([self.team.rank] if self.team.rank else [])))
     rate = learning_rate(self.step, self.steps, r.lr, r.warmup_steps, r.schedule)
     for group in self.optimiser.param_groups: group["lr"] = rate
-    self._gradients(_pieces(batch, r.accumulate, self.streams.share), batch.totals)
+    self._gradients(_pieces(batch, r.accumulate, (self.team.rank, self.team.world)), batch.totals)
     if r.clip:
         self.scaler.unscale_(self.optimiser)
         torch.nn.utils.clip_grad_norm_(self.learnt, r.clip)

@@ -134,3 +134,15 @@ def test_the_evaluation_notebook_leaves_its_result(tmp_path):
     assert left["heads"]["both"]["accuracy"] < .3 and np.isfinite(left["heads"]["both"]["nll"])
     wrong = run("-p", "alfa", "0.2")
     assert wrong.returncode != 0 and "did you mean 'alpha'" in wrong.stderr
+
+
+@pytest.mark.skipif("DHO_REFERENCE" not in os.environ, reason="DHO_REFERENCE names no checkout of github.com/erjui/DHO")
+def test_losses_are_those_of_the_published_loop(tmp_path):
+    "The benchmark's notebook shows both losses and gradients to be the same before it times anything; here it times next to nothing"
+    command = [sys.executable, "-m", "papermill", ROOT/"nbs/benchmarks/online_step.ipynb", tmp_path/"out.ipynb", "-k", "python3", "--no-progress-bar", "--cwd", ROOT,
+               "-p", "reference", os.environ["DHO_REFERENCE"], "-p", "device", "cpu", "-p", "steps", "1", "-p", "repeats", "1", "-p", "batch", "8",
+               "-p", "out", tmp_path/"found.json"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path/"found.json").read_text())["agreement"]
+    for case in ("batch norm fixed", "halves apart, as theirs"): assert found[case]["ours"] == pytest.approx(found[case]["theirs"], rel=1e-5), case
