@@ -390,6 +390,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'dho_nb.runs.Run._agreed': ('runs.html#run._agreed', 'dho_nb/runs.py'),
                              'dho_nb.runs.Run._begin': ('runs.html#run._begin', 'dho_nb/runs.py'),
                              'dho_nb.runs.Run._by_class': ('runs.html#run._by_class', 'dho_nb/runs.py'),
+                             'dho_nb.runs.Run._by_entropy': ('runs.html#run._by_entropy', 'dho_nb/runs.py'),
                              'dho_nb.runs.Run._check': ('runs.html#run._check', 'dho_nb/runs.py'),
                              'dho_nb.runs.Run._claim': ('runs.html#run._claim', 'dho_nb/runs.py'),
                              'dho_nb.runs.Run._collect': ('runs.html#run._collect', 'dho_nb/runs.py'),

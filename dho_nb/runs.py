@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 import dho_nb
 from .configs import PLACES, Config, identity, listed, open_data, preset, without
 from .diagnostics import plot_agreement
-from .evaluation import (HeadOutputs, agreement, choose, collect, head_table, interpolate, load_outputs, per_class, plot_reliability,
+from .evaluation import (HeadOutputs, agreement, choose, collect, entropy_alpha, head_table, interpolate, load_outputs, per_class, plot_reliability,
                                plot_surface, predictions, save_outputs, scores, surface)
 from .guidance import Guidance
 from .manifests import fingerprint, labelled_subset, manifest_hash, rows
@@ -412,6 +412,13 @@ def _agreed(self:Run)->dict|None:
     return agreement(test, self.alpha, self.beta) if self.method.weighs and len(test) else None
 
 @patch
+def _by_entropy(self:Run)->float|None:
+    "Accuracy with an α for every image that follows the heads' entropies (paper, table 16)"
+    test = self.part("test")
+    if not self.method.weighs or not len(test): return None
+    return scores(interpolate(test, entropy_alpha(test, self.beta), self.beta), test.labels)["accuracy"]
+
+@patch
 def _by_class(self:Run)->pd.DataFrame:
     "Accuracy class by class on the test images"
     table = per_class(self.part("test"), self.manifest.classes, self.alpha, self.beta)
@@ -465,7 +472,7 @@ def _facts(self:Run, table)->dict:
         dataset=self.manifest.name, method=c.method, labels=self.subset.name, seed=c.seed,
         accuracy=number(main, "accuracy"), class_accuracy=number(main, "class_accuracy"), top5=number(main, "top5"),
         nll=number(main, "nll"), ece=number(main, "ece"), ce_accuracy=number("CE head", "accuracy"),
-        kd_accuracy=number("KD head", "accuracy"), agreement=self._agreed(), **self._zero_shot(),
+        kd_accuracy=number("KD head", "accuracy"), entropy_accuracy=self._by_entropy(), agreement=self._agreed(), **self._zero_shot(),
         alpha=self.alpha, beta=self.beta, validation=c.validation, labelled=len(self.subset), unlabelled=len(self.trainer.streams.unlabelled),
         validated=len(self.val_rows), tested=len(rows(self.manifest, "test", True)), teacher=c.embeddings or c.teacher, teacher_head=c.teacher_head,
         teacher_looked=self.guidance.looked, views=c.views, student=c.student,

@@ -1,14 +1,18 @@
 "Real photographs and real weights: EuroSAT and an ImageNet MobileNetV2, where they are at hand"
 import json
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from conftest import SHARED
-from dho_nb.manifests import from_coop, labelled_subset, missing_images, summary
+from conftest import ROOT, SHARED
+from dho_nb.configs import make_config
+from dho_nb.manifests import from_coop, labelled_subset, missing_images, summary, write_manifest
+from dho_nb.objectives import METHODS
+from dho_nb.runs import distill
 from dho_nb.students import build_backbone, load_student
 
 pytestmark = pytest.mark.skipif(not (SHARED/"eurosat.tar").exists(), reason="needs ../shared/data/eurosat.tar (EuroSAT in the CoOp layout)")
@@ -46,6 +50,25 @@ def test_the_way_of_a_new_user(dho, eurosat, tmp_path):
     student, facts = load_student(tmp_path/"out"/"model.safetensors")
     assert facts["classes"] == sorted(labels["label"].unique()) and student.model(torch.zeros(1, 3, 64, 64))[0].shape == (1, 10)
     assert json.loads((tmp_path/"out"/"result.json").read_text())["accuracy"] is None
+
+
+@pytest.fixture(scope="module")
+def small(eurosat, tmp_path_factory):
+    "A manifest of 30 training, 10 validation and 10 test photographs per class"
+    whole = from_coop(eurosat/"split_zhou_EuroSAT.json", prefix="2750", templates=["a centered satellite photo of {}."])
+    kept = whole.table.groupby(["split", "label"], group_keys=False)[["id", "path", "label", "split"]].apply(lambda t: t.head(30 if t["split"].iloc[0] == "train" else 10))
+    return write_manifest(replace(whole, name="small", table=kept), tmp_path_factory.mktemp("small")), eurosat
+
+
+def test_every_method_trains_on_photographs_by_one_parameter(small, tmp_path):
+    made = {m: distill(make_config(dict(
+        dataset=str(small[0]), root=str(small[1]), shots=4, method=m, teacher=str(ROOT/"nbs"/"paper"/"eurosat_teacher"), views=2, student="tiny", student_weights="", size=32,
+        epochs=8, lr=3e-3, batch_labelled=32, validation="few", precision="fp32")), tmp_path/m, "none").result for m in METHODS}
+    told = pd.DataFrame(made).T
+    assert (told["accuracy"].astype(float) > [.1 if m == "kd-feature" else .25 for m in told.index]).all() and told["tested"].eq(100).all(), told["accuracy"]
+    assert told["teacher_accuracy"].dropna().astype(float).min() > .5, "the teacher was trained on such pictures"
+    assert set(told["alpha"][[m for m in METHODS if METHODS[m].answers == "ce"]]) == {1.0}
+    assert told.loc["sho-tuned", "ce_weight"] in METHODS["sho-tuned"].lambdas
 
 
 def test_the_real_mobilenet_fits_both_libraries():
