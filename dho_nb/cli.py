@@ -22,7 +22,7 @@ GROUPS = {"data": "dataset root labels classes templates test skip_broken", "lab
 
 def _kinds(field):
     "How argparse reads a field"
-    if field.type is bool: return dict(action=argparse.BooleanOptionalAction if field.default else "store_true")
+    if field.type is bool: return dict(action=argparse.BooleanOptionalAction)
     if field.type is list: return dict(nargs="+", metavar="TEXT")
     if field.type == int | str: return dict(type=lambda text: int(text) if text.lstrip("-").isdigit() else text, metavar="N")
     return dict(type=_json if field.type is dict else field.type, metavar={str: "NAME", int: "N", float: "X", dict: "JSON"}[field.type])
@@ -56,22 +56,26 @@ def chosen(
     args:argparse.Namespace,  # Parsed options
 ):                            # A `Config`
     "The configuration that the options describe, on top of a preset if one is named"
-    from dho_nb.configs import Config, make_config
+    from dho_nb.configs import Config, changed, make_config
     from dho_nb.presets import PRESETS
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if hasattr(args, f.name)}
     if args.preset and args.preset not in PRESETS: raise unknown("preset", args.preset, PRESETS)
-    return make_config({**(PRESETS[args.preset] if args.preset else {}), **(_written(args.config) if args.config else {}), **given})
+    return make_config(changed({**(PRESETS[args.preset] if args.preset else {}), **(_written(args.config) if args.config else {})}, given))
 
 def _written(file):
     "The parameters in a JSON file, or in a run's `run.json`"
     found = read_json(file)
+    found = found.get("config", found) if isinstance(found, dict) else found
     if not isinstance(found, dict): raise DhoError(f"{file} holds no parameters: it should be a JSON object, or a run.json")
-    return found.get("config", found)
+    return found
 
 # %% ../nbs/14_cli.ipynb #d8aaa12f
 def _distill(args):
     from dho_nb.runs import Run, launch, run_notebook
     config = chosen(args)
+    if args.processes < 1: raise DhoError(f"--processes {args.processes}: give 1 or more")
+    if args.notebook and (args.processes > 1 or "RANK" in os.environ):
+        raise DhoError("a notebook runs in one process: leave out --notebook, or --processes and the launcher")
     if args.processes > 1: return launch(config, args.out, args.processes)
     print(f"looking at {config.dataset}, teacher {config.embeddings or config.teacher}, student {config.student} …", flush=True)
     run = Run(config, args.out)
@@ -104,6 +108,7 @@ def _evaluate(args):
     from dho_nb.configs import make_config
     from dho_nb.deploy import Evaluation
     from dho_nb.evaluation import shift_table
+    if args.root and len(args.dataset) > 1: raise DhoError("--root is for one dataset: of several, have each below data in settings.ini")
     made = {name: Evaluation(args.model, make_config(dict(dataset=name, root=args.root)), args.split, args.alpha, args.beta) for name in args.dataset}
     for name, found in made.items(): print(f"{name}: {len(found.rows)} images\n{found.table.round(4).to_string()}\n", flush=True)
     one = next(iter(made.values()))
@@ -126,7 +131,7 @@ def _agreement(run):
 # %% ../nbs/14_cli.ipynb #e236f9e8
 WHAT = {"model.safetensors": "the student, with everything needed to use it",
         "predictions.csv": "what it says about every image, with both heads' confidences",
-        "result.json": "the figures as data", "history.csv": "the losses, epoch by epoch",
+        "conflict.csv": "how the gradients of labels and teacher agreed, step by step", "result.json": "the figures as data", "history.csv": "the losses, epoch by epoch",
         "crops.png": "what teacher and student saw", "curves.png": "the curves",
         "surface.png": "accuracy for every α and β", "reliability.png": "confidence against accuracy",
         "agreement.png": "which head is right where", "per_class.csv": "accuracy, class by class",
@@ -258,10 +263,8 @@ def _data_check(args):
 def _list(args):
     from dho_nb.manifests import manifest_names
     from dho_nb.objectives import METHODS
-    from dho_nb.presets import PRESETS
     import open_clip, timm
     lists = {"methods": lambda: [f"{m.name:6} {m.about}" for m in METHODS.values()], "datasets": manifest_names,
-             "presets": lambda: list(PRESETS),
              "teachers": lambda: ["digits", *("/".join(pair) for pair in open_clip.list_pretrained())],
              "students": lambda: ["tiny", *timm.list_models()]}
     if args.what not in lists: raise unknown("list", args.what, lists)
@@ -338,6 +341,11 @@ USAGE = {"store fill": "dho store fill --images DIR [--labels FILE.csv] --teache
          "run": "dho run PRESET [--dry] [options]",
          "check": "dho check --images DIR [--labels FILE.csv] [--shots N | --fraction X] [options]"}
 
+def _beginnings(parser, positional=False):
+    "What the parameters of a verb begin with"
+    parser.add_argument("preset" if positional else "--preset", **({} if positional else dict(default="")), help="begin with a named set of parameters (dho presets)")
+    parser.add_argument("--config", default="", metavar="FILE", help="begin with the parameters in a JSON file, or in the run.json of a run")
+
 def _run_options(parser):
     "Options of a verb that trains"
     parser.add_argument("--out", default="", help="folder of the run [a name made from the configuration, below runs/]")
@@ -357,10 +365,7 @@ def make_parser(
         made = verbs.add_parser(name, help=about, description=about, epilog=EPILOGS[name], usage=USAGE.get(name), **style)
         made.set_defaults(do=do)
         if options:
-            positional = name == "run"
-            made.add_argument("preset" if positional else "--preset", **({} if positional else dict(default="")),
-                              help="begin with a named set of parameters (dho presets)")
-            made.add_argument("--config", default="", metavar="FILE", help="begin with the parameters in a JSON file, or in the run.json of a run")
+            _beginnings(made, name == "run")
             add_options(made)
         return made
     about = "Train a small classifier from a teacher and a few labels, on your own images or a known dataset."
@@ -392,8 +397,8 @@ def make_parser(
                             epilog=EPILOGS["data"], **style)
     data.set_defaults(do=lambda args: data.print_help())
     _data_verbs(data.add_subparsers(title="verbs", metavar="VERB"), style)
-    listing = verb("list", _list, "Names that exist: methods, datasets, presets, teachers, students.")
-    listing.add_argument("what", help="methods, datasets, presets, teachers or students")
+    listing = verb("list", _list, "Names that exist: methods, datasets, teachers, students.")
+    listing.add_argument("what", help="methods, datasets, teachers or students")
     listing.add_argument("containing", nargs="?", default="", help="only names that contain this")
     return parser
 
@@ -403,7 +408,7 @@ def _store_verbs(verbs, style):
     def verb(name, do, about, options=True):
         made = verbs.add_parser(name, help=about, description=about, usage=USAGE.get(f"store {name}"), **style)
         made.set_defaults(do=do)
-        if options: made.add_argument("--preset", default="", help="begin with a named set of parameters (dho list presets)"); add_options(made)
+        if options: _beginnings(made); add_options(made)
         return made
     fill = verb("fill", _fill, "Compute the embeddings that runs with these options will ask for; goes on where it was stopped.")
     fill.add_argument("--part", default="1/1", metavar="K/N", help="only the K-th of N parts, to split the work over machines")

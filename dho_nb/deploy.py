@@ -15,8 +15,9 @@ import torch
 from fastcore.basics import patch
 import dho_nb
 from .configs import Config, make_config, open_data, plain_parameters
-from .evaluation import HeadOutputs, collect, head_table
+from .evaluation import HeadOutputs, answering, collect, head_table
 from .manifests import fingerprint, manifest_hash, rows
+from .objectives import METHODS
 from .settings import DhoError, digest, load_settings, pick_device, pick_precision, pick_workers, read_json, reason, unknown, write_json
 from .students import Student, build_student, load_student
 from .teachers import files_hash
@@ -174,8 +175,8 @@ def outputs(self:Evaluation)->HeadOutputs:
 @patch(as_prop=True)
 def table(self:Evaluation)->pd.DataFrame:
     "Rows CE head, KD head and both, or the single head: accuracy, nll, ece"
-    made = head_table(self.outputs, self.alpha, self.beta)
-    return made if self.facts["heads"] == 2 else made.loc[["both"]].rename({"both": "single head"})
+    method = METHODS.get(self.facts.get("method"))
+    return answering(head_table(self.outputs, self.alpha, self.beta), self.facts["heads"], method.answers if method else "both")
 
 # %% ../nbs/13_deploy.ipynb #380151e9
 @patch

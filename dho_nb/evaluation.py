@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALPHAS', 'BETAS', 'HeadOutputs', 'collect', 'save_outputs', 'load_outputs', 'interpolate', 'entropy_alpha', 'scores',
-           'head_table', 'per_class', 'agreement', 'restricted', 'shift_table', 'Surface', 'surface', 'choose',
-           'plot_surface', 'reliability', 'plot_reliability', 'predictions']
+           'head_table', 'answering', 'per_class', 'agreement', 'restricted', 'shift_table', 'Surface', 'surface',
+           'choose', 'plot_surface', 'reliability', 'plot_reliability', 'predictions']
 
 # %% ../nbs/08_evaluation.ipynb #728ac4f7
 import json
@@ -137,6 +137,17 @@ def head_table(
 )->pd.DataFrame:          # Rows: CE head, KD head, both; columns as in `scores`
     "Each head alone (the KD head at β = 1), and both together"
     return pd.DataFrame({name: scores(p(), outputs.labels) for name, p in _answers(outputs, alpha, beta).items()}).T
+
+# %% ../nbs/08_evaluation.ipynb #979665f2
+def answering(
+    table:pd.DataFrame,  # As from `head_table`
+    heads:int=2,         # Of the student
+    answers:str="both",  # As in `Method`: which head answers
+)->pd.DataFrame:
+    "The rows of a table of heads that a student has"
+    if heads == 1: return table.loc[["both"]].rename({"both": "single head"})
+    if answers == "kd": return table.loc[["both"]].rename({"both": "KD head"})
+    return table if answers == "both" else table.drop("both").iloc[::-1]
 
 # %% ../nbs/08_evaluation.ipynb #7947059c
 def per_class(

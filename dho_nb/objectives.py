@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'cross_entropy', 'kl_divergence', 'dho', 'ce', 'kd', 'sskd', 'binary_kl', 'dkd_divergence', 'class_costs',
-           'transport', 'wkd_divergence', 'targeted', 'feature_distance', 'kd_feature', 'ce_kd_feature', 'dot', 'added',
-           'pcgrad', 'error_product', 'self_training', 'Method', 'get_method']
+           'transport', 'wkd_divergence', 'targeted', 'feature_distance', 'kd_feature', 'ce_kd_feature', 'dot',
+           'cosine', 'added', 'pcgrad', 'error_product', 'self_training', 'Method', 'get_method']
 
 # %% ../nbs/06_objectives.ipynb #4b047517
 import math
@@ -115,7 +115,7 @@ def dkd_divergence(
     log_p, log_q = (F.log_softmax(_full(z)/tau, -1) for z in (teacher, student))
     hit = F.one_hot(target, student.shape[-1]).bool()
     either = lambda log: torch.stack([log[hit], log.masked_fill(hit, -torch.inf).logsumexp(-1)], -1)
-    rest = lambda log: log[~hit].view(len(log), -1).log_softmax(-1)
+    rest = lambda log: log[~hit].view(len(log), log.shape[-1] - 1).log_softmax(-1)
     apart = lambda what: F.kl_div(what(log_q), what(log_p), reduction="sum", log_target=True)/size
     return tau**2*(target_weight*apart(either) + rest_weight*apart(rest))
 
@@ -203,6 +203,10 @@ def dot(a, b)->torch.Tensor:  # Lists of tensors, with None for 0
     "Inner product of two gradients, in float32 at least"
     both = [(_full(x)*_full(y)).sum() for x, y in zip(a, b) if x is not None and y is not None]
     return torch.stack(both).sum() if both else torch.zeros(())
+
+def cosine(a, b)->torch.Tensor:  # Lists of tensors, with None for 0
+    "Cosine of the angle between two gradients, each taken as one long vector; NaN where one of them is zero"
+    return dot(a, b)/(dot(a, a).sqrt()*dot(b, b).sqrt())
 
 def added(a, b, factor=1.)->list:  # Lists of tensors, with None for 0
     "a + factor·b"

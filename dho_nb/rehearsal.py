@@ -6,7 +6,7 @@
 __all__ = ['teacher_shape', 'rehearse']
 
 # %% ../nbs/11_rehearsal.ipynb #01e1359f
-from dataclasses import fields
+from dataclasses import replace
 from functools import partial
 import numpy as np
 import pandas as pd
@@ -17,9 +17,11 @@ from .configs import Config, open_data
 from .datasets import DATASETS
 from .manifests import Manifest, labelled_subset, rows
 from .objectives import class_costs, get_method
-from .students import build_student, overhead
+from .processes import current_team
+from .runs import new_student, stages_of
+from .students import overhead
 from .teachers import load_teacher, resolve_teacher, teacher_logits
-from .training import Recipe, Trainer, stored
+from .training import Trainer, enough, stored
 from .views import Images, Streams, ViewSpec
 
 # %% ../nbs/11_rehearsal.ipynb #6a3cbe1b
@@ -52,29 +54,31 @@ def teacher_shape(
     teacher = load_teacher(spec)
     return teacher.dim, teacher.preprocess.size
 
-def _student(config, method, classes, dim):
+def _head(classes, dim):
+    "Class embeddings that mean nothing"
+    return F.normalize(torch.randn(classes, dim, generator=torch.Generator().manual_seed(0)), dim=1)
+
+def _student(config, classes, dim):
     "The student with random weights"
     spec = f"{config.student.split('/')[0]}/random" if config.student.startswith("open_clip:") else config.student
-    return build_student(spec, classes, method.heads, "", config.size, config.student_args, config.seed, config.ce_head,
-                         method.kd_head or config.kd_head, dim if "features" in method.needs else 0, config.zeta, config.frozen)
+    return new_student(replace(config, student=spec, student_weights=""), classes, lambda: _head(classes, dim))
 
 # %% ../nbs/11_rehearsal.ipynb #1f6bc8cd
-def _streams(config, manifest, eyes, dim, batch):
+def _streams(config, method, manifest, eyes, dim, batch):
     "The two streams over imagined pictures and embeddings"
-    method, train = get_method(config.method), rows(manifest, "train")
-    known = labelled_subset(manifest, config.shots, config.fraction, config.seed).rows
-    others = train[:0] if not config.unlabelled else train if config.include_labelled else np.setdiff1d(train, known)
+    train, by = rows(manifest, "train"), "reference" if config.labels_by == "reference" else "nested"
+    known = labelled_subset(manifest, config.shots, config.fraction, config.seed, by).rows
+    others = train if config.include_labelled else np.setdiff1d(train, known)
     said = lambda r, v: F.normalize(torch.from_numpy(np.random.default_rng(0).normal(size=(len(r), dim))), dim=1).half()
     return Streams(_Noise(manifest, eyes.size), known, others, eyes, None, ViewSpec(0, (config.crop, 1.), flip=config.flip), batch,
-                   (method.labelled, method.unlabelled), config.seed, 0, None, said if method.asks else None)
+                   (method.labelled, method.unlabelled and config.unlabelled), config.seed, 0, None, said if method.asks else None)
 
-def _step(config, manifest, student, dim):
-    "The loss of one small step on noise, backwards, too"
-    method = get_method(config.method)
-    head = F.normalize(torch.randn(len(manifest.classes), dim, generator=torch.Generator().manual_seed(0)), dim=1)
-    recipe = Recipe(**{f.name: getattr(config, f.name) for f in fields(Recipe) if f.name not in ("epochs", "accumulate", "precision")}, epochs=1, precision="fp32")
+def _step(config, stage, manifest, student, dim):
+    "The loss of one small step of a stage on noise, backwards, too"
+    head, method = _head(len(manifest.classes), dim), stage.method
+    recipe = replace(stage.recipe, epochs=1, warmup_steps=0, accumulate=1, precision="fp32")
     cost = {"cost": class_costs(head)} if "cost" in method.needs else {}
-    streams = _streams(config, manifest, student.preprocess, dim, (2, 2))
+    streams = _streams(config, method, manifest, student.preprocess, dim, (2, 2))
     trainer = Trainer(student, method, streams, recipe, stored(partial(teacher_logits, head=head, zeta=config.zeta)), **cost)
     trainer.train_step(streams[0])
     return trainer.sums["loss"].item()
@@ -85,8 +89,10 @@ def rehearse(
 )->pd.Series:        # What it takes, in words and numbers
     "Build model, streams and objective of a run, take a step on noise, and count"
     method, manifest, (dim, side) = get_method(config.method), _imagined(config), teacher_shape(config.teacher)
-    student = _student(config, method, len(manifest.classes), dim)
-    streams = _streams(config, manifest, student.preprocess, dim, (config.batch_labelled, config.batch_unlabelled))
+    student, stages = _student(config, len(manifest.classes), dim), stages_of(config)
+    streams = _streams(config, method, manifest, student.preprocess, dim, (config.batch_labelled, config.batch_unlabelled))
+    for stage in stages: enough(streams, stage.recipe, current_team())
+    losses = [_step(config, stage, manifest, student, dim) for stage in stages]
     counts = {s: len(rows(manifest, s)) for s in ("train", "val", "test")}
     learnt, size = sum(p.numel() for p in student.model.parameters() if p.requires_grad), overhead(student.model)
     views = min(config.views, config.epochs) if config.views != "live" else 0
@@ -94,11 +100,11 @@ def rehearse(
     told = "none: it looks at every batch" if not views else f"{views} views of {counts['train']:,} images at {dim} numbers: {_bytes(stored_bytes)}"
     return pd.Series({
         "method": method.about, "dataset": f"{manifest.name}, {len(manifest.classes)} classes, " + ", ".join(f"{n:,} {s}" for s, n in counts.items()),
-        "labelled images": f"{len(streams.labelled):,}", "unlabelled images": f"{len(streams.unlabelled):,}",
+        "labelled images": f"{len(streams.labelled):,}", "unlabelled images": f"{len(streams.unlabelled)*streams.use[1]:,}",
         "student": f"{config.student} at {student.preprocess.size} px", "parameters": f"{int(size['total']):,}, of which {learnt:,} learn",
         "second head adds": f"{size['overhead_percent']} %", "teacher": f"{config.teacher} at {side} px" if method.teacher else "none",
-        "teacher's store": told if method.teacher else "none", "steps": f"{config.epochs*streams.epoch_steps:,} ({streams.epoch_steps:,} an epoch)",
-        "loss of a step on noise": f"{_step(config, manifest, student, dim):.3f}"})
+        "teacher's store": told if method.teacher else "none", "steps": f"{sum(s.recipe.epochs for s in stages)*streams.epoch_steps:,} ({streams.epoch_steps:,} an epoch)",
+        "loss of a step on noise": ", ".join(f"{loss:.3f}" for loss in losses)})
 
 def _bytes(n):
     "A number of bytes for people"

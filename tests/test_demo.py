@@ -61,8 +61,8 @@ def test_training_the_bundled_teacher_is_repeatable(tmp_path):
 
 def test_teacher_logits_are_float32_whatever_the_precision(tmp_path):
     run = Run(preset("digits", epochs=1, precision="bf16", views="live"), tmp_path/"run", mode="none")
-    with torch.no_grad(): logits = run.trainer.teach(run.streams[0])
-    half, full = run.guidance.load().encode_images(run.streams[0].teacher), load_teacher("digits").encode_images(run.streams[0].teacher)
+    with torch.no_grad(): logits = run.trainer.teach(run.trainer.streams[0]).logits
+    half, full = (t.encode_images(run.trainer.streams[0].teacher) for t in (run.guidance.load(), load_teacher("digits")))
     assert logits.dtype == half.dtype == torch.float32
     torch.testing.assert_close(logits, teacher_logits(half, run.guidance.head), rtol=0, atol=0)
     assert torch.nn.functional.cosine_similarity(half, full).min() > .999

@@ -1,0 +1,61 @@
+"Every method as a run: looked at too early, stopped between its stages, opened again"
+import pytest
+import torch
+
+from dho_nb.configs import make_config, preset
+from dho_nb.objectives import METHODS
+from dho_nb.runs import Run, distill
+from dho_nb.settings import DhoError
+from dho_nb.students import load_student
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    "Runs that nothing came between, made when asked for"
+    made, folder = {}, tmp_path_factory.mktemp("straight")
+    def run(method): return made.setdefault(method, distill(preset("digits", method=method, epochs=4), folder/method, "none"))
+    return run
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_finished_run_tells_the_same_again(straight, method):
+    run = straight(method)
+    student, facts = load_student(run.folder/"model.safetensors")
+    again = Run(run.config, run.folder, "none")
+    assert again.done and again.evaluate().equals(run.evaluate()) and facts["method"] == method
+    assert again.evaluate()["accuracy"].iloc[-1] == run.result["accuracy"] > .3
+    assert all(torch.equal(a, b.cpu()) for a, b in zip(student.model.state_dict().values(), run.student.model.state_dict().values()))
+
+
+@pytest.mark.parametrize("method", ["sho", "sho-tuned", "kd-then-ssl", "kd-feature"])
+def test_a_look_before_the_end_changes_nothing(straight, tmp_path, method):
+    run = Run(preset("digits", method=method, epochs=4), tmp_path/"run", "none")
+    early = run.evaluate()["accuracy"].iloc[-1]
+    run.train()
+    assert run.finish()["accuracy"] == straight(method).result["accuracy"] != early
+
+
+@pytest.mark.parametrize("method, stops", [("sho-tuned", (20, 10, None, 5)), ("kd-then-ssl", (30, 7))])
+def test_stopped_between_and_within_stages(straight, tmp_path, method, stops):
+    for until in stops:
+        run = Run(preset("digits", method=method, epochs=4), tmp_path/"run", "none")
+        trainer = run.trainer
+        trainer.train(until=None if until is None else trainer.step + until, mode="none")
+        run.lock.release(force=True)
+    run = distill(preset("digits", method=method, epochs=4), tmp_path/"run", "none")
+    same = {k: v for k, v in straight(method).result.items() if k not in ("seconds", "teacher_looked")}
+    assert {k: v for k, v in run.result.items() if k in same} == same
+    assert run.history.equals(straight(method).history)
+
+
+def test_what_cannot_be_is_said_beforehand(tmp_path):
+    for change, said in ((dict(method="kd", conflict=True), "not both in one step"), (dict(method="kd", unlabelled=False), "nothing to train on"),
+                         (dict(method="kd-then-ssl", unlabelled=False), "nothing to train on"), (dict(warmup_steps=5000), "leaves nothing of the run's"),
+                         (dict(method="kd-feature", student_args=dict(widths=[8, 8, 8, 64]), frozen=True), "nothing to learn")):
+        with pytest.raises(DhoError, match=said): distill(preset("digits", epochs=2, **change), tmp_path/"run", "none")
+        assert said == "nothing to learn" or not (tmp_path/"run").exists()
+
+
+def test_shots_take_the_place_of_a_fraction():
+    assert (preset("digits", shots=2).fraction, preset("paper/fewshot-resnet18", fraction=.1).shots) == (0., 0)
+    with pytest.raises(DhoError, match="not both"): make_config(dict(dataset="digits", shots=2, fraction=.1))
