@@ -89,7 +89,7 @@ _ROWS = {
 def _row(table, base, row, changes):
     "A row of a table as a preset"
     found = next(p for p in _MAIN if p.name == base)
-    return Preset(f"paper/{table}/{base.removeprefix('paper/').removeprefix('imagenet-')}/{row}", {**found.parameters, **changes}, table, found.takes)
+    return Preset(f"paper/{table}/{base.removeprefix('paper/')}/{row}", {**found.parameters, **changes}, table, found.takes)
 
 ALL = {p.name: p for p in (*_MAIN, *(_row(table, *row) for table, rows in _ROWS.items() for row in rows))}
 PRESETS = {name: p.parameters for name, p in ALL.items()}

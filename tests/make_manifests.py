@@ -20,7 +20,7 @@ PACK = 1_000_000                                        # bytes above which a CS
 
 
 def unpack(archive, folder):
-    with tarfile.open(archive) as tar: tar.extractall(folder, filter="data")
+    with tarfile.open(archive) as tar: tar.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
 
 
 def pack(file, text):

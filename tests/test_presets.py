@@ -13,8 +13,8 @@ def test_every_row_of_the_tables_is_a_configuration():
     made = {name: preset(name) for name in ALL}
     assert {f"table{k}" for k in (1, 2, 3, 5, 6, 13, 14, 15, 17, 18, 19)} | {f"figure{k}" for k in (3, 6, 9, 13)} <= {n.split("/")[1] for n in ALL if "/" in n}
     assert set(METHODS) - {c.method for c in made.values()} == {"kd-feature", "sho-tuned", "kd-then-ssl"}, "those are not in the paper's tables"
-    assert made["paper/table1/fewshot-resnet18/dho-f"].teacher_head == "tip-adapter-f"
-    assert made["paper/table2/linear-vitb16-from-vitl14/dho-labelled-only"].unlabelled is False
+    assert made["paper/table1/imagenet-fewshot-resnet18/dho-f"].teacher_head == "tip-adapter-f"
+    assert made["paper/table2/imagenet-linear-vitb16-from-vitl14/dho-labelled-only"].unlabelled is False
 
 
 @pytest.mark.parametrize("name", SETUPS)
@@ -28,7 +28,7 @@ def test_set_ups_can_be_rehearsed(name):
 def test_from_the_command_line(dho):
     code, out, _ = dho("presets", "table17")
     assert code == 0 and out.count("\n") >= 3 and "80 h" in out
-    code, out, err = dho("run", "paper/table14/fewshot-resnet18/dkd-dho", "--dry", "--shots", "16")
+    code, out, err = dho("run", "paper/table14/imagenet-fewshot-resnet18/dkd-dho", "--dry", "--shots", "16")
     assert code == 0 and "16,000" in out and "teacher's store" in out, err
     code, _, err = dho("run", "paper/tabel14", "--dry")
     assert code == 2 and "did you mean" in err
