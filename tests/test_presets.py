@@ -30,7 +30,7 @@ def test_from_the_command_line(dho):
     assert code == 0 and out.count("\n") >= 3 and "80 h" in out
     code, out, err = dho("run", "paper/table14/imagenet-fewshot-resnet18/dkd-dho", "--dry", "--shots", "16")
     assert code == 0 and "16,000" in out and "teacher's store" in out, err
-    code, _, err = dho("run", "paper/tabel14", "--dry")
+    code, _, err = dho("run", "paper/tabel14/imagenet-fewshot-resnet18/dkd-dho", "--dry")
     assert code == 2 and "did you mean" in err
     code, _, err = dho("run", "paper/table13/fewshot-resnet18/dho", "--dataset", "dtd")
     assert code == 2 and "dtd" in err and "data get" in err
