@@ -304,7 +304,7 @@ def plot_surface(
     if mark is not None:
         at = np.abs(np.array(alphas) - mark[0]).argmin(), np.abs(np.log(np.array(betas)/mark[1])).argmin()
         axis.plot(*at, marker="o", ms=11, mfc="none", mec="white", mew=2)
-        axis.annotate(f"α={mark[0]:g}, β={mark[1]:g}", at, xytext=(8, 8), textcoords="offset points", color="white", fontsize=8)
+        axis.annotate(f"α={mark[0]:g}, β={mark[1]:g}", at, xytext=(8, 8 if at[1] < len(betas) - 1 else -14), textcoords="offset points", color="white", fontsize=8)
     plt.close(figure)
     return figure
 
