@@ -195,6 +195,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'dho_nb.evaluation.head_table': ('evaluation.html#head_table', 'dho_nb/evaluation.py'),
                                    'dho_nb.evaluation.interpolate': ('evaluation.html#interpolate', 'dho_nb/evaluation.py'),
                                    'dho_nb.evaluation.load_outputs': ('evaluation.html#load_outputs', 'dho_nb/evaluation.py'),
+                                   'dho_nb.evaluation.over_images': ('evaluation.html#over_images', 'dho_nb/evaluation.py'),
                                    'dho_nb.evaluation.per_class': ('evaluation.html#per_class', 'dho_nb/evaluation.py'),
                                    'dho_nb.evaluation.plot_reliability': ('evaluation.html#plot_reliability', 'dho_nb/evaluation.py'),
                                    'dho_nb.evaluation.plot_surface': ('evaluation.html#plot_surface', 'dho_nb/evaluation.py'),

@@ -13,10 +13,9 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
-from .evaluation import scores
-from .maps import stills
+from .evaluation import over_images, scores
 from .objectives import cosine, dho, dot, error_product
-from .settings import DhoError, autocast
+from .settings import DhoError
 from .students import DualHead, Student, build_student
 from .training import CONFLICT
 
@@ -120,12 +119,8 @@ def collect_features(
     mode:str="auto",         # Progress, as in `Settings.progress`
 )->torch.Tensor:             # [N, D] float32
     "What the backbone makes of the centred square of each image"
-    device, backbone, training = torch.device(device), student.model.backbone.to(device), student.model.training
-    found = []
-    for pixels in stills(source, rows, student.preprocess, device, workers, mode, "features"):
-        with autocast(device, precision): features = backbone.eval()(student.preprocess.normalise(pixels.to(device)))
-        found.append(features.flatten(1).float().cpu())
-    student.model.train(training)
+    seen = over_images(student, student.model.encode, source, rows, device, precision, workers, mode, "features")
+    found = [features.float().cpu() for features in seen]
     return torch.cat(found) if found else torch.zeros(0, student.model.ce_head.in_features)
 
 # %% ../nbs/09_diagnostics.ipynb #feb3a62e

@@ -179,12 +179,14 @@ def pixels(self:Run)->ImageMap|None:
 @patch
 def streams(self:Run, method:Method)->Streams:
     "Training batches as a function of the step"
-    c, g, train = self.config, self.guidance, rows(self.manifest, "train")
+    c, g, train, made = self.config, self.guidance, rows(self.manifest, "train"), vars(self).setdefault("_streams", {})
+    if method.name in made: return made[method.name]
     unlabelled = train if c.include_labelled else np.setdiff1d(train, self.subset.rows)
-    return Streams(
+    made[method.name] = Streams(
         self.images, self.subset.rows, unlabelled, self.student.preprocess, g.eyes if g.live and method.asks else None, g.spec,
         (c.batch_labelled, c.batch_unlabelled), (method.labelled, method.unlabelled and c.unlabelled), c.seed, g.cycle, self.pixels,
         g.lookup if method.asks else None, (self.team.rank, self.team.world))
+    return made[method.name]
 
 @patch(as_prop=True)
 def workers(self:Run)->int:
