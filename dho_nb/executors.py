@@ -53,12 +53,13 @@ class Board:
     def __init__(self,
         sweep:Sweep,          # Whose runs
         mode:str="auto",      # Progress, as in `Settings.progress`
+        only=None,            # Positions of runs; all if None
     ):
-        self.sweep, self.show = sweep, Show(self, mode)
+        self.sweep, self.show, asked = sweep, Show(self, mode), sweep.chosen(only)
         states = {t.run: state_of(sweep.place(t), sweep.grid.retries)["state"] for t in sweep.tasks}
-        self.pending = deque(t for t in sweep.tasks if states[t.run] not in ("done", "failed"))
+        self.pending = deque(t for t in asked if states[t.run] not in ("done", "failed"))
         self.counts = {"done": sum(s == "done" for s in states.values()), "failed": sum(s == "failed" for s in states.values())}
-        self.later, self.running, self.took, self.best = [], {}, [], (None, "")
+        self.later, self.running, self.took, self.best, self.tries = [], {}, [], (None, ""), {}
         self.slots, self.halted, self.changed = 1, "", threading.Condition()
 
     def take(self, where, wait=True):
@@ -100,7 +101,7 @@ def _done(self:Board, task, told):
 
 @patch
 def _failed(self:Board, task, told):
-    attempts = state_of(self.sweep.place(task), self.sweep.grid.retries)["attempts"]
+    self.tries[task.run] = attempts = max(self.tries.get(task.run, 0) + 1, state_of(self.sweep.place(task), self.sweep.grid.retries)["attempts"])
     again = attempts <= self.sweep.grid.retries
     if again: self.pending.append(task)
     else: self.counts["failed"] += 1
@@ -263,13 +264,14 @@ def run_sweep(
     gpus:float=0,          # GPUs of a run, or a share of one, on a Ray cluster
     mode:str="auto",       # Progress, as in `Settings.progress`
     retry:bool=False,      # Try again what failed too often
+    only=None,             # Positions of some runs in the sweep; all if None
 )->pd.DataFrame:           # As `Sweep.states`
     "Do whatever of a sweep is missing"
     if executor not in EXECUTORS: raise unknown("executor", executor, EXECUTORS)
     if isinstance(sweep, Grid): sweep = Sweep(sweep, folder)
     sweep.begin()
-    if retry: [(sweep.place(t)/"failed.json").unlink(missing_ok=True) for t in sweep.tasks]
-    board = Board(sweep, mode)
+    if retry: [(sweep.place(t)/"failed.json").unlink(missing_ok=True) for t in sweep.chosen(only)]
+    board = Board(sweep, mode, only)
     if board.pending: _work(board, executor, dict(jobs=jobs or sweep.grid.jobs, per_gpu=per_gpu, address=address, cpus=cpus, gpus=gpus))
     return sweep.states()
 
@@ -279,7 +281,7 @@ def _work(board, executor, asked):
     with stop_requests(lambda number: board.halt("stopped")) as wanted:
         try: EXECUTORS[executor](board, asked)
         except Ended: pass
-    left = len(board.sweep.tasks) - sum(board.counts.values())
+    left = len(board.pending) + len(board.later) + len(board.running)
     if wanted: raise Stopped(f"stopped with {left} runs to do; the same command goes on from where it was")
     if board.halted: raise DhoError(f"{board.halted} ({left} runs to do)")
 

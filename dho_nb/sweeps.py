@@ -245,6 +245,11 @@ class Sweep:
 
     def place(self, task:Task)->Path: return self.folder/task.run
 
+    def chosen(self, only=None)->list:
+        "The runs at some positions; all if there are none"
+        if only is not None and not all(0 <= i < len(self.tasks) for i in only): raise DhoError(f"{self.grid.name} has runs 0 to {len(self.tasks) - 1}, not {list(only)}")
+        return self.tasks if only is None else [self.tasks[i] for i in only]
+
     def states(self)->pd.DataFrame:
         "One row per run: labels, state, attempts, accuracy, seconds, reason"
         facts = [dict(run=t.run, **t.labels, **{"accuracy": None, "seconds": None, "reason": None, **state_of(self.place(t), self.grid.retries)}) for t in self.tasks]
