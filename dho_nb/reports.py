@@ -875,6 +875,7 @@ def plot_agreements(
 ):                         # A matplotlib figure
     "Which head is right where, for every number of labels; hatched is what their combination leaves wrong"
     from matplotlib import pyplot as plt
+    from matplotlib.patches import Patch
     if panels is None: panels = next((p for p in ("dataset", "student") if p in frame and frame[p].nunique() > 1), "")
     two, axis_of = frame[frame["method"] == method], label_axis(frame)
     two = two.dropna(subset="agreement_both_right") if "agreement_both_right" in two else two.iloc[:0]
@@ -882,10 +883,10 @@ def plot_agreements(
     parts = dict(tuple(two.groupby(panels, sort=False))) if panels else {method: two}
     with style():
         most = max(p[axis_of].nunique() for p in parts.values())
-        figure, axes = plt.subplots(1, len(parts), figsize=(1.4 + 4*len(parts), .9 + .34*most), squeeze=False, layout="constrained")
+        figure, axes = plt.subplots(1, len(parts), figsize=(2.4 + 4*len(parts), 1 + .34*most), squeeze=False, layout="constrained")
         for ax, (title, part) in zip(axes[0], parts.items()): _agreed(ax, part, axis_of, title)
-        axes[0, 0].barh([], [], color="#bbbbbb", hatch="////", ec="white", lw=0, label="left wrong")
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+        shown = [*axes[0, 0].get_legend_handles_labels()[0], Patch(fc="#bbbbbb", hatch="////", ec="white", lw=0, label="left wrong by both together")]
+        figure.legend(handles=shown, loc="outside lower center", ncols=5)
     plt.close(figure)
     return figure
 
@@ -967,7 +968,8 @@ def _luck_part(frame, ours):
     if ours not in set(frame["method"]) or frame["method"].nunique() < 2: return ""
     found = gains(everywhere(frame), ours)
     if not len(found): return ""
-    return (f"<p>What {escape(ours)} gains over each other method, in percentage points, with the 95 % interval of a paired bootstrap over seeds and test images.</p>"
+    alone = " No pair shares more than one seed, so that the intervals say nothing about seeds."*int(found["seeds"].max() < 2)
+    return (f"<p>What {escape(ours)} gains over each other method, in percentage points, with the 95 % interval of a paired bootstrap over seeds and test images.{alone}</p>"
             + _listed_html(gains_table(found, label_axis(frame))) + _listed_html(counted(found).round(2)))
 
 def _tried(make):
