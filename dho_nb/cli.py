@@ -144,6 +144,29 @@ def _logs(args):
     if len(found) > 1: raise DhoError(f"{args.run!r} is part of {len(found)} names, e.g. {found[0].name} and {found[1].name}: give more of it")
     print((found[0]/"log.txt").read_text(encoding="utf-8", errors="replace"), end="")
 
+def _found(args):
+    "The finished runs of sweeps, and what they ask for"
+    from dho_nb.reports import expected, load
+    places = [next((p for p in (Path(s).expanduser(), load_settings().runs/s) if p.exists()), Path(s)) for s in args.sweeps]
+    return places, load(*places), expected(*places)
+
+def _table(args):
+    "A table of runs, as a paper has it or as data"
+    from dho_nb.reports import results_table, write_csv
+    places, found, wanted = _found(args)
+    if args.runs: return write_csv(found, args.runs) or print(f"{args.runs}: {len(found)} runs")
+    made = results_table(found, args.rows or "method", args.columns, args.value, wanted if len(wanted) else None, against=args.against, average=args.average or (), teacher=not args.against)
+    forms = {"text": lambda: f"{made}\n", "markdown": made.markdown, "latex": made.latex, "csv": made.csv}
+    if args.form not in forms: raise unknown("form", args.form, forms)
+    print(forms[args.form](), end="")
+
+def _report(args):
+    "A sweep as one page"
+    from dho_nb.reports import html_report
+    places, _, _ = _found(args)
+    file = html_report(places, args.out or places[0]/"report.html", args.title)
+    print(f"{file}: open it in a browser; it needs nothing beside it")
+
 def _presets(args):
     "The presets with what they take"
     from dho_nb.presets import ALL
@@ -201,17 +224,26 @@ def _check(args):
     print(f"labels for training ({subset.name}): {len(subset)}; images left out: {len(bad)}")
 
 def _demo(args):
-    from dho_nb.runs import demo, summarise
-    folder = Path(args.out or load_settings().runs/"demo")
-    table = demo(folder, args.seeds, args.jobs)
-    print(f"\n{summarise(table).to_string()}\n\n(test accuracy, mean ± standard deviation over {table['seed'].nunique()} seeds; "
-          f"{table['labels'][0]} of the labels, {table['labelled'][0]} images)\n")
-    print("left behind:", *(f"  {str(folder/name):<36} {what}" for name, what in _DEMO.items()), sep="\n")
+    "The shipped grid as a sweep, and its table and pictures as reports make them"
+    from dho_nb.executors import run_sweep
+    from dho_nb.grids import demo_grid
+    from dho_nb.reports import load, plot_bars, results_table, save_figure, write_csv
+    if args.seeds < 1 or args.jobs < 1: raise DhoError(f"seeds and jobs must be 1 or more, not seeds={args.seeds}, jobs={args.jobs}")
+    grid, folder = demo_grid(args.seeds), Path(args.out or load_settings().runs/"demo").expanduser()
+    print(f"Dual-Head Optimization on scikit-learn's digits: {len(grid.cells)} runs, {args.jobs} at a time, into {folder}", flush=True)
+    states = run_sweep(grid, folder, args.jobs)
+    found = load(folder)
+    if len(found): print(f"\n{results_table(found, value=_FIGURES, columns=(), teacher=True)}\n({found['labels'].iloc[0]} of the labels, {found['labelled'].iloc[0]} images)\n")
+    if (states["state"] != "done").any(): raise DhoError(_standing(states))
+    write_csv(found, folder/"table.csv")
+    save_figure(plot_bars(found), folder, "comparison")
+    best = folder/next(r.run for r in states.itertuples() if r.method == "dho" and r.seed == "0")
+    print("left behind:", *(f"  {str(place/name):<36} {what}" for place, names in ((folder, _DEMO), (best, _DEMO_RUN)) for name, what in names.items()), sep="\n")
 
-_DEMO = {"table.csv": "one row per run", "comparison.png": "the comparison",
-         "crops.png": "a batch as teacher and student see it", "curves.png": "training of one DHO run",
-         "surface.png": "its accuracy for every α and β", "reliability.png": "its confidence against its accuracy",
-         "*/notebook.ipynb": "the executed notebooks"}
+_FIGURES = {"accuracy": "accuracy", "CE head": "ce_accuracy", "KD head": "kd_accuracy", "ECE": "ece"}
+_DEMO = {"table.csv": "one row per run", "comparison.png": "the comparison (and .svg, .pdf)", "*/notebook.ipynb": "the executed notebooks"}
+_DEMO_RUN = {"crops.png": "a batch as teacher and student see it", "curves.png": "training of one DHO run",
+             "surface.png": "its accuracy for every α and β", "reliability.png": "its confidence against its accuracy"}
 
 # %% ../nbs/14_cli.ipynb #e07e0db6
 def _fill(args):
@@ -381,6 +413,18 @@ A grid is a TOML file: [base] holds parameters of every run, [axes] lists that a
 examples:
   dho status
   dho status runs/eurosat""",
+"table": """
+examples:
+  the methods of a sweep against the number of labels:
+    dho table eurosat --rows student method
+  as the paper has it, for LaTeX; and what DHO gains over each other method:
+    dho table eurosat --rows student method --form latex
+    dho table eurosat --rows student method --against dho
+  one line per run, for other tools:
+    dho table eurosat --runs eurosat.csv""",
+"report": """
+example:
+  dho report eurosat --out eurosat.html""",
 "logs": """
 example:
   dho logs dho-4-shot-seed0""",
@@ -486,6 +530,16 @@ def _sweep_verbs(verb):
         sweep.add_argument(f"--{name}", action="store_true", help=said)
     status = verb("status", _status, "How sweeps stand: what is done, running, failed, and why.")
     status.add_argument("sweep", nargs="?", default="", help="a sweep's folder, or its name below runs/ [all]")
+    table = verb("table", _table, "The results of sweeps as a table: mean ± standard deviation, gaps visible, the best marked where the bootstrap supports it.")
+    report = verb("report", _report, "The results of sweeps as one self-contained HTML page.")
+    for made in (table, report): made.add_argument("sweeps", nargs="+", metavar="SWEEP", help="folders of sweeps or runs, or names below runs/")
+    for name, many, default, said in (("rows", True, None, "what the rows are [method]"), ("columns", True, None, "what the columns are [the number of labels]"),
+                                      ("average", True, None, "what is averaged over, e.g. dataset"), ("value", False, "accuracy", "which figure [accuracy]"),
+                                      ("against", False, "", "a row that the others are compared with"), ("form", False, "text", "text, markdown, latex or csv [text]"),
+                                      ("runs", False, "", "instead, write one line per run to this CSV")):
+        table.add_argument(f"--{name}", default=default, help=said, **(dict(nargs="+") if many else {}))
+    report.add_argument("--out", default="", metavar="FILE", help="the page [report.html in the first folder]")
+    report.add_argument("--title", default="", help="its heading [the names of the sweeps]")
     verb("logs", _logs, "What a run of a sweep has said.").add_argument("run", help="its folder, or a part of its name")
 
 def _store_verbs(verbs, style):

@@ -16,7 +16,7 @@ import pandas as pd
 from fastcore.basics import patch
 from .grids import Grid, make_grid
 from .settings import DhoError, in_notebook, load_settings, progress_mode, reason, unknown, write_json
-from .sweeps import Busy, Ended, Sweep, disk_is_full, run_one, span, state_of, stores_of, supervised
+from .sweeps import Busy, Ended, Sweep, disk_is_full, mistaken, run_one, span, state_of, stores_of, supervised
 
 # %% ../nbs/11b_executors.ipynb #54b5f291
 def attempt(
@@ -56,9 +56,10 @@ class Board:
         only=None,            # Positions of runs; all if None
     ):
         self.sweep, self.show, asked = sweep, Show(self, mode), sweep.chosen(only)
-        states = {t.run: state_of(sweep.place(t), sweep.grid.retries)["state"] for t in sweep.tasks}
-        self.pending = deque(t for t in asked if states[t.run] not in ("done", "failed"))
-        self.counts = {"done": sum(s == "done" for s in states.values()), "failed": sum(s == "failed" for s in states.values())}
+        states = {t.run: state_of(sweep.place(t), sweep.grid.retries) for t in sweep.tasks}
+        given_up = lambda s: s["state"] == "failed" and not mistaken(s["reason"])
+        self.pending = deque(t for t in asked if states[t.run]["state"] != "done" and not given_up(states[t.run]))
+        self.counts = {"done": sum(s["state"] == "done" for s in states.values()), "failed": sum(map(given_up, states.values()))}
         self.later, self.running, self.took, self.best, self.tries = [], {}, [], (None, ""), {}
         self.slots, self.halted, self.changed = 1, "", threading.Condition()
 
@@ -102,7 +103,7 @@ def _done(self:Board, task, told):
 @patch
 def _failed(self:Board, task, told):
     self.tries[task.run] = attempts = max(self.tries.get(task.run, 0) + 1, state_of(self.sweep.place(task), self.sweep.grid.retries)["attempts"])
-    again = attempts <= self.sweep.grid.retries and "DhoError" not in told["text"]
+    again = attempts <= self.sweep.grid.retries and not mistaken(told["text"])
     if again: self.pending.append(task)
     else: self.counts["failed"] += 1
     self.show.line(f"failed ({attempts} of {self.sweep.grid.retries + 1})  {task.run}: {told['text'].splitlines()[0]}")

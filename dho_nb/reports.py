@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BASIC', 'COLOURS', 'load', 'expected', 'axes_of', 'label_axis', 'paired', 'gains', 'gains_table', 'counted',
            'best_of', 'everywhere', 'ResultTable', 'results_table', 'record', 'shared_settings', 'conflicts',
-           'surfaces', 'looks', 'style', 'save_figure', 'plot_shots', 'plot_conflicts', 'plot_surfaces',
-           'plot_agreements', 'plot_reliabilities', 'html_report']
+           'surfaces', 'looks', 'style', 'plot_bars', 'write_csv', 'save_figure', 'plot_shots', 'plot_conflicts',
+           'plot_surfaces', 'plot_agreements', 'plot_reliabilities', 'html_report']
 
 # %% ../nbs/12_reports.ipynb #7d538c71
 import base64, io, os, re, warnings
@@ -771,6 +771,32 @@ def style():
                 "ytick.labelsize": 8, "legend.fontsize": 8, "legend.frameon": False, "lines.markersize": 5, "errorbar.capsize": 2,
                 "pdf.fonttype": 42, "svg.hashsalt": "dho_nb", "figure.facecolor": "white"}
     with plt.rc_context(settings): yield
+
+# %% ../nbs/12_reports.ipynb #ba3a2ae3
+def plot_bars(
+    frame:pd.DataFrame,  # From `load`
+    rows:str="method",   # What has a bar of its own
+    title:str="",        # Above the figure; dataset, labels and seeds if empty
+):                       # A matplotlib figure
+    "Accuracy of each method in one setting, and the zero-shot teacher's as a line"
+    from matplotlib import pyplot as plt
+    _alone(frame, axes_of(frame), [rows, "seed"])
+    by = 100*frame.groupby(rows, sort=False)["accuracy"].agg(["mean", "std"])
+    with style():
+        figure, axis = plt.subplots(figsize=(1.6 + .75*len(by), 3), layout="constrained")
+        axis.bar(by.index, by["mean"], yerr=by["std"].fillna(0), color=[looks(by.index)[m]["color"] for m in by.index])
+        for level in 100*_zero_shot(frame).drop_duplicates(): axis.axhline(level, color="#555555", ls="--", lw=1, label="teacher, zero-shot")
+        axis.set(ylabel="test accuracy, %", ylim=(0, 100), title=title or f"{frame['dataset'].iloc[0]}, {frame['labels'].iloc[0]}, {frame['seed'].nunique()} seed(s)")
+        if axis.get_legend_handles_labels()[0]: axis.legend(loc="lower right")
+    plt.close(figure)
+    return figure
+
+def write_csv(
+    frame:pd.DataFrame,  # From `load`
+    file:str|Path,       # Where
+):
+    "One line per run, as text that a spreadsheet reads; without the bits"
+    with atomic_path(file) as temporary: frame.drop(columns="right", errors="ignore").to_csv(temporary, index=False, lineterminator="\n")
 
 # %% ../nbs/12_reports.ipynb #7479d12a
 def save_figure(

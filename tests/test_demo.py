@@ -1,6 +1,6 @@
 "The demonstration and the experiment notebooks, through papermill"
-import json
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import papermill
@@ -11,28 +11,31 @@ from conftest import ROOT
 from dho_nb.cli import main
 from dho_nb.configs import preset
 from dho_nb.presets import PRESETS
-from dho_nb.runs import Run, run_notebook, summarise
-from dho_nb.settings import DhoError
+from dho_nb.reports import load, results_table
+from dho_nb.runs import Run
+from dho_nb.settings import DhoError, read_json
+from dho_nb.sweeps import run_one
 from dho_nb.teachers import load_teacher, teacher_logits
 
 
 def test_a_small_demo(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(PRESETS["digits"], "epochs", 1)
-    command = ["demo", "--seeds", "1", "--out", str(tmp_path/"demo")]
+    folder, command = tmp_path/"demo", ["demo", "--seeds", "1", "--out", str(tmp_path/"demo")]
     assert main(command) == 0
     said = capsys.readouterr().out
-    assert "dho  seed 0: accuracy" in said and "teacher, zero-shot" in said and str(tmp_path/"demo"/"table.csv") in said
-    written = pd.read_csv(tmp_path/"demo"/"table.csv")
-    assert list(written.columns[:5]) == ["dataset", "method", "labels", "seed", "accuracy"] and list(written["method"]) == ["ce", "kd", "sho", "dho"]
-    assert {p.name for p in (tmp_path/"demo").iterdir() if p.is_file()} == {"table.csv", "comparison.png", "crops.png", "curves.png", "surface.png", "reliability.png"}
-    assert list(summarise(written).index) == ["teacher, zero-shot", "ce", "kd", "sho", "dho"]
-    notebooks = sorted((tmp_path/"demo").glob("*/notebook.ipynb"))
-    assert len(notebooks) == 4
-    pictures = [o for c in json.loads(notebooks[0].read_text())["cells"] for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
-    assert len(pictures) >= 2
-    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path/"demo").glob("*/*")}
+    assert "4/4  " in said and "teacher, zero-shot" in said and str(folder/"table.csv") in said
+    written = pd.read_csv(folder/"table.csv")
+    assert sorted(written["method"]) == ["ce", "dho", "kd", "sho"] and set(written["seed"]) == {0}
+    assert {p.name for p in folder.iterdir() if p.is_file()} == {"table.csv", "sweep.json", "comparison.png", "comparison.svg", "comparison.pdf"}
+    left = [line.split()[0] for line in said.split("left behind:")[1].splitlines() if line.strip()]
+    assert len(left) >= 7 and all(Path(p).exists() for p in left if "*" not in p)
+    for run in folder.glob("*/run.json"):
+        shown = [o for c in read_json(run.parent/"notebook.ipynb")["cells"] for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+        assert len(shown) >= 2 and read_json(run.parent/"result.json")["accuracy"] == written.set_index("method").loc[read_json(run)["config"]["method"], "accuracy"]
+    assert "teacher, zero-shot" in str(results_table(load(folder), columns=(), teacher=True))
+    stamps = {p: p.stat().st_mtime_ns for p in folder.glob("*/*")}
     assert main(command) == 0
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path/"demo").glob("*/*")} == stamps, "what is done is not repeated"
+    assert {p: p.stat().st_mtime_ns for p in folder.glob("*/*")} == stamps, "what is done is not repeated"
 
 
 def test_an_unknown_parameter_stops_the_notebook(tmp_path):
@@ -43,11 +46,11 @@ def test_an_unknown_parameter_stops_the_notebook(tmp_path):
 
 def test_a_notebook_that_fails_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("DHO_DEVICE", "cuda:99")
-    with pytest.raises(DhoError, match="cuda:99"): run_notebook(preset("digits", epochs=1), tmp_path/"run")
+    with pytest.raises(DhoError, match="cuda:99"): run_one(preset("digits", epochs=1), tmp_path/"run")
     assert (tmp_path/"run"/"failed.ipynb").exists() and not (tmp_path/"run"/"result.json").exists()
     monkeypatch.delenv("DHO_DEVICE")
-    assert run_notebook(preset("digits", epochs=1), tmp_path/"run")["steps"] == 17
-    with pytest.raises(DhoError, match="method was 'dho', now 'ce'"): run_notebook(preset("digits", epochs=1, method="ce"), tmp_path/"run")
+    assert run_one(preset("digits", epochs=1), tmp_path/"run")["steps"] == 17
+    with pytest.raises(DhoError, match="method was 'dho', now 'ce'"): run_one(preset("digits", epochs=1, method="ce"), tmp_path/"run")
     assert (tmp_path/"run"/"notebook.ipynb").exists() and not (tmp_path/"run"/"failed.ipynb").exists()
 
 
