@@ -102,16 +102,29 @@ def _sweep(args):
     from dho_nb.sweeps import open_sweep
     sweep = open_sweep(args.grid, args.out)
     states = sweep.states()
-    if (states["state"] == "done").all(): return print(f"all {len(states)} runs of {sweep.grid.name} are done, in {sweep.folder}")
-    slots = slots_here(args.jobs or sweep.grid.jobs, args.per_gpu)
+    sweep.elsewhere = _recorded(args.record)
+    if not sweep.todo(): return _record(args, sweep) or print(f"all {len(states)} runs of {sweep.grid.name} are done, in {sweep.folder}")
+    slots = slots_here(args.jobs or sweep.grid.jobs, args.per_gpu, args.cpus or sweep.grid.cpus)
     print(*(f"  {name:20} {value}" for name, value in sweep.outlook(len(slots)).items()), sep="\n", flush=True)
     if args.dry: return
     if args.slurm: return _slurm(args, sweep, slurm_script)
-    if args.stores: return fill_stores(sweep.begin(), [t for t, s in zip(sweep.tasks, states["state"]) if s != "done"], slots)
-    states = run_sweep(sweep, jobs=args.jobs, per_gpu=args.per_gpu, executor=args.executor, address=args.address, cpus=args.cpus, gpus=args.gpus, retry=args.retry,
+    if args.stores: return fill_stores(sweep.begin(), sweep.todo(), slots)
+    try: states = run_sweep(sweep, jobs=args.jobs, per_gpu=args.per_gpu, executor=args.executor, address=args.address, cpus=args.cpus, gpus=args.gpus, retry=args.retry,
                        only=None if args.only is None else [args.only])
+    finally: _record(args, sweep)
     print(f"\n{_standing(states)}, in {sweep.folder}")
     return int((states["state"] == "failed").any())
+
+def _recorded(record):
+    "The runs that a record holds already"
+    from dho_nb.reports import load
+    return set(load(record)["identity"]) if record and Path(record, "runs.csv").exists() else set()
+
+def _record(args, sweep):
+    "Bring the record up to date"
+    if not args.record: return
+    from dho_nb.reports import record
+    if any(sweep.folder.glob("*/result.json")): record(sweep.folder, args.record)
 
 def _slurm(args, sweep, script):
     "Write the job array out"
@@ -519,12 +532,13 @@ def _sweep_verbs(verb):
     "The verbs about many runs"
     sweep = verb("sweep", _sweep, "Run a grid of experiments as notebooks; goes on where it was stopped, repeats nothing.")
     sweep.add_argument("grid", metavar="GRID", help="a TOML file, or the folder of a sweep that was begun")
-    sweep.add_argument("--out", default="", metavar="DIR", help="the sweep's folder [its name below runs/]")
+    sweep.add_argument("--out", default="", metavar="DIR", help="the sweep's folder, or a URL that fsspec can write [its name below runs/]")
     for name, kind, default, said in (
             ("jobs", int, 0, "runs at a time [one per GPU, or one for two CPU cores]"), ("per-gpu", int, 1, "runs that share a GPU [1]"),
             ("executor", str, "local", "local, or ray for a cluster [local]"), ("address", str, "", "of the Ray cluster [one is started here]"),
-            ("cpus", int, 1, "CPU cores of a run on a Ray cluster [1]"), ("gpus", float, 0, "GPUs of a run on a Ray cluster, or a share of one [0]"),
-            ("only", int, None, "the position of a single run in the sweep, from 0"), ("slurm", str, "", "write a Slurm job array to this file instead")):
+            ("cpus", int, 0, "CPU cores of a run [a fair share; 1 on a Ray cluster]"), ("gpus", float, 0, "GPUs of a run on a Ray cluster, or a share of one [0]"),
+            ("only", int, None, "the position of a single run in the sweep, from 0"), ("slurm", str, "", "write a Slurm job array to this file instead"),
+            ("record", str, "", "a folder for a small record of the results, which can be committed; what it holds is not done again")):
         sweep.add_argument(f"--{name}", type=kind, default=default, help=said)
     for name, said in (("dry", "only say what it means, and about how long it takes"), ("retry", "try again what failed too often"), ("stores", "only fill the teachers' stores")):
         sweep.add_argument(f"--{name}", action="store_true", help=said)

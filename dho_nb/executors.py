@@ -16,7 +16,7 @@ import pandas as pd
 from fastcore.basics import patch
 from .grids import Grid, make_grid
 from .settings import DhoError, in_notebook, load_settings, progress_mode, reason, unknown, write_json
-from .sweeps import Busy, Ended, Sweep, disk_is_full, mistaken, run_one, span, state_of, stores_of, supervised
+from .sweeps import Busy, Ended, Sweep, disk_is_full, is_url, mistaken, run_one, span, state_of, stores_of, supervised
 
 # %% ../nbs/11b_executors.ipynb #54b5f291
 def attempt(
@@ -35,7 +35,7 @@ def attempt(
     except Ended as e: return dict(kind="stopped", text=str(e))
     except Exception as e:
         text = str(e) if isinstance(e, DhoError) else reason(e)
-        kind = "full" if disk_is_full(folder, text) else "lost" if gpu and not gpu_answers(gpu) else "failed"
+        kind = "full" if disk_is_full(load_settings().cache if is_url(folder) else folder, text) else "lost" if gpu and not gpu_answers(gpu) else "failed"
         return dict(kind=kind, text=text)
     return dict(kind="done", text="", accuracy=found["accuracy"], seconds=time.time() - began)
 
@@ -55,11 +55,11 @@ class Board:
         mode:str="auto",      # Progress, as in `Settings.progress`
         only=None,            # Positions of runs; all if None
     ):
-        self.sweep, self.show, asked = sweep, Show(self, mode), sweep.chosen(only)
+        self.sweep, self.show, todo = sweep, Show(self, mode), sweep.todo(only)
         states = {t.run: state_of(sweep.place(t), sweep.grid.retries) for t in sweep.tasks}
         given_up = lambda s: s["state"] == "failed" and not mistaken(s["reason"])
-        self.pending = deque(t for t in asked if states[t.run]["state"] != "done" and not given_up(states[t.run]))
-        self.counts = {"done": sum(s["state"] == "done" for s in states.values()), "failed": sum(map(given_up, states.values()))}
+        self.pending = deque(t for t in todo if not given_up(states[t.run]))
+        self.counts = {"done": len(sweep.tasks) - len(sweep.todo()), "failed": sum(map(given_up, states.values()))}
         self.later, self.running, self.took, self.best, self.tries = [], {}, [], (None, ""), {}
         self.slots, self.halted, self.changed = 1, "", threading.Condition()
 
@@ -96,6 +96,7 @@ class Board:
 def _done(self:Board, task, told):
     self.counts["done"] += 1
     self.took.append(told["seconds"])
+    self.sweep.bring(task)
     if told["accuracy"] is not None: self.best = max(self.best, (told["accuracy"], task.run), key=lambda b: b[0] or 0)
     accuracy = "" if told["accuracy"] is None else f"accuracy {100*told['accuracy']:.1f} %  "
     self.show.line(f"{self.counts['done']}/{len(self.sweep.tasks)}  {task.run}  {accuracy}({span(told['seconds'])}{self.left})")
@@ -182,7 +183,7 @@ def progress_of(
     return said[-1] if said else "at work"
 
 # %% ../nbs/11b_executors.ipynb #89484628
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slot:
     "Room for one run at a time"
     name:str       # For people
@@ -192,13 +193,14 @@ class Slot:
 def slots_here(
     jobs:int=0,     # Runs at a time; 0 for one per GPU (times `per_gpu`), or one for two CPU cores
     per_gpu:int=1,  # Runs that share a GPU
+    cpus:int=0,     # CPU cores of a run; 0 for a fair share
 )->list:            # Of `Slot`
     "The slots of this machine"
-    if jobs < 0 or per_gpu < 1: raise DhoError(f"jobs must be 0 or more and per_gpu 1 or more, not jobs={jobs}, per_gpu={per_gpu}")
+    if min(jobs, cpus) < 0 or per_gpu < 1: raise DhoError(f"jobs and cpus must be 0 or more and per_gpu 1 or more, not jobs={jobs}, cpus={cpus}, per_gpu={per_gpu}")
     gpus, cores = _gpus()*per_gpu, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = jobs or len(gpus) or max(1, cores//2)
+    count = jobs or len(gpus) or max(1, cores//(cpus or 2))
     names = [gpus[i % len(gpus)] if gpus else "" for i in range(count)]
-    return [Slot(f"GPU {g}" if g else f"CPU {i}", g, max(1, cores//count)) for i, g in enumerate(names)]
+    return [Slot(f"GPU {g}" if g else f"CPU {i}", g, cpus or max(1, cores//count)) for i, g in enumerate(names)]
 
 def _gpus():
     "The GPUs that this process may use"
@@ -213,7 +215,7 @@ def _local(board, slots):
     board.slots, alive = len(slots), set(slots)
     def work(slot):
         while (task := board.take(slot.name)) is not None:
-            told = attempt(task.parameters, board.sweep.place(task), slot.threads, slot.gpu, board.sweep.grid.keep_models, lambda: bool(board.halted))
+            told = attempt(task.parameters, board.sweep.work_place(task), slot.threads, slot.gpu, board.sweep.grid.keep_models, lambda: bool(board.halted))
             board.put(task, told)
             if told["kind"] == "lost": break
         else: return
@@ -261,7 +263,7 @@ def run_sweep(
     per_gpu:int=1,         # Likewise
     executor:str="local",  # "local" or "ray"
     address:str="",        # Of the Ray cluster; one is started on this machine if empty
-    cpus:int=1,            # CPU cores of a run, on a Ray cluster
+    cpus:int=0,            # CPU cores of a run; the grid's own number if 0
     gpus:float=0,          # GPUs of a run, or a share of one, on a Ray cluster
     mode:str="auto",       # Progress, as in `Settings.progress`
     retry:bool=False,      # Try again what failed too often
@@ -273,7 +275,7 @@ def run_sweep(
     sweep.begin()
     if retry: [(sweep.place(t)/"failed.json").unlink(missing_ok=True) for t in sweep.chosen(only)]
     board = Board(sweep, mode, only)
-    if board.pending: _work(board, executor, dict(jobs=jobs or sweep.grid.jobs, per_gpu=per_gpu, address=address, cpus=cpus, gpus=gpus))
+    if board.pending: _work(board, executor, dict(jobs=jobs or sweep.grid.jobs, per_gpu=per_gpu, address=address, cpus=cpus or sweep.grid.cpus, gpus=gpus))
     return sweep.states()
 
 def _work(board, executor, asked):
@@ -287,7 +289,7 @@ def _work(board, executor, asked):
     if board.halted: raise DhoError(f"{board.halted} ({left} runs to do)")
 
 def _on_this_machine(board, asked):
-    slots = slots_here(asked["jobs"], asked["per_gpu"])
+    slots = slots_here(asked["jobs"], asked["per_gpu"], asked["cpus"])
     fill_stores(board.sweep, list(board.pending), slots, lambda: bool(board.halted), board.show.line)
     _local(board, slots)
 
@@ -298,15 +300,16 @@ def _on_ray(board, asked):
     "Runs as tasks of a Ray cluster"
     try: import ray
     except ImportError: raise DhoError("executor 'ray' needs Ray: pip install 'dho_nb[ray]'") from None
+    cpus = asked["cpus"] or 1
     here = {k: v for k, v in os.environ.items() if k.startswith("DHO_") or k in ("PYTHONPATH", "HF_HOME", "OMP_NUM_THREADS")}
     if not ray.is_initialized(): ray.init(address=asked["address"] or None, log_to_driver=False, logging_level="error", runtime_env=dict(env_vars=here))
-    needs = dict(num_cpus=asked["cpus"], num_gpus=asked["gpus"], max_retries=0)
-    fill_stores(board.sweep, list(board.pending), slots_here(1), lambda: bool(board.halted), board.show.line)
+    needs = dict(num_cpus=cpus, num_gpus=asked["gpus"], max_retries=0)
+    fill_stores(board.sweep, list(board.pending), slots_here(1, cpus=cpus), lambda: bool(board.halted), board.show.line)
     do, given = ray.remote(**needs)(_remote), {}
     while not board.halted:
-        board.slots = _room(ray, asked)
+        board.slots = _room(ray, cpus, asked["gpus"])
         while len(given) < board.slots and (task := board.take("Ray", wait=False)):
-            given[do.remote(task.parameters, str(board.sweep.place(task)), asked["cpus"], board.sweep.grid.keep_models)] = task
+            given[do.remote(task.parameters, board.sweep.work_place(task), cpus, board.sweep.grid.keep_models)] = task
         if not given and not board.later: break
         _collect(ray, board, given)
     for ref in given: ray.cancel(ref)
@@ -316,10 +319,10 @@ def _on_ray(board, asked):
 
 def _remote(parameters, folder, threads, keep_model): return attempt(parameters, folder, threads, "", keep_model)
 
-def _room(ray, asked):
+def _room(ray, cpus, gpus):
     "Runs that the cluster has room for now"
     has = ray.cluster_resources()
-    return max(1, int(min([has.get("CPU", 0)//asked["cpus"]] + ([has.get("GPU", 0)//asked["gpus"]] if asked["gpus"] else []))))
+    return max(1, int(min([has.get("CPU", 0)//cpus] + ([has.get("GPU", 0)//gpus] if gpus else []))))
 
 def _collect(ray, board, given):
     "What came of the tasks that are over; a task that died with its node is given to another"
@@ -341,9 +344,9 @@ def slurm_script(
     at_most:int=8,       # Jobs at a time
 )->str:                  # A bash script
     "A job array that does whatever is missing of a sweep"
-    missing = [i for i, t in enumerate(sweep.tasks) if state_of(sweep.place(t), sweep.grid.retries)["state"] != "done"]
+    missing = [i for i, t in enumerate(sweep.tasks) if t in sweep.todo()]
     if not missing: raise DhoError(f"every run of {sweep.folder} is done: there is nothing to submit")
-    given = {"job-name": sweep.grid.name, "array": f"{_ranges(missing)}%{at_most}", "gpus-per-task": 1, "cpus-per-task": 8, "output": f"{sweep.folder}/slurm-%A_%a.out", **(options or {})}
+    given = {"job-name": sweep.grid.name, "array": f"{_ranges(missing)}%{at_most}", "gpus-per-task": 1, "cpus-per-task": sweep.grid.cpus or 8, "output": f"{sweep.folder}/slurm-%A_%a.out", **(options or {})}
     command = f"{shlex.quote(sys.executable)} -m dho_nb.cli sweep {shlex.quote(str(Path(grid_file).resolve()))} --out {shlex.quote(str(sweep.folder))}"
     return "\n".join([
         "#!/bin/bash", *(f"#SBATCH --{k}={v}" for k, v in given.items()), "",

@@ -75,13 +75,14 @@ class Grid:
     cells:tuple            # Of `Cell`, in the order of work
     keep_models:bool=True  # Leave `model.safetensors` in the folders of finished runs
     jobs:int=0             # Runs at a time; 0 is one per GPU, or one for two CPU cores
+    cpus:int=0             # CPU cores of a run, on which its last bits depend; 0 is a fair share
     retries:int=2          # How often a run that failed is tried again
 
     def __post_init__(self):
-        for name, kind in (("name", str), ("keep_models", bool), ("jobs", int), ("retries", int)):
+        for name, kind in (("name", str), ("keep_models", bool), ("jobs", int), ("cpus", int), ("retries", int)):
             if type(getattr(self, name)) is not kind: raise DhoError(f"grid {self.name}: {name} must be of type {kind.__name__}, not {getattr(self, name)!r}")
         if not re.fullmatch(r"[\w][\w.-]*", self.name): raise DhoError(f"grid name {self.name!r} becomes a folder: use letters, digits, '-', '_' and '.'")
-        if self.jobs < 0 or self.retries < 0: raise DhoError(f"grid {self.name}: jobs and retries must be 0 or more")
+        if min(self.jobs, self.cpus, self.retries) < 0: raise DhoError(f"grid {self.name}: jobs, cpus and retries must be 0 or more")
         if not self.cells: raise DhoError(f"grid {self.name} has no runs: give it axes, or fewer exclusions")
 
     @property
@@ -97,7 +98,7 @@ def make_grid(
     axes=None,         # Axis to list of values
     exclude=(),        # Patterns of combinations to leave out
     also=(),           # Further blocks, each a dict of base (on top of this one), axes and exclude
-    **more,            # keep_models, jobs, retries
+    **more,            # keep_models, jobs, cpus, retries
 )->Grid:
     "A grid from plain data"
     blocks, cells = [dict(axes=axes or {}, exclude=exclude), *also] if axes or not also else list(also), []
@@ -116,7 +117,7 @@ def read_grid(
     try: found = tomllib.loads(Path(file).read_text(encoding="utf-8"))
     except OSError as e: raise DhoError(f"cannot read the grid {file} ({e.strerror}): give the path of a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e: raise DhoError(f"cannot read the grid {file} as TOML: {e}") from None
-    known = ("name", "base", "axes", "exclude", "also", "keep_models", "jobs", "retries")
+    known = ("name", "base", "axes", "exclude", "also", "keep_models", "jobs", "cpus", "retries")
     for key in found:
         if key not in known: raise unknown(f"key in {file}:", key, known)
     return make_grid(**{"name": Path(file).stem, **found})

@@ -24,7 +24,8 @@ from test_resume import same_run
 RUNS = int(os.environ.get("DHO_SWEEP_RUNS", 8))  # of each sweep; the figures of the benchmark were made with 100
 GRID = f"""
 jobs = 2
-retries = 5
+cpus = 1
+retries = 9
 
 [base]
 preset = "digits"
