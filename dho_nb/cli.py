@@ -56,11 +56,10 @@ def chosen(
     args:argparse.Namespace,  # Parsed options
 ):                            # A `Config`
     "The configuration that the options describe, on top of a preset if one is named"
-    from dho_nb.configs import Config, changed, make_config
-    from dho_nb.presets import PRESETS
+    from dho_nb.configs import Config, make_config
+    from dho_nb.presets import changed, named
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if hasattr(args, f.name)}
-    if args.preset and args.preset not in PRESETS: raise unknown("preset", args.preset, PRESETS)
-    return make_config(changed({**(PRESETS[args.preset] if args.preset else {}), **(_written(args.config) if args.config else {})}, given))
+    return make_config(changed({**named(dict(preset=args.preset)), **(_written(args.config) if args.config else {})}, given))
 
 def _written(file):
     "The parameters in a JSON file, or in a run's `run.json`"
