@@ -1,16 +1,15 @@
 "The paper's sweeps as files: as many runs as they say, every run a valid configuration, and the paper's rows as the presets have them"
 import re
-import tomllib
 
 import pandas as pd
 import pytest
 
 from conftest import ROOT
 from dho_nb.configs import PLACES, make_config
+from dho_nb.grids import read_grid
 from dho_nb.presets import PRESETS
 from dho_nb.settings import digest
 
-read_grid = pytest.importorskip("dho_nb.grids", exc_type=ImportError).read_grid
 PAPER = ROOT/"nbs"/"paper"
 FILES = {f.stem: f for f in sorted((PAPER/"grids").glob("*.toml"))}
 COUNTS = {"table1": 216, "table2": 9, "table3": 30, "table5": 9, "table6": 12, "table13": 360, "table14": 60, "table15": 480, "table17": 18, "table18": 660,
