@@ -1,0 +1,280 @@
+"What runs left becomes one frame, tables, figures, a record and a page; gaps and broken folders stay visible"
+import json
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from conftest import ROOT
+from dho_nb import reports
+from dho_nb.configs import preset
+from dho_nb.runs import distill
+from dho_nb.settings import DhoError, read_json, write_json
+
+RESULTS = ROOT/"nbs"/"paper"/"results"/"eurosat"
+CELLS = [(m, n, s) for n in (1, 2) for m in ("ce", "dho") for s in (0, 1)]
+MISSING = ("ce", 2, 1)
+
+
+def name(method, shots, seed): return f"{method}-{shots}shot-{seed}"
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    "A sweep of eight cells; one was never begun, another watched its gradients"
+    place = tmp_path_factory.mktemp("sweeps")/"small"
+    for m, n, s in CELLS:
+        if (m, n, s) == MISSING: continue
+        extra = dict(conflict=True) if (m, n, s) == ("dho", 1, 0) else {}
+        distill(preset("digits", epochs=1, validation="few", views=2, method=m, shots=n, fraction=0., seed=s, **extra), place/name(m, n, s), "none")
+    identity = lambda *c: read_json(place/name(*c)/"run.json")["identity"] if c != MISSING else "0"*12
+    cells = [dict(run=name(*c), identity=identity(*c), labels=dict(amount=f"{c[1]}-shot", method=c[0], seed=str(c[2])), parameters={}) for c in CELLS]
+    write_json(place/"sweep.json", dict(name="small", axes=["amount", "method", "seed"], cells=cells))
+    return place
+
+
+@pytest.fixture
+def sweep(original, tmp_path, monkeypatch):
+    "A copy that may be harmed, and an empty cache"
+    monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
+    return shutil.copytree(original, tmp_path/"small")
+
+
+def alike(a, b):
+    pd.testing.assert_frame_equal(a.drop(columns="right"), b.drop(columns="right"))
+    assert all((x is None and y is None) or np.array_equal(x, y) for x, y in zip(a["right"], b["right"]))
+
+
+def files(place): return {p.relative_to(place): (p.stat().st_mtime_ns, p.stat().st_size) for p in place.rglob("*")}
+
+
+def test_a_frame_says_what_the_results_say_and_leaves_the_folders_alone(sweep):
+    before = files(sweep)
+    frame = reports.load(sweep)
+    alike(frame, reports.load(sweep))
+    assert files(sweep) == before
+    assert frame["run"].tolist() == [name(*c) for c in CELLS if c != MISSING]
+    for line in frame.to_dict("records"):
+        result = read_json(sweep/line["run"]/"result.json")
+        assert {k: line[k] for k in ("accuracy", "ece", "steps", "identity", "dataset")} == {k: result[k] for k in ("accuracy", "ece", "steps", "identity", "dataset")}
+        assert (line["method"], line["seed"], line["seed_value"], line["amount"]) == (result["method"], str(result["seed"]), str(result["seed"]), result["labels"])
+        assert np.unpackbits(line["right"])[:line["tested"]].mean() == pytest.approx(result["accuracy"], abs=1e-12)
+
+
+def test_bits_and_validation_figures_are_those_of_the_predictions(sweep):
+    for line in reports.load(sweep).to_dict("records"):
+        said = pd.read_csv(sweep/line["run"]/"predictions.csv")
+        test = said[said["split"] == "test"].sort_values("path")
+        assert np.unpackbits(line["right"])[:line["tested"]].tolist() == (test["label"] == test["prediction"]).tolist()
+    from dho_nb.runs import Run
+    run = Run(preset("digits", epochs=1, validation="few", views=2, method="dho", shots=2, fraction=0., seed=1), sweep/"dho-2shot-1", "none")
+    run.evaluate()
+    val, line = run.part("val"), reports.load(sweep/"dho-2shot-1").iloc[0]
+    from dho_nb.evaluation import interpolate
+    assert len(val) == line["validated"] < (pd.read_csv(run.folder/"predictions.csv")["split"] == "val").sum(), "a protocol of few, among outputs of all"
+    assert line["val_accuracy"] == pytest.approx((interpolate(val, run.alpha, run.beta).argmax(1) == val.labels).float().mean().item(), abs=1e-6)
+
+
+def test_a_record_equals_its_sweep_and_outlives_it(sweep, tmp_path):
+    frame, asked = reports.load(sweep), reports.expected(sweep)
+    kept = reports.record(sweep, tmp_path/"kept")
+    alike(reports.load(kept), frame)
+    pd.testing.assert_frame_equal(reports.expected(kept).drop(columns="reason"), asked.drop(columns="reason"))
+    assert {p.name for p in kept.iterdir()} == {"runs.csv", "right.npz", "cells.json", "conflict.csv", "surface.csv"}
+    assert not any(str(tmp_path) in p.read_text() for p in kept.iterdir() if p.suffix != ".npz"), "no paths of this machine"
+    written = {p.name: p.read_bytes() for p in kept.iterdir()}
+    reports.record(sweep, kept)
+    assert written == {p.name: p.read_bytes() for p in kept.iterdir()}, "recording twice changes nothing"
+    for run in ("dho-1shot-0", "ce-1shot-1"): shutil.rmtree(sweep/run)
+    reports.record(sweep, kept)
+    alike(reports.load(kept), frame)
+    alike(reports.load(reports.record(kept, tmp_path/"copy")), frame)
+    table, again = (reports.results_table(reports.load(p), expected=reports.expected(p)) for p in (kept, tmp_path/"copy"))
+    assert table.markdown() == again.markdown()
+
+
+def test_the_same_run_in_two_folders_counts_once(sweep, tmp_path):
+    other = shutil.copytree(sweep/"dho-1shot-0", tmp_path/"elsewhere"/"copy").parent
+    kept = reports.record(sweep, tmp_path/"kept")
+    for places in ((sweep, other), (sweep, sweep/"dho-1shot-0"), (kept, sweep)): assert len(reports.load(*places)) == 7
+    assert len(reports.load(other, sweep)) == 7
+
+
+def test_unfinished_broken_and_foreign_folders_are_named(sweep, tmp_path):
+    (sweep/"ce-1shot-0"/"result.json").unlink()
+    write_json(sweep/"ce-1shot-0"/"failed.json", dict(attempts=3, reason="no memory"))
+    (sweep/"ce-1shot-1"/"result.json").write_text('{"accuracy": 0.')
+    (sweep/"dho-1shot-0"/"outputs.safetensors").write_bytes(b"half a fi")
+    (sweep/"dho-1shot-1"/"outputs.safetensors").unlink()
+    shutil.copytree(sweep/"dho-2shot-0", sweep/"stray")
+    (sweep/"notes").mkdir()
+    with pytest.warns(UserWarning, match="ce-1shot-1: broken"): frame = reports.load(sweep)
+    skipped = frame.attrs["skipped"]
+    assert skipped["ce-1shot-0"] == "failed: no memory" and skipped["ce-2shot-1"] == "not begun" and skipped["stray"].startswith("not among")
+    assert skipped["ce-1shot-1"].startswith("broken") and "cannot be read" in skipped["dho-1shot-0"] and "is not there" in skipped["dho-1shot-1"]
+    assert frame["run"].tolist() == ["dho-1shot-0", "dho-1shot-1", "ce-2shot-0", "dho-2shot-0", "dho-2shot-1"]
+    assert frame["right"].isna().tolist() == [True, True, False, False, False] and frame["accuracy"].notna().all()
+    assert reports.expected(sweep).set_index("run").loc["ce-1shot-0", ["state", "reason"]].tolist() == ["missing", "failed: no memory"]
+    for place, words in ((tmp_path/"nowhere", "does not exist"), (sweep/"notes", "holds no runs"), (sweep/"ce-1shot-0", "failed: no memory")):
+        with pytest.raises(DhoError, match=words): reports.load(place)
+
+
+def test_a_sweep_without_any_result_is_a_table_of_dashes(sweep):
+    for run in sweep.iterdir():
+        if run.is_dir(): shutil.rmtree(run)
+    frame = reports.load(sweep)
+    assert len(frame) == 0 and len(reports.expected(sweep)) == 8
+    shown = reports.results_table(frame, columns="amount", expected=reports.expected(sweep)).markdown()
+    assert shown.count("– (0/2)") == 4
+    with pytest.raises(DhoError, match="one at least"): reports.html_report(sweep, sweep/"page.html")
+
+
+def test_missing_cells_are_visible_in_every_form(sweep, tmp_path):
+    frame, asked = reports.load(sweep), reports.expected(sweep)
+    table = reports.results_table(frame, expected=asked)
+    assert "(1/2)" in table.markdown() and "(1/2)" in table.latex() and "(1/2)" in table.html()
+    alone = reports.results_table(frame[frame["run"] != "ce-2shot-0"], expected=asked)
+    assert alone.runs.loc["ce", "2-shot"] == 0 and "– (0/2)" in alone.markdown() and "-- (0/2)" in alone.latex()
+    less = asked[~((asked["method"] == "ce") & (asked["amount"] == "2-shot"))]
+    assert "(0/" not in reports.results_table(frame[frame["run"] != "ce-2shot-0"], expected=less).markdown(), "what nobody asks for is not missing"
+    table.csv(tmp_path/"t.csv")
+    read = pd.read_csv(tmp_path/"t.csv").set_index(["method", "amount"])
+    assert read.loc[("ce", "2-shot"), ["runs", "wanted"]].tolist() == [1, 2]
+    of = frame[(frame["method"] == "dho") & (frame["amount"] == "1-shot")]["accuracy"]
+    assert read.loc[("dho", "1-shot"), ["mean", "std"]].tolist() == pytest.approx([of.mean(), of.std(ddof=1)])
+
+
+def slowly(a, b, draws, rng):
+    "The paired bootstrap, image by image"
+    seeds, n = sorted(a), len(next(iter(a.values())))
+    found = []
+    for _ in range(draws):
+        images = rng.integers(n, size=n)
+        found.append(np.mean([a[s][images].mean() - b[s][images].mean() for s in rng.choice(seeds, len(seeds))]))
+    return np.mean([a[s].mean() - b[s].mean() for s in seeds]), *np.quantile(found, (.025, .975))
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 5])
+def test_the_interval_is_that_of_drawing_one_by_one(seeds):
+    rng = np.random.default_rng(seeds)
+    a = {s: rng.random(600) < .6 + .05*s for s in range(seeds)}
+    b = {s: np.where(rng.random(600) < .3, rng.random(600) < .5, a[s]) for s in a}
+    mine, theirs = reports.paired(a, b, 4000), slowly(a, b, 4000, rng)
+    assert mine[0] == pytest.approx(theirs[0], abs=1e-12) and mine[1:] == pytest.approx(theirs[1:], abs=5e-3)
+    assert np.ptp(theirs[1:]) > .03, "an interval that could be missed"
+    assert reports.paired(b, a, 4000)[0] == -mine[0] and reports.paired(a, a)[1:] == (0, 0)
+
+
+def test_gains_follow_the_bits(sweep):
+    frame = reports.load(sweep)
+    found = reports.gains(frame).set_index("amount")
+    bits = lambda m: {l["seed"]: np.unpackbits(l["right"])[:l["tested"]].astype(bool) for l in frame[frame["amount"] == "1-shot"].to_dict("records") if l["method"] == m}
+    assert found.loc["1-shot", ["gain", "low", "high"]].tolist() == pytest.approx(slowly(bits("dho"), bits("ce"), 3000, np.random.default_rng(0)), abs=.012)
+    assert found["seeds"].to_dict() == {"1-shot": 2, "2-shot": 1}
+
+
+def made_up(accuracies, seeds=3, n=900, **labels):
+    "Runs of made-up methods, whose mistakes are nested so that they pair well"
+    hard = np.random.default_rng(0).permutation((np.arange(n) + .5)/n)
+    rows = [dict(run=f"{m}-{s}", method=m, labels="4-shot", seed=str(s), accuracy=(r := hard < a + .001*s).mean(), tested=n, test="t", right=np.packbits(r), **labels)
+            for m, a in accuracies.items() for s in range(seeds)]
+    return pd.DataFrame(rows)
+
+
+def test_only_what_the_bootstrap_supports_is_bold():
+    sure = reports.results_table(made_up(dict(good=.8, fair=.6)))
+    assert "**80." in sure.markdown() and r"\textbf{80." in sure.latex() and "<b>80." in sure.html() and "*60" not in sure.markdown()
+    tie = reports.results_table(made_up(dict(good=.8, same=.8, bad=.5)))
+    assert tie.markdown().count("*80.") == 2 and "**" not in tie.markdown()
+    assert "*" not in reports.results_table(made_up(dict(good=.8, fair=.6), seeds=1)).markdown(), "one seed supports nothing"
+
+
+def test_mixed_test_images_are_refused():
+    frame = made_up(dict(dho=.8, ce=.6))
+    frame.loc[frame["method"] == "ce", "test"] = "other"
+    for ask in (reports.gains, reports.results_table):
+        with pytest.raises(DhoError, match="dho-0 and ce-0 were tested on different images"): ask(frame)
+    with pytest.raises(DhoError, match="different images"): reports.paired({0: np.ones(5)}, {0: np.ones(4)})
+
+
+def test_what_varies_within_a_cell_is_refused_or_averaged():
+    frame = pd.concat([made_up(dict(dho=.8, ce=.6), dataset="one"), made_up(dict(dho=.7, ce=.72), dataset="two")], ignore_index=True)
+    with pytest.raises(DhoError, match="dataset varies within a cell"): reports.results_table(frame)
+    table = reports.results_table(frame, average="dataset")
+    by_hand = frame.groupby(["method", "seed"])["accuracy"].mean().groupby("method").agg(["mean", "std"])
+    assert table.frame["4-shot"].to_dict() == pytest.approx(by_hand["mean"].to_dict()) and table.std["4-shot"].to_dict() == pytest.approx(by_hand["std"].to_dict())
+    incomplete = reports.results_table(frame.drop(index=frame.index[-1]), average="dataset")
+    assert incomplete.runs.loc["ce", "4-shot"] == 2 and "(2/3)" in incomplete.markdown()
+    gain = reports.gains(frame, average="dataset").iloc[0]
+    assert gain["gain"] == pytest.approx(by_hand.loc["dho", "mean"] - by_hand.loc["ce", "mean"]) and gain["low"] < gain["gain"] < gain["high"]
+    with pytest.raises(DhoError, match="two runs are both .*dho-0 and dho-0"): reports.results_table(pd.concat([made_up(dict(dho=.8)), made_up(dict(dho=.7))]))
+
+
+def test_a_watched_twin_counts_once():
+    frame = made_up(dict(dho=.8, ce=.6)).assign(watched=False)
+    twin = frame[frame["run"] == "dho-0"].assign(watched=True, run="twin", accuracy=.1)
+    table = reports.results_table(pd.concat([twin, frame], ignore_index=True))
+    assert table.runs.loc["dho", "4-shot"] == 3 and table.frame.loc["dho", "4-shot"] > .75
+
+
+def test_the_best_variant_is_chosen_on_validation_images_only():
+    frame = made_up({"sho": .6, "sho-0.2": .7}).assign(val_accuracy=[.5, .9, .5, .6, .6, .6])
+    chosen = reports.best_of(frame, "sho-best", ["sho", "sho-0.2"])
+    assert chosen[chosen["method"] == "sho-best"]["run"].tolist() == ["sho-0.2-0", "sho-1", "sho-0.2-2"]
+    fewer = reports.best_of(frame.drop(index=0), "sho-best", ["sho", "sho-0.2"])
+    assert (fewer["method"] == "sho-best").sum() == 2, "where a variant is missing there is no choice"
+
+
+class Page(HTMLParser):
+    "Collects what a page refers to, and checks that its elements are closed"
+    VOID = {"meta", "img", "br", "link", "hr", "input"}
+    def __init__(self, text): super().__init__(); self.open, self.links, self.ids = [], [], []; self.feed(text); self.close()
+    def handle_starttag(self, tag, attrs):
+        if tag not in self.VOID: self.open.append(tag)
+        self.links += [v for k, v in attrs if k in ("src", "href", "srcset", "data", "action")]
+        self.ids += [v for k, v in attrs if k == "id"]
+    def handle_endtag(self, tag): assert self.open.pop() == tag
+
+
+def test_a_page_is_whole_and_refers_to_nothing_outside_it(sweep, tmp_path):
+    text = reports.html_report(sweep, tmp_path/"page.html", "A <small> sweep").read_text()
+    page = Page(text)
+    assert page.open == [] and "A &lt;small&gt; sweep" in text and "<script" not in text and "url(" not in text and "@import" not in text
+    assert all(l.startswith("data:image/svg+xml;base64,") or l[0] == "#" and l[1:] in page.ids for l in page.links) and len(page.links) > 8
+    assert "7 of 8 runs are there" in text and "ce-2shot-1" in text and "not begun" in text and "(1/2)" in text
+    assert Page(reports.html_report([reports.record(sweep, tmp_path/"kept")], tmp_path/"kept.html").read_text()).open == []
+
+
+def test_figures_are_written_in_three_forms_and_are_repeatable(sweep, tmp_path):
+    frame = reports.load(sweep)
+    for folder in ("a", "b"): written = reports.save_figure(reports.plot_shots(frame), tmp_path/folder, "shots")
+    assert [p.suffix for p in written] == [".pdf", ".svg", ".png"]
+    for p in written: assert p.read_bytes() == (tmp_path/"a"/p.name).read_bytes()
+    assert len(reports.plot_reliabilities(sweep)) == len(reports.plot_surfaces(sweep)) == 2 and reports.plot_agreements(frame) and reports.plot_conflicts(sweep)
+    with pytest.raises(DhoError, match="conflict=True"): reports.plot_conflicts(sweep/"ce-1shot-0")
+
+
+def test_the_committed_results_are_a_record(tmp_path):
+    frame = reports.load(RESULTS)
+    right = [np.unpackbits(b)[:n].mean() for b, n in zip(frame["right"], frame["tested"])]
+    assert len(frame) >= 39 and frame["identity"].is_unique and np.allclose(right, frame["accuracy"], atol=1e-6)
+    assert {"student", "method", "labels", "seed"} <= set(frame.attrs["axes"])
+    assert (reports.gains(reports.everywhere(frame)).set_index("method").loc["ce", "low"] > 0).any()
+    assert Page(reports.html_report(RESULTS, tmp_path/"page.html").read_text()).open == []
+
+
+def test_the_module_opens_without_torch():
+    done = subprocess.run([sys.executable, "-c", "import sys, dho_nb.reports; print('torch' in sys.modules)"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
+
+
+def test_labels_come_from_a_function_where_no_sweep_has_them(sweep):
+    (sweep/"sweep.json").unlink()
+    frame = reports.load(sweep, labels=lambda c: dict(student="small one", method=c["method"].upper(), seed=c["seed"]) if c["shots"] == 1 else None)
+    assert set(frame["method"]) == {"CE", "DHO"} and set(frame["student"]) == {"small one"} and set(frame["student_value"]) == {"tiny"} and set(frame["seed"]) == {"0", "1"}
+    assert frame.attrs["axes"] == ["student", "method", "seed"] and frame.attrs["skipped"]["dho-2shot-0"] == "left out by labels"
+    assert json.dumps(sorted(frame["labels"].unique())) == '["1-shot"]'
