@@ -10,7 +10,7 @@ import argparse, dataclasses, json, logging, os, sys
 from pathlib import Path
 from safetensors import SafetensorError
 import dho_nb
-from .settings import DhoError, load_settings, read_json, unknown
+from .settings import DhoError, atomic_path, load_settings, read_json, unknown
 
 # %% ../nbs/14_cli.ipynb #63965548
 GROUPS = {"data": "dataset root labels classes templates test skip_broken", "labels": "shots fraction labels_by seed include_labelled unlabelled",
@@ -70,7 +70,8 @@ def _written(file):
 
 # %% ../nbs/14_cli.ipynb #d8aaa12f
 def _distill(args):
-    from dho_nb.runs import Run, launch, run_notebook
+    from dho_nb.runs import Run, launch
+    from dho_nb.sweeps import run_one
     config = chosen(args)
     if args.processes < 1: raise DhoError(f"--processes {args.processes}: give 1 or more")
     if args.notebook and (args.processes > 1 or "RANK" in os.environ):
@@ -81,7 +82,7 @@ def _distill(args):
     print(*(f"  {name:20} {value}" for name, value in run.overview().items()), sep="\n", flush=True)
     if args.notebook:
         run.lock.release(force=True)
-        run_notebook(config, run.folder)
+        run_one(config, run.folder)
     else:
         print(*(f"  {name:20} {value}" for name, value in run.prepare().items()), sep="\n", flush=True)
         run.train()
@@ -94,6 +95,54 @@ def _run(args):
     from dho_nb.rehearsal import rehearse
     print(f"rehearsing {args.preset}: nothing is read, nothing is kept", flush=True)
     print(*(f"  {name:24} {value}" for name, value in rehearse(chosen(args)).items()), sep="\n")
+
+def _sweep(args):
+    "A grid's runs, whatever is missing of them"
+    from dho_nb.executors import fill_stores, run_sweep, slots_here, slurm_script
+    from dho_nb.sweeps import open_sweep
+    sweep = open_sweep(args.grid, args.out)
+    states = sweep.states()
+    if (states["state"] == "done").all(): return print(f"all {len(states)} runs of {sweep.grid.name} are done, in {sweep.folder}")
+    slots = slots_here(args.jobs or sweep.grid.jobs, args.per_gpu)
+    print(*(f"  {name:20} {value}" for name, value in sweep.outlook(len(slots)).items()), sep="\n", flush=True)
+    if args.dry: return
+    if args.slurm: return _slurm(args, sweep, slurm_script)
+    if args.stores: return fill_stores(sweep.begin(), [t for t, s in zip(sweep.tasks, states["state"]) if s != "done"], slots)
+    states = run_sweep(sweep, jobs=args.jobs, per_gpu=args.per_gpu, executor=args.executor, address=args.address, cpus=args.cpus, gpus=args.gpus, retry=args.retry,
+                       only=None if args.only is None else [args.only])
+    print(f"\n{_standing(states)}, in {sweep.folder}")
+    return int((states["state"] == "failed").any())
+
+def _slurm(args, sweep, script):
+    "Write the job array out"
+    sweep.begin()
+    with atomic_path(args.slurm) as temporary: temporary.write_text(script(args.grid, sweep), encoding="utf-8")
+    print(f"{args.slurm} is a job array for what is missing: read it, then sbatch {args.slurm}")
+
+def _standing(states):
+    "Counts of states, and why what failed did"
+    counts = ", ".join(f"{n} {state}" for state, n in states["state"].value_counts().items())
+    return "\n".join([*(f"  failed  {r.run}: {r.reason}" for r in states.itertuples() if r.state == "failed"), f"{len(states)} runs: {counts}"])
+
+def _status(args):
+    "How a sweep stands; without a name, all that there are"
+    from dho_nb.executors import progress_of
+    from dho_nb.sweeps import open_sweep
+    found = [args.sweep] if args.sweep else sorted(p.parent for p in load_settings().runs.glob("*/sweep.json"))
+    if not found: raise DhoError(f"there is no sweep below {load_settings().runs}: dho sweep GRID begins one")
+    for place in found:
+        sweep = open_sweep(place)
+        states = sweep.states()
+        print(f"{sweep.grid.name}, in {sweep.folder}\n{_standing(states)}")
+        print(*(f"  {r.state:11} {r.run}  {progress_of(sweep.folder/r.run)}" for r in states.itertuples() if r.state in ("running", "interrupted")), sep="\n")
+
+def _logs(args):
+    "The log of a run, found by a part of its name"
+    runs = load_settings().runs
+    found = [p for p in (Path(args.run), runs/args.run) if (p/"log.txt").exists()] or sorted(p.parent for p in runs.glob("*/*/log.txt") if args.run in p.parent.name)
+    if not found: raise DhoError(f"no run below {runs} has {args.run!r} in its name, and a log: dho status lists them")
+    if len(found) > 1: raise DhoError(f"{args.run!r} is part of {len(found)} names, e.g. {found[0].name} and {found[1].name}: give more of it")
+    print((found[0]/"log.txt").read_text(encoding="utf-8", errors="replace"), end="")
 
 def _presets(args):
     "The presets with what they take"
@@ -316,6 +365,25 @@ examples:
     dho run paper/table15/fewshot-resnet18/wkd-dho --dataset dtd --shots 4
   the headline run with 10 % of the labels on eight GPUs:
     dho run paper/imagenet-lowshot-vitl14-from-vith14 --fraction 0.1 --processes 8""",
+"sweep": """
+examples:
+  what a grid means, and about how long it takes here:
+    dho sweep nbs/paper/grids/eurosat.toml --dry
+  all of it, two runs on each GPU; stopped or killed, the same command goes on:
+    dho sweep grid.toml --per-gpu 2
+  on a Ray cluster, half a GPU for each run:
+    dho sweep grid.toml --executor ray --address auto --gpus 0.5 --cpus 4
+  as a Slurm array:
+    dho sweep grid.toml --slurm array.sh && sbatch array.sh
+
+A grid is a TOML file: [base] holds parameters of every run, [axes] lists that are multiplied, [[exclude]] what is left out.""",
+"status": """
+examples:
+  dho status
+  dho status runs/eurosat""",
+"logs": """
+example:
+  dho logs dho-4-shot-seed0""",
 "presets": """
 examples:
   dho presets
@@ -337,7 +405,7 @@ USAGE = {"store fill": "dho store fill --images DIR [--labels FILE.csv] --teache
          "distill": "dho distill --images DIR [--labels FILE.csv] [--shots N | --fraction X] [--teacher NAME] [--student NAME] "
                     "[options]\n"
                     "       dho distill --dataset NAME | --preset NAME [options]",
-         "run": "dho run PRESET [--dry] [options]",
+         "run": "dho run PRESET [--dry] [options]", "sweep": "dho sweep GRID [--dry] [options]",
          "check": "dho check --images DIR [--labels FILE.csv] [--shots N | --fraction X] [options]"}
 
 def _beginnings(parser, positional=False):
@@ -373,6 +441,7 @@ def make_parser(
     run = verb("run", _run, "An experiment of the paper by the name of its preset (dho presets).", True)
     run.add_argument("--dry", action="store_true", help="only a rehearsal: build everything, take a step on noise, count what it needs")
     _run_options(run)
+    _sweep_verbs(verb)
     presets = verb("presets", _presets, "The paper's experiments by name, and what they take.")
     presets.add_argument("containing", nargs="?", default="", help="only those with this in their name or tables")
     evaluate = verb("evaluate", _evaluate, "Score a trained student or a published checkpoint on datasets.")
@@ -402,6 +471,23 @@ def make_parser(
     return parser
 
 # %% ../nbs/14_cli.ipynb #86796f03
+def _sweep_verbs(verb):
+    "The verbs about many runs"
+    sweep = verb("sweep", _sweep, "Run a grid of experiments as notebooks; goes on where it was stopped, repeats nothing.")
+    sweep.add_argument("grid", metavar="GRID", help="a TOML file, or the folder of a sweep that was begun")
+    sweep.add_argument("--out", default="", metavar="DIR", help="the sweep's folder [its name below runs/]")
+    for name, kind, default, said in (
+            ("jobs", int, 0, "runs at a time [one per GPU, or one for two CPU cores]"), ("per-gpu", int, 1, "runs that share a GPU [1]"),
+            ("executor", str, "local", "local, or ray for a cluster [local]"), ("address", str, "", "of the Ray cluster [one is started here]"),
+            ("cpus", int, 1, "CPU cores of a run on a Ray cluster [1]"), ("gpus", float, 0, "GPUs of a run on a Ray cluster, or a share of one [0]"),
+            ("only", int, None, "the position of a single run in the sweep, from 0"), ("slurm", str, "", "write a Slurm job array to this file instead")):
+        sweep.add_argument(f"--{name}", type=kind, default=default, help=said)
+    for name, said in (("dry", "only say what it means, and about how long it takes"), ("retry", "try again what failed too often"), ("stores", "only fill the teachers' stores")):
+        sweep.add_argument(f"--{name}", action="store_true", help=said)
+    status = verb("status", _status, "How sweeps stand: what is done, running, failed, and why.")
+    status.add_argument("sweep", nargs="?", default="", help="a sweep's folder, or its name below runs/ [all]")
+    verb("logs", _logs, "What a run of a sweep has said.").add_argument("run", help="its folder, or a part of its name")
+
 def _store_verbs(verbs, style):
     "The verbs of `dho store`"
     def verb(name, do, about, options=True):

@@ -233,12 +233,13 @@ def identity(
     config:Config,      # What to do
     manifest:Manifest,  # With which images
     files:str="",       # What those hold, from `fingerprint`; "" for a known dataset
+    hashed:str="",      # The manifest's hash, where it is known already
 )->str:                 # 12 hexadecimal characters
     "What a run's numbers depend on, as a hash"
     what = {k: v for k, v in asdict(config).items() if k not in PLACES}
     if get_method(config.method).teacher: what["teacher"] = _teacher_of(config)
     if config.student_weights not in ("", "pretrained"): what["student_weights"] = weights_file_hash(config.student_weights)
-    return digest(dict(what, manifest=manifest_hash(manifest), files=files, prompts=list(manifest.templates), version=dho_nb.__version__))
+    return digest(dict(what, manifest=hashed or manifest_hash(manifest), files=files, prompts=list(manifest.templates), version=dho_nb.__version__))
 
 def _teacher_of(config):
     "Whose embeddings: a teacher's, or a file's content"
