@@ -44,12 +44,13 @@ def ours(
 )->Ours:
     "The finished runs of one of the paper's grids"
     asked = pd.DataFrame([c.labels for c in read_grid(shipped(f"paper/grids/{name}.toml")).cells])
-    places = [p for n in (name, *others) for p in (shipped("paper")/"results"/n, load_settings().runs/n) if any((p/f).exists() for f in ("sweep.json", "runs.csv"))]
+    places = [p for n in (name, *others) for p in (shipped("paper")/"results"/n, load_settings().runs/n)]
+    places = [p for p in places if any((p/f).exists() for f in ("sweep.json", "runs.csv"))]
     runs = _of(load(*places), asked) if places else pd.DataFrame(columns=[*dict.fromkeys([*BASIC, *asked]), *_FIGURES])
     runs.attrs = asked.attrs = dict(axes=[*asked])
     return Ours(name, runs, asked, places)
 
-_FIGURES = ("run", "sweep", "accuracy", "top5", "ce_accuracy", "kd_accuracy", "entropy_accuracy", "teacher_accuracy", "val_accuracy", "tested", "right", "test", "watched")
+_FIGURES = ("run", "sweep", *(f"{k}accuracy" for k in ("", "ce_", "kd_", "entropy_", "teacher_", "val_")), "tested", "right", "test", "watched")
 
 def _of(runs, asked):
     "Runs whose labels are asked for"
@@ -84,7 +85,8 @@ def shifted(
     def accuracy(run, name):
         folder = load_settings().runs/run["sweep"]/run["run"]
         file = folder/"shifts"/name/"evaluation.json"
-        if evaluate and not file.exists(): Evaluation(folder/"model.safetensors", make_config(dict(dataset=name)), "test", alpha, beta).write(file.parent)
+        if evaluate and not file.exists():
+            Evaluation(folder/"model.safetensors", make_config(dict(dataset=name)), "test", alpha, beta).write(file.parent)
         return [*read_json(file)["heads"].values()][-1]["accuracy"] if file.exists() else float("nan")
     found = {f"{name}_accuracy": [accuracy(run, name) for run in runs.to_dict("records")] for name in sets}
     made = runs.assign(**{k: pd.Series(v, runs.index, dtype=float) for k, v in found.items()})
