@@ -102,7 +102,7 @@ def _done(self:Board, task, told):
 @patch
 def _failed(self:Board, task, told):
     self.tries[task.run] = attempts = max(self.tries.get(task.run, 0) + 1, state_of(self.sweep.place(task), self.sweep.grid.retries)["attempts"])
-    again = attempts <= self.sweep.grid.retries
+    again = attempts <= self.sweep.grid.retries and "DhoError" not in told["text"]
     if again: self.pending.append(task)
     else: self.counts["failed"] += 1
     self.show.line(f"failed ({attempts} of {self.sweep.grid.retries + 1})  {task.run}: {told['text'].splitlines()[0]}")

@@ -95,7 +95,7 @@ def _unpacked(text): return np.frombuffer(base64.b64decode(text), np.uint8) if t
 class _Cache:
     "What the outputs of a folder's runs say, remembered"
     def __init__(self, place):
-        self.file, self.seen, self.new = load_settings().cache/"reports"/f"{digest(str(place.resolve()))}.json", {}, False
+        self.file, self.new = load_settings().cache/"reports"/f"{digest(str(place.resolve()))}.json", False
         try: self.known = read_json(self.file)
         except DhoError: self.known = {}
 
@@ -103,7 +103,6 @@ class _Cache:
         stat = (folder/"outputs.safetensors").stat()
         key = f"{found['identity']}-{stat.st_size}-{stat.st_mtime_ns}"
         if key not in self.known: self.known[key], self.new = _told(folder, found), True
-        self.seen[key] = self.known[key]
         return self.known[key]
 
     def keep(self):
@@ -222,9 +221,12 @@ def label_axis(
 )->str:
     "The axis that tells the number of labels: `labels`, or the one that decides it"
     axes = axes_of(frame)
-    if "labels" in axes or "labels" not in frame: return "labels" if "labels" in frame else next((a for a in axes if a in ("amount", "shots", "fraction")), "labels")
-    decides = [a for a in axes if frame[a].nunique() > 1 and frame.groupby(a)["labels"].nunique().max() == 1]
-    return next((a for a in ("amount", "shots", "fraction") if a in decides), "labels" if frame["labels"].nunique() == 1 else [*decides, "labels"][0])
+    if "labels" in axes: return "labels"
+    decides = axes if "labels" not in frame else [a for a in axes if frame[a].nunique() > 1 and frame.groupby(a)["labels"].nunique().max() == 1]
+    named = [a for a in _AMOUNTS if a in decides]
+    return [*named, *(decides if "labels" in frame and frame["labels"].nunique() > 1 else []), "labels"][0]
+
+_AMOUNTS = ("labels", "amount", "shots", "fraction")
 
 # %% ../nbs/12_reports.ipynb #07bf56aa
 def _once(frame, axes):
@@ -298,7 +300,8 @@ def _bits(part, average=()):
     "Seed to which test images were right, one array for each combination of what is averaged; and of which images"
     part = part.sort_values(list(average)) if average else part
     unpacked = [np.unpackbits(r)[:int(n)] for r, n in zip(part["right"], part["tested"])]
-    return {s: [unpacked[i] for i in np.flatnonzero(part["seed"] == s)] for s in part["seed"].unique()}, part.groupby("seed")["test"].agg(list).to_dict()
+    by_seed = {s: [unpacked[i] for i in np.flatnonzero(part["seed"] == s)] for s in part["seed"].unique()}
+    return by_seed, part.groupby("seed")["test"].agg(list).to_dict()
 
 def _compared(mine, other, average=(), draws=2000):
     "Gain, low, high, seeds of one group of runs over another; None where they share no seed or lack their bits"
@@ -323,7 +326,8 @@ def gains(
     average = [average] if isinstance(average, str) else list(average)
     axes, found = axes_of(frame), []
     if ours not in set(frame[rows]): raise unknown(rows, ours, frame[rows].unique())
-    frame, rest = _once(frame, axes), [a for a in axes if a not in (rows, "seed", *average) and (a in frame.attrs.get("axes", []) or frame[a].nunique() > 1)]
+    rest = [a for a in axes if a not in (rows, "seed", *average) and (a in frame.attrs.get("axes", []) or frame[a].nunique() > 1)]
+    frame = _once(frame, axes)
     _alone(frame, axes, [rows, "seed", *average, *rest])
     for key, part in frame.groupby(rest, sort=False) if rest else [((), frame)]:
         groups = {name: _whole(p, average, frame) for name, p in part.groupby(rows, sort=False)}
@@ -345,7 +349,7 @@ def gains_table(
     columns:str="",       # What the columns are; the number of labels if empty
 )->pd.DataFrame:          # Text: points with a 95 % interval, empty where there is no pair
     "Gains as a table for people"
-    columns = columns or next((c for c in ("labels", "amount", "shots", "fraction") if c in gains), "")
+    columns = columns or next((c for c in _AMOUNTS if c in gains), "")
     text = [f"{100*g:+.1f} [{100*l:+.1f}, {100*h:+.1f}]" for g, l, h in zip(gains["gain"], gains["low"], gains["high"])]
     side = [c for c in gains if c not in (*_GAIN, columns)]
     if not columns: return gains[side].assign(gain=text).set_index(side)
@@ -513,7 +517,7 @@ def _marked(cells, parts, keys, head, average, draws):
         here = [k for k in block if cells.get((k, head), {}).get("runs")]
         if len(here) < 2: continue
         best = max(here, key=lambda k: cells[k, head]["mean"])
-        against = {k: _compared(parts[best, head], parts[k, head], average, draws) for k in here if k != best and k in {k for k, h in parts if h == head}}
+        against = {k: _compared(parts[best, head], parts[k, head], average, draws) for k in here if k != best}
         if cells[best, head]["runs"] < 2 or any(a is None or a[3] < 2 for a in against.values()): continue
         same = [k for k, a in against.items() if a[1] <= 0]
         for k in [best, *same]: cells[k, head]["mark"] = "italic" if same else "bold"
@@ -612,7 +616,8 @@ def _zero_shot(frame, figure="accuracy"):
 def _note(cells, against, share):
     "What the signs in a table mean"
     seeds, marks = max((c["runs"] for c in cells.values()), default=0), {c.get("mark") for c in cells.values()}
-    if against: return f"Difference to {against} in percentage points, with the 95 % interval of a paired bootstrap over seeds and test images; bold: ahead, italic: cannot be told apart."
+    if against: return (f"Difference to {against} in percentage points, with the 95 % interval of a paired bootstrap over seeds and test images; "
+                        "bold: ahead, italic: cannot be told apart.")
     said = [f"{'In %: mean' if share else 'Mean'} ± standard deviation over {seeds} seeds" if seeds > 1 else f"{'In %, o' if share else 'O'}ne seed"]
     if "bold" in marks: said.append("bold: ahead of every other row by a paired bootstrap over seeds and test images (95 %)")
     if "italic" in marks: said.append("italic: the best, and what that bootstrap cannot tell from it")
@@ -638,7 +643,7 @@ def _sweeps_of(record): return read_json(record/"cells.json") if (record/"cells.
 def _read_bits(file):
     "Identity to packed bits"
     if not file.exists(): return {}
-    with np.load(file, allow_pickle=False) as held: parts = np.split(held["right"], held["size"].cumsum()[:-1]); return dict(zip(held["identity"].tolist(), parts))
+    with np.load(file, allow_pickle=False) as held: return dict(zip(held["identity"].tolist(), np.split(held["right"], held["size"].cumsum()[:-1])))
 
 # %% ../nbs/12_reports.ipynb #5c0561a3
 def record(
@@ -648,8 +653,9 @@ def record(
 )->Path:            # The folder
     "Keep what a sweep found, small enough to commit: runs.csv, right.npz, cells.json, and conflict.csv and surface.csv if there are any"
     folder, place, frame = Path(folder).expanduser(), Path(place).expanduser(), _collect([place], labels)
-    if folder.exists() and not (folder/"runs.csv").exists() and any(folder.iterdir()): raise DhoError(f"{folder} is in use and holds no record: choose another folder")
-    old, bits = (_read_text(folder/"runs.csv") if (folder/"runs.csv").exists() else pd.DataFrame(columns=["identity"])), _read_bits(folder/"right.npz")
+    if folder.exists() and not (folder/"runs.csv").exists() and any(folder.iterdir()):
+        raise DhoError(f"{folder} is in use and holds no record: choose another folder")
+    old, bits = _read_text(folder/"runs.csv") if (folder/"runs.csv").exists() else pd.DataFrame(columns=["identity"]), _read_bits(folder/"right.npz")
     new = frame.drop(columns=["right", "folder"], errors="ignore").map(_text)
     old = old[~old["identity"].isin(new["identity"])].reindex(columns=[*new, *(c for c in old if c not in new)], fill_value="")
     bits |= {i: r for i, r in zip(frame["identity"], frame["right"]) if r is not None}
@@ -743,14 +749,16 @@ def _each(places, labels, known, file, which, read):
 
 # %% ../nbs/12_reports.ipynb #9e63ae06
 COLOURS = ("#d55e00", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#000000", "#7f7f7f")
-_LOOKED = ("dho", "ce", "sho", "sskd", "dhkd", "ce-kd-feature", "dho-f", "kd", "kd-feature", "pcgrad", "dkd", "wkd", "dkd-dho", "wkd-dho", "sho-tuned", "kd-then-ssl")
+_LOOKED = ("dho", "ce", "sho", "sskd", "dhkd", "ce-kd-feature", "dho-f", "kd", "kd-feature", "pcgrad", "dkd", "wkd", "dkd-dho", "wkd-dho",
+           "sho-tuned", "kd-then-ssl")
 
 def looks(
     names,      # Of methods, or whatever has a line of its own
 )->dict:        # Name to arguments of `plot`
     "Colour, marker and line of each; the library's methods look the same everywhere"
     every = [*_LOOKED, *(n for n in dict.fromkeys(names) if n not in _LOOKED)]
-    made = {n: dict(color=c, marker=m, ls=l) for n, c, m, l in zip(every, [COLOURS[0], *COLOURS[1:]*len(every)], cycle("osD^vPX*hp<>d"), cycle(["-", "--", "-.", ":", (0, (6, 2))]))}
+    colours, lines = [COLOURS[0], *COLOURS[1:]*len(every)], ["-", "--", "-.", ":", (0, (6, 2))]
+    made = {n: dict(color=c, marker=m, ls=l) for n, c, m, l in zip(every, colours, cycle("osD^vPX*hp<>d"), cycle(lines))}
     made["dho"] |= dict(lw=2.4, zorder=5)
     return {n: made[n] for n in dict.fromkeys(names)}
 
@@ -819,7 +827,8 @@ def _shots(axis, part, rows, names, free, zero):
     for name in names:
         mine = at[at[rows] == name]
         by = 100*mine.groupby("per_class")["accuracy"].agg(["mean", "std"])
-        if name in free and len(mine): axis.axhline(by["mean"].mean(), label=f"{name}, no labels", lw=1.2, color=level[name]["color"], ls=level[name]["ls"])
+        line = {k: level[name][k] for k in ("color", "ls")}
+        if name in free and len(mine): axis.axhline(by["mean"].mean(), label=f"{name}, no labels", lw=1.2, **line)
         elif len(by): axis.errorbar(by.index, by["mean"], by["std"].fillna(0), label=name, **level[name])
     if not np.isnan(zero): axis.axhline(zero, color="#555555", ls=":", lw=1.4, label="teacher, zero-shot")
     ticks = sorted(at[~at[rows].isin(free)]["per_class"].unique())
@@ -866,7 +875,8 @@ def plot_surfaces(
     return made
 
 # %% ../nbs/12_reports.ipynb #909b374a
-_GROUPS = {"both right": ("both_right", "#009e73"), "only the CE head": ("ce_only", "#0072b2"), "only the KD head": ("kd_only", "#e69f00"), "neither": ("both_wrong", "#999999")}
+_GROUPS = {"both right": ("both_right", "#009e73"), "only the CE head": ("ce_only", "#0072b2"), "only the KD head": ("kd_only", "#e69f00"),
+           "neither": ("both_wrong", "#999999")}
 
 def plot_agreements(
     frame:pd.DataFrame,    # From `load`
@@ -961,7 +971,8 @@ def _accuracy_part(frame, asked):
         here = everywhere(here, free, axis) if {"method", axis} <= {*here} else None
         table = results_table(everywhere(part, axis=axis), columns=axis, expected=here, teacher=True)
         said.append(f"<h3>{escape(', '.join(key))}</h3>" * bool(key) + f'<div class="wide">{table._repr_html_()}</div>')
-    return "".join(said) + _tried(lambda: _image(plot_shots(frame, *rest[:1]), "Accuracy against labelled images per class; bars: standard deviation over seeds"))
+    caption = "Accuracy against labelled images per class; bars: standard deviation over seeds"
+    return "".join(said) + _tried(lambda: _image(plot_shots(frame, *rest[:1]), caption))
 
 def _luck_part(frame, ours):
     "What one method gains over the others"
@@ -969,8 +980,8 @@ def _luck_part(frame, ours):
     found = gains(everywhere(frame), ours)
     if not len(found): return ""
     alone = " No pair shares more than one seed, so that the intervals say nothing about seeds."*int(found["seeds"].max() < 2)
-    return (f"<p>What {escape(ours)} gains over each other method, in percentage points, with the 95 % interval of a paired bootstrap over seeds and test images.{alone}</p>"
-            + _listed_html(gains_table(found, label_axis(frame))) + _listed_html(counted(found).round(2)))
+    return (f"<p>What {escape(ours)} gains over each other method, in percentage points, with the 95 % interval of a paired bootstrap "
+            f"over seeds and test images.{alone}</p>" + _listed_html(gains_table(found, label_axis(frame))) + _listed_html(counted(found).round(2)))
 
 def _tried(make):
     "A part of the page, or why it cannot be made"
@@ -981,7 +992,8 @@ def _tried(make):
 def _heads_part(frame, places, labels):
     "What the two heads know, where their gradients and their weights lie"
     two = frame[(frame.get("method_value", frame["method"]) == "dho")]
-    said = _tried(lambda: _image(plot_agreements(two, two["method"].iloc[0]), "Which head is right where, on the test images")) if "agreement_both_right" in two and len(two) else ""
+    known, caption = "agreement_both_right" in two and len(two), "Which head is right where, on the test images"
+    said = _tried(lambda: _image(plot_agreements(two, two["method"].iloc[0]), caption)) if known else ""
     watched = frame["watched"].astype(bool).any() if len(frame) else False
     if watched or any((Path(p).expanduser()/"conflict.csv").exists() for p in places):
         said += _tried(lambda: _image(plot_conflicts(*places, labels=labels), "How the gradients of labels and teacher agree"))
@@ -1016,7 +1028,8 @@ def html_report(
              "Heads": _heads_part(frame, places, labels), "Not there": _missing_part(asked, frame),
              "Settings": _listed_html(settings, True) if len(settings) else "",
              "Runs": f"<details><summary>all {len(runs)}</summary>{_listed_html(runs.round(4))}</details>"}
-    with atomic_path(file) as temporary: temporary.write_text(_page(title, _summary(frame, asked), {k: v for k, v in parts.items() if v}), encoding="utf-8")
+    page = _page(title, _summary(frame, asked), {k: v for k, v in parts.items() if v})
+    with atomic_path(file) as temporary: temporary.write_text(page, encoding="utf-8")
     return file
 
 # %% ../nbs/12_reports.ipynb #cd06903d
@@ -1038,4 +1051,5 @@ def _page(title, summary, parts):
     links = "".join(f'<a href="#{name(h)}">{escape(h)}</a>' for h in parts)
     body = "".join(f'<section id="{name(h)}"><h2>{escape(h)}</h2>{part}</section>' for h, part in parts.items())
     return (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{escape(title)}</title><style>{_CSS}</style></head><body><h1>{escape(title)}</h1><p>{escape(summary)}</p><nav>{links}</nav>{body}</body></html>\n")
+            f"<title>{escape(title)}</title><style>{_CSS}</style></head><body><h1>{escape(title)}</h1><p>{escape(summary)}</p>"
+            f"<nav>{links}</nav>{body}</body></html>\n")

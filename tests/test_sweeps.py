@@ -1,0 +1,206 @@
+"A sweep that is killed, starved and started again ends with the results of one that was left in peace"
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import ROOT
+from dho_nb.executors import run_sweep, slurm_script
+from dho_nb.grids import make_grid, read_grid
+from dho_nb.settings import DhoError, read_json
+from dho_nb.sweeps import Sweep, open_sweep, state_of
+from test_resume import same_run
+
+RUNS = int(os.environ.get("DHO_SWEEP_RUNS", 8))  # of each sweep; the figures of the benchmark were made with 100
+GRID = f"""
+jobs = 2
+retries = 5
+
+[base]
+preset = "digits"
+epochs = 1
+student_args = {{widths = [8, 8, 16, 16]}}
+
+[axes]
+seed = {list(range(RUNS//4))}
+method = ["ce", "dho"]
+amount = [{{shots = 1}}, {{fraction = 0.02}}]
+"""
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    file = tmp_path_factory.mktemp("grid")/"many.toml"
+    file.write_text(GRID)
+    return file
+
+
+@pytest.fixture(scope="module")
+def undisturbed(grid, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")/"sweep"
+    assert (run_sweep(read_grid(grid), folder, mode="none")["state"] == "done").all()
+    return folder
+
+
+def start(grid, folder, *more, **env):
+    return subprocess.Popen([sys.executable, "-m", "dho_nb.cli", "sweep", str(grid), "--out", str(folder), *more], cwd=ROOT, start_new_session=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            env={**os.environ, "DHO_PROGRESS": "lines", "DHO_DEVICE": "cpu", "DHO_CHECKPOINT_SECONDS": "0.1", **env})
+
+
+def family(process):
+    try: return psutil.Process(process.pid).children(recursive=True)
+    except psutil.Error: return []
+
+
+def same_sweep(one, other):
+    names = [c["run"] for c in read_json(one/"sweep.json")["cells"]]
+    assert names == [c["run"] for c in read_json(other/"sweep.json")["cells"]] and len(names) == RUNS
+    assert sorted(p.parent.name for p in other.glob("*/result.json")) == sorted(names), "each result once, and no others"
+    for name in names:
+        same_run(one/name, other/name)
+        assert (other/name/"notebook.ipynb").exists() and not (other/name/"failed.json").exists() and not list((other/name).glob(".tmp*"))
+
+
+def test_killed_at_random_moments(grid, undisturbed, tmp_path):
+    rng, folder = random.Random(time.time_ns()), tmp_path/"sweep"
+    told, kills = [], {"sweep": 0, "worker": 0, "kernel": 0}
+    for attempt in range(30):
+        process = start(grid, folder)
+        if min(kills.values()) >= 1 and sum(kills.values()) >= 5: break
+        time.sleep(rng.uniform(4, 14))
+        for victim in ("worker", "kernel", "worker", "kernel"):
+            found = [p for p in family(process) if ("ipykernel_launcher" in " ".join(p.cmdline())) == (victim == "kernel") and p.is_running()]
+            if found and rng.random() < .6:
+                rng.choice(found).kill()
+                kills[victim] += 1
+                time.sleep(rng.uniform(0, 2))
+        if process.poll() is not None: told.append(process.stdout.read()); continue
+        if rng.random() < .7:
+            process.kill()
+            kills["sweep"] += 1
+            process.wait()
+        else: assert process.wait(600) in (0, 1), process.stdout.read()
+    said = process.communicate(timeout=900)[0]
+    assert process.returncode == 0, said
+    assert sum(kills.values()) > 0
+    same_sweep(undisturbed, folder)
+
+
+def test_asked_to_stop_and_started_again(grid, undisturbed, tmp_path):
+    process = start(grid, tmp_path/"sweep")
+    until = time.time() + 120
+    while not list((tmp_path/"sweep").glob("*/result.json")) and time.time() < until: time.sleep(.1)
+    os.kill(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=90)[0]
+    assert process.returncode == 130 and "the same command goes on from where it was" in said, said
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])], "nobody goes on working"
+    assert not list((tmp_path/"sweep").glob("*/failed.json")), "to be stopped is no failure"
+    again = start(grid, tmp_path/"sweep")
+    assert again.wait(600) == 0, again.stdout.read()
+    same_sweep(undisturbed, tmp_path/"sweep")
+
+
+def test_two_sweeps_share_the_work(grid, undisturbed, tmp_path):
+    both = [start(grid, tmp_path/"sweep", "--jobs", "1") for _ in range(2)]
+    said = [p.communicate(timeout=900)[0] for p in both]
+    assert [p.returncode for p in both] == [0, 0], said
+    same_sweep(undisturbed, tmp_path/"sweep")
+
+
+def test_a_finished_sweep_is_left_alone(grid, undisturbed):
+    stamps = {p: p.stat().st_mtime_ns for p in undisturbed.glob("*/*")}
+    process = start(grid, undisturbed)
+    assert f"all {RUNS} runs of many are done" in process.communicate(timeout=60)[0]
+    assert {p: p.stat().st_mtime_ns for p in undisturbed.glob("*/*")} == stamps
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    "A file system of a few megabytes"
+    place = tmp_path/"disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)], capture_output=True).returncode: pytest.skip("needs the right to mount a small file system")
+    yield place
+    subprocess.run(["umount", "-l", str(place)])
+
+
+def test_starved_of_disk(grid, undisturbed, small_disk):
+    ballast = small_disk/"ballast"
+    process = start(grid, small_disk/"sweep")
+    until = time.time() + 120
+    while not list((small_disk/"sweep").glob("*/result.json")) and time.time() < until: time.sleep(.05)
+    with open(ballast, "wb") as f:
+        try:
+            while f.write(b"\0"*65536): f.flush()
+        except OSError: pass
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 2 and "the disk is full" in said, said
+    done = {p: p.read_bytes() for p in (small_disk/"sweep").glob("*/result.json")}
+    ballast.unlink()
+    again = start(grid, small_disk/"sweep")
+    assert again.wait(600) == 0, again.stdout.read()
+    assert all(p.read_bytes() == held for p, held in done.items())
+    same_sweep(undisturbed, small_disk/"sweep")
+
+
+@pytest.mark.parametrize("change, said", [
+    ('epoch = 1', "did you mean 'epochs'"), ('method = "dhoo"', "did you mean 'dho'"), ('lr = "fast"', "lr must be of type float"), ('student = "resnet81"', "did you mean 'resnet18'")])
+def test_mistakes_are_refused_before_anything_starts(tmp_path, dho, change, said):
+    (tmp_path/"bad.toml").write_text(f'[base]\npreset = "digits"\n{change}\n[axes]\nseed = [0, 1]\n')
+    code, out, err = dho("sweep", tmp_path/"bad.toml")
+    assert code == 2 and said in err and not (tmp_path/"runs"/"bad").exists()
+
+
+def test_a_dataset_that_changed_is_refused_by_name(tmp_path, tree):
+    grid = make_grid("own", dict(dataset=str(tree), test=.25, shots=2, teacher="digits", student="tiny", student_weights="", size=16, epochs=1), dict(seed=[0]))
+    assert list(run_sweep(grid, tmp_path/"sweep", mode="none")["state"]) == ["done"]
+    (tree/"cat"/"0.png").rename(tree/"dog"/"moved.png")
+    with pytest.raises(DhoError, match=f"the images or labels of {tree} changed"): Sweep(grid, tmp_path/"sweep")
+    (tree/"dog"/"moved.png").rename(tree/"cat"/"0.png")
+    assert list(Sweep(grid, tmp_path/"sweep").states()["state"]) == ["done"]
+
+
+def test_a_slurm_job_does_its_run(grid, tmp_path):
+    sweep = Sweep(read_grid(grid), tmp_path/"sweep").begin()
+    (tmp_path/"array.sh").write_text(slurm_script(grid, sweep))
+    done = subprocess.run(["bash", str(tmp_path/"array.sh")], env={**os.environ, "SLURM_ARRAY_TASK_ID": "1", "DHO_DEVICE": "cpu"}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert [state_of(sweep.place(t))["state"] for t in sweep.tasks][:3] == ["pending", "done", "pending"]
+    assert "--array=0,2-" in slurm_script(grid, sweep)
+
+
+def test_status_and_logs(grid, undisturbed, tmp_path, dho):
+    code, out, err = dho("status", undisturbed)
+    assert code == 0 and f"{RUNS} runs: {RUNS} done" in out
+    name = open_sweep(undisturbed).tasks[0].run
+    code, out, err = dho("logs", undisturbed/name)
+    assert code == 0 and "Executing Cell" in out
+    code, out, err = dho("status", "nothing")
+    assert code == 2 and "no grid or sweep nothing" in err
+
+
+def test_two_nodes_of_a_cluster_and_one_is_lost(grid, undisturbed, tmp_path):
+    ray = pytest.importorskip("ray", reason="needs Ray: pip install 'dho_nb[ray]'")
+    from ray.cluster_utils import Cluster
+    cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1))
+    other = cluster.add_node(num_cpus=1)
+    try:
+        process = start(grid, tmp_path/"sweep", "--executor", "ray", "--address", cluster.address)
+        until = time.time() + 180
+        while len(list((tmp_path/"sweep").glob("*/result.json"))) < 2 and time.time() < until: time.sleep(.2)
+        cluster.remove_node(other, allow_graceful=False)
+        said = process.communicate(timeout=1200)[0]
+        assert process.returncode == 0, said
+    finally: cluster.shutdown()
+    same_sweep(undisturbed, tmp_path/"sweep")
