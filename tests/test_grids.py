@@ -1,0 +1,56 @@
+"The paper's sweeps as files: as many runs as they say, every run a valid configuration, and the paper's rows as the presets have them"
+import re
+
+import pandas as pd
+import pytest
+
+from conftest import ROOT
+from dho_nb.configs import PLACES, make_config
+from dho_nb.grids import read_grid
+from dho_nb.presets import PRESETS
+from dho_nb.settings import digest
+
+PAPER = ROOT/"nbs"/"paper"
+FILES = {f.stem: f for f in sorted((PAPER/"grids").glob("*.toml"))}
+COUNTS = {"table1": 216, "table2": 9, "table3": 30, "table5": 9, "table6": 12, "table13": 360, "table14": 60, "table15": 480, "table17": 18, "table18": 660,
+          "table19": 12, "fewshot-resnet18": 1080, "fewshot-mobilenetv2": 1080, "figure3": 60, "eurosat": 310, "digits": 267}
+
+
+def rows_of(table):
+    "The presets of a table's rows, without what an axis changes"
+    return {name: {k: v for k, v in found.items() if k not in ("dataset", "shots", "fraction")} for name, found in PRESETS.items() if name.startswith(f"paper/{table}/")}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_has_as_many_runs_as_it_says_each_a_valid_configuration(name):
+    grid, words = read_grid(FILES[name]), FILES[name].read_text()
+    assert len(grid.cells) == COUNTS[name] and re.search(r"^# ([\d,]+) runs", words, re.M)[1] == f"{COUNTS[name]:,}" and grid.name == name
+    made = [make_config(c.parameters) for c in grid.cells]
+    assert len({digest(c.parameters) for c in grid.cells}) == len(made) and {c.predict for c in made} == {"test"}
+    assert {c.seed for c in made} == {0, 1, 2}
+
+
+def test_every_table_and_curve_of_the_issue_has_a_file():
+    assert set(FILES) == set(COUNTS)
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if n.startswith("table") or n == "figure3"])
+def test_the_runs_are_the_rows_that_the_presets_have(name):
+    rows, seen = rows_of(name), set()
+    for cell in read_grid(FILES[name]).cells:
+        config = make_config(cell.parameters)
+        fits = [row for row, wanted in rows.items() if make_config(dict(wanted, dataset=config.dataset, shots=config.shots, fraction=config.fraction,
+                                                                         seed=config.seed, predict="test")) == config]
+        assert fits, cell
+        seen.update(fits)
+    assert set(rows) - seen == ({"paper/table3/imagenet-lowshot-vitb16-from-vitl14/sho"} if name == "table3" else set()), "rows without a run"
+
+
+def test_eurosat_recipes_are_those_of_the_committed_results():
+    where = (*PLACES, "teacher", "student_weights")
+    recipes = {digest({k: v for k, v in c.parameters.items() if k not in where or k == "predict"}): c.labels for c in read_grid(FILES["eurosat"]).cells}
+    table = pd.read_csv(PAPER/"results"/"eurosat.csv", dtype=str)
+    assert len(table) and set(table["recipe"]) <= set(recipes)
+    for run in table.to_dict("records"): assert recipes[run["recipe"]] == {k: run[k] for k in ("seed", "labels", "student", "method")}
+    watched = pd.read_csv(PAPER/"results"/"eurosat_conflict.csv", dtype=str)[["seed", "labels", "student", "method", "recipe"]].drop_duplicates()
+    for run in watched.to_dict("records"): assert recipes[run.pop("recipe")] == run
