@@ -6,7 +6,7 @@
 __all__ = ['REPOSITORY', 'PUBLISHED', 'MODELS', 'IMAGES', 'DECIDED', 'FORMATS', 'published_file', 'clip_vit', 'read_published',
            'load_published', 'random_published', 'model_file', 'load_model', 'class_columns', 'weights_of',
            'Evaluation', 'evaluation_from', 'Fused', 'Predictor', 'torch_answer', 'onnx_session', 'list_images', 'see',
-           'decided', 'as_lines', 'write_predictions']
+           'look', 'decided', 'as_lines', 'write_predictions']
 
 # %% ../nbs/13_deploy.ipynb #6dd55acf
 import collections, csv, glob, io, json, os, re
@@ -360,7 +360,10 @@ def see(
     else: picture = read_image(item, 2*eyes.size)
     return np.ascontiguousarray(eyes.render(picture, centre_boxes([picture.info["whole"]])[0]).transpose(1, 2, 0))
 
-def _seen(item, eyes):
+def look(
+    item,              # A path or a PIL image
+    eyes:Preprocess,   # The model's
+)->np.ndarray|str:
     "As `see`, or what is wrong, in words"
     try: return see(item, eyes)
     except DhoError as e: return re.sub(r": (restore it|repair or remove).*", "", str(e).removeprefix(f"image {item} "), flags=re.DOTALL)
@@ -395,7 +398,7 @@ def each(self:Predictor,
     items = list_images(images)
     parts = [items[i:i + batch] for i in range(0, len(items), batch)]
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
-        ahead = lambda part: [pool.submit(_seen, item, self.preprocess) for item in part]
+        ahead = lambda part: [pool.submit(look, item, self.preprocess) for item in part]
         soon = ahead(parts[0]) if parts else []
         for part, following in track(list(zip(parts, [*parts[1:], []])), "predicting", mode):
             now, soon = soon, ahead(following)
