@@ -186,18 +186,31 @@ def latency(
 # %% ../nbs/13b_export.ipynb #c9cdd7a6
 LAYERS = ("Conv", "MatMul", "Gemm")
 
-def _heads(model):
-    "Names of the last layers before the outputs"
-    made = {o: n for n in model.graph.node for o in n.output}
-    todo, seen, found = [o.name for o in model.graph.output], set(), []
-    while todo:
-        name = todo.pop()
-        if name in seen or name not in made: continue
-        seen.add(name)
-        if made[name].op_type in LAYERS: found.append(made[name].name)
-        else: todo += made[name].input
-    return found
+def _edges(model):
+    "Names of the first layers after the pixels and the last before the outputs"
+    made = {o: [n] for n in model.graph.node for o in n.output}
+    used = {i: [n for n in model.graph.node if i in n.input] for node in model.graph.node for i in node.input}
+    def met(todo, there, further):
+        seen, found = set(), []
+        while todo:
+            if (name := todo.pop()) in seen: continue
+            seen.add(name)
+            for node in there.get(name, []):
+                if node.op_type in LAYERS: found.append(node.name)
+                elif node.op_type != "Shape": todo += further(node)
+        return found
+    return met(["pixels"], used, lambda n: list(n.output)) + met([o.name for o in model.graph.output], made, lambda n: list(n.input))
 
+class _Ranges:
+    "Calibration images as onnxruntime wants them: in equal batches, one at a time"
+    def __init__(self, pixels):
+        size = min(8, len(pixels))
+        self.parts, self.todo = [pixels[i:i + size] for i in range(0, len(pixels) - size + 1, size)], iter(())
+    def __len__(self): return len(self.parts)
+    def set_range(self, start_index, end_index): self.todo = iter(self.parts[start_index:end_index])
+    def get_next(self): return next(({"pixels": part} for part in self.todo), None)
+
+# %% ../nbs/13b_export.ipynb #57668406
 def quantise(
     file:str|Path,     # A .onnx of `write_onnx`
     out:str|Path,      # The .onnx to make
@@ -207,16 +220,17 @@ def quantise(
     "An int8 copy of an ONNX file"
     try: import onnx
     except ImportError: raise DhoError("onnx is not installed: pip install dho_nb[onnx]") from None
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
-    class Reader(CalibrationDataReader):
-        def __init__(self): self.seen = ({"pixels": pixels} for pixels, _ in batches(pictures, eyes, 16))
-        def get_next(self): return next(self.seen, None)
+    seen = [pixels for pixels, _ in batches(pictures, eyes)]
+    if not seen: raise DhoError(f"none of the {len(pictures.files)} {pictures.source} can be read: give others with calibrate")
     with tempfile.TemporaryDirectory() as place, _quiet():
         ready = Path(place)/"ready.onnx"
         quant_pre_process(str(file), str(ready), skip_symbolic_shape=True)
-        quantize_static(str(ready), str(out), Reader(), quant_format=QuantFormat.QDQ, per_channel=True, reduce_range=True,
-                        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, op_types_to_quantize=list(LAYERS), nodes_to_exclude=_heads(onnx.load(ready)))
+        quantize_static(str(ready), str(out), _Ranges(np.concatenate(seen)), quant_format=QuantFormat.QDQ, per_channel=True, reduce_range=True,
+                        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, op_types_to_quantize=list(LAYERS),
+                        nodes_to_exclude=_edges(onnx.load(ready)), calibrate_method=CalibrationMethod.Percentile,
+                        extra_options=dict(CalibPercentile=99.99, CalibStridedMinMax=1))
 
 # %% ../nbs/13b_export.ipynb #a4a73f1f
 def cost(
@@ -414,7 +428,7 @@ def _about(facts):
 def _use(files, facts):
     "How to ask it"
     shown = [f"with onnxruntime, numpy and pillow alone:\n\n```\npython predict_onnx.py {n} photo.jpg\n```" for n in files if n.endswith(".onnx")]
-    ours = "with [dho_nb](https://arxiv.org/abs/2505.07675):\n\n```python\nfrom dho_nb.deploy import Predictor\nPredictor.from_pretrained(\".\").predict(\"photo.jpg\")\n```"
+    ours = "with dho_nb (`pip install dho_nb`):\n\n```python\nfrom dho_nb.deploy import Predictor\nPredictor.from_pretrained(\".\").predict(\"photo.jpg\")\n```"
     return "## Use\n\n" + "\n\n".join([*shown[:1], ours])
 
 # %% ../nbs/13b_export.ipynb #5138abf5
@@ -432,10 +446,18 @@ def _figures(facts, result, figures):
 
 def _files(files):
     "What was exported, and what was measured"
+    if not files: return ""
     names = {"megabytes": "MB", "largest_difference": "largest difference from PyTorch", "checked": "on pictures", "ms": "ms for one picture", "ms_of_32": "ms each of 32",
-             "torch_ms": "ms in PyTorch", "threads": "threads", "accuracy": "accuracy", "accuracy_before": "accuracy before int8", "same": "same prediction", "scored": "of pictures"}
+             "torch_ms": "ms for one in PyTorch"}
     table = pd.DataFrame({n: {names[k]: v for k, v in f.items() if k in names} for n, f in files.items()}).T
-    return f"## Files\n\n{_lines(table, 'file')}\n\nTimes are medians on the CPU that exported it, in onnxruntime unless said otherwise." if files else ""
+    threads = next((f" with {f['threads']} threads" for f in files.values() if "threads" in f), "")
+    lost = [_lost(f) for f in files.values() if "same" in f]
+    return "\n\n".join([f"## Files\n\n{_lines(table, 'file')}", *lost, f"Times are medians on the CPU that exported it{threads}, in onnxruntime unless said otherwise."])
+
+def _lost(found):
+    "What int8 costs, in a sentence"
+    right = f"its accuracy is {found['accuracy']:.4g} where it was {found['accuracy_before']:.4g}, and " if found["accuracy"] is not None else ""
+    return (f"int8 took its ranges from {found['calibrated']} {found['calibrated_on']}. On {found['scored']} {found['on']} {right}its prediction is the same for {100*found['same']:.1f} %.")
 
 # %% ../nbs/13b_export.ipynb #5095a8d0
 _CHOSEN = {"none": "fixed beforehand", "few": "chosen on a few labelled validation images", "full": "chosen on the validation split"}
@@ -468,6 +490,7 @@ def _licences(facts, config, result, licence):
     told = {"this model": licence or "not stated by whoever exported it"}
     if result and METHODS[result["method"]].teacher: told[f"teacher's weights, {_bare(result['teacher'])}"] = own or teacher_licence(result["teacher"])
     if config.get("student_weights") == "pretrained": told[f"student's first weights, {config['student']}"] = _student_licence(config["student"])
+    elif config.get("student_weights"): told[f"student's first weights, {_bare(config['student_weights'])}"] = "not known here; ask whoever made the file"
     told["images"] = "those of the dataset; they are not part of the model"
     return "## Licences\n\n" + _lines(told, "") + "\n\nAs known to the library when this was written; the sources are what counts."
 
