@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -38,3 +39,12 @@ def tree(tmp_path):
     for name in ("cat", "dog"):
         for i in range(12): picture(tmp_path/"tree"/name/f"{i}.png", seed=i + 100*(name == "dog"))
     return tmp_path/"tree"
+
+
+@pytest.fixture(scope="session")
+def eurosat(tmp_path_factory):
+    "EuroSAT's photographs, unpacked once"
+    if not (SHARED/"eurosat.tar").exists(): pytest.skip("needs ../shared/data/eurosat.tar (EuroSAT in the CoOp layout)")
+    root = tmp_path_factory.mktemp("data")
+    with tarfile.open(SHARED/"eurosat.tar") as archive: archive.extractall(root, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+    return root/"eurosat"

@@ -1,6 +1,5 @@
 "Real photographs and real weights: EuroSAT and an ImageNet MobileNetV2, where they are at hand"
 import json
-import tarfile
 from dataclasses import replace
 
 import numpy as np
@@ -17,13 +16,6 @@ from dho_nb.students import build_backbone, load_student
 
 pytestmark = pytest.mark.skipif(not (SHARED/"eurosat.tar").exists(), reason="needs ../shared/data/eurosat.tar (EuroSAT in the CoOp layout)")
 MOBILENET = SHARED/"weights"/"mobilenetv2_imagenet_tf.npz"
-
-
-@pytest.fixture(scope="module")
-def eurosat(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    with tarfile.open(SHARED/"eurosat.tar") as archive: archive.extractall(root, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
-    return root/"eurosat"
 
 
 def test_the_coop_split_is_the_papers(eurosat):

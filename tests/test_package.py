@@ -18,7 +18,7 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_holds_what_it_needs(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    needed = {"dho_nb/cli.py", "dho_nb/data_manifests/digits.csv", "dho_nb/data_manifests/subsets/imagenet.csv.gz", "dho_nb/data_manifests/hashes/eurosat.txt.gz", "dho_nb/experiments/distill.ipynb", "dho_nb/paper/published.csv", "dho_nb/paper/grids/table1.toml", "dho_nb/bundled/digits_teacher/open_clip_model.safetensors"}
+    needed = {"dho_nb/cli.py", "dho_nb/data_manifests/digits.csv", "dho_nb/data_manifests/subsets/imagenet.csv.gz", "dho_nb/data_manifests/hashes/eurosat.txt.gz", "dho_nb/experiments/distill.ipynb", "dho_nb/experiments/predict_onnx.py", "dho_nb/paper/published.csv", "dho_nb/paper/grids/table1.toml", "dho_nb/bundled/digits_teacher/open_clip_model.safetensors"}
     assert needed <= names
     assert not [n for n in names if "tests/" in n or n.endswith(".pyc")]
 
