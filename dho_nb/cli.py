@@ -152,7 +152,7 @@ def _status(args):
 def _logs(args):
     "The log of a run, found by a part of its name"
     runs = load_settings().runs
-    found = [p for p in (Path(args.run), runs/args.run) if (p/"log.txt").exists()] or sorted(p.parent for p in runs.glob("*/*/log.txt") if args.run in p.parent.name)
+    found = [p for p in (Path(args.run), runs/args.run) if (p/"log.txt").exists()][:1] or sorted(p.parent for p in runs.glob("*/*/log.txt") if args.run in p.parent.name)
     if not found: raise DhoError(f"no run below {runs} has {args.run!r} in its name, and a log: dho status lists them")
     if len(found) > 1: raise DhoError(f"{args.run!r} is part of {len(found)} names, e.g. {found[0].name} and {found[1].name}: give more of it")
     print((found[0]/"log.txt").read_text(encoding="utf-8", errors="replace"), end="")
