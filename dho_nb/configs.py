@@ -237,7 +237,7 @@ def identity(
 )->str:                 # 12 hexadecimal characters
     "What a run's numbers depend on, as a hash"
     what = {k: v for k, v in asdict(config).items() if k not in PLACES}
-    if get_method(config.method).teacher: what["teacher"] = _teacher_of(config)
+    what["teacher"] = _teacher_of(config) if get_method(config.method).teacher else ""
     if config.student_weights not in ("", "pretrained"): what["student_weights"] = weights_file_hash(config.student_weights)
     return digest(dict(what, manifest=hashed or manifest_hash(manifest), files=files, prompts=list(manifest.templates), version=dho_nb.__version__))
 

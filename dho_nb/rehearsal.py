@@ -143,10 +143,11 @@ def try_student(
 
 def workload(
     config:Config,  # Any
+    manifest=None,  # Of its dataset, where it has been opened already
 )->dict:            # train, val, test, classes; steps; seen and scored images
     "The counts that a run's time and disk follow from, by arithmetic"
     m, facts = get_method(config.method), DATASETS.get(config.dataset)
-    found = None if facts else open_data(config)[0]
+    found = None if facts else manifest or open_data(config)[0]
     counts = dict(zip(("train", "val", "test"), facts.counts)) if facts else {s: len(rows(found, s)) for s in ("train", "val", "test")}
     classes = facts.classes if facts else len(found.classes)
     known = config.shots*classes if config.shots else round((config.fraction or 1)*counts["train"])

@@ -36,11 +36,12 @@ class Task:
 
 # %% ../nbs/11_sweeps.ipynb #6ddeda1b
 def tasks_of(
-    grid:Grid,   # What is asked for
-)->tuple:        # List of `Task`, and what the datasets hold: name to hash
+    grid:Grid,    # What is asked for
+    opened=None,  # A dict that remembers the datasets
+)->tuple:         # List of `Task`, and what the datasets hold: name to hash
     "The runs of a grid; a mistake in any of them is an error that names it"
     from dho_nb.configs import identity, make_config
-    opened, tasks = {}, []
+    opened, tasks = {} if opened is None else opened, []
     for cell in grid.cells:
         try:
             config = make_config(cell.parameters)
@@ -314,7 +315,7 @@ class Sweep:
         grid:Grid,            # What is asked for
         folder:str|Path="",   # Where, also a URL; a folder with the grid's name below the settings' `runs` if empty
     ):
-        self.grid = grid
+        self.grid, self.opened = grid, {}
         self.url = str(folder).rstrip("/") if is_url(folder) else ""
         here = load_settings().cache/"sweeps"/f"{grid.name}-{digest(self.url)}" if self.url else Path(folder) if folder else load_settings().runs/grid.name
         self.folder = here.expanduser().resolve()
@@ -363,7 +364,7 @@ def _kept(self:Sweep):
 @patch
 def _planned(self:Sweep):
     "The runs that the grid means now; refused where that is not what it meant before"
-    tasks, self.holds = tasks_of(self.grid)
+    tasks, self.holds = tasks_of(self.grid, self.opened)
     before = {digest([c["labels"], c["parameters"]]): c for c in self.known.get("cells", ())}
     for task in tasks:
         old = before.get(digest([task.labels, task.parameters]))
@@ -418,7 +419,7 @@ def open_sweep(
     found = read_json(here/"sweep.json" if here.is_dir() else here)
     if not found.get("cells"): raise DhoError(f"{here} holds no sweep of dho_nb: its sweep.json is missing or empty")
     made = Sweep.__new__(Sweep)
-    made.url, made.folder, made.known, made.tasks = "", here.resolve(), found, [Task(**c) for c in found["cells"]]
+    made.opened, made.url, made.folder, made.known, made.tasks = {}, "", here.resolve(), found, [Task(**c) for c in found["cells"]]
     made.grid = Grid(found["name"], tuple(Cell(t.labels, t.parameters) for t in made.tasks), found["keep_models"], 0, found["cpus"], found["retries"])
     return made
 
@@ -433,7 +434,7 @@ def stores_of(
         if config.views == "live" or config.embeddings or not get_method(config.method).teacher: continue
         key = digest([getattr(config, k) for k in ("dataset", "root", "labels", "classes", "templates", "test", "teacher", "crop", "flip", "precision")])
         most = max(min(config.views, config.epochs), found[key].views if key in found else 0)
-        found[key] = replace(config, views=most, epochs=most, method="kd")
+        found[key] = replace(config, views=most, epochs=most, method="kd", conflict=False)
     return list(found.values())
 
 # %% ../nbs/11_sweeps.ipynb #1305976f
@@ -464,10 +465,11 @@ OVERHEAD = 6.0  # Seconds of a run that are neither training nor scoring: paperm
 @patch
 def _estimate(self:Sweep, todo, took):
     "Seconds and bytes of some runs"
+    from dho_nb.datasets import DATASETS
     from dho_nb.rehearsal import try_student, workload
     from dho_nb.settings import pick_device
     loads, rates, tried, size = {}, {}, {}, 0
-    load = lambda t: _memo(loads, {**t.parameters, "seed": 0}, lambda: workload(t.config))
+    load = lambda t: _memo(loads, {**t.parameters, "seed": 0}, lambda: workload(t.config, None if t.config.dataset in DATASETS else _opened(t.config, self.opened)[0]))
     kind = lambda t: [getattr(t.config, k) for k in ("student", "student_args", "size", "ce_head", "kd_head", "frozen")]
     for t in self.tasks:
         if took.get(t.run): rates.setdefault(digest(kind(t)), []).append(took[t.run]/max(load(t)["seen"], 1))
