@@ -131,6 +131,16 @@ def test_a_finished_sweep_is_left_alone(grid, undisturbed):
     assert {p: p.stat().st_mtime_ns for p in undisturbed.glob("*/*")} == stamps
 
 
+def test_what_a_record_holds_is_not_done_again(grid, tmp_path, dho):
+    small = tmp_path/"small.toml"
+    small.write_text(GRID.replace(f"seed = {list(range(RUNS//4))}", "seed = [0]").replace('["ce", "dho"]', '["ce"]'))
+    said = [start(small, tmp_path/"sweep", "--only", str(i), "--record", str(tmp_path/"record")).communicate(timeout=300)[0] for i in (0, 1)]
+    assert len(pd.read_csv(tmp_path/"record"/"runs.csv")) == 2, said
+    shutil.rmtree(tmp_path/"sweep")
+    code, out, err = dho("sweep", small, "--out", tmp_path/"other", "--record", tmp_path/"record")
+    assert code == 0 and "all 2 runs" in out and not list((tmp_path/"other").glob("*/result.json")), out + err
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     "A file system of a few megabytes"
