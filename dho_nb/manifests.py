@@ -328,10 +328,10 @@ def make_digits(
     root:str|Path,  # Folder to fill; left alone if it exists
 )->Path:            # The data root
     "Write the embedded digits as 8 x 8 grey PNG files, all of them or none"
-    from sklearn.datasets import load_digits
-    from PIL import Image
     root = Path(root)
     if root.exists(): return root
+    from sklearn.datasets import load_digits
+    from PIL import Image
     root.parent.mkdir(parents=True, exist_ok=True)
     building = root.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{root.name}")
     for i, (picture, label) in enumerate(zip(*load_digits(return_X_y=True))):

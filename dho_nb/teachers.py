@@ -19,11 +19,11 @@ def resolve_teacher(
     spec:str,              # As in the table above
 )->tuple[str, str|None]:   # What open_clip calls the model, and its pretrained tag or file
     "The model and weights that `spec` means; a name that does not exist is an error with the nearest one"
-    import open_clip
     if spec in ("digits", "bundled:digits"): return f"local-dir:{shipped('bundled/digits_teacher')}", None
     if spec.startswith(("hf-hub:", "local-dir:")): return spec, None
     if Path(spec).expanduser().joinpath("open_clip_config.json").is_file():
         return f"local-dir:{Path(spec).expanduser()}", None
+    import open_clip
     name, _, weights = spec.partition("/")
     if name not in open_clip.list_models():
         raise unknown("teacher", spec if Path(spec).exists() or not weights else name, ["digits", *open_clip.list_models()])

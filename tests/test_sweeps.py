@@ -95,7 +95,7 @@ def test_killed_at_random_moments(grid, undisturbed, tmp_path):
         else:
             with contextlib.suppress(subprocess.TimeoutExpired): process.wait(20)
             process.send_signal(signal.SIGINT)
-            assert process.wait(90) in (0, 1, 130), process.stdout.read()
+            assert process.wait(300) in (0, 1, 130, -signal.SIGINT), process.stdout.read()
     said = process.communicate(timeout=600 + 20*RUNS)[0]
     assert process.returncode == 0, said
     assert sum(kills.values()) > 0
