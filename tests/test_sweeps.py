@@ -74,33 +74,33 @@ def same_sweep(one, other):
         assert (other/name/"notebook.ipynb").exists() and not (other/name/"failed.json").exists() and not list((other/name).glob(".tmp*"))
 
 
+def kernels(process): return [p for p in family(process) if "ipykernel_launcher" in " ".join(p.cmdline())]
+
+
 def test_killed_at_random_moments(grid, undisturbed, tmp_path):
-    rng, folder = random.Random(time.time_ns()), tmp_path/"sweep"
-    told, kills, wanted = [], {"sweep": 0, "worker": 0, "kernel": 0}, 5 if RUNS >= 100 else 1
-    for attempt in range(30):
-        process = start(grid, folder)
-        if min(kills.values()) >= wanted and sum(kills.values()) >= 5: break
-        time.sleep(rng.uniform(4, 14))
-        for victim in ("worker", "kernel", "worker", "kernel"):
-            found = [p for p in family(process) if ("ipykernel_launcher" in " ".join(p.cmdline())) == (victim == "kernel") and p.is_running()]
-            if found and rng.random() < .6:
+    rng, folder, wanted = random.Random(time.time_ns()), tmp_path/"sweep", 5 if RUNS >= 100 else 1
+    kills, launches, done = {"sweep": 0, "worker": 0, "kernel": 0}, 0, 0
+    while min(kills.values()) < wanted and done < RUNS:
+        process, launches, patient = start(grid, folder), launches + 1, rng.random() < .8
+        while patient and process.poll() is None and not kernels(process): time.sleep(.1)
+        time.sleep(rng.uniform(0, 10))
+        for victim in ("worker", "kernel"):
+            among = kernels(process)
+            found = among if victim == "kernel" else [p for p in family(process) if p not in among]
+            with contextlib.suppress(psutil.Error, IndexError):
                 rng.choice(found).kill()
                 kills[victim] += 1
-                time.sleep(rng.uniform(0, 2))
-        if process.poll() is not None: told.append(process.stdout.read()); continue
-        if rng.random() < .7:
-            process.kill()
-            kills["sweep"] += 1
-            process.wait()
-        else:
-            with contextlib.suppress(subprocess.TimeoutExpired): process.wait(20)
-            process.send_signal(signal.SIGINT)
-            assert process.wait(300) in (0, 1, 130, -signal.SIGINT), process.stdout.read()
-    said = process.communicate(timeout=600 + 20*RUNS)[0]
-    assert process.returncode == 0, said
-    assert sum(kills.values()) > 0
-    print(f"killed: {kills}, in {attempt} launches before the last")
+            time.sleep(rng.uniform(0, 3))
+        kills["sweep"] += process.poll() is None
+        process.kill()
+        process.wait()
+        done = len(list(folder.glob("*/result.json")))
+    assert min(kills.values()) >= 1, kills
+    last = start(grid, folder)
+    said = last.communicate(timeout=600 + 20*RUNS)[0]
+    assert last.returncode == 0, said
     same_sweep(undisturbed, folder)
+    print(f"killed: {kills} in {launches} launches, {done} runs done when left in peace")
 
 
 def test_asked_to_stop_and_started_again(grid, undisturbed, tmp_path):
