@@ -716,6 +716,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'dho_nb.settings.key64': ('settings.html#key64', 'dho_nb/settings.py'),
                                  'dho_nb.settings.load_settings': ('settings.html#load_settings', 'dho_nb/settings.py'),
                                  'dho_nb.settings.mix64': ('settings.html#mix64', 'dho_nb/settings.py'),
+                                 'dho_nb.settings.needs': ('settings.html#needs', 'dho_nb/settings.py'),
                                  'dho_nb.settings.pick_device': ('settings.html#pick_device', 'dho_nb/settings.py'),
                                  'dho_nb.settings.pick_precision': ('settings.html#pick_precision', 'dho_nb/settings.py'),
                                  'dho_nb.settings.pick_workers': ('settings.html#pick_workers', 'dho_nb/settings.py'),

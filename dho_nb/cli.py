@@ -10,7 +10,7 @@ import argparse, dataclasses, json, logging, os, sys
 from pathlib import Path
 from safetensors import SafetensorError
 import dho_nb
-from .settings import DhoError, atomic_path, load_settings, read_json, unknown
+from .settings import DhoError, atomic_path, load_settings, needs, read_json, unknown
 
 # %% ../nbs/14_cli.ipynb #63965548
 GROUPS = {"data": "dataset root labels classes templates test skip_broken", "labels": "shots fraction labels_by seed include_labelled unlabelled",
@@ -71,11 +71,12 @@ def _written(file):
 # %% ../nbs/14_cli.ipynb #d8aaa12f
 def _distill(args):
     from dho_nb.runs import Run, launch
-    from dho_nb.sweeps import run_one
+    from dho_nb.sweeps import NOTEBOOKS, run_one
     config = chosen(args)
     if args.processes < 1: raise DhoError(f"--processes {args.processes}: give 1 or more")
     if args.notebook and (args.processes > 1 or "RANK" in os.environ):
         raise DhoError("a notebook runs in one process: leave out --notebook, or --processes and the launcher")
+    if args.notebook: needs("sweep", *NOTEBOOKS)
     if args.processes > 1: return launch(config, args.out, args.processes)
     print(f"looking at {config.dataset}, teacher {config.embeddings or config.teacher}, student {config.student} …", flush=True)
     run = Run(config, args.out)

@@ -24,7 +24,7 @@ from .configs import Config, make_config, open_data, plain_parameters
 from .evaluation import HeadOutputs, answering, collect, head_table
 from .manifests import SUFFIXES, fingerprint, image_paths, manifest_hash, rows
 from .objectives import METHODS
-from .settings import (DhoError, atomic_path, digest, load_settings, pick_device, pick_precision, pick_workers, read_json, reason, track, unknown,
+from .settings import (DhoError, atomic_path, digest, load_settings, needs, pick_device, pick_precision, pick_workers, read_json, reason, track, unknown,
                              write_json)
 from .students import Student, build_student, load_student
 from .teachers import files_hash
@@ -317,8 +317,8 @@ def onnx_session(
     file:str|Path,  # A .onnx
 ):                  # An `onnxruntime.InferenceSession`
     "An ONNX file in onnxruntime on the CPU"
-    try: import onnxruntime
-    except ImportError: raise DhoError("onnxruntime is not installed: pip install dho_nb[onnx]") from None
+    needs("onnx", "onnxruntime")
+    import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = load_settings().threads, 3
     try: return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

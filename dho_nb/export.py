@@ -22,7 +22,7 @@ from .deploy import Fused, Predictor, class_columns, list_images, load_model, lo
 from .evaluation import HeadOutputs, answering, head_table, interpolate, load_outputs
 from .manifests import rows
 from .objectives import METHODS
-from .settings import DhoError, atomic_path, load_settings, read_json, reason, shipped, unknown, write_json
+from .settings import DhoError, atomic_path, load_settings, needs, read_json, reason, shipped, unknown, write_json
 from .students import Student, load_student, save_student
 from .teachers import files_hash
 from .views import Preprocess
@@ -70,8 +70,7 @@ def write_onnx(
     opset:int=18,   # Of ONNX
 ):
     "Write a graph as ONNX, facts and all, in one file"
-    try: import onnx, onnxscript
-    except ImportError as e: raise DhoError(f"{e.name} is not installed: pip install dho_nb[onnx]") from None
+    needs("onnx", "onnx", "onnxscript")
     outputs = list(OUTPUTS[:2*facts["heads"] - 1])
     try:
         with _quiet():
@@ -218,8 +217,8 @@ def quantise(
     eyes:Preprocess,   # The model's
 ):
     "An int8 copy of an ONNX file"
-    try: import onnx
-    except ImportError: raise DhoError("onnx is not installed: pip install dho_nb[onnx]") from None
+    needs("onnx", "onnx", "onnxruntime")
+    import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
     seen = [pixels for pixels, _ in batches(pictures, eyes)]
