@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'OUTPUTS', 'LAYERS', 'TOLERANCE', 'TEACHER_LICENCES', 'SHARED', 'to_graph', 'write_onnx', 'write_graph',
            'Sample', 'sample', 'own_sample', 'batches', 'reference', 'largest_difference', 'latency', 'quantise',
-           'cost', 'export', 'teacher_licence', 'model_card', 'push_to_hub']
+           'cost', 'export', 'export_folder', 'teacher_licence', 'model_card', 'push_to_hub']
 
 # %% ../nbs/13b_export.ipynb #269ea89d
 import io, json, logging, os, re, shutil, tempfile, time, warnings
@@ -267,7 +267,7 @@ def export(
     if int8 and kind != "onnx": raise DhoError(f"int8 is made from ONNX: use kind='onnx', not {kind!r}")
     file, (student, facts) = model_file(name), load_model(name, backbone)
     facts = dict(facts, preprocess=dict(vars(student.preprocess)), version=dho_nb.__version__)
-    folder, data = _folder(file, out), _data(file, config) if not images or int8 and not calibrate else None
+    folder, data = export_folder(file, out), _data(file, config) if not images or int8 and not calibrate else None
     tried = own_sample(images, check) if images else sample(data, facts, "test", check)
     ranges = (own_sample(calibrate, check) if calibrate else sample(data, facts, "train", check)) if int8 else None
     scored = sample(data, facts, "test", score) if data else own_sample(images, score)
@@ -277,8 +277,12 @@ def export(
     return pd.DataFrame(made).T.rename_axis("file")
 
 # %% ../nbs/13b_export.ipynb #58c67ca9
-def _folder(file, out):
+def export_folder(
+    name:str|Path,     # As for `load_model`
+    out:str|Path="",   # As for `export`
+)->Path:
     "Where an export goes: a new folder, an empty one, or an earlier export of the same model"
+    file = model_file(name)
     local = (file.parent/"run.json").exists() or file.name == KINDS["safetensors"] and "snapshots" not in file.parts
     folder = Path(out).expanduser() if out else file.parent/"export" if local else load_settings().runs/"exports"/file.stem
     if folder.exists() and not folder.is_dir(): raise DhoError(f"{folder} is a file: choose another folder with out")
