@@ -189,7 +189,7 @@ def test_a_folder_with_the_things_real_folders_have(dho, tmp_path):
 
 def test_help_reads_like_a_manual(dho):
     assert dho()[0] == 0 and "distill" in dho()[1]
-    for verb in ("distill", "check", "demo", "predict", "export", "push", "list"):
+    for verb in ("distill", "check", "demo", "estimate", "suggest", "predict", "export", "push", "list"):
         code, out, _ = dho(verb, "--help")
         assert code == 0 and "example" in out or verb == "demo"
     assert "λ, the weight of the labels [0.5]" in dho("distill", "--help")[1]
@@ -243,6 +243,22 @@ def test_mistakes_about_a_model_in_use_are_named(tree, model, tmp_path, capsys):
                        (["export", tmp_path/"gone.onnx", "--images", tree], "does not exist"), (["push", tmp_path, "me/forest"], "holds no export")):
         assert main([str(a) for a in argv]) == 2 and says in (told := capsys.readouterr().err), (argv, told)
     assert (tmp_path/"there.csv").read_text() == "mine" and not (tmp_path/"said.json").exists()
+
+
+def test_the_accuracy_to_expect_and_what_to_label_next(dho, tree, tmp_path):
+    lines = ["path,label", *(f"{name}/{i}.png,{name}" for name in ("cat", "dog") for i in range(4))]
+    (tmp_path/"labels.csv").write_text("\n".join(lines))
+    options = ["--images", tree, "--labels", tmp_path/"labels.csv", *SMALL, "--epochs", "1", "--views", "1"]
+    code, out, err = dho("estimate", *options, "--folds", "2", "--curve", "1", "--out", tmp_path/"fit")
+    assert code == 0 and all(s in out for s in ("teacher_says", "low", "fold 2", "if the error goes on falling")), out + err
+    assert len(list((tmp_path/"fit").glob("*/result.json"))) == 4
+    code, out, err = dho("suggest", tmp_path/"fit"/"1-of-2")
+    assert code == 2 and "no unlabelled image" in err
+    assert dho("distill", *options, "--out", tmp_path/"run")[0] == 0
+    code, out, err = dho("suggest", tmp_path/"run", "--count", "6", "--out", tmp_path/"next.csv")
+    found = pd.read_csv(tmp_path/"next.csv")
+    assert code == 0 and len(found) == 6 and list(found)[:2] == ["path", "label"] and not set(found["path"]) & {line.split(",")[0] for line in lines}, err
+    assert dho("suggest", tmp_path/"run", "--out", tmp_path/"next.csv")[0] == 2, "nothing is overwritten"
 
 
 def test_a_model_is_exported_as_all_kinds_and_asked_again(dho, tree, model, tmp_path):
