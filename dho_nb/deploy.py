@@ -6,7 +6,7 @@
 __all__ = ['REPOSITORY', 'PUBLISHED', 'MODELS', 'IMAGES', 'DECIDED', 'FORMATS', 'published_file', 'clip_vit', 'read_published',
            'load_published', 'random_published', 'model_file', 'load_model', 'class_columns', 'weights_of',
            'Evaluation', 'evaluation_from', 'Fused', 'Predictor', 'torch_answer', 'onnx_session', 'list_images', 'see',
-           'look', 'decided', 'as_lines', 'write_predictions']
+           'look', 'decided', 'form_of', 'as_lines', 'write_predictions']
 
 # %% ../nbs/13_deploy.ipynb #6dd55acf
 import collections, csv, glob, io, json, os, re
@@ -24,7 +24,7 @@ from .configs import Config, make_config, open_data, plain_parameters
 from .evaluation import HeadOutputs, answering, collect, head_table
 from .manifests import SUFFIXES, fingerprint, image_paths, manifest_hash, rows
 from .objectives import METHODS
-from .settings import (DhoError, atomic_path, digest, load_settings, pick_device, pick_precision, pick_workers, read_json, reason, track, unknown,
+from .settings import (DhoError, atomic_path, digest, load_settings, needs, pick_device, pick_precision, pick_workers, read_json, reason, track, unknown,
                              write_json)
 from .students import Student, build_student, load_student
 from .teachers import files_hash
@@ -317,8 +317,8 @@ def onnx_session(
     file:str|Path,  # A .onnx
 ):                  # An `onnxruntime.InferenceSession`
     "An ONNX file in onnxruntime on the CPU"
-    try: import onnxruntime
-    except ImportError: raise DhoError("onnxruntime is not installed: pip install dho_nb[onnx]") from None
+    needs("onnx", "onnxruntime")
+    import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = load_settings().threads, 3
     try: return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
@@ -446,6 +446,17 @@ def predict(self:Predictor,
 # %% ../nbs/13_deploy.ipynb #dc300aeb
 FORMATS = ("csv", "jsonl")
 
+def form_of(
+    out="",            # A file, an open stream, or nothing
+    form:str="",       # One of `FORMATS`; as the file's name ends if empty
+)->str:                # csv, where neither says
+    "The format that is meant"
+    ending = Path(out).suffix.lower().removeprefix(".") if isinstance(out, (str, Path)) else ""
+    if not form and ending not in ("", "txt"): return form_of(form={"ndjson": "jsonl"}.get(ending, ending))
+    if form and form not in FORMATS: raise unknown("format", form, FORMATS)
+    return form or "csv"
+
+# %% ../nbs/13_deploy.ipynb #e6d7cc82
 def as_lines(
     records,           # From `Predictor.each`
     form:str="csv",    # One of `FORMATS`
@@ -460,14 +471,14 @@ def as_lines(
         writer.writerow({k: json.dumps(v, ensure_ascii=False) if isinstance(v, dict) else v for k, v in record.items()})
         yield text.getvalue()
 
-# %% ../nbs/13_deploy.ipynb #e6d7cc82
+# %% ../nbs/13_deploy.ipynb #8dca4e08
 def write_predictions(
     records,           # From `Predictor.each`
     out,               # A new file, or an open stream
-    form:str="csv",    # One of `FORMATS`
+    form:str="",       # As for `form_of`
 )->tuple[int, int]:    # Pictures, and how many of them had a problem
     "Write records as they come; a file is whole or not there"
-    if form not in FORMATS: raise unknown("format", form, FORMATS)
+    form = form_of(out, form)
     if isinstance(out, (str, Path)) and Path(out).exists(): raise DhoError(f"{out} is there already: choose another file, or delete it")
     told = [0, 0]
     def counted():

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from .manifests import SPLITS, SUFFIXES, Manifest, read_table
 from .maps import CHUNK, ChunkStore, fill
-from .settings import DhoError, atomic_path, digest, load_settings, unknown
+from .settings import DhoError, atomic_path, digest, load_settings, needs, unknown
 from .teachers import Teacher, files_hash, teacher_identity, weights_hash, zero_shot_head
 from .views import Images, Preprocess, ViewSpec, render
 
@@ -358,8 +358,8 @@ def _safetensors(file):
     return {**held, **{k: json.loads(v) for k, v in notes.items() if v.startswith("[")}}
 
 def _parquet(file):
-    try: table = pd.read_parquet(file)
-    except ImportError: raise DhoError(f"reading {file} needs pyarrow: pip install 'dho_nb[parquet]'") from None
+    needs("parquet", "pyarrow")
+    table = pd.read_parquet(file)
     return {c: np.stack(table[c].to_numpy()) if len(table) and np.ndim(table[c].iloc[0]) else table[c].to_numpy() for c in table}
 
 def _npy(file):

@@ -15,8 +15,8 @@ from pathlib import Path
 import pandas as pd
 from fastcore.basics import patch
 from .grids import Grid, make_grid
-from .settings import DhoError, in_notebook, load_settings, progress_mode, reason, unknown, write_json
-from .sweeps import Busy, Ended, Sweep, disk_is_full, is_url, mistaken, run_one, span, state_of, stores_of, supervised
+from .settings import DhoError, in_notebook, load_settings, needs, progress_mode, reason, unknown, write_json
+from .sweeps import NOTEBOOKS, Busy, Ended, Sweep, disk_is_full, is_url, mistaken, run_one, span, state_of, stores_of, supervised
 
 # %% ../nbs/11b_executors.ipynb #54b5f291
 def attempt(
@@ -271,6 +271,7 @@ def run_sweep(
 )->pd.DataFrame:           # As `Sweep.states`
     "Do whatever of a sweep is missing"
     if executor not in EXECUTORS: raise unknown("executor", executor, EXECUTORS)
+    needs("sweep", *NOTEBOOKS)
     if isinstance(sweep, Grid): sweep = Sweep(sweep, folder)
     sweep.begin()
     if retry: [(sweep.place(t)/"failed.json").unlink(missing_ok=True) for t in sweep.chosen(only)]
@@ -298,8 +299,8 @@ EXECUTORS = {"local": _on_this_machine}
 # %% ../nbs/11b_executors.ipynb #51b7f58d
 def _on_ray(board, asked):
     "Runs as tasks of a Ray cluster"
-    try: import ray
-    except ImportError: raise DhoError("executor 'ray' needs Ray: pip install 'dho_nb[ray]'") from None
+    needs("ray", "ray")
+    import ray
     cpus = asked["cpus"] or 1
     here = {k: v for k, v in os.environ.items() if k.startswith("DHO_") or k in ("PYTHONPATH", "HF_HOME", "OMP_NUM_THREADS")}
     if not ray.is_initialized(): ray.init(address=asked["address"] or None, log_to_driver=False, logging_level="error", runtime_env=dict(env_vars=here))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'OUTPUTS', 'LAYERS', 'TOLERANCE', 'TEACHER_LICENCES', 'SHARED', 'to_graph', 'write_onnx', 'write_graph',
            'Sample', 'sample', 'own_sample', 'batches', 'reference', 'largest_difference', 'latency', 'quantise',
-           'cost', 'export', 'teacher_licence', 'model_card', 'push_to_hub']
+           'cost', 'export', 'export_folder', 'teacher_licence', 'model_card', 'push_to_hub']
 
 # %% ../nbs/13b_export.ipynb #269ea89d
 import io, json, logging, os, re, shutil, tempfile, time, warnings
@@ -22,7 +22,7 @@ from .deploy import Fused, Predictor, class_columns, list_images, load_model, lo
 from .evaluation import HeadOutputs, answering, head_table, interpolate, load_outputs
 from .manifests import rows
 from .objectives import METHODS
-from .settings import DhoError, atomic_path, load_settings, read_json, reason, shipped, unknown, write_json
+from .settings import DhoError, atomic_path, load_settings, needs, read_json, reason, shipped, unknown, write_json
 from .students import Student, load_student, save_student
 from .teachers import files_hash
 from .views import Preprocess
@@ -70,8 +70,7 @@ def write_onnx(
     opset:int=18,   # Of ONNX
 ):
     "Write a graph as ONNX, facts and all, in one file"
-    try: import onnx, onnxscript
-    except ImportError as e: raise DhoError(f"{e.name} is not installed: pip install dho_nb[onnx]") from None
+    needs("onnx", "onnx", "onnxscript")
     outputs = list(OUTPUTS[:2*facts["heads"] - 1])
     try:
         with _quiet():
@@ -218,8 +217,8 @@ def quantise(
     eyes:Preprocess,   # The model's
 ):
     "An int8 copy of an ONNX file"
-    try: import onnx
-    except ImportError: raise DhoError("onnx is not installed: pip install dho_nb[onnx]") from None
+    needs("onnx", "onnx", "onnxruntime")
+    import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
     seen = [pixels for pixels, _ in batches(pictures, eyes)]
@@ -268,7 +267,7 @@ def export(
     if int8 and kind != "onnx": raise DhoError(f"int8 is made from ONNX: use kind='onnx', not {kind!r}")
     file, (student, facts) = model_file(name), load_model(name, backbone)
     facts = dict(facts, preprocess=dict(vars(student.preprocess)), version=dho_nb.__version__)
-    folder, data = _folder(file, out), _data(file, config) if not images or int8 and not calibrate else None
+    folder, data = export_folder(file, out), _data(file, config) if not images or int8 and not calibrate else None
     tried = own_sample(images, check) if images else sample(data, facts, "test", check)
     ranges = (own_sample(calibrate, check) if calibrate else sample(data, facts, "train", check)) if int8 else None
     scored = sample(data, facts, "test", score) if data else own_sample(images, score)
@@ -278,8 +277,12 @@ def export(
     return pd.DataFrame(made).T.rename_axis("file")
 
 # %% ../nbs/13b_export.ipynb #58c67ca9
-def _folder(file, out):
+def export_folder(
+    name:str|Path,     # As for `load_model`
+    out:str|Path="",   # As for `export`
+)->Path:
     "Where an export goes: a new folder, an empty one, or an earlier export of the same model"
+    file = model_file(name)
     local = (file.parent/"run.json").exists() or file.name == KINDS["safetensors"] and "snapshots" not in file.parts
     folder = Path(out).expanduser() if out else file.parent/"export" if local else load_settings().runs/"exports"/file.stem
     if folder.exists() and not folder.is_dir(): raise DhoError(f"{folder} is a file: choose another folder with out")

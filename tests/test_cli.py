@@ -1,4 +1,5 @@
 "What a user can get wrong, and what the command says then"
+import io
 import json
 
 import numpy as np
@@ -188,7 +189,7 @@ def test_a_folder_with_the_things_real_folders_have(dho, tmp_path):
 
 def test_help_reads_like_a_manual(dho):
     assert dho()[0] == 0 and "distill" in dho()[1]
-    for verb in ("distill", "check", "demo", "list"):
+    for verb in ("distill", "check", "demo", "estimate", "suggest", "predict", "export", "push", "list"):
         code, out, _ = dho(verb, "--help")
         assert code == 0 and "example" in out or verb == "demo"
     assert "λ, the weight of the labels [0.5]" in dho("distill", "--help")[1]
@@ -200,3 +201,74 @@ def test_from_python_in_under_ten_lines(tree, tmp_path):
     run = distill(make_config(dict(dataset=str(tree), shots=2, test=0.25, teacher="digits", student="tiny", student_weights="", size=16, epochs=1, flip=0.0)), tmp_path/"out")
     assert run.result["tested"] == 6 and json.loads((tmp_path/"out"/"result.json").read_text()) == run.result
     assert (tmp_path/"out"/"model.safetensors").exists()
+
+
+@pytest.fixture
+def model(tmp_path):
+    "A student that knows nothing"
+    from dho_nb.students import build_student, save_student
+    save_student(build_student("tiny", 3, size=16), tmp_path/"model.safetensors", spec="tiny", classes=["ash", "birch", "oak"], alpha=.3, beta=.5)
+    return tmp_path/"model.safetensors"
+
+
+def test_predictions_of_files_folders_and_patterns(dho, tree, model, tmp_path):
+    code, out, err = dho("predict", model, tree/"cat", f"{tree}/dog/1*.png", tree/"dog"/"0.png", "--top", "2", "--probabilities", "--out", tmp_path/"said.csv")
+    assert code == 0 and "16 pictures" in out, err
+    said = pd.read_csv(tmp_path/"said.csv")
+    assert len(said) == 16 and set(said["prediction"]) <= {"ash", "birch", "oak"} and set(said["decided"]) <= {"both", "ce", "kd", "combination"}
+    np.testing.assert_allclose(said[["p(ash)", "p(birch)", "p(oak)"]].sum(axis=1), 1, atol=1e-5)
+    assert all(len(json.loads(top)) == 2 for top in said["top"])
+    code, out, err = dho("predict", model, tree, "--out", tmp_path/"said.jsonl")
+    lines = [json.loads(line) for line in (tmp_path/"said.jsonl").read_text().splitlines()]
+    assert code == 0 and len(lines) == 24 and len(lines[0]["top"]) == 3
+    same = {r["file"]: r["prediction"] for r in lines}
+    assert all(same[f] == p for f, p in zip(said["file"], said["prediction"]))
+
+
+def test_predictions_on_the_screen_say_what_cannot_be_read(dho, tree, model):
+    (tree/"cat"/"words.png").write_text("no picture")
+    code, out, err = dho("predict", model, tree/"cat", "--format", "jsonl")
+    assert code == 1 and "1 of 13 pictures could not be read" in err and "Traceback" not in err
+    said = [json.loads(line) for line in out.splitlines()]
+    assert [r["file"].endswith("words.png") for r in said if r["problem"]] == [True] and len(said) == 13
+
+
+def test_mistakes_about_a_model_in_use_are_named(tree, model, tmp_path, capsys):
+    from dho_nb.cli import main
+    (tmp_path/"there.csv").write_text("mine")
+    for argv, says in ((["predict", tmp_path/"gone.safetensors", tree], "does not exist"), (["predict", model, tmp_path/"no*.png"], "no picture matches"),
+                       (["predict", model, tree, "--out", tmp_path/"said.json"], "did you mean 'jsonl'"), (["predict", model, tree, "--out", tmp_path/"there.csv"], "there already"),
+                       (["predict", model, tree, "--top", "0"], "top and batch are 1 or more"), (["predict", tree, tree], "holds no model"), (["predict", model, tree, "--tops", "1"], "--top"),
+                       (["export", model], "give them with images"), (["export", model, "--safetensors", "--int8", "--images", tree], "int8 is made from ONNX"),
+                       (["export", tmp_path/"gone.onnx", "--images", tree], "does not exist"), (["push", tmp_path, "me/forest"], "holds no export")):
+        assert main([str(a) for a in argv]) == 2 and says in (told := capsys.readouterr().err), (argv, told)
+    assert (tmp_path/"there.csv").read_text() == "mine" and not (tmp_path/"said.json").exists()
+
+
+def test_the_accuracy_to_expect_and_what_to_label_next(dho, tree, tmp_path):
+    lines = ["path,label", *(f"{name}/{i}.png,{name}" for name in ("cat", "dog") for i in range(4))]
+    (tmp_path/"labels.csv").write_text("\n".join(lines))
+    options = ["--images", tree, "--labels", tmp_path/"labels.csv", *SMALL, "--epochs", "1", "--views", "1"]
+    code, out, err = dho("estimate", *options, "--folds", "2", "--curve", "1", "--out", tmp_path/"fit")
+    assert code == 0 and all(s in out for s in ("teacher_says", "low", "fold 2", "if the error goes on falling")), out + err
+    assert len(list((tmp_path/"fit").glob("*/result.json"))) == 4
+    code, out, err = dho("suggest", tmp_path/"fit"/"1-of-2")
+    assert code == 2 and "no unlabelled image" in err
+    assert dho("distill", *options, "--out", tmp_path/"run")[0] == 0
+    code, out, err = dho("suggest", tmp_path/"run", "--count", "6", "--out", tmp_path/"next.csv")
+    found = pd.read_csv(tmp_path/"next.csv")
+    assert code == 0 and len(found) == 6 and list(found)[:2] == ["path", "label"] and not set(found["path"]) & {line.split(",")[0] for line in lines}, err
+    assert dho("suggest", tmp_path/"run", "--out", tmp_path/"next.csv")[0] == 2, "nothing is overwritten"
+
+
+def test_a_model_is_exported_as_all_kinds_and_asked_again(dho, tree, model, tmp_path):
+    pytest.importorskip("onnx"), pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+    code, out, err = dho("export", model, "--onnx", "--torch-export", "--safetensors", "--int8", "--images", tree, "--calibrate", tree/"cat", "--out", "out", "--licence", "apache-2.0")
+    assert code == 0 and out.count("largest_difference") == 3 and "model-int8.onnx" in out, err
+    made = json.loads((tmp_path/"out"/"export.json").read_text())
+    assert set(made["files"]) == {"model.onnx", "model-int8.onnx", "model.pt2", "model.safetensors"} and made["licence"] == "apache-2.0"
+    assert all(f["largest_difference"] < 1e-4 and f["checked"] == 24 for n, f in made["files"].items() if "int8" not in n)
+    assert "license: apache-2.0" in (tmp_path/"out"/"README.md").read_text()
+    (_, ours, _), (_, theirs, _) = dho("predict", model, tree), dho("predict", tmp_path/"out"/"model.onnx", tree)
+    a, b = (pd.read_csv(io.StringIO(text)) for text in (ours, theirs))
+    assert a["prediction"].equals(b["prediction"]) and np.abs(a["probability"] - b["probability"]).max() < 1e-4

@@ -145,7 +145,7 @@ def test_wrong_inputs_are_named(tree, tmp_path, monkeypatch):
     for missing in ("onnxscript", "onnxruntime"):
         with monkeypatch.context() as m:
             m.setitem(sys.modules, missing, None)
-            with pytest.raises(DhoError, match=rf"{missing} is not installed: pip install dho_nb\[onnx\]"): export(file, tmp_path/"out", images=tree)
+            with pytest.raises(DhoError, match=rf"{missing} is not installed: pip install 'dho_nb\[onnx\]'"): export(file, tmp_path/"out", images=tree)
 
 
 def test_the_script_prepares_pictures_as_training_did(tmp_path, monkeypatch):
