@@ -433,7 +433,7 @@ def stores_of(
         if config.views == "live" or config.embeddings or not get_method(config.method).teacher: continue
         key = digest([getattr(config, k) for k in ("dataset", "root", "labels", "classes", "templates", "test", "teacher", "crop", "flip", "precision")])
         most = max(min(config.views, config.epochs), found[key].views if key in found else 0)
-        found[key] = replace(config, views=most, epochs=most, method="kd")
+        found[key] = replace(config, views=most, epochs=most, method="kd", conflict=False)
     return list(found.values())
 
 # %% ../nbs/11_sweeps.ipynb #1305976f
