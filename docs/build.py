@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from functools import cache
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 from nbdev.serve import proc_nbs
@@ -57,8 +58,8 @@ def opening(path):
 @cache
 def module_of(path):
     "The module that a notebook is the source of, or None"
-    if not path.endswith(".ipynb"): return None
-    found = re.search(r"#\| default_exp (\w+)", "\n".join(map(source, json.loads((NBS/path).read_text())["cells"])))
+    if not re.match(r"[0-9]\w+\.ipynb", path): return None
+    found = re.search(r"^#\| default_exp (\w+)", "\n".join(source(c) for c in json.loads((NBS/path).read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"), re.M)
     return Module(found[1]) if found else None
 
 @cache
@@ -87,7 +88,7 @@ def patched(module, name): return not any(name.split(".")[-1] == getattr(n, "nam
 
 def links(text, path):
     "Markdown with backticked names as links to the reference, and links between notebooks as links between pages"
-    parts = re.split(r"(^```.*?^```[^\n]*$|\$\$.*?\$\$|!?\[(?:[^\[\]`]|`[^`]*`)*\]\([^()\s]*\)|`[^`\n]+`)", text, flags=re.M | re.S)
+    parts = re.split(r"(^```.*?^```[^\n]*$|^#+ [^\n]*$|\$\$.*?\$\$|!?\[(?:[^\[\]`]|`[^`]*`)*\]\([^()\s]*\)|`[^`\n]+`)", text, flags=re.M | re.S)
     for i, part in enumerate(parts):
         if part.startswith("`") and not part.startswith("```"): parts[i] = named(part, path)
         elif re.match(r"\[.*\]\(", part, re.S): parts[i] = re.sub(r"\]\(([^()\s]*)\)$", lambda m: f"]({moved(m[1], path)})", part)
@@ -154,6 +155,13 @@ def output(out, path):
     elif "text/markdown" in data: data["text/markdown"] = links("".join(data["text/markdown"]), path)
     return {**out, "data": data}
 
+SHOWS = re.compile(r"^show_doc\(([\w.]+)\)", re.M)
+
+def in_order(cells, module):
+    "Cells with the names of one exported cell as they stand there; nbdev turns them round"
+    line = lambda c: module.nodes[SHOWS.search(source(c))[1]].lineno if module and SHOWS.search(source(c)) and SHOWS.search(source(c))[1] in module.nodes else None
+    for api, some in groupby(cells, lambda c: line(c) is not None): yield from sorted(some, key=line) if api else some
+
 def page(path):
     "A notebook as nbdev left it, as a page"
     book, module, level = json.loads((ROOT/"_proc"/path).read_text(encoding="utf-8")), module_of(path), 1
@@ -161,13 +169,13 @@ def page(path):
     about = f"`dho_nb.{module.name}`\n\n" if module else ""
     cells = [markdown(links(f"# {title}\n\n{about}*{line}*\n\n{rest}", path))]
     for heading in re.findall(r"^(#+) ", rest, re.M): level = len(heading)
-    for cell in book["cells"]:
+    for cell in in_order(book["cells"], module):
         text = source(cell)
         if cell["cell_type"] == "raw" or text.startswith("<!-- WARNING"): continue
         if cell["cell_type"] == "markdown":
             cells.append(markdown(links(text, path)))
             for heading in re.findall(r"^(#+) ", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M): level = len(heading)
-        elif shows := re.search(r"^show_doc\(([\w.]+)\)", text, re.M):
+        elif shows := SHOWS.search(text):
             if module is None or shows[1] not in documented(module): continue
             cells += [markdown(links(module.markdown(shows[1], min(level + 1, 4)), path)),
                       code(module.code(shows[1]), tags=["hide-input"])]
@@ -209,9 +217,17 @@ def sources():
 def inside(section): return {p: n for p, n in plan().items() if n.startswith(f"{section}/")}
 
 def llms():
-    "The map for language models, with the pages' addresses"
-    text = (ROOT/"llms.txt").read_text(encoding="utf-8")
-    return re.sub(r"\]\(nbs/([^)]+)\)", lambda m: f"]({plan()[m[1]]}.html)", text)
+    "The project on one page, for language models, with links to the notebooks"
+    (title, line, _), parts = opening("index.ipynb"), []
+    for section, (name, _, about) in SECTIONS.items():
+        lines = [f"- [{opening(p)[0]}](nbs/{p}): {opening(p)[1]}" + (f" Module `dho_nb.{module_of(p).name}`." if module_of(p) else "") for p in inside(section)]
+        if lines: parts.append(f"## {name}\n\n{about}\n\n" + "\n".join(lines) + "\n")
+    return "\n".join([f"# {title}\n\n> {line}\n", INTRODUCTION, *parts])
+
+INTRODUCTION = """Dual-Head Optimization (arXiv 2505.07675): one small backbone with two linear heads. The CE head learns from labels, the KD head from a frozen CLIP; the answer is α·softmax(CE) + (1 − α)·softmax(KD/β).
+Notebooks are source, documentation and tests; nbdev exports them to the package `dho_nb`, whose files are never edited. Command line: `dho --help`. From Python:
+`from dho_nb.configs import preset; from dho_nb.runs import distill; run = distill(preset("digits", shots=4, fraction=0.0)); run.result`.
+"""
 
 def main():
     if (ROOT/"_proc").exists() and any((ROOT/"_proc"/p).suffix == ".ipynb" and not (ROOT/"_proc"/p).exists() for p in plan()): shutil.rmtree(ROOT/"_proc")
@@ -219,7 +235,7 @@ def main():
     sources()
     done = subprocess.run([sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-j", "2", "-d", ROOT/"build"/"doctrees", PAGES, SITE], cwd=ROOT)
     if done.returncode: sys.exit("the site has warnings: see above")
-    (SITE/"llms.txt").write_text(llms(), encoding="utf-8")
+    (SITE/"llms.txt").write_text(re.sub(r"\]\(nbs/([^)]+)\)", lambda m: f"]({plan()[m[1]]}.html)", llms()), encoding="utf-8")
     found = problems(SITE)
     if found: sys.exit("\n".join(found))
     leaving = external(SITE)
