@@ -26,8 +26,8 @@ SECTIONS = {  # folder of the site: title, its notebooks, a line
     "experiments": ("Experiments", "experiments/*", "Notebooks that papermill runs with parameters; an executed copy lies in each run's folder."),
     "benchmarks": ("Benchmarks", "benchmarks/*", "What is claimed about speed and memory, with the notebook that measures it: `make bench`."),
 }
-ORDER = {"paper": ["setups", "eurosat", "eurosat_data", "eurosat_teacher", "cost"],
-         "howto": ["own_images"], "explain": ["two_heads"]}
+ORDER = {"paper": ["setups", "eurosat", "eurosat_data", "eurosat_teacher", "cost"], "howto": ["own_images", "own_teacher", "sweep", "paper_table", "after_a_crash"],
+         "explain": ["two_heads", "conflict", "alpha_beta", "store", "limits"]}
 
 
 def number(stem): return [int(n) if n.isdigit() else n for n in re.split(r"(\d+)", stem)]
