@@ -3,13 +3,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.dho_nb-installed
 
-.PHONY: install demo test bench readme lab clean
+.PHONY: install demo test docs bench readme lab clean
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || python3 -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev]" -c constraints.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev,docs]" -c constraints.txt
 	touch $(STAMP)
 
 demo: $(STAMP)        ## the paper's comparison on embedded data, about two minutes on two cores
@@ -19,13 +19,16 @@ test: $(STAMP)        ## every notebook's cells, then pytest
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
+docs: $(STAMP)        ## the documentation as a site, in _site/; nothing is executed
+	$(BIN)/python docs/build.py
+
 bench: $(STAMP)       ## speed and memory, as ratios within one run; about ten minutes on two cores
 	mkdir -p runs/bench
 	for name in store surface online_step; do \
 	  $(BIN)/papermill nbs/benchmarks/$$name.ipynb runs/bench/$$name.ipynb -k python3 --no-progress-bar -p out $(CURDIR)/runs/bench/$$name.json || exit 1; \
 	done
 
-readme: $(STAMP)      ## README.md from nbs/index.ipynb
+readme: $(STAMP)      ## README.md, CONTRIBUTING.md and llms.txt from the notebooks
 	$(BIN)/python tests/readme.py
 
 lab: $(STAMP)         ## JupyterLab on the notebooks

@@ -3,18 +3,20 @@ import ast
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, SMALL, picture
 from dho_nb.manifests import digits_manifest, manifest_hash, open_manifest
 from dho_nb.configs import Config
 from dho_nb.presets import PRESETS
-from readme import readme
+from readme import made
 
 NOTEBOOKS = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 EXPERIMENTS = [p for p in NOTEBOOKS if p.parent.name == "experiments"]
@@ -26,7 +28,7 @@ def code(notebook):
 
 def test_export_and_clean_change_nothing(tmp_path):
     copy = tmp_path/"copy"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "data", "build", "*.egg-info", "__pycache__", ".ipynb_checkpoints", "_proc", "_site"))
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "data", "build", "*.egg-info", "__pycache__", ".ipynb_checkpoints", "_proc", "_docs", "_site"))
     kept = {p.relative_to(copy): p.read_bytes() for p in copy.rglob("*") if p.is_file()}
     for command in ("nbdev-export", "nbdev-clean"):
         subprocess.run([Path(sys.executable).parent/command], cwd=copy, check=True, capture_output=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
@@ -57,14 +59,69 @@ def test_rooms_import_only_upwards():
         assert [i for i in imported if rooms[i] >= place] == [], name
 
 
-def test_readme_is_made_from_the_index():
-    assert (ROOT/"README.md").read_text(encoding="utf-8") == readme()
+@pytest.mark.parametrize("name", made())
+def test_pages_of_the_repository_are_made_from_notebooks(name):
+    assert (ROOT/name).read_text(encoding="utf-8") == made()[name]
+
+
+def test_llms_txt_names_every_module():
+    modules = {p.stem for p in (ROOT/"dho_nb").glob("*.py") if not p.stem.startswith("_")}
+    assert set(re.findall(r"Module `dho_nb\.(\w+)`", (ROOT/"llms.txt").read_text())) == modules
+    assert all((ROOT/link).exists() for link in re.findall(r"\]\(([^)]+)\)", (ROOT/"llms.txt").read_text()))
+
+
+README = (ROOT/"README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.M | re.S)
+COMMANDS = [line.split(" #")[0].strip() for kind, block in BLOCKS if not kind for line in block.splitlines()]
+RUN_ELSEWHERE = {"make demo": ".ci/run", "make test": ".ci/run", "make docs": "tests/test_site.py", "make lab": "Makefile", "pip install dho_nb": "tests/test_package.py"}
+
+
+def test_the_readme_is_shorter_than_two_screens():
+    assert len(README.splitlines()) <= 80
 
 
 def test_the_readmes_targets_exist():
     targets = set(re.findall(r"^(\w+):", (ROOT/"Makefile").read_text(), re.M))
-    asked = set(re.findall(r"^\s*make (\w+)", (ROOT/"README.md").read_text(), re.M))
-    assert {"demo", "test"} <= asked <= targets
+    asked = {c.removeprefix("make ") for c in COMMANDS if c.startswith("make ")}
+    assert {"demo", "docs", "lab", "test"} == asked and asked <= targets
+    assert {c for c in COMMANDS if not c.startswith("dho ")} == RUN_ELSEWHERE.keys() and all((ROOT/place).exists() for place in RUN_ELSEWHERE.values())
+
+
+@pytest.fixture
+def photos(tmp_path):
+    "What the README's commands find: photographs, a few labels, embeddings"
+    names = [picture(tmp_path/"photos"/f"{i:02}.png", seed=i).name for i in range(24)]
+    (tmp_path/"labels.csv").write_text("path,label\n" + "".join(f"{n},{('cat', 'dog')[i % 2]}\n" for i, n in enumerate(names[:8])))
+    draw = np.random.default_rng(0)
+    np.savez(tmp_path/"clip.npz", paths=names, embeddings=draw.normal(size=(24, 8)), classes=["cat", "dog"], text=draw.normal(size=(2, 8)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("dho ")])
+def test_the_readmes_commands_run(dho, photos, command):
+    small = SMALL if "--teacher" in command else SMALL[2:]
+    code, out, err = dho(*shlex.split(command)[1:], *(small if " distill " in command else []), cwd=photos if " distill " in command else ROOT)
+    assert code == 0 and out.strip(), err
+    if " distill " in command: assert len(list(photos.glob("runs/*/model.safetensors"))) == len(list(photos.glob("runs/*/predictions.csv"))) == 1
+
+
+def test_the_readmes_python_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DHO_RUNS", str(tmp_path/"runs"))
+    code = "".join(block for kind, block in BLOCKS if kind == "python")
+    assert "epochs=10" in code
+    found = {}
+    exec(code.replace("epochs=10", "epochs=1"), found)
+    assert found["run"].result["tested"] == 500
+
+
+GUIDES = [(p, line) for p in NOTEBOOKS if p.parent.name in ("howto", "explain", "tutorials") for cell in json.loads(p.read_text())["cells"] if cell["cell_type"] == "markdown"
+          for block in re.findall(r"^```\n(.*?)^```", "".join(cell["source"]), re.M | re.S) for line in block.splitlines() if line.startswith("dho ") and "…" not in line]
+
+@pytest.mark.parametrize("notebook, line", GUIDES, ids=lambda v: v if isinstance(v, str) else v.stem)
+def test_the_guides_commands_are_understood(notebook, line):
+    from dho_nb.cli import make_parser
+    assert make_parser().parse_args(shlex.split(line.split(" #")[0].split("&&")[0])[1:])
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)

@@ -1,0 +1,32 @@
+"What Sphinx is told; build.py copies this beside the pages"
+from pathlib import Path
+import importlib.util
+
+here = Path(__file__).resolve().parent
+static = here.parent/"docs"/"static"
+mathjax = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent/"static"
+
+project, author, copyright = "dho_nb", "The dho_nb developers", "2026, the dho_nb developers"
+extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx_copybutton"]
+exclude_patterns = ["files"]
+
+nb_execution_mode = "off"
+nb_merge_streams = True
+nb_ipywidgets_js = {}
+nb_code_prompt_show, nb_code_prompt_hide = "Source", "Source"
+myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
+myst_heading_anchors = 4
+myst_links_external_new_tab = False
+
+html_theme = "furo"  # search, light and dark, previous and next, phones; all its files are local
+html_title = "dho_nb"
+html_static_path = [str(static), str(mathjax)]
+html_css_files = ["site.css"]
+html_favicon = html_logo = str(static/"icon.svg")
+html_copy_source = False
+html_show_sphinx = False
+html_theme_options = {"navigation_with_keys": True}
+pygments_style, pygments_dark_style = "friendly", "github-dark"
+mathjax_path = "mathjax/tex-svg.js"
+mathjax3_config = {"options": {"enableMenu": False}}
+copybutton_prompt_text, copybutton_prompt_is_regexp = r">>> |\.\.\. |\$ ", True
