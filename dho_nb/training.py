@@ -81,7 +81,8 @@ def stored(
 
 # %% ../nbs/07_training.ipynb #4ceabf2f
 class Stopped(KeyboardInterrupt):
-    "Training was asked to stop, and left a checkpoint"
+    "Training was asked to stop, and left a checkpoint; a notebook shows the sentence without a traceback"
+    def _render_traceback_(self): return [str(self)[:1].upper() + str(self)[1:]]
 
 @contextmanager
 def stop_requests(
