@@ -28,8 +28,8 @@ bench: $(STAMP)       ## speed and memory, as ratios within one run; about ten m
 readme: $(STAMP)      ## README.md from nbs/index.ipynb
 	$(BIN)/python tests/readme.py
 
-lab: $(STAMP)         ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab nbs
+lab: $(STAMP)         ## JupyterLab on the tutorials
+	$(BIN)/jupyter lab nbs/tutorials
 
 clean:                ## what a build leaves; runs and environments stay
 	rm -rf build dist *.egg-info _proc _docs _site
