@@ -83,7 +83,7 @@ class Page:
     def __init__(self, browser, lab, name):
         self.browser, self.shots = browser, os.environ.get("DHO_SCREENSHOTS")
         browser.get(f"{lab[0]}/lab/tree/{name}?reset")
-        wait(lambda: self.count(".jp-Notebook .jp-CodeCell") and self.script("return !!document.querySelector('.jp-NotebookPanel-toolbar [data-status=idle]')"), 90, self.text)
+        wait(lambda: self.count(".jp-Notebook .jp-CodeCell") and "| Idle" in self.script("return document.body.innerText"), 90, self.text)
 
     def script(self, code, *args): return self.browser.execute_script(code, *args)
     def count(self, css): return len(self.browser.find_elements("css selector", css))
@@ -96,6 +96,7 @@ class Page:
             css = ".lm-MenuBar-itemLabel" if not depth else ".lm-Menu-itemLabel"
             item = wait(lambda: next((e for e in self.browser.find_elements("css selector", css) if e.text == label and e.is_displayed()), None), 20)
             item.click()
+            time.sleep(.3)
 
     def run_all(self):
         self.menu("Run", "Run All Cells")
