@@ -1,5 +1,4 @@
 "The tutorials in JupyterLab itself: run, stopped, taken up again, sliders moved; and a kernel whose memory stays where it is"
-import gc
 import json
 import os
 import shutil
@@ -9,12 +8,11 @@ import sys
 import time
 import urllib.request
 
+import jupyter_client
 import psutil
 import pytest
 
 from conftest import ROOT
-from dho_nb.configs import preset
-from dho_nb.runs import Run
 
 SETTINGS = {"apputils-extension/notification": dict(fetchNews="false", checkForUpdates=False), "notebook-extension/tracker": dict(windowingMode="none")}
 
@@ -121,7 +119,7 @@ def test_a_tutorial_is_stopped_and_taken_up_again(browser, lab):
     page, runs = Page(browser, lab, "01_ten_minutes.ipynb"), lab[1]/"runs"
     page.run_all()
     curves = ".jp-CodeCell .jp-OutputArea progress"
-    wait(lambda: page.count(curves) and len(page.outputs("run.train()")), 240, page.text)
+    wait(lambda: page.count(curves) and page.outputs("run.train()"), 240, page.text)
     page.shoot("training", curves)
     browser.find_element("css selector", "[data-command='notebook:interrupt-kernel'], jp-button[title*='Interrupt'], button[title*='Interrupt']").click()
     page.finished(60)
@@ -132,7 +130,7 @@ def test_a_tutorial_is_stopped_and_taken_up_again(browser, lab):
     page.run_all()
     page.finished()
     assert not page.errors() and len(list(runs.glob("*/result.json"))) == 2
-    for source in ("run.show_views()", "plot_history(run.train())", "plot_agreement(", "plot_surface("): assert page.outputs(source), source
+    for source in ("run.show_views()", "run.train()", "plot_history(", "plot_agreement(", "plot_surface("): assert page.outputs(source), source
     page.shoot("finished", ".jp-CodeCell:last-of-type")
 
 
@@ -151,14 +149,32 @@ def test_the_slider_changes_the_picture(browser, lab):
     assert abs(abs(moved - alpha) - .05) < .011
 
 
-def test_memory_does_not_grow_from_run_to_run(tmp_path, monkeypatch):
-    monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
-    here, seen = psutil.Process(), []
-    for seed in range(8):
-        run = Run(preset("digits", epochs=1, seed=seed), tmp_path/str(seed), "none")
-        run.train()
-        run.finish()
-        del run
-        gc.collect()
-        seen.append(here.memory_info().rss/2**20)
+RUN = """
+import gc
+from dho_nb.configs import preset
+from dho_nb.runs import Run
+run = Run(preset("digits", epochs=1, seed={seed}), "{seed}")
+run.train()
+run.finish()
+del run
+gc.collect()
+"""
+
+
+def test_memory_of_a_kernel_does_not_grow_from_run_to_run(tmp_path):
+    env = dict(os.environ, DHO_CACHE=str(tmp_path/"cache"), DHO_PROGRESS="auto", DHO_DEVICE="cpu", PYTHONPATH=str(ROOT), IPYTHONDIR=str(tmp_path/"ipython"))
+    manager, client = jupyter_client.manager.start_new_kernel(kernel_name="python3", cwd=str(tmp_path), env=env)
+    try:
+        curves, seen = 0, []
+        for seed in range(8):
+            said = []
+            reply = client.execute_interactive(RUN.format(seed=seed), timeout=300, output_hook=said.append)
+            assert reply["content"]["status"] == "ok", reply["content"]
+            curves += sum("image/png" in m["content"].get("data", {}) for m in said if m["msg_type"] == "display_data")
+            seen.append(psutil.Process(manager.provisioner.pid).memory_info().rss/2**20)
+        figures = client.execute_interactive("from matplotlib import pyplot; assert not pyplot.get_fignums(), pyplot.get_fignums()", timeout=60)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    assert curves == 8 and figures["content"]["status"] == "ok"
     assert seen[-1] - seen[3] < 15, f"megabytes after each run: {[round(s) for s in seen]}"
