@@ -31,8 +31,8 @@ bench: $(STAMP)       ## speed and memory, as ratios within one run; about ten m
 readme: $(STAMP)      ## README.md, CONTRIBUTING.md and llms.txt from the notebooks
 	$(BIN)/python tests/readme.py
 
-lab: $(STAMP)         ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab nbs
+lab: $(STAMP)         ## JupyterLab on the tutorials
+	$(BIN)/jupyter lab nbs/tutorials
 
 clean:                ## what a build leaves; runs and environments stay
 	rm -rf build dist *.egg-info _proc _docs _site

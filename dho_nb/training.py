@@ -81,7 +81,8 @@ def stored(
 
 # %% ../nbs/07_training.ipynb #4ceabf2f
 class Stopped(KeyboardInterrupt):
-    "Training was asked to stop, and left a checkpoint"
+    "Training was asked to stop, and left a checkpoint; a notebook shows the sentence without a traceback"
+    def _render_traceback_(self): return [str(self)[:1].upper() + str(self)[1:]]
 
 @contextmanager
 def stop_requests(
@@ -109,14 +110,13 @@ class Watch:
     ):
         self.steps, self.per_epoch, self.mode, self.drawn = steps, per_epoch, progress_mode(mode), time.time()
         self.lines = Lines(steps, "step") if self.mode == "lines" else None
-        self.bar = self.master = None
+        self.bar = self.master = self.curves = None
         if self.mode == "bar": self._bars()
 
     def _bars(self):
         from fastprogress.fastprogress import master_bar, progress_bar
         if in_notebook():
             self.master = master_bar(range(-(-self.steps//self.per_epoch)))
-            self.master.names = []
             self.master.update(0)
         self.bar = progress_bar(range(self.steps), **(dict(parent=self.master) if self.master else dict(leave=False)))
         self.bar.update(0)
@@ -137,10 +137,11 @@ def __call__(self:Watch,
 
 @patch
 def _draw(self:Watch, history):
-    "The curves of the loss's parts"
-    parts = [k for k in history[-1] if k not in ("epoch", "step", "lr", *CONFLICT)]
-    self.master.names, self.drawn = parts, time.time()
-    self.master.update_graph([[[h["epoch"] for h in history if k in h], [h[k] for h in history if k in h]] for k in parts])
+    "The curves so far, in their place"
+    from IPython.display import display
+    figure, self.drawn = plot_history(history), time.time()
+    if self.curves: self.curves.update(figure)
+    else: self.curves = display(figure, display_id=True)
 
 # %% ../nbs/07_training.ipynb #bd4b4b49
 def enough(
