@@ -230,6 +230,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'dho_nb.evaluation._answers': ('evaluation.html#_answers', 'dho_nb/evaluation.py'),
                                    'dho_nb.evaluation._block': ('evaluation.html#_block', 'dho_nb/evaluation.py'),
                                    'dho_nb.evaluation._by_class': ('evaluation.html#_by_class', 'dho_nb/evaluation.py'),
+                                   'dho_nb.evaluation._gap': ('evaluation.html#_gap', 'dho_nb/evaluation.py'),
                                    'dho_nb.evaluation._judge': ('evaluation.html#_judge', 'dho_nb/evaluation.py'),
                                    'dho_nb.evaluation._rivals': ('evaluation.html#_rivals', 'dho_nb/evaluation.py'),
                                    'dho_nb.evaluation._sweep': ('evaluation.html#_sweep', 'dho_nb/evaluation.py'),

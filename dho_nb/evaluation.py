@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALPHAS', 'BETAS', 'HeadOutputs', 'over_images', 'collect', 'save_outputs', 'load_outputs', 'interpolate',
-           'entropy_alpha', 'scores', 'head_table', 'answering', 'per_class', 'agreement', 'restricted', 'shift_table',
-           'Surface', 'surface', 'choose', 'plot_surface', 'reliability', 'plot_reliability', 'predictions']
+           'entropy_alpha', 'reliability', 'scores', 'head_table', 'answering', 'per_class', 'agreement', 'restricted',
+           'shift_table', 'Surface', 'surface', 'choose', 'plot_surface', 'plot_reliability', 'predictions']
 
 # %% ../nbs/08_evaluation.ipynb #728ac4f7
 import json
@@ -108,6 +108,21 @@ def entropy_alpha(
     return torch.where(ce + kd > 0, kd/(ce + kd), .5)
 
 # %% ../nbs/08_evaluation.ipynb #a9c68922
+def reliability(
+    probabilities:torch.Tensor,  # [N, C]
+    labels:torch.Tensor,         # [N] int64
+    bins:int=15,                 # Of equal width
+)->pd.DataFrame:                 # One row per bin that has images: share of the images, mean confidence, accuracy
+    "How often the answers of each degree of confidence are right"
+    confidence, said = probabilities.max(-1)
+    place = (torch.bucketize(confidence, torch.linspace(0, 1, bins + 1), right=True) - 1).clamp_max(bins - 1)
+    each = pd.DataFrame(dict(confidence=confidence.double(), accuracy=(said == labels).double()))
+    table = each.groupby(place.numpy()).agg(["mean", "size"])
+    share = table["accuracy", "size"]/len(labels)
+    found = dict(share=share, confidence=table["confidence", "mean"], accuracy=table["accuracy", "mean"])
+    return pd.DataFrame(found).rename_axis("bin")
+
+# %% ../nbs/08_evaluation.ipynb #ee80cbaf
 _SCORES = ("accuracy", "class_accuracy", "top5", "nll", "ece")
 
 def scores(
@@ -118,13 +133,14 @@ def scores(
     classes, wanted = probabilities.shape[1], [k for k in _SCORES if k != "top5" or probabilities.shape[1] > 5]
     if not len(labels): return dict.fromkeys(wanted, float("nan"))
     if (labels < 0).any(): raise DhoError("cannot score images without a label: keep those with labels >= 0")
-    from torchmetrics.functional.classification import multiclass_calibration_error
     own = probabilities[torch.arange(len(labels)), labels].double().clamp_min(1e-12)
     right = (probabilities.argmax(-1) == labels).double()
     found = dict(accuracy=right.mean(), class_accuracy=_by_class(right, labels, classes)[1].nanmean(), nll=-own.log().mean(),
-                 ece=multiclass_calibration_error(probabilities, labels, classes, n_bins=15))
+                 ece=torch.tensor(_gap(reliability(probabilities, labels))))
     if classes > 5: found["top5"] = (probabilities.topk(5).indices == labels[:, None]).any(-1).double().mean()
     return {k: found[k].item() for k in wanted}
+
+def _gap(binned): return (binned["share"]*(binned["accuracy"] - binned["confidence"]).abs()).sum()
 
 def _by_class(right, labels, classes):
     "Images per class, and the share of them that is right; NaN for a class without images"
@@ -315,22 +331,7 @@ def plot_surface(
     plt.close(figure)
     return figure
 
-# %% ../nbs/08_evaluation.ipynb #7cb7d0aa
-def reliability(
-    probabilities:torch.Tensor,  # [N, C]
-    labels:torch.Tensor,         # [N] int64
-    bins:int=15,                 # Of equal width; 15 as in `scores`
-)->pd.DataFrame:                 # One row per bin that has images: share of the images, mean confidence, accuracy
-    "How often the answers of each degree of confidence are right"
-    confidence, said = probabilities.max(-1)
-    place = (torch.bucketize(confidence, torch.linspace(0, 1, bins + 1), right=True) - 1).clamp_max(bins - 1)
-    each = pd.DataFrame(dict(confidence=confidence.double(), accuracy=(said == labels).double()))
-    table = each.groupby(place.numpy()).agg(["mean", "size"])
-    share = table["accuracy", "size"]/len(labels)
-    found = dict(share=share, confidence=table["confidence", "mean"], accuracy=table["accuracy", "mean"])
-    return pd.DataFrame(found).rename_axis("bin")
-
-# %% ../nbs/08_evaluation.ipynb #8f2b441c
+# %% ../nbs/08_evaluation.ipynb #252f1870
 def plot_reliability(
     answers:dict,         # Name to probabilities [N, C]
     labels:torch.Tensor,  # [N]
@@ -346,7 +347,7 @@ def plot_reliability(
         above.bar(at, table["accuracy"], 1/bins, color="#0072b2", edgecolor="white", lw=.5, label="accuracy")
         above.bar(at, -gap, 1/bins, table["accuracy"], fc="none", ec="#d55e00", hatch="////", lw=.5, label="gap to confidence")
         above.plot([0, 1], [0, 1], color="grey", lw=.8, ls="--")
-        above.set(title=f"{name}: ECE {100*(table['share']*gap.abs()).sum():.1f} %", xlim=(0, 1), ylim=(0, 1))
+        above.set(title=f"{name}: ECE {100*_gap(table):.1f} %", xlim=(0, 1), ylim=(0, 1))
         above.title.set_fontsize(9)
         below.bar(at, table["share"], 1/bins, color="grey", edgecolor="white", lw=.5)
         below.set(xlabel="confidence")

@@ -19,7 +19,7 @@ import dho_nb
 from conftest import ROOT
 
 MODULES = [f"dho_nb.{p.stem}" for p in sorted((ROOT/"dho_nb").glob("[a-z]*.py"))]
-LATER = "open_clip timm torchvision matplotlib sklearn scipy accelerate torchmetrics transformers huggingface_hub fastprogress papermill ipykernel IPython onnx onnxruntime ray".split()
+LATER = "open_clip timm torchvision matplotlib sklearn scipy accelerate transformers huggingface_hub fastprogress papermill ipykernel IPython onnx onnxruntime ray".split()
 
 
 @pytest.fixture(scope="module")
