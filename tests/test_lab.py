@@ -100,7 +100,7 @@ class Page:
         self.menu("Run", "Run All Cells")
         wait(lambda: "[*]:" in self.text(), 30, self.text)
 
-    def finished(self, seconds=240):
+    def finished(self, seconds=420):
         "All cells have run"
         wait(lambda: "[*]:" not in self.text(), seconds, lambda: self.text()[-2000:])
 
@@ -119,7 +119,7 @@ def test_a_tutorial_is_stopped_and_taken_up_again(browser, lab):
     page, runs = Page(browser, lab, "01_ten_minutes.ipynb"), lab[1]/"runs"
     page.run_all()
     curves = ".jp-CodeCell .jp-OutputArea progress"
-    wait(lambda: page.count(curves) and page.outputs("run.train()"), 240, page.text)
+    wait(lambda: page.count(curves) and page.outputs("run.train()"), 420, page.text)
     page.shoot("training", curves)
     browser.find_element("css selector", "[data-command='notebook:interrupt-kernel'], jp-button[title*='Interrupt'], button[title*='Interrupt']").click()
     page.finished(60)
