@@ -22,9 +22,9 @@ test: $(STAMP)        ## every notebook's cells, then pytest
 docs: $(STAMP)        ## the documentation as a site, in _site/; nothing is executed
 	$(BIN)/python docs/build.py
 
-bench: $(STAMP)       ## speed and memory, as ratios within one run; about ten minutes on two cores
+bench: $(STAMP)       ## speed and memory, as ratios within one run; about a quarter of an hour on two cores
 	mkdir -p runs/bench
-	for name in store surface online_step; do \
+	for name in store surface online_step sweep; do \
 	  $(BIN)/papermill nbs/benchmarks/$$name.ipynb runs/bench/$$name.ipynb -k python3 --no-progress-bar -p out $(CURDIR)/runs/bench/$$name.json || exit 1; \
 	done
 
