@@ -96,7 +96,7 @@ def test_a_fault_stops_the_build(project, tmp_path):
 
 
 def test_captions_are_shown(site):
-    given = [(p, caption) for p in (ROOT/"nbs").rglob("*.ipynb") for caption in re.findall(r"#\| fig-cap: (.*?)\\n", p.read_text())]
+    given = [(p, caption) for p in (ROOT/"nbs").rglob("*.ipynb") for caption in re.findall(r'^\s*"#\| fig-cap: (.*?)\\n', p.read_text(), re.M)]
     shown = "".join(re.sub(r"\s+", " ", "".join(Page(p.read_text()).text)) for p in site.rglob("*.html"))
     assert given and [(p.name, c) for p, c in given if c not in shown] == []
 
