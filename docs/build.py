@@ -127,7 +127,6 @@ def copied(inside, path):
     to = PAGES/"files"/here.relative_to(ROOT)
     to.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy2(here, to)
-    wanted.add(to)
     return to.relative_to(PAGES).as_posix()
 
 
@@ -185,14 +184,10 @@ def page(path):
             "language_info": {"name": "python", "pygments_lexer": "ipython3"}}, "nbformat": 4, "nbformat_minor": 5}
 
 
-wanted = set()
-
 def write(name, text):
-    "Leave a file alone that holds this already, so that Sphinx reads only what has changed"
     to = PAGES/name
     to.parent.mkdir(parents=True, exist_ok=True)
-    if not (to.exists() and to.read_text(encoding="utf-8") == text): to.write_text(text, encoding="utf-8")
-    wanted.add(to)
+    to.write_text(text, encoding="utf-8")
 
 def toctree(pages, caption="", hidden=True):
     options = (f":caption: {caption}\n" if caption else "") + ":hidden:\n"*hidden
@@ -210,8 +205,7 @@ def sources():
         listed = "\n".join(f"[{opening(p)[0]}]({n.split('/')[1]})\n: {links(opening(p)[1], p)}\n" for p, n in inside(section).items())
         write(f"{section}/index.md", f"# {title}\n\n{line}\n\n{listed}\n{toctree([n.split('/')[1] for n in inside(section).values()])}")
     write("changelog.md", (ROOT/"CHANGELOG.md").read_text(encoding="utf-8"))
-    for name in ("conf.py",): write(name, (ROOT/"docs"/name).read_text(encoding="utf-8"))
-    for old in set(p for p in PAGES.rglob("*") if p.is_file()) - wanted: old.unlink()
+    write("conf.py", (ROOT/"docs"/"conf.py").read_text(encoding="utf-8"))
 
 @cache
 def inside(section): return {p: n for p, n in plan().items() if n.startswith(f"{section}/")}
@@ -230,10 +224,11 @@ Notebooks are source, documentation and tests; nbdev exports them to the package
 """
 
 def main():
-    if (ROOT/"_proc").exists() and any((ROOT/"_proc"/p).suffix == ".ipynb" and not (ROOT/"_proc"/p).exists() for p in plan()): shutil.rmtree(ROOT/"_proc")
+    for old in (PAGES, SITE): shutil.rmtree(old, ignore_errors=True)
     proc_nbs(n_workers=2)
     sources()
-    done = subprocess.run([sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-j", "2", "-d", ROOT/"build"/"doctrees", PAGES, SITE], cwd=ROOT)
+    doctrees = ROOT/"build"/"doctrees"
+    done = subprocess.run([sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-E", "-a", "-j", "2", "-d", doctrees, PAGES, SITE], cwd=ROOT)
     if done.returncode: sys.exit("the site has warnings: see above")
     (SITE/"llms.txt").write_text(re.sub(r"\]\(nbs/([^)]+)\)", lambda m: f"]({plan()[m[1]]}.html)", llms()), encoding="utf-8")
     found = problems(SITE)

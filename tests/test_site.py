@@ -88,11 +88,17 @@ def test_faults_are_found(tmp_path, text, fault):
 
 def test_a_fault_stops_the_build(project, tmp_path):
     broken = shutil.copytree(project, tmp_path/"broken")
+    instead = "import build, types; build.sources = build.proc_nbs = lambda **given: None; build.shutil.rmtree = lambda *given, **more: None; build.subprocess.run = lambda *given, **more: types.SimpleNamespace(returncode=0)"
     page = broken/"_site"/"reference"/"views.html"
     page.write_text(re.sub(r'alt="[^"]*"', 'alt=""', page.read_text()))
-    without_sphinx = "import build, types; build.subprocess.run = lambda *given, **more: types.SimpleNamespace(returncode=0); build.main()"
-    done = subprocess.run([sys.executable, "-c", without_sphinx], cwd=broken/"docs", capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": f"{broken}:{broken/'docs'}"})
+    done = subprocess.run([sys.executable, "-c", instead + "; build.main()"], cwd=broken/"docs", capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": f"{broken}:{broken/'docs'}"})
     assert done.returncode == 1 and "reference/views.html: picture without an alternative text" in done.stderr
+
+
+def test_captions_are_shown(site):
+    given = [(p, caption) for p in (ROOT/"nbs").rglob("*.ipynb") for caption in re.findall(r'^\s*"#\| fig-cap: (.*?)\\n', p.read_text(), re.M)]
+    shown = "".join(re.sub(r"\s+", " ", "".join(Page(p.read_text()).text)) for p in site.rglob("*.html"))
+    assert given and [(p.name, c) for p, c in given if c not in shown] == []
 
 
 @pytest.fixture(scope="module")
