@@ -322,7 +322,7 @@ def _asks_teacher(config):
     "Refuse a configuration without anything to store"
     if config.views == "live": raise DhoError("views='live' stores nothing: give a number of views")
     if config.embeddings: raise DhoError("embeddings that are there already need no filling; name a store's folder with --store")
-    return dataclasses.replace(config, method="kd")
+    return dataclasses.replace(config, method="kd", conflict=False)
 
 def _part(text):
     "`2/4` as numbers"
