@@ -162,10 +162,13 @@ def cost(self:CrossFit)->pd.DataFrame:
 # %% ../nbs/12b_labels.ipynb #52c09738
 @patch
 def by_class(self:CrossFit)->pd.DataFrame:
-    "For each class: labelled images, how many everybody gets right, and what the teacher says most often"
+    "For each class: labelled images, how many everybody gets right, and the teacher's most frequent wrong answer"
     labels, names = self.outputs.labels.numpy(), np.array(self.manifest.classes, dtype=object)
     found = pd.concat([pd.Series(1, self.right.index, name="labelled"), self.right], axis=1).reset_index(drop=True).groupby(names[labels]).sum().rename_axis("class")
-    if self.teacher is not None: found["teacher_says"] = pd.Series(names[self.teacher.argmax(-1).numpy()]).groupby(names[labels]).agg(lambda s: s.mode()[0])
+    if self.teacher is not None:
+        said = self.teacher.argmax(-1).numpy()
+        wrong = pd.Series(names[said])[said != labels]
+        found["teacher_errs_to"] = wrong.groupby(names[labels][said != labels]).agg(lambda s: s.mode()[0]).reindex(found.index, fill_value="")
     return found.reindex([n for n in names if n in found.index])
 
 # %% ../nbs/12b_labels.ipynb #af29f1fe
