@@ -245,7 +245,7 @@ def plot(self:Curve,
     axis.fill_between(guess["labels"], guess["low"], guess["high"], color="#0072b2", alpha=.15, lw=0, label="power law, 95 % band")
     axis.plot(guess["labels"], guess["accuracy"], color="#0072b2", ls="--", lw=1)
     axis.errorbar(seen["labels"], seen["accuracy"], [seen["accuracy"] - seen["low"], seen["high"] - seen["accuracy"]], fmt="o", color="#d55e00", capsize=3, label="cross-fitted, 95 % interval")
-    ticks = sorted({int(v) for v in [*self.labels, *labels]})
+    ticks = sorted({round(v) for v in [*self.labels, *labels]})
     axis.set(xscale="log", xlabel="labelled images that train", ylabel="accuracy on images that were held out", ylim=(0, 1), xticks=ticks, xticklabels=ticks)
     axis.minorticks_off(); axis.legend(fontsize=8, loc="lower right")
     plt.close(figure)
