@@ -666,6 +666,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'dho_nb.reports._tidy': ('reports.html#_tidy', 'dho_nb/reports.py'),
                                 'dho_nb.reports._told': ('reports.html#_told', 'dho_nb/reports.py'),
                                 'dho_nb.reports._tried': ('reports.html#_tried', 'dho_nb/reports.py'),
+                                'dho_nb.reports._unknown': ('reports.html#_unknown', 'dho_nb/reports.py'),
                                 'dho_nb.reports._unpacked': ('reports.html#_unpacked', 'dho_nb/reports.py'),
                                 'dho_nb.reports._wanted': ('reports.html#_wanted', 'dho_nb/reports.py'),
                                 'dho_nb.reports._whole': ('reports.html#_whole', 'dho_nb/reports.py'),

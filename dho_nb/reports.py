@@ -735,17 +735,19 @@ def _surface(folder):
     found = surface(_outputs(folder, read_json(folder/"result.json"))[2])
     return pd.DataFrame(dict(accuracy=found.accuracy.stack(), nll=found.nll.stack())).reset_index()
 
+def _unknown(known, table): return table[~table["identity"].isin(known)]
+
 def _each(places, labels, known, file, which, read):
     "Tables of some runs one below the other, with their labels; a record's as they are"
-    tables = [pd.read_csv(Path(p).expanduser()/file, dtype={a: str for a in ("identity", *BASIC, *_collect([p]).attrs["axes"])}, keep_default_na=False)
+    tables = [_unknown(known, pd.read_csv(Path(p).expanduser()/file, dtype={a: str for a in ("identity", *BASIC, *_collect([p]).attrs["axes"])}, keep_default_na=False))
               for p in places if (Path(p).expanduser()/file).exists() and (Path(p).expanduser()/"runs.csv").exists()]
-    rest = [p for p in places if not (Path(p).expanduser()/"runs.csv").exists()]
+    rest, known = [p for p in places if not (Path(p).expanduser()/"runs.csv").exists()], {*known, *(i for t in tables for i in t["identity"])}
     frame = _collect(rest, labels) if rest else pd.DataFrame()
     for line in (which(frame).to_dict("records") if len(frame) else ()):
         if line["identity"] in known or not (Path(line["folder"])/"outputs.safetensors").exists(): continue
         table = read(Path(line["folder"]))
         tables.append(pd.concat([pd.DataFrame([{k: line[k] for k in ("identity", *axes_of(frame))}]*len(table), index=table.index), table], axis=1))
-    return pd.concat([t[~t["identity"].isin(known)] for t in tables], ignore_index=True) if tables else pd.DataFrame(columns=["identity"])
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["identity"])
 
 # %% ../nbs/12_reports.ipynb #9e63ae06
 COLOURS = ("#d55e00", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#000000", "#7f7f7f")
