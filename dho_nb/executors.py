@@ -304,9 +304,9 @@ def _on_ray(board, asked):
     cpus = asked["cpus"] or 1
     here = {k: v for k, v in os.environ.items() if k.startswith("DHO_") or k in ("PYTHONPATH", "HF_HOME", "OMP_NUM_THREADS")}
     if not ray.is_initialized(): ray.init(address=asked["address"] or None, log_to_driver=False, logging_level="error", runtime_env=dict(env_vars=here))
-    needs = dict(num_cpus=cpus, num_gpus=asked["gpus"], max_retries=0)
+    share = dict(num_cpus=cpus, num_gpus=asked["gpus"], max_retries=0)
     fill_stores(board.sweep, list(board.pending), slots_here(1, cpus=cpus), lambda: bool(board.halted), board.show.line)
-    do, given = ray.remote(**needs)(_remote), {}
+    do, given = ray.remote(**share)(_remote), {}
     while not board.halted:
         board.slots = _room(ray, cpus, asked["gpus"])
         while len(given) < board.slots and (task := board.take("Ray", wait=False)):
