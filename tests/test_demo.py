@@ -19,6 +19,7 @@ from dho_nb.teachers import load_teacher, teacher_logits
 
 
 def test_a_small_demo(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DHO_PROGRESS", "lines")
     monkeypatch.setitem(PRESETS["digits"], "epochs", 1)
     folder, command = tmp_path/"demo", ["demo", "--seeds", "1", "--out", str(tmp_path/"demo")]
     assert main(command) == 0
