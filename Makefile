@@ -9,7 +9,7 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || python3 -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev,docs]" -c constraints.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev]" -c constraints.txt
 	touch $(STAMP)
 
 demo: $(STAMP)        ## the paper's comparison on embedded data, about two minutes on two cores

@@ -102,9 +102,8 @@ def _sweep(args):
     from dho_nb.executors import fill_stores, run_sweep, slots_here, slurm_script
     from dho_nb.sweeps import open_sweep
     sweep = open_sweep(args.grid, args.out)
-    states = sweep.states()
     sweep.elsewhere = _recorded(args.record)
-    if not sweep.todo(): return _record(args, sweep) or print(f"all {len(states)} runs of {sweep.grid.name} are done, in {sweep.folder}")
+    if not sweep.todo(): return _record(args, sweep) or print(f"all {len(sweep.tasks)} runs of {sweep.grid.name} are done, in {sweep.folder}")
     slots = slots_here(args.jobs or sweep.grid.jobs, args.per_gpu, args.cpus or sweep.grid.cpus)
     print(*(f"  {name:20} {value}" for name, value in sweep.outlook(len(slots)).items()), sep="\n", flush=True)
     if args.dry: return

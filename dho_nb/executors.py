@@ -345,7 +345,8 @@ def slurm_script(
     at_most:int=8,       # Jobs at a time
 )->str:                  # A bash script
     "A job array that does whatever is missing of a sweep"
-    missing = [i for i, t in enumerate(sweep.tasks) if t in sweep.todo()]
+    todo = {t.run for t in sweep.todo()}
+    missing = [i for i, t in enumerate(sweep.tasks) if t.run in todo]
     if not missing: raise DhoError(f"every run of {sweep.folder} is done: there is nothing to submit")
     given = {"job-name": sweep.grid.name, "array": f"{_ranges(missing)}%{at_most}", "gpus-per-task": 1, "cpus-per-task": sweep.grid.cpus or 8, "output": f"{sweep.folder}/slurm-%A_%a.out", **(options or {})}
     command = f"{shlex.quote(sys.executable)} -m dho_nb.cli sweep {shlex.quote(str(Path(grid_file).resolve()))} --out {shlex.quote(str(sweep.folder))}"

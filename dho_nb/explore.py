@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from .evaluation import ALPHAS, BETAS, HeadOutputs, surface
-from .settings import DhoError, in_notebook
+from .settings import DhoError, in_notebook, needs
 
 # %% ../nbs/08b_explore.ipynb #7963e5e7
 def label_changes(
@@ -69,8 +69,8 @@ class Explorer:
 @patch
 def _controls(self:Explorer):
     "Two sliders and a picture"
-    try: import ipywidgets as w
-    except ImportError: raise DhoError("sliders need ipywidgets: pip install 'dho_nb[lab]'") from None
+    needs("lab", "ipywidgets")
+    import ipywidgets as w
     wide = dict(layout=w.Layout(width="420px"), style=dict(description_width="24px"))
     self.alpha = w.FloatSlider(self.at[0], min=0, max=1, step=.01, description="α", **wide)
     self.beta = w.SelectionSlider(options=self.betas, value=self.at[1], description="β", **wide)

@@ -146,10 +146,10 @@ def right(self:CrossFit)->pd.DataFrame:  # [N] rows, a column for everybody
 @patch(as_prop=True)
 def table(self:CrossFit)->pd.DataFrame:
     "Accuracy with its 95 % interval, and negative log-likelihood, on labelled images that were held out"
-    found = {}
+    found, right = {}, self.right
     for name, p in self.answers.items():
-        low, high = interval(self.right[name].sum(), len(p))
-        found[name] = dict(images=len(p), accuracy=self.right[name].mean(), low=low, high=high, nll=scores(p, self.outputs.labels)["nll"])
+        low, high = interval(right[name].sum(), len(p))
+        found[name] = dict(images=len(p), accuracy=right[name].mean(), low=low, high=high, nll=scores(p, self.outputs.labels)["nll"])
     return pd.DataFrame(found).T.astype({"images": int})
 
 @patch(as_prop=True)

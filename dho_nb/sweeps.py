@@ -189,7 +189,7 @@ def run_one(
     if is_url(folder):
         with mirrored(folder) as here: return run_one(config, here, threads, gpu, keep_model, stop, notebook)
     folder = Path(folder).expanduser().resolve()
-    if state_of(folder).get("host", socket.gethostname()) != socket.gethostname(): raise Busy(f"{state_of(folder)['host']} is working on {folder.name}: wait for it")
+    if (host := state_of(folder).get("host", socket.gethostname())) != socket.gethostname(): raise Busy(f"{host} is working on {folder.name}: wait for it")
     _same(folder, config)
     if not ((folder/"result.json").exists() and (folder/"notebook.ipynb").exists()):
         needs("sweep", *NOTEBOOKS)
@@ -350,9 +350,10 @@ class Sweep:
         return self.tasks if only is None else [self.tasks[i] for i in only]
 
     def states(self)->pd.DataFrame:
-        "One row per run: labels, state, attempts, accuracy, seconds, reason"
+        "One row per run: labels, state (one that lacks a result here and is done elsewhere is 'recorded'), attempts, accuracy, seconds, reason"
         facts = [dict(run=t.run, **t.labels, **{"accuracy": None, "seconds": None, "reason": None, **state_of(self.place(t), self.grid.retries)}) for t in self.tasks]
         for fact, task in zip(facts, self.tasks):
+            if fact["state"] != "done" and task.identity in self.elsewhere: fact["state"] = "recorded"
             if fact["state"] == "done": fact.update({k: v for k, v in _said(self.place(task)/"result.json").items() if k in ("accuracy", "seconds")})
         return pd.DataFrame(facts)
 

@@ -60,3 +60,4 @@ def test_what_the_record_of_the_digits_holds_is_not_done_again(tmp_path):
     sweep = Sweep(read_grid(FILES["digits"]), tmp_path/"digits")
     sweep.elsewhere = set(load(PAPER/"results"/"digits")["identity"])
     assert len(sweep.todo()) == COUNTS["digits"] - len(sweep.elsewhere) < COUNTS["digits"]
+    assert sweep.states()["state"].value_counts().to_dict() == {"recorded": len(sweep.elsewhere), "pending": len(sweep.todo())}
