@@ -11,9 +11,11 @@ import os, re, shlex, shutil, subprocess, sys, threading, time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 import pandas as pd
 from fastcore.basics import patch
+from .forks import ForkServer, fresh
 from .grids import Grid, make_grid
 from .settings import DhoError, in_notebook, load_settings, needs, progress_mode, reason, unknown, write_json
 from .sweeps import NOTEBOOKS, Busy, Ended, Sweep, disk_is_full, is_url, mistaken, run_one, span, state_of, stores_of, supervised
@@ -26,11 +28,12 @@ def attempt(
     gpu:str="",             # Likewise
     keep_model:bool=True,   # Likewise
     stop=None,              # Likewise
+    start=fresh,            # Likewise
 )->dict:                    # kind, text, accuracy, seconds
     "Try to do a run, and say what came of it"
     from dho_nb.configs import make_config
     began = time.time()
-    try: found = run_one(make_config(parameters), folder, threads, gpu, keep_model, stop)
+    try: found = run_one(make_config(parameters), folder, threads, gpu, keep_model, stop, start=start)
     except Busy as e: return dict(kind="busy", text=str(e))
     except Ended as e: return dict(kind="stopped", text=str(e))
     except Exception as e:
@@ -212,10 +215,10 @@ def _gpus():
 # %% ../nbs/11b_executors.ipynb #46c70c1d
 def _local(board, slots):
     "A thread for each slot; each run is a process"
-    board.slots, alive = len(slots), set(slots)
+    board.slots, alive, server = len(slots), set(slots), _server(board.pending, slots[0].threads)
     def work(slot):
         while (task := board.take(slot.name)) is not None:
-            told = attempt(task.parameters, board.sweep.work_place(task), slot.threads, slot.gpu, board.sweep.grid.keep_models, lambda: bool(board.halted))
+            told = attempt(task.parameters, board.sweep.work_place(task), slot.threads, slot.gpu, board.sweep.grid.keep_models, lambda: bool(board.halted), server.start)
             board.put(task, told)
             if told["kind"] == "lost": break
         else: return
@@ -228,7 +231,12 @@ def _local(board, slots):
     while any(t.is_alive() for t in threads):
         board.show.draw()
         threads[0].join(.2) if threads[0].is_alive() else time.sleep(.2)
+    server.close()
     board.show.draw(final=True)
+
+def _server(tasks, threads):
+    "Whose forks the runs are"
+    return ForkServer(threads, ["timm"] if any(t.parameters["student"] != "tiny" for t in tasks) else [])
 
 # %% ../nbs/11b_executors.ipynb #7b27fbb6
 def fill_stores(
@@ -318,7 +326,10 @@ def _on_ray(board, asked):
     while given and time.time() < until: _collect(ray, board, given)
     board.show.draw(final=True)
 
-def _remote(parameters, folder, threads, keep_model): return attempt(parameters, folder, threads, "", keep_model)
+@lru_cache
+def _server_here(threads): return ForkServer(threads)  # one in each of Ray's processes, which outlive a task
+
+def _remote(parameters, folder, threads, keep_model): return attempt(parameters, folder, threads, "", keep_model, start=_server_here(threads).start)
 
 def _room(ray, cpus, gpus):
     "Runs that the cluster has room for now"

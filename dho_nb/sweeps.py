@@ -17,6 +17,7 @@ import pandas as pd
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from .grids import Cell, Grid, make_grid, read_grid
+from .forks import fresh
 from .manifests import manifest_files
 from .settings import DhoError, atomic_path, digest, load_settings, needs, read_json, shipped, write_json
 
@@ -184,10 +185,11 @@ def run_one(
     keep_model:bool=True,        # Leave the trained student there
     stop=None,                   # () to whether to stop; the kernel is interrupted, and leaves a checkpoint
     notebook:str|Path="",        # The experiment notebook; `distill.ipynb` if empty
+    start=fresh,                 # Starts its process: `fresh`, or a `ForkServer`'s `start`
 )->dict:                         # The run's result
     "Execute the experiment notebook for a configuration, unless its result is there"
     if is_url(folder):
-        with mirrored(folder) as here: return run_one(config, here, threads, gpu, keep_model, stop, notebook)
+        with mirrored(folder) as here: return run_one(config, here, threads, gpu, keep_model, stop, notebook, start)
     folder = Path(folder).expanduser().resolve()
     if (host := state_of(folder).get("host", socket.gethostname())) != socket.gethostname(): raise Busy(f"{host} is working on {folder.name}: wait for it")
     _same(folder, config)
@@ -196,7 +198,7 @@ def run_one(
         (folder/".papermill").mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(folder/".papermill.lock", timeout=0), FileLock(folder/".lock", timeout=0): pass
-            with FileLock(folder/".papermill.lock", timeout=0): _execute(config, folder, threads, gpu, stop, notebook)
+            with FileLock(folder/".papermill.lock", timeout=0): _execute(config, folder, threads, gpu, stop, notebook, start)
         except Timeout: raise Busy(f"another process is working in {folder}: wait for it, or choose another folder") from None
     if not keep_model: (folder/"model.safetensors").unlink(missing_ok=True)
     return read_json(folder/"result.json")
@@ -209,13 +211,13 @@ def _same(folder, config):
         raise DhoError(f"{folder} belongs to another run ({'; '.join(differs)}): choose another folder, or delete this one")
 
 # %% ../nbs/11_sweeps.ipynb #9730d2ad
-def _execute(config, folder, threads, gpu, stop, notebook):
+def _execute(config, folder, threads, gpu, stop, notebook, start):
     "Papermill in a process of its own; the notebook takes its place when it is whole"
     asked, made = folder/".papermill"/"parameters.json", folder/".papermill"/"notebook.ipynb"
     write_json(asked, dict(asdict(config), out=str(folder)))
     command = ["-m", "papermill", str(notebook or shipped("experiments")/"distill.ipynb"), str(made), "-f", str(asked), "-k", "python3",
                "--no-progress-bar", "--log-output", "--cwd", os.getcwd()]
-    code, said = supervised(command, folder, threads, gpu, stop)
+    code, said = supervised(command, folder, threads, gpu, stop, start)
     if code: raise _failure(code, said, made, folder)
     os.replace(made, folder/"notebook.ipynb")
     for left in ("failed.ipynb", "failed.json"): (folder/left).unlink(missing_ok=True)
@@ -227,21 +229,19 @@ def supervised(
     threads:int=0,      # As for `run_one`
     gpu:str="",         # Likewise
     stop=None,          # Likewise
+    start=fresh,        # Likewise
 )->tuple:               # Exit code, and what was said
     "Run a Python process, note that it lives, and see that it does not outlive this one"
-    from dho_nb.processes import end_with_parent
     env = dict(os.environ, DHO_PROGRESS="lines", PYTHONWARNINGS="ignore:IProgress not found", PYTHONUNBUFFERED="1")
     if threads: env.update(DHO_THREADS=str(threads), OMP_NUM_THREADS=str(threads))
     if gpu: env["CUDA_VISIBLE_DEVICES"] = gpu
     with open(folder/"log.txt", "ab") as log:
         log.write(f"── {time.strftime('%Y-%m-%d %H:%M:%S')} on {socket.gethostname()}{', GPU ' + gpu if gpu else ''}\n".encode())
-        log.flush()
         began = log.tell()
-        process = subprocess.Popen([sys.executable, *command], env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
-                                   preexec_fn=end_with_parent)
-        try: ended = _watch(process, folder, stop)
-        except BaseException: _end(process); raise
-        finally: (folder/".heartbeat.json").unlink(missing_ok=True)
+    process = start(command, env, folder/"log.txt")
+    try: ended = _watch(process, folder, stop)
+    except BaseException: _end(process); raise
+    finally: (folder/".heartbeat.json").unlink(missing_ok=True)
     if ended: raise Ended(f"{folder.name} was stopped; the same command goes on from where it was")
     with open(folder/"log.txt", "rb") as log: log.seek(began); return process.returncode, log.read().decode(errors="replace")
 
@@ -464,7 +464,7 @@ def span(
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds/60:.0f} min" if seconds < 5400 else f"{seconds/3600:.1f} h"
 
 # %% ../nbs/11_sweeps.ipynb #b00caf86
-OVERHEAD = 6.0  # Seconds of a run that are neither training nor scoring: papermill, kernel, imports, pictures
+OVERHEAD = 4.0  # Seconds of a run that are neither training nor scoring: papermill, kernel, imports, pictures
 
 @patch
 def _estimate(self:Sweep, todo, took):

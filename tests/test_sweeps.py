@@ -19,7 +19,7 @@ from conftest import ROOT
 from dho_nb.executors import run_sweep, slurm_script
 from dho_nb.grids import make_grid, read_grid
 from dho_nb.settings import DhoError, read_json
-from dho_nb.sweeps import Sweep, open_sweep, state_of
+from dho_nb.sweeps import Sweep, open_sweep, run_one, state_of
 from test_resume import same_run
 
 RUNS = int(os.environ.get("DHO_SWEEP_RUNS", 8))  # of each sweep; the figures of the benchmark were made with 100
@@ -74,7 +74,7 @@ def same_sweep(one, other):
         assert (other/name/"notebook.ipynb").exists() and not (other/name/"failed.json").exists() and not list((other/name).glob(".tmp*"))
 
 
-def kernels(process): return [p for p in family(process) if "ipykernel_launcher" in " ".join(p.cmdline())]
+def kernels(process): return [p for p in family(process) if p.name() == "dho-kernel"]
 
 
 def test_killed_at_random_moments(grid, undisturbed, tmp_path):
@@ -107,10 +107,12 @@ def test_asked_to_stop_and_started_again(grid, undisturbed, tmp_path):
     process = start(grid, tmp_path/"sweep")
     until = time.time() + 120
     while not list((tmp_path/"sweep").glob("*/result.json")) and time.time() < until: time.sleep(.1)
+    others = family(process)
+    assert kernels(process)
     os.kill(process.pid, signal.SIGINT)
     said = process.communicate(timeout=90)[0]
     assert process.returncode == 130 and "the same command goes on from where it was" in said, said
-    assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])], "nobody goes on working"
+    assert not psutil.wait_procs(others, timeout=5)[1], "nobody goes on working"
     assert not list((tmp_path/"sweep").glob("*/failed.json")), "to be stopped is no failure"
     again = start(grid, tmp_path/"sweep")
     assert again.wait(600 + 20*RUNS) == 0, again.stdout.read()
@@ -122,6 +124,12 @@ def test_two_sweeps_share_the_work(grid, undisturbed, tmp_path):
     said = [p.communicate(timeout=600 + 20*RUNS)[0] for p in both]
     assert [p.returncode for p in both] == [0, 0], said
     same_sweep(undisturbed, tmp_path/"sweep")
+
+
+def test_a_run_by_itself_is_the_same(undisturbed, tmp_path):
+    task = open_sweep(undisturbed).tasks[-1]
+    run_one(task.config, tmp_path/"run", threads=1)
+    same_run(undisturbed/task.run, tmp_path/"run")
 
 
 def test_a_finished_sweep_is_left_alone(grid, undisturbed):
