@@ -206,7 +206,8 @@ def _estimate(args):
     config = chosen(args)
     print(f"training {args.folds} students on {config.dataset}, each without a part of the labels …", flush=True)
     fit = cross_fit(config, args.folds, args.out)
-    print(f"\n{fit.table.round(4).to_string()}\n\n{fit.by_class().to_string()}\n\n{fit.cost.to_string()}", flush=True)
+    print(f"\n{fit.table.round(4).to_string()}\n\n{fit.by_class().to_string()}\n\n{fit.cost.to_string()}\n\n"
+          f"a model's card shows these figures with: dho export RUN --estimate {fit.folder}", flush=True)
     if not args.curve: return
     curve, labels = learning_curve(config, args.curve, args.folds, args.out), len(fit.outputs)
     print(f"\n{curve.table.round(4).to_string(index=False)}\n\nwith more labels, if the error goes on falling as a power of their number:\n"
@@ -235,7 +236,7 @@ def _export(args):
     "A model as files that are checked, measured and described"
     from dho_nb.configs import make_config
     from dho_nb.export import export, export_folder
-    kinds, given = args.kinds or ["onnx"], dict(images=args.images, calibrate=args.calibrate, opset=args.opset, check=args.check, licence=args.licence)
+    kinds, given = args.kinds or ["onnx"], dict(images=args.images, calibrate=args.calibrate, opset=args.opset, check=args.check, licence=args.licence, estimate=args.estimate)
     config = make_config(dict(dataset=args.dataset, root=args.root)) if args.dataset else None
     for kind in kinds:
         made = export(args.model, args.out, kind, config=config, int8=args.int8 and ("onnx" not in kinds or kind == "onnx"), **given)
@@ -652,7 +653,8 @@ def _use_verbs(verb):
         made.add_argument(f"--{name}", nargs="+", default=(), metavar="IMAGES", help=said)
     for name, kind, default, said in (("out", str, "", "folder ['export' beside the model]"), ("dataset", str, "", "the dataset to check on [the run's]"), ("root", str, "", "folder of its images"),
                                       ("opset", int, 18, "version of ONNX's operators [18]"), ("check", int, 200, "most pictures to check on [200]"),
-                                      ("licence", str, "", "of the exported model, as the Hub names it, e.g. apache-2.0; yours to say")):
+                                      ("licence", str, "", "of the exported model, as the Hub names it, e.g. apache-2.0; yours to say"),
+                                      ("estimate", str, "", "folder that dho estimate left, whose figures go on the card")):
         made.add_argument(f"--{name}", type=kind, default=default, help=said)
     push = verb("push", _push, "Put an export on the Hugging Face Hub; private unless you say otherwise.")
     push.add_argument("folder", help="of an export")

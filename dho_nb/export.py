@@ -22,6 +22,7 @@ from .deploy import Fused, Predictor, class_columns, list_images, load_model, lo
 from .evaluation import HeadOutputs, answering, head_table, interpolate, load_outputs
 from .manifests import rows
 from .objectives import METHODS
+from .runs import differences
 from .settings import DhoError, atomic_path, load_settings, needs, read_json, reason, shipped, unknown, write_json
 from .students import Student, load_student, save_student
 from .teachers import files_hash
@@ -260,20 +261,21 @@ def export(
     check:int=200,                # Most pictures to check on
     score:int=2000,               # Most test images to score int8 on; all if 0
     licence:str="",               # Of the exported model, as the Hub names it; yours to say
+    estimate:str|Path="",         # Folder of a `cross_fit` of the run's configuration; its figures go on the card
     backbone:torch.nn.Module|None=None,  # As for `load_model`
 )->pd.DataFrame:                  # One row per file: what was checked and measured
     "A model as a file that is checked against PyTorch, measured and described"
     if kind not in KINDS: raise unknown("kind of export", kind, KINDS)
     if int8 and kind != "onnx": raise DhoError(f"int8 is made from ONNX: use kind='onnx', not {kind!r}")
     file, (student, facts) = model_file(name), load_model(name, backbone)
-    facts = dict(facts, preprocess=dict(vars(student.preprocess)), version=dho_nb.__version__)
+    facts, expected = dict(facts, preprocess=dict(vars(student.preprocess)), version=dho_nb.__version__), _expected(estimate, file) if estimate else None
     folder, data = export_folder(file, out), _data(file, config) if not images or int8 and not calibrate else None
     tried = own_sample(images, check) if images else sample(data, facts, "test", check)
     ranges = (own_sample(calibrate, check) if calibrate else sample(data, facts, "train", check)) if int8 else None
     scored = sample(data, facts, "test", score) if data else own_sample(images, score)
     made = {KINDS[kind]: _write(student, facts, folder/KINDS[kind], kind, tried, opset, backbone)}
     if int8: made["model-int8.onnx"] = _write_int8(student, folder, ranges, scored)
-    _note(folder, file, facts, made, licence)
+    _note(folder, file, facts, made, licence, expected)
     return pd.DataFrame(made).T.rename_axis("file")
 
 # %% ../nbs/13b_export.ipynb #58c67ca9
@@ -341,17 +343,18 @@ def _write_int8(student, folder, ranges, pictures):
                 **_speed(answer, eyes.size))
 
 # %% ../nbs/13b_export.ipynb #30ce371c
-def _note(folder, file, facts, made, licence):
+def _note(folder, file, facts, made, licence, expected):
     "Write down what was found, the card, and the script"
     before = read_json(folder/"export.json") if (folder/"export.json").exists() else {}
     files, card = {**before.get("files", {}), **made}, folder/"README.md"
-    text = _card(file, facts, files, licence or before.get("licence", ""))
+    licence, expected = licence or before.get("licence", ""), expected or before.get("estimate")
+    text = _card(file, facts, files, licence, expected)
     edited = card.exists() and card.read_text(encoding="utf-8") != before.get("card")
     if not edited:
         with atomic_path(card) as temporary: temporary.write_text(text, encoding="utf-8")
     if any(name.endswith(".onnx") for name in files): shutil.copyfile(shipped("experiments")/"predict_onnx.py", folder/"predict_onnx.py")
     write_json(folder/"export.json", dict(model=files_hash(file), source=file.name, made_with=dict(dho_nb=dho_nb.__version__, torch=torch.__version__),
-                                          licence=licence or before.get("licence", ""), files=files, card=text))
+                                          licence=licence, estimate=expected, files=files, card=text))
 
 # %% ../nbs/13b_export.ipynb #2c2ff0a2
 TEACHER_LICENCES = {
@@ -398,14 +401,16 @@ def model_card(
     name:str|Path,         # As for `load_model`, or the folder of a run
     files:dict|None=None,  # Exported files and what was found, as in `export.json`
     licence:str="",        # Of the model, as the Hub names it
+    estimate:str|Path="",  # As for `export`
 )->str:                    # Markdown under a YAML header
     "What a model is, what it learnt from, how good it is and what it is not for"
-    return _card(model_file(name), load_model(name)[1], files or {}, licence)
+    file = model_file(name)
+    return _card(file, load_model(name)[1], files or {}, licence, _expected(estimate, file) if estimate else None)
 
-def _card(file, facts, files, licence):
+def _card(file, facts, files, licence, expected):
     config, result, figures = _known(file)
     title = facts.get("run") or facts.get("source") or file.stem
-    parts = [_header(title, facts, result, licence), f"# {title}\n\n{_about(facts)}", _use(files, facts), _figures(facts, result, figures),
+    parts = [_header(title, facts, result, licence), f"# {title}\n\n{_about(facts)}", _use(files, facts), _figures(facts, result, figures, expected),
              _files(files), _origin(facts, config, result), _limits(facts, result, figures), _licences(facts, config, result, licence)]
     return "\n\n".join(p for p in parts if p) + "\n"
 
@@ -435,8 +440,9 @@ def _use(files, facts):
     return "## Use\n\n" + "\n\n".join([*shown[:1], ours])
 
 # %% ../nbs/13b_export.ipynb #5138abf5
-def _figures(facts, result, figures):
+def _figures(facts, result, figures, expected):
     "How good it is"
+    if figures is None and expected: return f"## Figures\n\n{_crossed(expected)}"
     if figures is None:
         told = f"Its makers report an accuracy of {facts['reported_accuracy']:.4g}." if "reported_accuracy" in facts else "Nothing is recorded about its accuracy."
         return f"## Figures\n\n{'No test image had a label: nothing is known about its accuracy.' if result else told}"
@@ -445,7 +451,21 @@ def _figures(facts, result, figures):
     if result.get("teacher_accuracy") is not None: table.loc["teacher, zero-shot"] = [result["teacher_accuracy"], result["teacher_nll"], result["teacher_ece"]]
     note = "The KD head alone is at temperature 1. " if "both" in table.index else ""
     return (f"## Figures\n\nOn {result['tested']} test images of {result['dataset']}:\n\n{_lines(table, 'answer of')}\n\n{note}The calibration error is how far a "
-            "stated probability is from how often it is right.")
+            "stated probability is from how often it is right." + (f"\n\n{_crossed(expected)}" if expected else ""))
+
+def _crossed(expected):
+    "What students like this one do with labelled images that they did not see"
+    shown = {name: {"accuracy": f"{v['accuracy']:.3f}", "95 % interval": f"{v['low']:.3f} to {v['high']:.3f}", "negative log-likelihood": v["nll"]} for name, v in expected["table"].items()}
+    return (f"Cross-fitted: {expected['folds']} students were trained as this one was, each without a part of the {expected['labelled']} labelled images, and asked about that part.\n\n"
+            f"{_lines(pd.DataFrame(shown).T, 'answer of')}\n\nThis one has seen all the labels. The figures hold for pictures like the labelled ones.")
+
+def _expected(estimate, file):
+    "A cross-fit's note, if it is about the run beside a model"
+    known, (config, result, _) = read_json(Path(estimate).expanduser()/"estimate.json"), _known(file)
+    if not result: raise DhoError(f"{estimate} is an estimate of a run's accuracy, and beside {file} is no finished run: leave estimate out")
+    differs = differences(known["config"], make_config(config)) or [f"labelled images were {known['labelled']}, now {n}" for n in [result["labelled"]] if n != known["labelled"]]
+    if differs: raise DhoError(f"{estimate} is the estimate of another configuration ({'; '.join(differs)}): run dho estimate for this one")
+    return known
 
 def _files(files):
     "What was exported, and what was measured"

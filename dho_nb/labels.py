@@ -8,7 +8,7 @@ __all__ = ['interval', 'deal', 'hold_out', 'CrossFit', 'cross_fit', 'try_teacher
 
 # %% ../nbs/12b_labels.ipynb #06c9a38f
 import math, time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from .guidance import Guidance
 from .manifests import Manifest, content_keys, fingerprint, labelled_subset, rows, write_manifest
 from .objectives import METHODS
 from .runs import Run, distill
-from .settings import DhoError, digest, key64, load_settings, mix64, pick_device, pick_workers, read_json
+from .settings import DhoError, digest, key64, load_settings, mix64, pick_device, pick_workers, read_json, write_json
 from .teachers import teacher_logits
 
 # %% ../nbs/12b_labels.ipynb #d6a63b4f
@@ -78,49 +78,7 @@ class CrossFit:
     results:list                 # `result.json` of every fold
     folds:np.ndarray             # [N] int, the fold of each image
     looked:tuple                 # Views that the teacher looked at before, and the seconds that took
-
-# %% ../nbs/12b_labels.ipynb #91ba8f9f
-def cross_fit(
-    config:Config,        # How to train; its labelled training images are held out in turn
-    folds:int=5,          # How many students
-    folder:str|Path="",   # Of their runs; a name made from the configuration below the settings' `runs` if empty
-    most:int=0,           # At most so many labels per class in training; all if 0
-    mode:str="auto",      # Progress, as in `Settings.progress`
-)->CrossFit:
-    "Train a student for each fold without its labelled images, and ask it about them"
-    manifest, root, _, keys = open_data(config)
-    labelled = labelled_subset(manifest, config.shots, config.fraction, config.seed, config.labels_by).rows
-    ids, labels = (manifest.table[c].to_numpy()[labelled] for c in ("id", "label"))
-    fold = deal(ids, labels, folds, config.seed)
-    mark = digest([identity(config, manifest, "" if keys is None else fingerprint(manifest, keys)), folds, most], 8)
-    place = Path(folder).expanduser() if folder else load_settings().runs/"crossfit"/f"{manifest.name}-{mark}"
-    lists, looked = [hold_out(manifest, labelled, labelled[fold == k], most, config.seed) for k in range(folds)], _look(config, manifest, root, labelled, mode)
-    parts = [_fold(replace(config, root=str(root)), l, place/f"{k + 1}-of-{folds}{f'-{most}-shot' if most else ''}", mode) for k, l in enumerate(lists)]
-    position = {i: k for k, i in enumerate(manifest.table["id"])}
-    at = [torch.tensor([position[i] for i in ids]) for _, ids, _, _ in parts]
-    whole = HeadOutputs(*(torch.cat([getattr(o, f) for o, *_ in parts]) for f in ("ce", "kd", "labels")), torch.cat(at))
-    teacher = torch.cat([t for *_, t, _ in parts]) if parts[0][2] is not None else None
-    return CrossFit(whole, teacher, manifest, [r for *_, r in parts], np.repeat(np.arange(folds), [len(a) for a in at]), looked)
-
-def _look(config, manifest, root, labelled, mode):
-    "Have the teacher look once for all folds; how many looks it took, and seconds"
-    s, began = load_settings(), time.time()
-    device = pick_device(s.device)
-    guidance = Guidance(config, manifest, root, content_keys(manifest, root), device, pick_workers(s.workers, device), s.progress if mode == "auto" else mode)
-    guidance.prepare(rows(manifest, "train"), np.union1d(labelled, rows(manifest, "val", labelled=True)))
-    return guidance.looked, time.time() - began
-
-# %% ../nbs/12b_labels.ipynb #8057e809
-def _fold(config, manifest, folder, mode):
-    "A fold's student on its held-out images: outputs, their ids, what the teacher says, the result"
-    file = write_manifest(manifest, folder.with_name(f"{folder.name}-list"))
-    config = replace(config, dataset=str(file), labels="", classes=[], templates=[], shots=0, fraction=0.0, labels_by="nested", test=0.0, predict="test")
-    run = distill(config, folder, mode)
-    run.evaluate()
-    held, ids = run.part("test"), run.manifest.table["id"].to_numpy()
-    covered = run.method.teacher and not len(run.guidance.uncovered(held.rows.numpy()))
-    said = run.answer(run.guidance.centred(held.rows.numpy())).float().cpu() if covered else None
-    return held, ids[held.rows.numpy()], said, run.result
+    folder:Path                  # Of the runs, and of `estimate.json`, which `export` takes for a model's card
 
 # %% ../nbs/12b_labels.ipynb #4002eff0
 @patch(as_prop=True)
@@ -158,6 +116,51 @@ def cost(self:CrossFit)->pd.DataFrame:
     names = {"labelled": "labelled", "unlabelled": "unlabelled", "tested": "held_out", "teacher_looked": "teacher_looked", "seconds": "seconds"}
     folds = pd.DataFrame(self.results, index=[f"fold {k + 1}" for k in range(len(self.results))])[list(names)].rename(columns=names)
     return pd.concat([pd.DataFrame(dict(teacher_looked=self.looked[0], seconds=round(self.looked[1], 1)), index=["teacher"]), folds])[list(folds)].astype({c: "Int64" for c in list(folds)[:4]})
+
+# %% ../nbs/12b_labels.ipynb #91ba8f9f
+def cross_fit(
+    config:Config,        # How to train; its labelled training images are held out in turn
+    folds:int=5,          # How many students
+    folder:str|Path="",   # Of their runs; a name made from the configuration below the settings' `runs` if empty
+    most:int=0,           # At most so many labels per class in training; all if 0
+    mode:str="auto",      # Progress, as in `Settings.progress`
+)->CrossFit:
+    "Train a student for each fold without its labelled images, and ask it about them"
+    manifest, root, _, keys = open_data(config)
+    labelled = labelled_subset(manifest, config.shots, config.fraction, config.seed, config.labels_by).rows
+    ids, labels = (manifest.table[c].to_numpy()[labelled] for c in ("id", "label"))
+    fold = deal(ids, labels, folds, config.seed)
+    mark = digest([identity(config, manifest, "" if keys is None else fingerprint(manifest, keys)), folds, most], 8)
+    place = Path(folder).expanduser() if folder else load_settings().runs/"crossfit"/f"{manifest.name}-{mark}"
+    lists, looked = [hold_out(manifest, labelled, labelled[fold == k], most, config.seed) for k in range(folds)], _look(config, manifest, root, labelled, mode)
+    parts = [_fold(replace(config, root=str(root)), l, place/f"{k + 1}-of-{folds}{f'-{most}-shot' if most else ''}", mode) for k, l in enumerate(lists)]
+    position = {i: k for k, i in enumerate(manifest.table["id"])}
+    at = [torch.tensor([position[i] for i in ids]) for _, ids, _, _ in parts]
+    whole = HeadOutputs(*(torch.cat([getattr(o, f) for o, *_ in parts]) for f in ("ce", "kd", "labels")), torch.cat(at))
+    teacher = torch.cat([t for *_, t, _ in parts]) if parts[0][2] is not None else None
+    fit = CrossFit(whole, teacher, manifest, [r for *_, r in parts], np.repeat(np.arange(folds), [len(a) for a in at]), looked, place)
+    if not most: write_json(place/"estimate.json", dict(config=asdict(config), folds=folds, labelled=len(labelled), table=fit.table.to_dict("index")))
+    return fit
+
+def _look(config, manifest, root, labelled, mode):
+    "Have the teacher look once for all folds; how many looks it took, and seconds"
+    s, began = load_settings(), time.time()
+    device = pick_device(s.device)
+    guidance = Guidance(config, manifest, root, content_keys(manifest, root), device, pick_workers(s.workers, device), s.progress if mode == "auto" else mode)
+    guidance.prepare(rows(manifest, "train"), np.union1d(labelled, rows(manifest, "val", labelled=True)))
+    return guidance.looked, time.time() - began
+
+# %% ../nbs/12b_labels.ipynb #8057e809
+def _fold(config, manifest, folder, mode):
+    "A fold's student on its held-out images: outputs, their ids, what the teacher says, the result"
+    file = write_manifest(manifest, folder.with_name(f"{folder.name}-list"))
+    config = replace(config, dataset=str(file), labels="", classes=[], templates=[], shots=0, fraction=0.0, labels_by="nested", test=0.0, predict="test")
+    run = distill(config, folder, mode)
+    run.evaluate()
+    held, ids = run.part("test"), run.manifest.table["id"].to_numpy()
+    covered = run.method.teacher and not len(run.guidance.uncovered(held.rows.numpy()))
+    said = run.answer(run.guidance.centred(held.rows.numpy())).float().cpu() if covered else None
+    return held, ids[held.rows.numpy()], said, run.result
 
 # %% ../nbs/12b_labels.ipynb #52c09738
 @patch
