@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from fastcore.basics import patch
 from .configs import Config, open_data
 from .embeddings import STILL, Lookup, Store, import_embeddings, open_store, store_header
+from .heads import Judged, judge
 from .manifests import Manifest, rows
 from .maps import stills
 from .objectives import get_method
@@ -146,9 +148,20 @@ def answer(self:Guidance,
     return tip_adapter_f(self.views_of(labelled), truth[labelled], self.head, c.zeta, chosen, seed=c.seed)
 
 @patch
-def teach(self:Guidance, answer):
-    "Batch to logits, for a `Trainer`"
-    return stored(answer, self.device) if self.lookup else live(self.load(), answer)
+def teach(self:Guidance, answer, pool=None):
+    "Batch to what the teacher says, for a `Trainer`"
+    return stored(answer, self.device, pool) if self.lookup else live(self.load(), answer, pool)
+
+@patch
+def judged(self:Guidance,
+    train,       # Rows of the pool
+    labelled,    # Those of them whose labels may be used
+)->Judged:       # About the rows of `train`
+    "What the pool's own structure says about it, by the head that the configuration names"
+    seen = self.views_of(train).mean(0) if self.cycle else self.centred(train)
+    truth = torch.from_numpy(self.manifest.table["label"].to_numpy(np.int64, copy=True)[labelled]).to(self.device)
+    where = torch.from_numpy(np.searchsorted(train, labelled)).to(self.device)
+    return judge(F.normalize(seen, dim=-1), self.head, self.config.zeta, where, truth, self.config.pool_head)
 
 # %% ../nbs/10_guidance.ipynb #fbc39c28
 def guidance_for(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHODS', 'cross_entropy', 'kl_divergence', 'dho', 'ce', 'kd', 'sskd', 'binary_kl', 'dkd_divergence', 'class_costs',
            'transport', 'wkd_divergence', 'targeted', 'feature_distance', 'kd_feature', 'ce_kd_feature', 'dot',
-           'cosine', 'added', 'pcgrad', 'error_product', 'self_training', 'Method', 'get_method']
+           'cosine', 'added', 'pcgrad', 'error_product', 'dho_plus', 'self_training', 'Method', 'get_method']
 
 # %% ../nbs/06_objectives.ipynb #4b047517
 import math
@@ -231,6 +231,19 @@ def error_product(
     other = (_full(kd_logits[:n])/tau).softmax(-1) - (_full(teacher[:n])/tau).softmax(-1)
     return (wrong*other).sum()/max(total or n, 1)
 
+# %% ../nbs/06_objectives.ipynb #0231dfad
+def dho_plus(
+    ce_logits, kd_logits, teacher, labels, ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None),  # As for `dho`
+    pool=None,  # [U, C] probabilities, what the pool says about the unlabelled images
+    sure=0.9,   # Probability from which on the two together count as a label
+)->dict:  # loss, ce, ce_pool, kd_labelled, kd_unlabelled
+    "As `dho`, and what the pool and the CE head are sure of together as labels for the CE head"
+    parts, logits = dho(ce_logits, kd_logits, teacher, labels, ce_weight, kd_weight, tau, totals), _full(ce_logits[len(labels):])
+    together = (logits.detach().log_softmax(-1) + pool.clamp_min(1e-8).log()).softmax(-1)
+    confidence, answer = together.max(-1) if len(together) else (pool.new_zeros(0), labels[:0])
+    told = (F.cross_entropy(logits, answer, reduction="none")*(confidence >= sure)).sum()/max(totals[1] or len(logits), 1)
+    return dict(parts, loss=parts["loss"] + ce_weight*told, ce_pool=told)
+
 # %% ../nbs/06_objectives.ipynb #7c4469fd
 def self_training(
     ce_logits, kd_logits, teacher, labels, ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None),  # As for `dho`
@@ -253,7 +266,7 @@ class Method:
     unlabelled:bool          # Does it look at unlabelled images?
     about:str                # One line for people
     answers:str="both"       # Which head answers at inference: ce, kd, or both
-    needs:tuple=()           # More arguments of the objective: features, embeddings, cost
+    needs:tuple=()           # More arguments of the objective: features, embeddings, cost, pool
     surgery:bool=False       # Are the gradients joined by `pcgrad`?
     kd_head:str=""           # Kind of the KD head, where the method asks for one
     teacher_head:str=""      # Kind of the teacher's head, where the method asks for one
@@ -289,6 +302,7 @@ METHODS = {m.name: m for m in (
     Method("dkd-dho", _dkd, 2, True, True, "DHO with decoupled KL on the KD head: DKD+DHO"),
     Method("wkd-dho", _wkd, 2, True, True, "DHO with optimal transport on the KD head: WKD+DHO", needs=("cost",)),
     Method("sho-tuned", dho, 1, True, True, "one head, λ chosen on validation images", lambdas=(.1, .3, .5, .7, .9)),
+    Method("dho-plus", dho_plus, 2, True, True, "DHO, and what the CE head and the pool's own structure are sure of as labels for it: ours", "ce", ("pool",)),
     Method("kd-then-ssl", self_training, 1, True, True, "the teacher first, then labels and own sure answers", first="kd"))}
 
 def get_method(

@@ -80,7 +80,8 @@ def _step(config, stage, manifest, student, dim):
     recipe = replace(stage.recipe, epochs=1, warmup_steps=0, accumulate=1, precision="fp32")
     cost = {"cost": class_costs(head)} if "cost" in method.needs else {}
     streams = _streams(config, method, manifest, student.preprocess, dim, (2, 2))
-    trainer = Trainer(student, method, streams, recipe, stored(partial(teacher_logits, head=head, zeta=config.zeta)), **cost)
+    pool = torch.full((len(manifest), len(manifest.classes)), 1/len(manifest.classes)) if "pool" in method.needs else None
+    trainer = Trainer(student, method, streams, recipe, stored(partial(teacher_logits, head=head, zeta=config.zeta), pool=pool), **cost)
     trainer.train_step(streams[0])
     return trainer.sums["loss"].item()
 

@@ -16,8 +16,9 @@ import torch
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 import dho_nb
-from .configs import PLACES, Config, identity, listed, open_data, preset, without
+from .configs import LATER, PLACES, Config, identity, listed, open_data, preset, without
 from .diagnostics import plot_agreement
+from .heads import Judged
 from .evaluation import (HeadOutputs, agreement, answering, choose, collect, entropy_alpha, head_table, interpolate, load_outputs, per_class, plot_reliability,
                                plot_surface, predictions, save_outputs, scores, surface)
 from .guidance import Guidance
@@ -109,7 +110,7 @@ def differences(
     config:Config,  # The configuration now
 )->list:            # Strings; what no number depends on does not count
     "What a configuration has otherwise than the one written down, in words"
-    return [f"{k} was {old.get(k)!r}, now {v!r}" for k, v in asdict(config).items() if k not in PLACES and old.get(k) != v]
+    return [f"{k} was {old.get(k)!r}, now {v!r}" for k, v in asdict(config).items() if k not in PLACES and old.get(k, LATER.get(k)) != v]
 
 # %% ../nbs/10_runs.ipynb #89ccbf1e
 @patch(as_prop=True)
@@ -310,11 +311,29 @@ def _trainer_of(self:Run, stage)->Trainer:
     self.prepare()
     method, suffix, answer = stage.method, f"-{stage.name}" if stage.name else "", self.answer if stage.method.asks else None
     made = Trainer(
-        self.student, method, self.streams(method), stage.recipe, answer and self.guidance.teach(answer), self.device,
+        self.student, method, self.streams(method), stage.recipe, answer and self.guidance.teach(answer, self._pool(method)), self.device,
         self.folder/f"checkpoint{suffix}.safetensors", self.identity + suffix, self.workers, self._check if len(self.val_rows) else None,
         max(1, stage.recipe.epochs//20), self.team, **({"cost": class_costs(self.guidance.head)} if "cost" in method.needs else {}))
     made.load()
     return made
+
+# %% ../nbs/10_runs.ipynb #706ba61e
+@patch(as_prop=True)
+def judged(self:Run)->Judged:
+    "What the pool's structure says about the training images, from the embeddings that are there already"
+    if "_judged" not in vars(self):
+        self.prepare()
+        began, self._judged = time.time(), self.guidance.judged(rows(self.manifest, "train"), self.subset.rows)
+        self.made["pool"] = f"{self._judged.chosen} head, in {time.time() - began:.1f} s"
+    return self._judged
+
+@patch
+def _pool(self:Run, method):
+    "What the pool says [rows of the manifest, C], where a method wants it"
+    if "pool" not in method.needs: return None
+    said = torch.zeros(len(self.manifest), len(self.manifest.classes), device=self.device)
+    said[torch.from_numpy(rows(self.manifest, "train")).to(self.device)] = self.judged.logits.float().softmax(1)
+    return said
 
 # %% ../nbs/10_runs.ipynb #5601eb6d
 @patch
@@ -492,7 +511,7 @@ def _facts(self:Run, table)->dict:
         kd_accuracy=number("KD head", "accuracy"), entropy_accuracy=self._by_entropy(), agreement=self._agreed(), **self._zero_shot(),
         alpha=self.alpha, beta=self.beta, validation=c.validation, labelled=len(self.subset), unlabelled=len(self.trainer.streams.unlabelled),
         validated=len(self.val_rows), tested=len(rows(self.manifest, "test", True)), teacher=c.embeddings or c.teacher, teacher_head=c.teacher_head,
-        teacher_looked=self.guidance.looked, views=c.views, student=c.student,
+        **(dict(pool_head=self.judged.chosen) if "pool" in self.method.needs else {}), teacher_looked=self.guidance.looked, views=c.views, student=c.student,
         ce_weight=self.trainer.recipe.ce_weight, parameters=int(overhead(self.student.model)["total"]), seconds=round(self.seconds, 1),
         steps=sum(s.recipe.epochs for s in self.stages)*self.trainer.streams.epoch_steps, identity=self.identity, machine=self._machine())
 

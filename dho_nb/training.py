@@ -62,22 +62,27 @@ class Said(NamedTuple):
     "What the teacher says about a batch"
     logits:torch.Tensor      # [L+U, C]
     embeddings:torch.Tensor  # [L+U, D] of length 1
+    pool:torch.Tensor|None=None  # [U, C] probabilities from the pool's structure, where the method wants them
 
 def live(
     teacher:Teacher,      # A frozen teacher
     head:Callable,        # Embeddings [N, D] to logits [N, C]: `zero_shot(…)` or a `TipAdapter`
+    pool=None,            # [rows of the manifest, C] probabilities from the pool's structure
 )->Callable:              # Batch to `Said` on the teacher's device
     "A teacher that looks at a batch's images now"
-    def say(batch): return Said(head(seen := teacher.encode_images(batch.teacher)), seen)
+    def say(batch): return Said(head(seen := teacher.encode_images(batch.teacher)), seen, _from_pool(pool, batch))
     return say
 
 def stored(
     head:Callable,        # As for `live`
     device="cpu",         # Where
+    pool=None,            # As for `live`
 )->Callable:              # Batch to `Said`
     "A teacher that looked long ago: the batch carries its embeddings, the model is not needed"
-    def say(batch): return Said(head(seen := batch.teacher.to(device, non_blocking=True).float()), seen)
+    def say(batch): return Said(head(seen := batch.teacher.to(device, non_blocking=True).float()), seen, _from_pool(pool, batch))
     return say
+
+def _from_pool(pool, batch): return None if pool is None else pool[batch.rows[len(batch.labels):].to(pool.device)]
 
 # %% ../nbs/07_training.ipynb #4ceabf2f
 class Stopped(KeyboardInterrupt):
@@ -209,7 +214,8 @@ def losses(self:Trainer,
     "The objective's value on a batch; differentiable"
     r, said = self.recipe, self.teach(batch) if self.method.asks else Said(None, None)
     ce_logits, kd_logits, *features = self._outputs(self.preprocess.normalise(self.streams.see(batch, self.device)))
-    labels, more = batch.labels.to(self.device), dict(features=features[0], embeddings=said.embeddings) if features else {}
+    labels, told = batch.labels.to(self.device), dict(features=features[0] if features else None, embeddings=said.embeddings, pool=said.pool)
+    more = {name: told[name] for name in self.method.needs if name in told}
     parts = self.method.objective(ce_logits, kd_logits, said.logits, labels, r.ce_weight, r.kd_weight, r.tau, totals, **more, **self.constants)
     if self.conflict is not None: self.product += error_product(ce_logits, kd_logits, said.logits, labels, r.tau, totals[0]).detach()
     return parts
@@ -253,7 +259,7 @@ def _gradients(self:Trainer, pieces, totals):
 @patch
 def _one_by_one(self:Trainer, parts):
     "Gradients of the labels' part of the loss and of the rest"
-    labels = self.recipe.ce_weight*parts["ce"]
+    labels = self.recipe.ce_weight*(parts["ce"] + parts.get("ce_pool", 0))
     sides = self.scaler.scale(labels), self.scaler.scale(parts["loss"] - labels)
     return [torch.autograd.grad(side, self.learnt, retain_graph=k == 0, allow_unused=True) for k, side in enumerate(sides)]
 
