@@ -137,6 +137,9 @@ class Judged:
     temperature:float    # Its own
     logits:torch.Tensor  # [N, C] what it says about the pool, calibrated
 
+    @property
+    def sure(self)->float: return 0.9 if len(self.table) else 0.0  # from which probability on to learn from it: a threshold needs calibration
+
 def judge(
     pool:torch.Tensor,      # [N, D] embeddings of length 1
     text:torch.Tensor,      # [C, D] the zero-shot head

@@ -235,13 +235,13 @@ def error_product(
 def dho_plus(
     ce_logits, kd_logits, teacher, labels, ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None),  # As for `dho`
     pool=None,  # [U, C] probabilities, what the pool says about the unlabelled images
-    sure=0.9,   # Probability from which on the two together count as a label
+    sure=0.9,   # Probability from which on the two together count
 )->dict:  # loss, ce, ce_pool, kd_labelled, kd_unlabelled
-    "As `dho`, and what the pool and the CE head are sure of together as labels for the CE head"
+    "As `dho`, and what the pool and the CE head are sure of together as a target for the CE head"
     parts, logits = dho(ce_logits, kd_logits, teacher, labels, ce_weight, kd_weight, tau, totals), _full(ce_logits[len(labels):])
     together = (logits.detach().log_softmax(-1) + pool.clamp_min(1e-8).log()).softmax(-1)
-    confidence, answer = together.max(-1) if len(together) else (pool.new_zeros(0), labels[:0])
-    told = (F.cross_entropy(logits, answer, reduction="none")*(confidence >= sure)).sum()/max(totals[1] or len(logits), 1)
+    counts = (together >= sure).any(-1, keepdim=True)
+    told = -(counts*together*logits.log_softmax(-1)).sum()/max(totals[1] or len(logits), 1)
     return dict(parts, loss=parts["loss"] + ce_weight*told, ce_pool=told)
 
 # %% ../nbs/06_objectives.ipynb #7c4469fd

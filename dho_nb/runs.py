@@ -313,7 +313,7 @@ def _trainer_of(self:Run, stage)->Trainer:
     made = Trainer(
         self.student, method, self.streams(method), stage.recipe, answer and self.guidance.teach(answer, self._pool(method)), self.device,
         self.folder/f"checkpoint{suffix}.safetensors", self.identity + suffix, self.workers, self._check if len(self.val_rows) else None,
-        max(1, stage.recipe.epochs//20), self.team, **({"cost": class_costs(self.guidance.head)} if "cost" in method.needs else {}))
+        max(1, stage.recipe.epochs//20), self.team, **self._constants(method))
     made.load()
     return made
 
@@ -326,6 +326,12 @@ def judged(self:Run)->Judged:
         began, self._judged = time.time(), self.guidance.judged(rows(self.manifest, "train"), self.subset.rows)
         self.made["pool"] = f"{self._judged.chosen} head, in {time.time() - began:.1f} s"
     return self._judged
+
+@patch
+def _constants(self:Run, method)->dict:
+    "What an objective wants beside a batch"
+    wanted = dict(cost=lambda: dict(cost=class_costs(self.guidance.head)), pool=lambda: dict(sure=self.judged.sure))
+    return {k: v for name in method.needs if name in wanted for k, v in wanted[name]().items()}
 
 @patch
 def _pool(self:Run, method):
