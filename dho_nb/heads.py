@@ -44,17 +44,24 @@ class Mixture:
 def fit_mixture(
     embeddings:torch.Tensor,  # [N, D]
     shares:torch.Tensor,      # [N, C], how much of each image belongs to each class
+    parts=(slice(None),),     # Which images at a time
+    counts=None,              # [N, 1], how often each image counts; once if None
 )->Mixture:
     "Means and variance from the shares"
-    mass = shares.sum(0).clamp_min(1e-9)
-    means = (shares.T @ embeddings)/mass[:, None]
-    square = shares.sum(1) @ embeddings.square()
+    mass = sums = square = 0
+    for p in parts:
+        x, w = (v[p] if v.dtype == torch.float64 else v[p].float() for v in (embeddings, shares))
+        w = w if counts is None else counts[p]*w
+        mass, sums, square = mass + w.sum(0), sums + w.T @ x, square + w.sum(1) @ x.square()
+    mass = mass.clamp_min(1e-9)
+    means = sums/mass[:, None]
     return Mixture(means, ((square - mass @ means.square())/mass.sum()).clamp_min(1e-6))
 
 # %% ../nbs/03b_heads.ipynb #f95b09c0
 def mixture_head(
     embeddings:torch.Tensor,  # [N, D] of the pool, of length 1
-    prior:torch.Tensor,       # [N, C] the zero-shot logits
+    text:torch.Tensor,        # [C, D] the zero-shot head
+    zeta:float,               # Its temperature ζ
     labelled:torch.Tensor,    # [L] positions of the labelled images in the pool
     labels:torch.Tensor,      # [L] int64
     weight:float=30.0,        # Unlabelled images that a labelled one counts for
@@ -62,21 +69,45 @@ def mixture_head(
     near=None,                # From `neighbours`, if that was asked already
     rounds:int=10,            # Of means and shares
     smoothing:int=5,          # Of the shares, in every round
+    block:int=65536,          # Images at a time
 )->torch.Tensor:              # [N, C] logits of every image of the pool, as if it had no label
     "What the pool's clusters say (TransCLIP, with an exact neighbourhood and a shared diagonal covariance)"
-    close, where = near or neighbours(embeddings)
-    told, log_prior = F.one_hot(labels, prior.shape[1]).to(prior.dtype), trust*prior.log_softmax(1)
-    shares = prior.softmax(1).index_copy(0, labelled, told)
-    counts = torch.ones(len(prior), 1, device=prior.device, dtype=prior.dtype).index_fill(0, labelled, weight)
-    first = torch.zeros_like(shares).scatter(0, prior.topk(min(8, len(prior)), dim=0).indices, 1).index_copy(0, labelled, told)
+    mixing = _Mixing(embeddings, text, zeta, labelled, labels, weight, trust, near or neighbours(embeddings), block)
     for turn in range(rounds):
-        fitted = fit_mixture(embeddings, counts*shares if turn else first)
-        if not turn: fitted = Mixture(fitted.means, torch.full_like(fitted.variance, 1/embeddings.shape[1]))
-        fixed = fitted(embeddings) + log_prior
-        for _ in range(smoothing):
-            said = fixed + (close[..., None]*shares[where]).sum(1)
-            shares = said.softmax(1).index_copy(0, labelled, told)
+        fitted = mixing.fit() if turn else mixing.begin()
+        for step in range(smoothing): said = mixing.smooth(fitted, keep=turn == rounds - 1 and step == smoothing - 1)
     return said
+
+class _Mixing:
+    "Shares on their way"
+    def __init__(self, embeddings, text, zeta, labelled, labels, weight, trust, near, block):
+        self.x, self.trust, self.labelled, (self.close, self.where) = embeddings, trust, labelled, near
+        self.dtype = torch.float16 if len(embeddings)*len(text) > 2e8 else torch.float32
+        self.parts, self.told = torch.arange(len(embeddings), device=embeddings.device).split(block), F.one_hot(labels, len(text)).to(self.dtype)
+        self.counts = torch.ones(len(embeddings), 1, device=embeddings.device).index_fill(0, labelled, weight)
+        self.prior = lambda part: teacher_logits(embeddings[part], text, zeta)
+        self.shares = torch.cat([self.prior(p).softmax(1).to(self.dtype) for p in self.parts]).index_copy(0, labelled, self.told)
+
+    def begin(self, most=8):
+        "Means of the images that zero-shot takes first for each class, and of the labelled ones"
+        best = torch.cat([(top := self.prior(p).topk(min(most, len(p)), dim=0)).values for p in self.parts])
+        rows = torch.cat([p[self.prior(p).topk(min(most, len(p)), dim=0).indices] for p in self.parts])
+        rows = rows.gather(0, best.topk(min(most, len(best)), dim=0).indices)
+        first = torch.zeros_like(self.shares).scatter(0, rows, 1).index_copy(0, self.labelled, self.told)
+        means = fit_mixture(self.x, first, self.parts).means
+        return Mixture(means, torch.full_like(means[0], 1/means.shape[1]))
+
+    def fit(self): return fit_mixture(self.x, self.shares, self.parts, self.counts)
+
+    def smooth(self, fitted, keep):
+        "New shares from the clusters, the zero-shot answer and the neighbours' shares; the logits themselves if they are to be kept"
+        new = torch.empty_like(self.shares)
+        for p in self.parts:
+            said = fitted(self.x[p].float()) + self.trust*self.prior(p).log_softmax(1)
+            said = said + sum(self.close[p, k, None]*self.shares[self.where[p, k]] for k in range(self.close.shape[1]))
+            new[p] = (said - said.amax(1, keepdim=True) if keep else said.softmax(1)).to(self.dtype)
+        self.shares = new if keep else new.index_copy_(0, self.labelled, self.told)
+        return new if keep else None
 
 # %% ../nbs/03b_heads.ipynb #80bcb56e
 def linear_head(
@@ -100,13 +131,15 @@ def linear_head(
     return probe.detach()
 
 # %% ../nbs/03b_heads.ipynb #9ba1ce79
-def _zero_shot(pool, text, zeta, labelled, labels, near): return teacher_logits(pool, text, zeta)
+def _zero_shot(pool, text, zeta, labelled, labels, near, wanted): return teacher_logits(pool[wanted], text, zeta)
 
-def _linear(pool, text, zeta, labelled, labels, near): return pool @ linear_head(pool[labelled], labels, text, zeta).T
+def _linear(pool, text, zeta, labelled, labels, near, wanted): return pool[wanted].float() @ linear_head(pool[labelled].float(), labels, text, zeta).T
 
-def _tip_adapter(pool, text, zeta, labelled, labels, near): return tip_adapter_f(pool[labelled][None], labels, text, zeta)(pool)
+def _tip_adapter(pool, text, zeta, labelled, labels, near, wanted):
+    adapter = tip_adapter_f(pool[labelled][None].float(), labels, text, zeta)
+    return torch.cat([adapter(part.float()) for part in pool[wanted].split(8192)])
 
-def _mixture(pool, text, zeta, labelled, labels, near): return mixture_head(pool, teacher_logits(pool, text, zeta), labelled, labels, near=near)
+def _mixture(pool, text, zeta, labelled, labels, near, wanted): return mixture_head(pool, text, zeta, labelled, labels, near=near)[wanted]
 
 POOL_HEADS = {"zero-shot": _zero_shot, "linear": _linear, "tip-adapter-f": _tip_adapter, "mixture": _mixture}
 
@@ -152,7 +185,7 @@ def judge(
     "Choose a head by its likelihood on labelled images that were held out, and calibrate it"
     if name not in ("auto", *POOL_HEADS): raise unknown("pool head", name, ["auto", *POOL_HEADS])
     near, names = neighbours(pool), [name] if name != "auto" else list(POOL_HEADS)
-    whole = lambda n: POOL_HEADS[n](pool, text, zeta, labelled, labels, near)
+    whole = lambda n: POOL_HEADS[n](pool, text, zeta, labelled, labels, near, slice(None))
     if len(labels) == 0 or torch.bincount(labels, minlength=len(text)).min() < 2: return _unjudged(whole, "mixture" if name == "auto" else name)
     turn = torch.empty_like(labels)
     turn[labels.argsort(stable=True)] = torch.arange(len(labels), device=labels.device) % folds
@@ -173,7 +206,7 @@ def _held_out(head, pool, text, zeta, labelled, labels, near, turn):
     said = torch.empty(len(labels), len(text), device=pool.device)
     for k in turn.unique():
         out = turn == k
-        said[out] = head(pool, text, zeta, labelled[~out], labels[~out], near)[labelled[out]].float()
+        said[out] = head(pool, text, zeta, labelled[~out], labels[~out], near, labelled[out]).float()
     return said
 
 def _score(logits, labels):
