@@ -17,7 +17,7 @@ demo: $(STAMP)        ## the paper's comparison on embedded data, about two minu
 
 test: $(STAMP)        ## every notebook's cells, then pytest
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 docs: $(STAMP)        ## the documentation as a site, in _site/; nothing is executed
 	$(BIN)/python docs/build.py
