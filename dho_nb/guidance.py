@@ -158,7 +158,7 @@ def judged(self:Guidance,
     labelled,    # Those of them whose labels may be used
 )->Judged:       # About the rows of `train`
     "What the pool's own structure says about it, by the head that the configuration names"
-    seen = self.views_of(train).mean(0) if self.cycle else self.centred(train)
+    seen = sum(self.lookup(train, np.full(len(train), v)).float() for v in range(self.cycle)).to(self.device) if self.cycle else self.centred(train)
     truth = torch.from_numpy(self.manifest.table["label"].to_numpy(np.int64, copy=True)[labelled]).to(self.device)
     where = torch.from_numpy(np.searchsorted(train, labelled)).to(self.device)
     return judge(F.normalize(seen, dim=-1), self.head, self.config.zeta, where, truth, self.config.pool_head)

@@ -90,8 +90,8 @@ class _Mixing:
 
     def begin(self, most=8):
         "Means of the images that zero-shot takes first for each class, and of the labelled ones"
-        best = torch.cat([(top := self.prior(p).topk(min(most, len(p)), dim=0)).values for p in self.parts])
-        rows = torch.cat([p[self.prior(p).topk(min(most, len(p)), dim=0).indices] for p in self.parts])
+        tops = [self.prior(p).topk(min(most, len(p)), dim=0) for p in self.parts]
+        best, rows = torch.cat([t.values for t in tops]), torch.cat([p[t.indices] for p, t in zip(self.parts, tops)])
         rows = rows.gather(0, best.topk(min(most, len(best)), dim=0).indices)
         first = torch.zeros_like(self.shares).scatter(0, rows, 1).index_copy(0, self.labelled, self.told)
         means = fit_mixture(self.x, first, self.parts).means
@@ -151,7 +151,7 @@ def temperature(
     "The temperature at which the labels are likeliest, on a grid of 5 % steps from 1/20 to 200"
     grid = 1.05**torch.arange(-61, 109)
     losses = torch.stack([F.cross_entropy(logits/t, labels) for t in grid])
-    return grid[losses.argmin()].item()
+    return grid[losses.argmin().item()].item()
 
 def agreed_temperature(
     logits:torch.Tensor,  # [N, C]
@@ -160,7 +160,7 @@ def agreed_temperature(
     "The temperature at which the mean confidence is the share of images that both answer alike"
     alike, grid = (logits.argmax(1) == other.argmax(1)).float().mean(), 1.05**torch.arange(-61, 109)
     sure = torch.stack([(logits/t).softmax(1).amax(1).mean() for t in grid])
-    return grid[(sure - alike).abs().argmin()].item()
+    return grid[(sure - alike).abs().argmin().item()].item()
 
 @dataclass(frozen=True)
 class Judged:
