@@ -22,10 +22,11 @@ def serve():
     for name in (*PRELOAD, *sys.argv[1:]): import_module(name)
     gc.collect(); gc.freeze()
     signal.signal(signal.SIGCHLD, lambda *_: _reap(talk, children))
+    here = os.getpid()
     for line in sys.stdin:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         order, pid = json.loads(line), os.fork()
-        if not pid: return _notebook_process(order, talk)
+        if not pid: return _notebook_process(order, talk, here)
         children[pid] = order["id"]
         _say(talk, id=order["id"], pid=pid)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
@@ -40,31 +41,32 @@ def _reap(talk, children):
         _say(talk, id=children.pop(pid), returncode=os.waitstatus_to_exitcode(status))
 
 # %% ../nbs/10b_forks.ipynb #79812696
-def _notebook_process(order, talk):
+def _notebook_process(order, talk, parent):
     "In the fork: make ready, set a kernel aside, and run the module that was asked for"
     os.close(talk)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     nothing, log = os.open(os.devnull, os.O_RDONLY), os.open(order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     for old, new in ((nothing, 0), (log, 1), (log, 2)): os.dup2(old, new)
-    ours, theirs = os.pipe()
+    (ours, theirs), here = os.pipe(), os.getpid()
     pid = os.fork()
     os.close(theirs if pid == 0 else ours)
-    if not pid: return _kernel_process(ours)
+    if not pid: return _kernel_process(ours, here)
     Spare.kernel = Spare(pid, theirs)
-    _become("dho-papermill", order)
+    _become("dho-papermill", order, parent)
 
-def _kernel_process(pipe):
+def _kernel_process(pipe, parent):
     "In the second fork: wait for what papermill would have started, and be it"
     with os.fdopen(pipe) as told: order = told.read()
-    if order: _become("dho-kernel", json.loads(order))
+    if order: _become("dho-kernel", json.loads(order), parent)
     os._exit(0)
 
 # %% ../nbs/10b_forks.ipynb #95e5847a
-def _become(name, order):
+def _become(name, order, parent):
     "End with the parent, have a name for `ps`, and run a module as `python -m` does"
     c = ctypes.CDLL(None)
     c.prctl(1, signal.SIGKILL); c.prctl(15, name.encode())  # PR_SET_PDEATHSIG, PR_SET_NAME
+    if os.getppid() != parent: os._exit(1)                  # it was gone before it could be asked for
     os.setsid()
     os.chdir(order["cwd"])
     os.environ.clear(); os.environ.update(order["env"])
