@@ -173,7 +173,7 @@ def test_the_figure_of_the_conflict_can_be_moved(browser):
 def test_source_opens_and_dark_mode_is_dark(browser):
     chrome = browser("reference/diagnostics.html")
     chrome.execute_script("document.querySelector('details.hide summary').click()")
-    assert chrome.find_element("css selector", "details.hide[open] pre").is_displayed()
+    assert wait(chrome, "document.querySelector('details.hide[open] pre')?.offsetHeight > 0", 10)
     assert len(chrome.find_elements("css selector", "button.copybtn")) > 10
     light = chrome.execute_script("return getComputedStyle(document.body).backgroundColor")
     chrome.execute_script("document.body.dataset.theme = 'dark'")
