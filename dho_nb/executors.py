@@ -227,11 +227,11 @@ def _local(board, slots):
         board.show.line(f"GPU {slot.gpu} does not answer any more; {len(alive)} slot(s) left")
         if not alive: board.halt("no GPU answers any more: see to them, then the same command goes on from where it was")
     threads = [threading.Thread(target=work, args=(s,), daemon=True) for s in slots]
-    for t in threads: t.start()
-    while any(t.is_alive() for t in threads):
-        board.show.draw()
-        threads[0].join(.2) if threads[0].is_alive() else time.sleep(.2)
-    server.close()
+    with server:
+        for t in threads: t.start()
+        while any(t.is_alive() for t in threads):
+            board.show.draw()
+            threads[0].join(.2) if threads[0].is_alive() else time.sleep(.2)
     board.show.draw(final=True)
 
 def _server(tasks, threads):

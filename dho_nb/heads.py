@@ -144,23 +144,24 @@ def _mixture(pool, text, zeta, labelled, labels, near, wanted): return mixture_h
 POOL_HEADS = {"zero-shot": _zero_shot, "linear": _linear, "tip-adapter-f": _tip_adapter, "mixture": _mixture}
 
 # %% ../nbs/03b_heads.ipynb #914d722c
+_TEMPERATURES = 1.05**torch.arange(-61, 109)
+
 def temperature(
     logits:torch.Tensor,  # [N, C]
     labels:torch.Tensor,  # [N] int64
 )->float:
     "The temperature at which the labels are likeliest, on a grid of 5 % steps from 1/20 to 200"
-    grid = 1.05**torch.arange(-61, 109)
-    losses = torch.stack([F.cross_entropy(logits/t, labels) for t in grid])
-    return grid[losses.argmin().item()].item()
+    losses = torch.stack([F.cross_entropy(logits/t, labels) for t in _TEMPERATURES.tolist()])
+    return _TEMPERATURES[losses.argmin().item()].item()
 
 def agreed_temperature(
     logits:torch.Tensor,  # [N, C]
     other:torch.Tensor,   # [N, C], another view of the same images
 )->float:
     "The temperature at which the mean confidence is the share of images that both answer alike"
-    alike, grid = (logits.argmax(1) == other.argmax(1)).float().mean(), 1.05**torch.arange(-61, 109)
-    sure = torch.stack([(logits/t).softmax(1).amax(1).mean() for t in grid])
-    return grid[(sure - alike).abs().argmin().item()].item()
+    alike = (logits.argmax(1) == other.argmax(1)).float().mean()
+    sure = torch.stack([(logits/t).softmax(1).amax(1).mean() for t in _TEMPERATURES.tolist()])
+    return _TEMPERATURES[(sure - alike).abs().argmin().item()].item()
 
 @dataclass(frozen=True)
 class Judged:
