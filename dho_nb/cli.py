@@ -10,7 +10,7 @@ import argparse, dataclasses, json, logging, os, sys
 from pathlib import Path
 from safetensors import SafetensorError
 import dho_nb
-from .settings import DhoError, atomic_path, load_settings, needs, read_json, unknown
+from .settings import DhoError, atomic_path, load_settings, needs, pick_device, read_json, span, unknown
 
 # %% ../nbs/14_cli.ipynb #63965548
 GROUPS = {"data": "dataset root labels classes templates test skip_broken", "labels": "shots fraction labels_by seed include_labelled unlabelled",
@@ -80,7 +80,8 @@ def _distill(args):
     if args.processes > 1: return launch(config, args.out, args.processes)
     print(f"looking at {config.dataset}, teacher {config.embeddings or config.teacher}, student {config.student} …", flush=True)
     run = Run(config, args.out)
-    print(*(f"  {name:20} {value}" for name, value in run.overview().items()), sep="\n", flush=True)
+    told = run.overview() if run.done else {**run.overview(), "training time": _expected(config, run.manifest)}
+    print(*(f"  {name:20} {value}" for name, value in told.items()), sep="\n", flush=True)
     if args.notebook:
         run.lock.release(force=True)
         run_one(config, run.folder)
@@ -89,6 +90,14 @@ def _distill(args):
         run.train()
         run.finish()
     print(f"\n{_shown(run)}\n\nleft in {run.folder}:\n{_left(run.folder)}")
+
+def _expected(config, manifest):
+    "About how long it will train, and how to have it shorter where that is long"
+    from dho_nb.rehearsal import training_time
+    seconds = training_time(config, manifest, pick_device(load_settings().device))
+    fewer = max(1, round(1800*config.epochs/max(seconds, 1)))
+    shorter = f"; --epochs {fewer} instead of {config.epochs} would take {span(seconds*fewer/config.epochs)}" if seconds > 3600 and fewer < config.epochs else ""
+    return f"about {span(seconds)} on this machine{shorter}"
 
 def _run(args):
     "A preset by its name; with --dry only a rehearsal"
@@ -288,7 +297,7 @@ def _check(args):
     subset = labelled_subset(manifest, config.shots, config.fraction, config.seed, config.labels_by)
     where = str(root).replace(str(Path.home()), "~")
     print(f"{manifest.name}: {len(manifest)} images below {where}, {len(manifest.classes)} classes\n{summary(manifest).to_string()}")
-    print(f"labels for training ({subset.name}): {len(subset)}; images left out: {len(bad)}")
+    print(f"labels for training ({subset.name}): {len(subset)}; images left out: {len(bad)}\ntraining time: {_expected(config, manifest)}")
 
 def _demo(args):
     "The shipped grid as a sweep, and its table and pictures as reports make them"

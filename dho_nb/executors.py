@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from .forks import ForkServer, fresh
 from .grids import Grid, make_grid
 from .settings import DhoError, in_notebook, load_settings, needs, progress_mode, reason, unknown, write_json
-from .sweeps import NOTEBOOKS, Busy, Ended, Sweep, disk_is_full, is_url, mistaken, run_one, span, state_of, stores_of, supervised
+from .sweeps import NOTEBOOKS, Busy, Ended, Sweep, disk_is_full, is_url, mistaken, run_one, state_of, stores_of, supervised
 
 # %% ../nbs/11b_executors.ipynb #54b5f291
 def attempt(

@@ -244,7 +244,7 @@ def overview(self:Run)->pd.Series:
         "method": self.method.about, "classes": len(self.manifest.classes),
         "labelled images": f"{len(self.subset)} ({self.subset.name})", "unlabelled images": len(s.unlabelled),
         "validation images": len(self.val_rows), "test images": len(rows(self.manifest, "test", True)),
-        "teacher": self._ways(),
+        "teacher": self._ways(), "student": f"{self.config.student}, {Path(self.config.student_weights).name or 'random'} weights",
         "student parameters": int(size["total"]), "second head adds": f"{size['overhead_percent']} %",
         "steps": sum(stage.recipe.epochs for stage in self.stages)*s.epoch_steps,
         "device": str(self.device) + (f", {team.world} processes" if team.world > 1 else "")}, name=self.name)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'DhoError', 'unknown', 'reason', 'needs', 'Settings', 'load_settings', 'shipped', 'pick_device',
            'pick_workers', 'pick_precision', 'autocast', 'mix64', 'uniform', 'key64', 'derive_seed', 'atomic_path',
-           'write_json', 'read_json', 'digest', 'in_notebook', 'progress_mode', 'Lines', 'track']
+           'write_json', 'read_json', 'digest', 'in_notebook', 'progress_mode', 'span', 'Lines', 'track']
 
 # %% ../nbs/00_settings.ipynb #9e916a74
 import configparser, difflib, hashlib, importlib.util, json, os, sys, textwrap, time, uuid
@@ -252,19 +252,27 @@ def progress_mode(
     return "bar" if in_notebook() or (sys.stdout is not None and sys.stdout.isatty()) else "lines"
 
 # %% ../nbs/00_settings.ipynb #a59b30c8
+def span(
+    seconds:float,  # How long
+)->str:
+    "A length of time for people"
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds/60:.0f} min" if seconds < 5400 else f"{seconds/3600:.1f} h"
+
+# %% ../nbs/00_settings.ipynb #f9fefcab
 class Lines:
     "A plain line at most every `every` seconds, where a bar would be noise"
     def __init__(self,
         total:int,          # Steps to come
         label:str,          # What is being done
         every:float=10.0,   # Seconds between lines
-    ): self.total, self.label, self.every, self.began, self.last = total, label, every, time.time(), time.time()
+    ): self.total, self.label, self.every, self.before, self.began, self.last = total, label, every, None, time.time(), time.time()
 
     def __call__(self, done:int, note:str=""):
         now = time.time()
+        if self.before is None: self.before = done - 1  # where it goes on from
         if now - self.last < self.every: return
-        self.last, left = now, (now - self.began)/max(done, 1)*(self.total - done)
-        print(f"{self.label} {done}/{self.total}{note and ', '+note}, about {left:.0f} s left", flush=True)
+        self.last, left = now, (now - self.began)/(done - self.before)*(self.total - done)
+        print(f"{self.label} {done}/{self.total}{note and ', '+note}, about {span(left)} left", flush=True)
 
 # %% ../nbs/00_settings.ipynb #571118dc
 def track(

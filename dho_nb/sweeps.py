@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BEAT', 'CARRY', 'NOTEBOOKS', 'OVERHEAD', 'Task', 'tasks_of', 'state_of', 'mistaken', 'is_url', 'pull', 'push',
            'mirrored', 'Busy', 'Failed', 'Ended', 'run_one', 'supervised', 'disk_is_full', 'reason_of', 'Sweep',
-           'on_disk', 'open_sweep', 'stores_of', 'span']
+           'on_disk', 'open_sweep', 'stores_of']
 
 # %% ../nbs/11_sweeps.ipynb #5e90c339
 import os, re, shutil, signal, socket, subprocess, sys, threading, time
@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from .grids import Cell, Grid, make_grid, read_grid
 from .forks import fresh
 from .manifests import manifest_files
-from .settings import DhoError, atomic_path, digest, load_settings, needs, read_json, shipped, write_json
+from .settings import DhoError, atomic_path, digest, load_settings, needs, read_json, shipped, span, write_json
 
 # %% ../nbs/11_sweeps.ipynb #04e98afd
 @dataclass(frozen=True)
@@ -457,13 +457,7 @@ def outlook(self:Sweep,
     if todo: found["disk"] = f"about {bytes_text(size)} for the runs, {bytes_text(shutil.disk_usage(_there(self.folder)).free)} are free"
     return pd.Series({**found, **{f"store {i}": line for i, line in enumerate(stores, 1)}}, name=self.grid.name)
 
-def span(
-    seconds:float,  # How long
-)->str:
-    "A length of time for people"
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds/60:.0f} min" if seconds < 5400 else f"{seconds/3600:.1f} h"
-
-# %% ../nbs/11_sweeps.ipynb #b00caf86
+# %% ../nbs/11_sweeps.ipynb #3246d260
 OVERHEAD = 4.0  # Seconds of a run that are neither training nor scoring: papermill, kernel, imports, pictures
 
 @patch
@@ -481,7 +475,7 @@ def _estimate(self:Sweep, todo, took):
     for t in todo:
         rate, weights = _memo(tried, kind(t), lambda: try_student(t.config, load(t)["classes"], pick_device(load_settings().device)))
         rate = pd.Series(rates.get(digest(kind(t)), [rate])).median()
-        seconds += rate*(load(t)["seen"] + load(t)["scored"]/3)
+        seconds += rate*load(t)["work"]
         size += 4*weights*self.grid.keep_models + 8*load(t)["scored"]*load(t)["classes"] + 1e6
     return seconds, size
 

@@ -35,6 +35,13 @@ def test_mistakes_are_named(dho, tree, tmp_path, argv, says):
     fails(dho, tmp_path, "--images", tree, *SMALL, *argv, says=says)
 
 
+def test_a_training_that_will_take_hours_says_so_before_it_begins(dho, tree):
+    code, out, err = dho("check", "--images", tree, *SMALL)
+    assert code == 0 and "training time: about" in out and "would take" not in out, err
+    code, out, err = dho("check", "--images", tree, *SMALL, "--epochs", "100000000")
+    assert code == 0 and " h on this machine; --epochs " in out and "instead of 100000000 would take" in out, err
+
+
 def test_wrong_types_are_named(dho, tree):
     code, _, err = dho("distill", "--images", tree, "--epochs", "many")
     assert code == 2 and "--epochs" in err and "invalid int value" in err
