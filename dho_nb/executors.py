@@ -17,7 +17,7 @@ import pandas as pd
 from fastcore.basics import patch
 from .forks import ForkServer, fresh
 from .grids import Grid, make_grid
-from .settings import DhoError, in_notebook, load_settings, needs, progress_mode, reason, unknown, write_json
+from .settings import DhoError, Redrawn, in_notebook, load_settings, needs, progress_mode, reason, span, unknown, write_json
 from .sweeps import NOTEBOOKS, Busy, Ended, Sweep, disk_is_full, is_url, mistaken, run_one, state_of, stores_of, supervised
 
 # %% ../nbs/11b_executors.ipynb #54b5f291
@@ -138,7 +138,7 @@ def left(self:Board)->str:
 class Show:
     "Where a sweep says how it goes"
     def __init__(self, board, mode="auto"):
-        self.board, self.mode, self.drawn, self.last, self.handle = board, progress_mode(mode), 0, 0, None
+        self.board, self.mode, self.drawn, self.last, self.shown = board, progress_mode(mode), 0, 0, Redrawn()
 
     def line(self, text):
         "Something changed"
@@ -150,7 +150,9 @@ class Show:
         "The table, in its place"
         if self.mode != "bar" or time.time() - self.last < 1 and not final: return
         self.last, text = time.time(), table_text(self.board)
-        if in_notebook(): self._display(text)
+        if in_notebook():
+            from IPython.display import HTML
+            self.shown(HTML(f"<pre>{text}</pre>"))
         else:
             self._clear()
             if not final: print(text, flush=True); self.drawn = text.count("\n") + 1
@@ -158,12 +160,6 @@ class Show:
     def _clear(self):
         if self.drawn: print(f"\x1b[{self.drawn}A\x1b[J", end="")
         self.drawn = 0
-
-    def _display(self, text):
-        from IPython.display import HTML, display
-        shown = HTML(f"<pre>{text}</pre>")
-        if self.handle: self.handle.update(shown)
-        else: self.handle = display(shown, display_id=True)
 
 def table_text(
     board:Board,  # Of a sweep

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'DhoError', 'unknown', 'reason', 'needs', 'Settings', 'load_settings', 'shipped', 'pick_device',
            'pick_workers', 'pick_precision', 'autocast', 'mix64', 'uniform', 'key64', 'derive_seed', 'atomic_path',
-           'write_json', 'read_json', 'digest', 'in_notebook', 'progress_mode', 'span', 'Lines', 'track']
+           'write_json', 'read_json', 'digest', 'in_notebook', 'progress_mode', 'span', 'Lines', 'track', 'Redrawn']
 
 # %% ../nbs/00_settings.ipynb #9e916a74
 import configparser, difflib, hashlib, importlib.util, json, os, sys, textwrap, time, uuid
@@ -292,3 +292,23 @@ def _tracked(items, lines):
     for done, item in enumerate(items, 1):
         yield item
         lines(done)
+
+# %% ../nbs/00_settings.ipynb #17703b76
+class Redrawn:
+    "Shows each figure in the place of the one before; outside a notebook that runs, the last one at the end of a `with` block"
+    def __init__(self): self.handle = self.last = None
+
+    def __call__(self,
+        figure,  # Anything that a notebook can show
+    ):
+        from IPython.display import display
+        self.last = figure
+        if not in_notebook(): return
+        if self.handle: self.handle.update(figure)
+        else: self.handle = display(figure, display_id=True)
+
+    def __enter__(self): return self
+
+    def __exit__(self, *problem):
+        from IPython.display import display
+        if self.last is not None and not self.handle: display(self.last)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from .objectives import Method, added, cosine, error_product, pcgrad
 from .processes import Team, common_batch_norm, current_team, shared_model
-from .settings import DhoError, Lines, atomic_path, autocast, derive_seed, in_notebook, pick_precision, progress_mode
+from .settings import DhoError, Lines, Redrawn, atomic_path, autocast, derive_seed, in_notebook, pick_precision, progress_mode
 from .students import Student
 from .teachers import Teacher
 from .views import Batch, Streams, loader, part_of
@@ -115,7 +115,7 @@ class Watch:
     ):
         self.steps, self.per_epoch, self.mode, self.drawn = steps, per_epoch, progress_mode(mode), time.time()
         self.lines = Lines(steps, "step") if self.mode == "lines" else None
-        self.bar = self.master = self.curves = None
+        self.bar, self.master, self.curves = None, None, Redrawn()
         if self.mode == "bar": self._bars()
 
     def _bars(self):
@@ -143,10 +143,8 @@ def __call__(self:Watch,
 @patch
 def _draw(self:Watch, history):
     "The curves so far, in their place"
-    from IPython.display import display
-    figure, self.drawn = plot_history(history), time.time()
-    if self.curves: self.curves.update(figure)
-    else: self.curves = display(figure, display_id=True)
+    self.curves(plot_history(history))
+    self.drawn = time.time()
 
 # %% ../nbs/07_training.ipynb #bd4b4b49
 def enough(
