@@ -7,7 +7,7 @@ __all__ = ['EXECUTORS', 'attempt', 'gpu_answers', 'Board', 'Show', 'table_text',
            'fill_stores', 'run_sweep', 'slurm_script']
 
 # %% ../nbs/11b_executors.ipynb #e6b338d9
-import os, re, shlex, shutil, subprocess, sys, threading, time
+import os, re, shlex, subprocess, sys, threading, time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 from fastcore.basics import patch
 from .forks import ForkServer, fresh
-from .grids import Grid, make_grid
+from .grids import Grid
 from .settings import DhoError, Redrawn, in_notebook, load_settings, needs, progress_mode, reason, span, unknown, write_json
 from .sweeps import NOTEBOOKS, Busy, Ended, Sweep, disk_is_full, is_url, mistaken, run_one, state_of, stores_of, supervised
 

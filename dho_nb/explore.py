@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from .evaluation import ALPHAS, BETAS, HeadOutputs, surface
-from .settings import DhoError, needs
+from .settings import DhoError, in_notebook, needs
 
 # %% ../nbs/08b_explore.ipynb #7963e5e7
 def label_changes(

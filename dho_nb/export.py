@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 import dho_nb
 from .configs import Config, make_config, open_data
-from .deploy import Fused, Predictor, class_columns, list_images, load_model, look, model_file, onnx_session, torch_answer, weights_of
+from .deploy import Fused, class_columns, list_images, load_model, look, model_file, onnx_session, torch_answer, weights_of
 from .evaluation import HeadOutputs, answering, head_table, interpolate, load_outputs
 from .manifests import rows
 from .objectives import METHODS

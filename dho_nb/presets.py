@@ -6,7 +6,7 @@
 __all__ = ['FEWSHOT', 'IMAGENET', 'LOWSHOT', 'LINEAR', 'STUDENTS', 'TEACHERS', 'ALL', 'PRESETS', 'Preset', 'named', 'changed']
 
 # %% ../nbs/09b_presets.ipynb #0c53efa8
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from .settings import unknown
 
 # %% ../nbs/09b_presets.ipynb #14c27ede

@@ -12,7 +12,7 @@ __all__ = ['BASIC', 'COLOURS', 'load', 'expected', 'axes_of', 'label_axis', 'pai
 import base64, io, os, re, warnings
 from contextlib import contextmanager
 from html import escape
-from itertools import cycle, groupby, product
+from itertools import cycle, groupby
 from pathlib import Path
 import numpy as np
 import pandas as pd

@@ -6,8 +6,7 @@
 __all__ = ['Run', 'differences', 'new_student', 'Stage', 'stages_of', 'distill', 'launch']
 
 # %% ../nbs/10_runs.ipynb #b47ac5b5
-import dataclasses, math, os, platform, shutil, signal, subprocess, sys, tempfile, time
-from concurrent.futures import ThreadPoolExecutor
+import dataclasses, math, os, platform, signal, subprocess, sys, tempfile, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 import dho_nb
-from .configs import LATER, PLACES, Config, identity, listed, open_data, preset, without
+from .configs import LATER, PLACES, Config, identity, listed, open_data, without
 from .diagnostics import plot_agreement
 from .heads import Judged
 from .evaluation import (HeadOutputs, agreement, answering, choose, collect, entropy_alpha, head_table, interpolate, load_outputs, per_class, plot_reliability,
@@ -24,9 +23,9 @@ from .evaluation import (HeadOutputs, agreement, answering, choose, collect, ent
 from .guidance import Guidance
 from .manifests import fingerprint, labelled_subset, manifest_hash, rows
 from .maps import ImageMap, map_side
-from .objectives import METHODS, Method, class_costs, get_method
+from .objectives import Method, class_costs, get_method
 from .processes import current_team, end_with_parent
-from .settings import (DhoError, atomic_path, load_settings, pick_device, pick_precision, pick_workers, read_json, reason, shipped,
+from .settings import (DhoError, atomic_path, load_settings, pick_device, pick_precision, pick_workers, read_json, reason,
                              write_json)
 from .students import build_student, language_init, load_student, overhead, own_texts, save_student
 from .training import CONFLICT, Recipe, Stopped, Trainer, enough, plot_history, stop_requests

@@ -8,7 +8,7 @@ __all__ = ['BEAT', 'CARRY', 'NOTEBOOKS', 'OVERHEAD', 'Task', 'tasks_of', 'state_
            'on_disk', 'open_sweep', 'stores_of']
 
 # %% ../nbs/11_sweeps.ipynb #5e90c339
-import os, re, shutil, signal, socket, subprocess, sys, threading, time
+import os, re, shutil, signal, socket, subprocess, threading, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import dho_nb
 import pandas as pd
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
-from .grids import Cell, Grid, make_grid, read_grid
+from .grids import Cell, Grid, read_grid
 from .forks import fresh
 from .manifests import manifest_files
 from .settings import DhoError, atomic_path, digest, load_settings, needs, read_json, shipped, span, write_json

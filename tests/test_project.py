@@ -36,6 +36,11 @@ def test_export_and_clean_change_nothing(tmp_path):
     assert [str(p) for p in sorted(kept.keys() | after.keys()) if kept.get(p) != after.get(p)] == []
 
 
+def test_every_name_is_imported_and_every_import_is_used():
+    found = subprocess.run([sys.executable, "-m", "pyflakes", ROOT/"dho_nb"], capture_output=True, text=True)
+    assert (found.stdout, found.stderr) == ("", "")
+
+
 @pytest.mark.parametrize("notebook", EXPERIMENTS, ids=lambda p: p.stem)
 def test_an_experiment_has_one_parameters_cell(notebook):
     tagged = [c for c in code(notebook) if "parameters" in c["metadata"].get("tags", [])]
