@@ -432,6 +432,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'dho_nb.heads._Mixing.begin': ('heads.html#_mixing.begin', 'dho_nb/heads.py'),
                               'dho_nb.heads._Mixing.fit': ('heads.html#_mixing.fit', 'dho_nb/heads.py'),
                               'dho_nb.heads._Mixing.smooth': ('heads.html#_mixing.smooth', 'dho_nb/heads.py'),
+                              'dho_nb.heads._all_pairs': ('heads.html#_all_pairs', 'dho_nb/heads.py'),
+                              'dho_nb.heads._cells': ('heads.html#_cells', 'dho_nb/heads.py'),
                               'dho_nb.heads._held_out': ('heads.html#_held_out', 'dho_nb/heads.py'),
                               'dho_nb.heads._linear': ('heads.html#_linear', 'dho_nb/heads.py'),
                               'dho_nb.heads._mixture': ('heads.html#_mixture', 'dho_nb/heads.py'),
