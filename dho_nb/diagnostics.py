@@ -78,7 +78,8 @@ def plot_conflict(
             at, near = h["epoch"] if "epoch" in h else h.index, h[column].rolling(max(1, len(h)//15), min_periods=1, center=True)
             axis.plot(at, h[column], color=f"C{k}", alpha=.25, lw=.8)
             axis.plot(at, near.mean(), color=f"C{k}", label=name)
-        axis.set(title=column, xlabel="epoch" if "epoch" in h else "step"); axis.legend(fontsize=8)
+        axis.set(title=column, xlabel="epoch" if "epoch" in h else "step")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.suptitle(title)
     plt.close(figure)
     return figure

@@ -317,6 +317,7 @@ def plot_surface(
 ):                        # A matplotlib figure
     "The surface as a picture"
     from matplotlib import pyplot as plt
+    from matplotlib.patheffects import withStroke
     figure, axis = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
     values = found.accuracy.T.to_numpy()
     figure.colorbar(axis.imshow(values, aspect="auto", origin="lower", cmap="viridis"), label="accuracy")
@@ -326,8 +327,10 @@ def plot_surface(
              xticks=range(0, len(alphas), each), xticklabels=alphas[::each], yticks=range(len(betas)), yticklabels=betas)
     if mark is not None:
         at = np.abs(np.array(alphas) - mark[0]).argmin(), np.abs(np.log(np.array(betas)/mark[1])).argmin()
-        axis.plot(*at, marker="o", ms=11, mfc="none", mec="white", mew=2)
-        axis.annotate(f"α={mark[0]:g}, β={mark[1]:g}", at, xytext=(8, 8 if at[1] < len(betas) - 1 else -14), textcoords="offset points", color="white", fontsize=8)
+        (side, align), up = (-8, "right") if at[0] > len(alphas)/2 else (8, "left"), 9 if at[1] < len(betas) - 1 else -16
+        dark = [withStroke(linewidth=3, foreground="black")]
+        axis.plot(*at, marker="o", ms=11, mfc="none", mec="white", mew=2, path_effects=dark)
+        axis.annotate(f"α={mark[0]:g}, β={mark[1]:g}", at, xytext=(side, up), ha=align, textcoords="offset points", color="white", fontsize=8, path_effects=dark)
     plt.close(figure)
     return figure
 

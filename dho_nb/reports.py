@@ -620,7 +620,7 @@ def _note(cells, against, share):
                         "bold: ahead, italic: cannot be told apart.")
     said = [f"{'In %: mean' if share else 'Mean'} ± standard deviation over {seeds} seeds" if seeds > 1 else f"{'In %, o' if share else 'O'}ne seed"]
     if "bold" in marks: said.append("bold: ahead of every other row by a paired bootstrap over seeds and test images (95 %)")
-    if "italic" in marks: said.append("italic: the best, and what that bootstrap cannot tell from it")
+    if "italic" in marks: said.append("italic: the best, and what a paired bootstrap over seeds and test images (95 %) cannot tell from it")
     if any(c["runs"] < c["wanted"] for c in cells.values()): said.append("in brackets: runs there of runs wanted; –: none yet")
     return "; ".join(said) + "."
 
@@ -885,7 +885,7 @@ def plot_conflicts(
     cycler = plt.cycler(color=[l["color"] for l in shown.values()] if len(shown) == len(histories) else COLOURS)
     with style(), plt.rc_context({"axes.prop_cycle": cycler}):
         figure = plot_conflict(histories, title)
-        for line in [l for a in figure.axes for l in (*a.lines, *a.get_legend().get_lines())]: line.set_color(to_hex(line.get_color()))
+        for line in [l for a in (*figure.axes, *figure.legends) for l in a.get_lines()]: line.set_color(to_hex(line.get_color()))
     return figure
 
 def plot_surfaces(
