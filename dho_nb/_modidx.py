@@ -435,6 +435,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'dho_nb.heads._all_pairs': ('heads.html#_all_pairs', 'dho_nb/heads.py'),
                               'dho_nb.heads._cells': ('heads.html#_cells', 'dho_nb/heads.py'),
                               'dho_nb.heads._held_out': ('heads.html#_held_out', 'dho_nb/heads.py'),
+                              'dho_nb.heads._likeliest': ('heads.html#_likeliest', 'dho_nb/heads.py'),
                               'dho_nb.heads._linear': ('heads.html#_linear', 'dho_nb/heads.py'),
                               'dho_nb.heads._mixture': ('heads.html#_mixture', 'dho_nb/heads.py'),
                               'dho_nb.heads._score': ('heads.html#_score', 'dho_nb/heads.py'),

@@ -214,8 +214,14 @@ def judge(
     turn[labels.argsort(stable=True)] = torch.arange(len(labels), device=labels.device) % folds
     found = {n: _held_out(POOL_HEADS[n], pool, text, zeta, labelled, labels, near, turn) for n in names}
     table = pd.DataFrame({n: _score(logits, labels) for n, logits in found.items()}).T
-    best = table["nll"].idxmin()
+    best = _likeliest(table, {n: F.cross_entropy(logits/table.loc[n, "temperature"], labels, reduction="none") for n, logits in found.items()})
     return Judged(table, best, table.loc[best, "temperature"], whole(best)/table.loc[best, "temperature"])
+
+def _likeliest(table, losses):
+    "The likeliest head that learns; zero-shot where it is likelier still by more than a standard error"
+    best = table["nll"].drop("zero-shot", errors="ignore").idxmin() if len(table) > 1 else table.index[0]
+    lag = losses[best] - losses.get("zero-shot", losses[best])
+    return "zero-shot" if lag.mean() > lag.std()/len(lag)**.5 else best
 
 # %% ../nbs/03b_heads.ipynb #adaedbd0
 def _unjudged(whole, name):
