@@ -138,7 +138,8 @@ def _record(args, sweep):
 def _slurm(args, sweep, script):
     "Write the job array out"
     sweep.begin()
-    with atomic_path(args.slurm) as temporary: temporary.write_text(script(args.grid, sweep), encoding="utf-8")
+    said = script(args.grid if Path(args.grid).expanduser().is_file() else sweep.folder, sweep, cpus=args.cpus)
+    with atomic_path(args.slurm) as temporary: temporary.write_text(said, encoding="utf-8")
     print(f"{args.slurm} is a job array for what is missing: read it, then sbatch {args.slurm}")
 
 def _standing(states):
@@ -202,7 +203,7 @@ def _evaluate(args):
     from dho_nb.deploy import Evaluation
     from dho_nb.evaluation import shift_table
     if args.root and len(args.dataset) > 1: raise DhoError("--root is for one dataset: of several, have each below data in settings.ini")
-    made = {name: Evaluation(args.model, make_config(dict(dataset=name, root=args.root)), args.split, args.alpha, args.beta) for name in args.dataset}
+    made = {name: Evaluation(args.model, make_config(dict(dataset=name, root=args.root, skip_broken=args.skip_broken)), args.split, args.alpha, args.beta) for name in args.dataset}
     for name, found in made.items(): print(f"{name}: {len(found.rows)} images\n{found.table.round(4).to_string()}\n", flush=True)
     one = next(iter(made.values()))
     if len(made) > 1:
@@ -246,12 +247,20 @@ def _export(args):
     from dho_nb.configs import make_config
     from dho_nb.export import export, export_folder
     kinds, given = args.kinds or ["onnx"], dict(images=args.images, calibrate=args.calibrate, opset=args.opset, check=args.check, licence=args.licence, estimate=args.estimate)
-    config = make_config(dict(dataset=args.dataset, root=args.root)) if args.dataset else None
+    config = make_config(dict(dataset=args.dataset, root=args.root)) if args.dataset else _moved(args.model, args.root) if args.root else None
     for kind in kinds:
         made = export(args.model, args.out, kind, config=config, int8=args.int8 and ("onnx" not in kinds or kind == "onnx"), **given)
         print(f"{made.T.to_string()}\n", flush=True)
     folder = export_folder(args.model, args.out)
     print(f"left in {folder}:\n{_left(folder, EXPORTED)}")
+
+def _moved(model, root):
+    "The configuration of a run whose pictures have moved"
+    from dho_nb.configs import make_config
+    note = Path(model).expanduser()/"run.json"
+    if not note.exists(): raise DhoError(f"--root says where the pictures of a run's dataset are now, and {model} is no run's folder: name a dataset as well (--dataset)")
+    config = read_json(note)["config"]
+    return make_config({**config, "dataset" if config["labels"] else "root": root})
 
 def _push(args):
     "An export on the Hub"
@@ -268,7 +277,7 @@ def _shown(run):
 
 def _agreement(run):
     run.evaluate()
-    return (run.outputs.ce.argmax(-1) == run.outputs.kd.argmax(-1)).double().mean().item()
+    return (run.outputs.ce.argmax(-1) == run.outputs.kd.argmax(-1)).double().mean().item() if len(run.outputs) else float("nan")
 
 # %% ../nbs/14_cli.ipynb #e236f9e8
 WHAT = {"model.safetensors": "the student, with everything needed to use it",
@@ -290,11 +299,11 @@ def _left(folder, names=WHAT):
 
 # %% ../nbs/14_cli.ipynb #6af5bd0b
 def _check(args):
-    from dho_nb.manifests import labelled_subset, summary
-    from dho_nb.configs import open_data
+    from dho_nb.manifests import summary
+    from dho_nb.configs import known_labels, open_data
     config = chosen(args)
     manifest, root, bad, _ = open_data(config)
-    subset = labelled_subset(manifest, config.shots, config.fraction, config.seed, config.labels_by)
+    subset = known_labels(config, manifest)
     where = str(root).replace(str(Path.home()), "~")
     print(f"{manifest.name}: {len(manifest)} images below {where}, {len(manifest.classes)} classes\n{summary(manifest).to_string()}")
     print(f"labels for training ({subset.name}): {len(subset)}; images left out: {len(bad)}\ntraining time: {_expected(config, manifest)}")
@@ -366,7 +375,8 @@ def _show(args):
 def _import(args):
     from dho_nb.configs import open_data
     from dho_nb.embeddings import import_embeddings
-    config = dataclasses.replace(chosen(args), embeddings=args.file)
+    args.embeddings = args.file
+    config = chosen(args)
     manifest, root, _, keys = open_data(config)
     lookup = import_embeddings(manifest, root, args.file, config.texts, keys, args.out)
     said, gone = _zero_shot_line(lookup), lookup.unmatched
@@ -622,6 +632,7 @@ def make_parser(
                              ("split", str, "train, val or test [test]"), ("alpha", float, "weight of the CE head [the model's own]"),
                              ("beta", float, "temperature of the KD head [the model's own]")):
         evaluate.add_argument(f"--{name}", type=kind, default={"root": "", "split": "test"}.get(name), help=said)
+    evaluate.add_argument("--skip-broken", action="store_true", help="leave out images that are missing or cannot be decoded")
     _use_verbs(verb)
     verb("check", _check, "Look at images and labels as distill would, without training.", True)
     demo = verb("demo", _demo, "The paper's comparison on embedded data, in a few minutes on two CPU cores.")
@@ -750,7 +761,9 @@ def main(
     except KeyboardInterrupt as e: return _said(e if str(e) else "stopped; the same command goes on from where it was", 130)
     except DhoError as e: return _said(e, 2)
     except BrokenPipeError: return os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) and 0
-    except (OSError, SafetensorError) as e: return _said(f"{e}; what is finished is kept, the same command goes on from there", 2)
+    except (OSError, SafetensorError) as e: return _said(f"{e}{_GOES_ON if {*_KEEPS} & {*(argv or sys.argv[1:])[:1]} else ''}", 2)
+
+_GOES_ON, _KEEPS = "; what is finished is kept, the same command goes on from there", ("distill", "run", "sweep", "estimate", "demo", "store", "data")
 
 def _said(message, code):
     "Say why it ended"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VALIDATION', 'TEACHER_HEADS', 'PLACES', 'LATER', 'Config', 'make_config', 'preset', 'config_from', 'plain_parameters',
-           'open_data', 'without', 'listed', 'identity', 'weights_file_hash']
+           'open_data', 'known_labels', 'without', 'listed', 'identity', 'weights_file_hash']
 
 # %% ../nbs/10_configs.ipynb #883ca461
 import dataclasses, json, math, os
@@ -14,11 +14,11 @@ import pandas as pd
 import dho_nb
 from .embeddings import Store, own_identity, read_embeddings
 from .heads import POOL_HEADS
-from .manifests import (LISTS, Manifest, content_keys, data_root, fingerprint, from_labels, manifest_hash, manifest_names, missing_images,
+from .manifests import (LISTS, LabelSubset, Manifest, content_keys, data_root, fingerprint, from_labels, labelled_subset, manifest_hash, manifest_names, missing_images,
                               open_manifest, split_off)
 from .objectives import get_method
 from .presets import named
-from .settings import PRECISIONS, DhoError, atomic_path, digest, load_settings, unknown
+from .settings import PRECISIONS, DhoError, atomic_path, digest, load_settings, reason, unknown
 from .students import HEADS
 from .teachers import files_hash, teacher_identity
 from .views import broken_images
@@ -175,14 +175,17 @@ def open_data(
     config:Config,    # Which dataset
 )->tuple:             # The manifest, its data root, what had to be left out, and content keys [N] (None for a known dataset)
     "The images of a run, looked at before anything is computed"
-    own, known = Path(config.dataset).expanduser(), config.dataset in manifest_names() and not config.root
+    own, by_name = Path(config.dataset).expanduser(), config.dataset in manifest_names() and not config.labels
+    known = by_name and not config.root
     if config.labels and not own.is_dir():
         raise DhoError(f"labels={config.labels!r} needs dataset to be a folder of images, and {config.dataset!r} is none")
     manifest = from_labels(own, config.labels, classes=config.classes) if config.labels else open_manifest(config.dataset)
     manifest = _renamed(manifest, [] if config.labels else config.classes, config.templates)
-    root = Path(config.root).expanduser() if config.root else own if own.is_dir() else data_root(manifest)
-    bad = missing_images(manifest, root).assign(problem="the file is missing")
-    if len(bad) and not config.skip_broken: raise DhoError(listed(bad, root))
+    root = Path(config.root).expanduser() if config.root else own if own.is_dir() and not by_name else data_root(manifest)
+    try:
+        bad = missing_images(manifest, root).assign(problem="the file is missing")
+        if len(bad) and not config.skip_broken: raise DhoError(listed(bad, root))
+    except DhoError as e: raise DhoError(f"{e} (for the folder {own} here, say ./{own})" if by_name and own.is_dir() else str(e)) from None
     manifest, keys = without(manifest, bad), None
     if config.skip_broken or not known: manifest, keys, bad = _whole(manifest, root, bad, config.skip_broken)
     return (split_off(manifest, "test", config.test) if config.test else manifest), root, bad, None if known else keys
@@ -193,7 +196,10 @@ def _whole(manifest, root, bad, skip):
     keys = content_keys(manifest, root)
     memory = load_settings().cache/"checked"/f"{fingerprint(manifest, keys)}.csv"
     if not memory.exists():
-        with atomic_path(memory) as temporary: broken_images(manifest, root, os.cpu_count() or 4)[["id", "problem"]].to_csv(temporary, index=False)
+        found = broken_images(manifest, root, os.cpu_count() or 4)[["id", "problem"]]
+        try:
+            with atomic_path(memory) as temporary: found.to_csv(temporary, index=False)
+        except OSError as e: raise DhoError(f"the cache {memory.parent} cannot be written to ({reason(e)}): set cache in settings.ini or DHO_CACHE") from None
     known = pd.read_csv(memory, dtype=str, keep_default_na=False).set_index("id")["problem"]
     broken = manifest.table[manifest.table["id"].isin(known.index)].assign(problem=lambda t: t["id"].map(known))
     if len(broken) and not skip: raise DhoError(listed(broken, root))
@@ -201,6 +207,14 @@ def _whole(manifest, root, bad, skip):
     return without(manifest, broken), keys[kept], pd.concat([bad, broken])
 
 # %% ../nbs/10_configs.ipynb #8f7005a8
+def known_labels(
+    config:Config,      # Which labels
+    manifest:Manifest,  # Its dataset, from `open_data`
+)->LabelSubset:
+    "The labelled images that a run may learn from; a method that learns from the teacher alone does without"
+    needed = get_method(config.method).labelled or config.teacher_head != "zero-shot"
+    return labelled_subset(manifest, config.shots, config.fraction, config.seed, config.labels_by, needed)
+
 def _renamed(manifest, classes, templates):
     "The manifest with other class names, given as old=new, and other prompts"
     new = dict(c.split("=", 1) for c in classes if "=" in c)

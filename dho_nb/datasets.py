@@ -421,7 +421,7 @@ def get_dataset(
     root:str|Path="",   # Its data root; by the settings if empty
 )->Path:                # The data root, whole
     "Fetch a dataset's pictures into the place where its list expects them, or say what a person has to do"
-    info, root = paper_dataset(name), data_root(name, root)
+    info, root = paper_dataset(name), data_root(name, root).resolve()  # what is fetched lies beside the real folder, on its disk
     if root.is_dir() and any(root.iterdir()): return _looked_at(info, root)
     if not info.download: raise DhoError(f"no library downloads {name} ({info.source}).\n" + info.by_hand.format(root=root))
     stage = root.with_name(f".dho-get-{name}")

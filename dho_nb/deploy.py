@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 import dho_nb
 from .configs import Config, make_config, open_data, plain_parameters
 from .evaluation import HeadOutputs, answering, collect, head_table
-from .manifests import SUFFIXES, fingerprint, image_paths, manifest_hash, rows
+from .manifests import SUFFIXES, fingerprint, manifest_hash, pictures_below, rows
 from .objectives import METHODS
 from .settings import (DhoError, atomic_path, digest, load_settings, needs, pick_device, pick_precision, pick_workers, read_json, reason, track, unknown,
                              write_json)
@@ -342,7 +342,7 @@ def list_images(
 def _below(name):
     "The files that a path or pattern stands for"
     path = Path(name).expanduser()
-    if path.is_dir(): found = [path/p for p in image_paths(path)]
+    if path.is_dir(): found = [path/p for p in pictures_below(path)]
     elif path.exists() or not glob.has_magic(name): return [path]
     else: found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).suffix.lower() in SUFFIXES]
     if found: return found
@@ -486,6 +486,6 @@ def write_predictions(
             told[0] += 1; told[1] += bool(record["problem"])
             yield record
     with atomic_path(out) if isinstance(out, (str, Path)) else nullcontext() as temporary:
-        with open(temporary, "w", encoding="utf-8", newline="") if temporary else nullcontext(out) as stream:
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") if temporary else nullcontext(out) as stream:
             stream.writelines(as_lines(counted(), form))
     return tuple(told)

@@ -346,17 +346,19 @@ EXECUTORS["ray"] = _on_ray
 
 # %% ../nbs/11b_executors.ipynb #baa9f407
 def slurm_script(
-    grid_file:str|Path,  # The grid's TOML file
+    grid_file:str|Path,  # The grid's TOML file, or the sweep's folder
     sweep:Sweep,         # The same, opened
     options:dict|None=None,  # More `#SBATCH` options, e.g. dict(partition="gpu", time="4:00:00")
     at_most:int=8,       # Jobs at a time
+    cpus:int=0,          # CPU cores of a run; the grid's, or 8
 )->str:                  # A bash script
     "A job array that does whatever is missing of a sweep"
     todo = {t.run for t in sweep.todo()}
     missing = [i for i, t in enumerate(sweep.tasks) if t.run in todo]
     if not missing: raise DhoError(f"every run of {sweep.folder} is done: there is nothing to submit")
-    given = {"job-name": sweep.grid.name, "array": f"{_ranges(missing)}%{at_most}", "gpus-per-task": 1, "cpus-per-task": sweep.grid.cpus or 8, "output": f"{sweep.folder}/slurm-%A_%a.out", **(options or {})}
-    command = f"{shlex.quote(sys.executable)} -m dho_nb.cli sweep {shlex.quote(str(Path(grid_file).resolve()))} --out {shlex.quote(str(sweep.folder))}"
+    given = {"job-name": sweep.grid.name, "array": f"{_ranges(missing)}%{at_most}", "gpus-per-task": 1, "cpus-per-task": cpus or sweep.grid.cpus or 8, "output": f"{sweep.folder}/slurm-%A_%a.out", **(options or {})}
+    place = Path(grid_file).expanduser().resolve()
+    command = shlex.join([sys.executable, "-m", "dho_nb.cli", "sweep", str(place), *(["--out", sweep.url or str(sweep.folder)] if place.is_file() else []), *(["--cpus", str(cpus)] if cpus else [])])
     return "\n".join([
         "#!/bin/bash", *(f"#SBATCH --{k}={v}" for k, v in given.items()), "",
         "# Fill the teachers' stores first, on a machine with a GPU, so that the jobs find them:",

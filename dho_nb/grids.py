@@ -101,6 +101,8 @@ def make_grid(
     **more,            # keep_models, jobs, cpus, retries
 )->Grid:
     "A grid from plain data"
+    for key, value, kind, way in (("base", base, dict, "[base]"), ("axes", axes, dict, "[axes]"), ("exclude", exclude, (list, tuple), "[[exclude]]"), ("also", also, (list, tuple), "[[also]]")):
+        if value is not None and not isinstance(value, kind): raise DhoError(f"{key} of the grid {name} is {value!r}: write it as {way}, with what belongs to it below")
     blocks, cells = [dict(axes=axes or {}, exclude=exclude), *also] if axes or not also else list(also), []
     for block in blocks:
         for key in block:

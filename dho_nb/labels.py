@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from .configs import Config, identity, open_data
+from .configs import Config, identity, known_labels, open_data
 from .evaluation import HeadOutputs, interpolate, load_outputs, scores
 from .guidance import Guidance
-from .manifests import Manifest, content_keys, fingerprint, labelled_subset, rows, write_manifest
+from .manifests import Manifest, content_keys, fingerprint, rows, write_manifest
 from .objectives import METHODS
 from .runs import Run, distill
 from .settings import DhoError, digest, key64, load_settings, mix64, pick_device, pick_workers, read_json, write_json
@@ -127,7 +127,7 @@ def cross_fit(
 )->CrossFit:
     "Train a student for each fold without its labelled images, and ask it about them"
     manifest, root, _, keys = open_data(config)
-    labelled = labelled_subset(manifest, config.shots, config.fraction, config.seed, config.labels_by).rows
+    labelled = known_labels(config, manifest).rows
     ids, labels = (manifest.table[c].to_numpy()[labelled] for c in ("id", "label"))
     fold = deal(ids, labels, folds, config.seed)
     mark = digest([identity(config, manifest, "" if keys is None else fingerprint(manifest, keys)), folds, most], 8)
@@ -182,10 +182,10 @@ def try_teachers(
 )->pd.DataFrame:       # One row per teacher, the best first
     "How often each teacher is right about the labelled images, zero-shot, and how long it looks at one"
     manifest, root, _, keys = open_data(config)
-    labelled, s, found = labelled_subset(manifest, config.shots, config.fraction, config.seed, config.labels_by).rows, load_settings(), {}
+    labelled, s, found = known_labels(config, manifest).rows, load_settings(), {}
     labels, device = torch.from_numpy(manifest.table["label"].to_numpy()[labelled].copy()), pick_device(s.device)
     for name in teachers:
-        guidance = Guidance(replace(config, teacher=name, views="live", embeddings=""), manifest, root, keys, device, pick_workers(s.workers, device), mode)
+        guidance = Guidance(replace(config, method="kd", teacher=name, teacher_head="zero-shot", views="live", embeddings="", texts="", conflict=False), manifest, root, keys, device, pick_workers(s.workers, device), mode)
         head, began = guidance.head, time.time()
         said = teacher_logits(guidance.centred(labelled), head, config.zeta).softmax(-1).cpu()
         took = 1e3*(time.time() - began)/len(labels)
@@ -216,7 +216,10 @@ def learning_curve(
     "Cross-fit with fewer labels, and with all"
     fits = [cross_fit(config, folds, folder, most, mode) for most in [*sorted(shots), 0]]
     order = [np.argsort(f.outputs.rows.numpy()) for f in fits]
-    return Curve(np.array([np.mean([r["labelled"] for r in f.results]) for f in fits]), np.array([f.right["student"].to_numpy()[o] for f, o in zip(fits, order)]))
+    labels = np.array([np.mean([r["labelled"] for r in f.results]) for f in fits])
+    labels, first = np.unique(labels, return_index=True)
+    if len(labels) < 2: raise DhoError(f"a curve needs two numbers of labels, and {list(shots)} per class are all that there are: give fewer")
+    return Curve(labels, np.array([f.right["student"].to_numpy()[o] for f, o in zip(fits, order)])[first])
 
 # %% ../nbs/12b_labels.ipynb #978530ce
 def _power_law(labels, accuracy, wanted):
@@ -277,7 +280,7 @@ def label_next(
     if not METHODS[result["method"]].weighs: raise DhoError(f"{result['method']} has no two heads that could disagree: use a run of dho")
     said["disagreement"] = disagreement(load_outputs(folder/"outputs.safetensors")[0], result["beta"]).numpy().round(4)
     left = said[(said["label"].astype(str) == "") & (said["split"] == "train")].sort_values("disagreement", ascending=False, kind="stable")
-    if not len(left): raise DhoError(f"{folder} has no unlabelled image in its predictions.csv: there is nothing left to label, or the run had predict='test'")
+    if not len(left): raise DhoError(f"{folder} has no unlabelled image in its predictions.csv: there is nothing left to label, or the run had predict='test': run it anew with --predict all and another --out")
     turn = left.groupby("prediction").cumcount().to_numpy() if turns else np.zeros(len(left))
     columns = ["path", "disagreement", "prediction", "ce_prediction", "ce_confidence", "kd_prediction", "kd_confidence"]
     return left.iloc[np.argsort(turn, kind="stable")][columns].head(count).reset_index(drop=True)

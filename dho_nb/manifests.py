@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SPLITS', 'TEMPLATES', 'SUFFIXES', 'RAW', 'UNLABELLED', 'SPLIT_FOLDERS', 'DIGIT_NAMES', 'DIGIT_TEMPLATES', 'FOLDERS',
            'LISTS', 'Manifest', 'rows', 'manifest_hash', 'summary', 'read_table', 'read_manifest', 'write_manifest',
-           'image_paths', 'from_folder', 'from_labels', 'from_coop', 'digits_manifest', 'split_off', 'make_digits',
-           'manifest_files', 'manifest_names', 'open_manifest', 'data_root', 'missing_images', 'content_keys',
-           'fingerprint', 'LabelSubset', 'labelled_subset', 'subset_lists']
+           'image_paths', 'pictures_below', 'from_folder', 'from_labels', 'from_coop', 'digits_manifest', 'split_off',
+           'make_digits', 'manifest_files', 'manifest_names', 'open_manifest', 'data_root', 'missing_images',
+           'content_keys', 'fingerprint', 'LabelSubset', 'labelled_subset', 'subset_lists']
 
 # %% ../nbs/01_manifests.ipynb #579ceb6c
 import csv, gzip, hashlib, io, os, shutil, unicodedata, uuid, zlib
@@ -142,12 +142,19 @@ def read_manifest(
     "A manifest from a CSV of `path,label,split` and an optional JSON of class names and templates"
     file = Path(file)
     beside = file.with_name(file.name.removesuffix(".gz")).with_suffix(".json")
-    table, facts = read_table(file), read_json(beside) if beside.exists() else {}
+    table, facts = read_table(file), _facts(beside) if beside.exists() else {}
     names = table["label"] if "label" in table else pd.Series("", index=table.index)
     classes = classes or facts.get("classes") or sorted(set(names) - {""})
     split = table["split"].replace("", "train") if "split" in table else "train"
     table = table.assign(label=_labels(names, classes, file), split=split, path=table["path"].str.replace("\\", "/"))
-    return Manifest(file.name.split(".")[0], table, tuple(classes), tuple(templates or facts.get("templates") or TEMPLATES))
+    return Manifest(file.name.removesuffix(".gz").removesuffix(".csv"), table, tuple(classes), tuple(templates or facts.get("templates") or TEMPLATES))
+
+def _facts(file):
+    "Class names and templates beside a CSV, or an error that says how they are written"
+    found = read_json(file)
+    texts = lambda v: isinstance(v, list) and all(isinstance(t, str) for t in v)
+    if isinstance(found, dict) and texts(found.get("classes", [])) and texts(found.get("templates", [])): return found
+    raise DhoError(f'{file} goes with the CSV of its name and should hold {{"classes": ["…"], "templates": ["…"]}}: correct it, or rename one of the two')
 
 # %% ../nbs/01_manifests.ipynb #11ec5869
 def write_manifest(
@@ -177,6 +184,15 @@ def image_paths(
     root:str|Path,  # A folder
 )->list[str]:       # Sorted POSIX paths relative to `root`
     "Every picture below `root` by suffix, hidden ones left out, linked folders followed once"
+    found = pictures_below(root)
+    for path in found:
+        if not path.isascii() and path != path.encode("utf-8", "replace").decode(): raise DhoError(f"file name {path!r} below {root} is not valid UTF-8: rename it")
+    return found
+
+def pictures_below(
+    root:str|Path,  # A folder
+)->list[str]:       # As `image_paths`, whatever the names are made of
+    "Every picture below `root`, for a look at them; a manifest wants names that can be written down"
     root, seen, found = Path(root), set(), []
     if not root.is_dir():
         raise DhoError(f"image folder {root} does not exist" if not root.exists() else f"{root} is not a folder")
@@ -186,8 +202,6 @@ def image_paths(
         seen.add(real)
         pictures = [f for f in files if not f.startswith(".") and Path(f).suffix.lower() in SUFFIXES]
         found += [Path(here, f).relative_to(root).as_posix() for f in pictures]
-    for path in found:
-        if not path.isascii() and path != path.encode("utf-8", "replace").decode(): raise DhoError(f"file name {path!r} below {root} is not valid UTF-8: rename it")
     return sorted(found)
 
 # %% ../nbs/01_manifests.ipynb #4a043744
@@ -250,8 +264,8 @@ def from_labels(
 def _relative(path, root, found, labels, line):
     "The way `path` of a CSV is written below `root`, or an error that names the line and the nearest file"
     path = path.replace("\\", "/")
-    if Path(path).is_absolute() and Path(path).is_relative_to(root.resolve()):
-        path = Path(path).relative_to(root.resolve()).as_posix()
+    for base in (root.absolute(), root.resolve()):
+        if Path(path).is_absolute() and Path(path).is_relative_to(base): path = Path(path).relative_to(base).as_posix()
     path = PurePosixPath(path).as_posix()
     if _leaves(pd.Series([path]))[0]: raise DhoError(f"{labels}, line {line}: path {path!r} leaves the data root {root}")
     if path in found: return path
@@ -269,8 +283,8 @@ def from_coop(
 )->Manifest:
     "A manifest from a CoOp split file"
     data = read_json(file)
-    if not isinstance(data, dict) or not set(SPLITS) <= set(data):
-        raise DhoError(f"{file} is no CoOp split: it lacks {sorted(set(SPLITS) - set(data))}")
+    lacking = [s for s in SPLITS if not isinstance(data, dict) or s not in data]
+    if lacking: raise DhoError(f"{file} is no CoOp split: it lacks {lacking}")
     listed = [(str(PurePosixPath(prefix, path)), int(label), split, called) for split in SPLITS for path, label, called in data[split]]
     names = {label: called for _, label, _, called in listed}
     if sorted(names) != list(range(len(names))): raise DhoError(f"{file}: labels are not 0 … {len(names)-1}")
@@ -370,7 +384,7 @@ def open_manifest(
 
 def _awaits_rows(dataset):
     "Does the package know this dataset's classes, but not its images?"
-    return dataset not in manifest_files() and (shipped("data_manifests")/f"{dataset}.json").is_file()
+    return Path(dataset).name == dataset and dataset not in manifest_files() and (shipped("data_manifests")/f"{dataset}.json").is_file()
 
 # %% ../nbs/01_manifests.ipynb #e94555c4
 FOLDERS = {"caltech101": "caltech-101", "flowers102": "oxford_flowers", "food101": "food-101", "imagenet_v2": "imagenetv2",
@@ -445,6 +459,7 @@ def labelled_subset(
     fraction:float=0.0,   # Share of the training split in (0, 1]; 0 if `shots` is given, or for all
     seed:int=0,           # Another seed, other images; of "coop" 1, 2 or 3; "simclr" and "reference" have one list for all
     by:str="nested",      # Who chose: one of `LISTS`
+    needed:bool=True,     # Is a class without any label an error? Else all labels that there are
 )->LabelSubset:
     "Labelled images by name: ours, class-balanced and nested, a pure function of manifest and seed, or a published list"
     if by not in LISTS: raise unknown("list of labels", by, LISTS)
@@ -455,6 +470,7 @@ def labelled_subset(
     here = rows(manifest, "train", labelled=True)
     labels = manifest.table["label"].to_numpy()[here]
     counts = np.bincount(labels, minlength=len(manifest.classes))
+    if (counts == 0).any() and not needed: return LabelSubset("all" if len(here) else "none", seed, here)
     if (counts == 0).any():
         bare = [manifest.classes[i] for i in np.flatnonzero(counts == 0)]
         raise DhoError(f"{manifest.name}: no labelled training image for class(es) {bare}; "

@@ -61,7 +61,9 @@ def _head(classes, dim):
 
 def _student(config, classes, dim):
     "The student with random weights"
-    spec = f"{config.student.split('/')[0]}/random" if config.student.startswith("open_clip:") else config.student
+    import open_clip
+    name, _, tag = config.student.removeprefix("open_clip:").partition("/")
+    spec = f"open_clip:{name}/random" if config.student.startswith("open_clip:") and tag and name in open_clip.list_models() else config.student
     return new_student(replace(config, student=spec, student_weights=""), classes, lambda: _head(classes, dim))
 
 # %% ../nbs/11_rehearsal.ipynb #1f6bc8cd
@@ -152,7 +154,7 @@ def workload(
     counts = dict(zip(("train", "val", "test"), facts.counts)) if facts else {s: len(rows(found, s)) for s in ("train", "val", "test")}
     classes = facts.classes if facts else len(found.classes)
     given = counts["train"] if facts else len(rows(found, "train", labelled=True))
-    known = config.shots*classes if config.shots else round((config.fraction or 1)*given)
+    known = min(config.shots*classes, given) if config.shots else round((config.fraction or 1)*given)
     others = counts["train"] - (0 if config.include_labelled else known)
     labelled, unlabelled = m.labelled, m.unlabelled and config.unlabelled
     steps = -(-others//config.batch_unlabelled) if unlabelled and others else -(-known//config.batch_labelled)

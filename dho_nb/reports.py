@@ -543,6 +543,8 @@ def results_table(
     values, order = value if isinstance(value, dict) else {"": value}, order if isinstance(order, dict) else {rows[-1]: order} if order else {}
     for c in [*rows, *columns, *average, *values.values()]:
         if c not in frame: raise unknown("column", c, frame.columns)
+    for title, c in values.items():
+        if len(frame) and pd.to_numeric(frame[c], errors="coerce").isna().all() and frame[c].notna().any(): raise DhoError(f"column {c} holds no numbers to take means of: give it as rows or columns")
     axes, used = axes_of(frame), [*rows, *columns]
     asked = _asked(expected, used)
     frame = _once(frame, axes)

@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 import dho_nb
-from .configs import LATER, PLACES, Config, identity, listed, open_data, without
+from .configs import LATER, PLACES, Config, identity, known_labels, listed, open_data, without
 from .diagnostics import plot_agreement
 from .heads import Judged
 from .evaluation import (HeadOutputs, agreement, answering, choose, collect, entropy_alpha, head_table, interpolate, load_outputs, per_class, plot_reliability,
@@ -46,8 +46,8 @@ class Run:
         self.device = self.team.device or pick_device(self.settings.device)
         with self.team.first(): self.manifest, self.root, self.skipped, self.keys = open_data(config)
         if config.embeddings and self.method.teacher: self._leave_uncovered()
-        self.subset = labelled_subset(self.manifest, config.shots, config.fraction, config.seed, config.labels_by)
-        self.seconds, self.made = 0.0, {}
+        self.subset = known_labels(config, self.manifest)
+        self.spent, self.made = 0.0, {}
         self.files = "" if self.keys is None else fingerprint(self.manifest, self.keys)
         self.identity = identity(config, self.manifest, self.files)
         self.folder = Path(folder).expanduser() if folder else self.settings.runs/self.name
@@ -83,7 +83,8 @@ def _claim(self:Run):
     except Timeout:
         raise DhoError(f"another process is working in {self.folder}: wait for it, or choose another folder") from None
     except OSError as e: raise DhoError(f"the run's folder {self.folder} cannot be written to ({reason(e)}): choose another with out") from None
-    for left in self.folder.glob(".tmp*"): left.unlink()
+    for left in self.folder.glob(".tmp*"):
+        if "heartbeat" not in left.name: left.unlink(missing_ok=True)  # a sweep's beat belongs to the process that watches
     if not note.exists():
         write_json(note, dict(identity=self.identity, name=self.name, version=dho_nb.__version__,
                               manifest=manifest_hash(self.manifest), files=self.files, config=asdict(self.config)))
@@ -300,7 +301,7 @@ def trainer(self:Run)->Trainer:
 def _advance(self:Run):
     "Go on to the next stage: with the same student, or with a new one for another λ"
     self.stage += 1
-    if self.stage: self.past.append(self._trainer)
+    if self.stage: self.past.append(self._trainer); self.spent += self._trainer.seconds
     if self.stage and self.method.lambdas: self.past, self._student = [], self._begin()
     self._trainer = self._trainer_of(self.stages[self.stage])
 
@@ -383,9 +384,7 @@ def _collect(self:Run, wanted, mode="")->HeadOutputs:
 def train(self:Run)->pd.DataFrame:  # The history, one row per epoch
     "Train from wherever this run stands"
     if self.done: return self.history
-    began = time.time()
     while (trainer := self.trainer).step < trainer.steps: trainer.train(mode=self.mode, every=self.settings.checkpoint_seconds)
-    self.seconds = time.time() - began
     self._settle()
     return self.history
 
@@ -517,7 +516,7 @@ def _facts(self:Run, table)->dict:
         alpha=self.alpha, beta=self.beta, validation=c.validation, labelled=len(self.subset), unlabelled=len(self.trainer.streams.unlabelled),
         validated=len(self.val_rows), tested=len(rows(self.manifest, "test", True)), teacher=c.embeddings or c.teacher, teacher_head=c.teacher_head,
         **(dict(pool_head=self.judged.chosen) if "pool" in self.method.needs else {}), teacher_looked=self.guidance.looked, views=c.views, student=c.student,
-        ce_weight=self.trainer.recipe.ce_weight, parameters=int(overhead(self.student.model)["total"]), seconds=round(self.seconds, 1),
+        ce_weight=self.trainer.recipe.ce_weight, parameters=int(overhead(self.student.model)["total"]), seconds=round(self.spent + self.trainer.seconds, 1),
         steps=sum(s.recipe.epochs for s in self.stages)*self.trainer.streams.epoch_steps, identity=self.identity, machine=self._machine())
 
 # %% ../nbs/10_runs.ipynb #56904dcf

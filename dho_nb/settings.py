@@ -71,9 +71,11 @@ def _typed(value, cls, base=None):
 def _ini(start):
     "The nearest `settings.ini` at or above `start` that has a section `[dho_nb]`"
     for folder in [Path(start).resolve(), *Path(start).resolve().parents]:
-        ini = configparser.ConfigParser()
-        if (folder/"settings.ini").is_file() and ini.read(folder/"settings.ini") and ini.has_section("dho_nb"):
-            return folder, dict(ini["dho_nb"])
+        file, ini = folder/"settings.ini", configparser.ConfigParser(interpolation=None)
+        if not file.is_file() or b"[dho_nb]" not in (said := file.read_bytes()): continue
+        try: ini.read_string(said.decode())
+        except (configparser.Error, UnicodeDecodeError) as e: raise DhoError(f"{file} cannot be read: {e}") from None
+        if ini.has_section("dho_nb"): return folder, dict(ini["dho_nb"])
     return None, {}
 
 # %% ../nbs/00_settings.ipynb #9ab3cbc2

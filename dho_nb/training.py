@@ -190,7 +190,7 @@ class Trainer:
         if not self.learnt: raise DhoError(f"{method.name} has nothing to learn here: neither the backbone (frozen) nor a head; unfreeze it")
         self.optimiser = torch.optim.AdamW(self.learnt, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=self.device.type == "cuda")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        self.step, self.history, self.sums = 0, [], {}
+        self.step, self.history, self.sums, self.seconds = 0, [], {}, 0.0
         self.conflict = torch.full((self.steps, len(CONFLICT)), torch.nan) if recipe.conflict and method.both else None
         self.sum_type = torch.float32 if self.device.type == "mps" else torch.float64
 
@@ -326,7 +326,7 @@ def save(self:Trainer):
     weights = {f"model.{k}": v for k, v in self.model.state_dict().items()}
     tensors = {**weights, **moments, **{f"sum.{k}": v for k, v in sums.items()}}
     if self.conflict is not None: tensors["conflict"] = self.conflict
-    state = dict(step=self.step, steps=self.steps, history=self.history, identity=self.identity, parts=list(sums),
+    state = dict(step=self.step, steps=self.steps, seconds=self.seconds, history=self.history, identity=self.identity, parts=list(sums),
                  scaler=self.scaler.state_dict())
     with atomic_path(self.checkpoint) as temporary:
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, {"state": json.dumps(state)})
@@ -351,7 +351,7 @@ def load(self:Trainer)->int:
     for k, v in part("optim.").items(): moments.setdefault(int(k.split(".")[0]), {})[k.split(".")[1]] = laid(v)
     self.optimiser.load_state_dict(dict(self.optimiser.state_dict(), state=moments))
     if state["scaler"]: self.scaler.load_state_dict(state["scaler"])
-    self.step, self.history = state["step"], state["history"]
+    self.step, self.history, self.seconds = state["step"], state["history"], state.get("seconds", 0.0)
     sums = part("sum.")
     self.sums = {k: sums[k].to(self.device)*self.team.main for k in state["parts"]}
     if self.conflict is not None: self.conflict = tensors["conflict"]
@@ -368,11 +368,12 @@ def train(self:Trainer,
     until = self.steps if until is None else min(until, self.steps)
     watch, saved, wait = Watch(self.steps, self.streams.epoch_steps, mode if self.team.main else "none"), time.time(), every
     with stop_requests() as asked, torch.random.fork_rng(devices=[]):
-        batches = loader(self.streams, range(self.step, until), self.workers, self.device.type == "cuda")
+        batches, since = loader(self.streams, range(self.step, until), self.workers, self.device.type == "cuda"), time.time() - self.seconds
         self.model.train()
         while self.step < until:
             batch = self._next(batches)
             self.train_step(batch)
+            self.seconds = time.time() - since  # over all sessions
             watch(self.step, self.history)
             if self.team.world > 1 and self.step % 8: continue  # together with the others, every few steps
             if self.team.some(asked): self._stop()

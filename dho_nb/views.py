@@ -49,15 +49,16 @@ def read_image(
     "Decode a picture; one that is missing, truncated or no picture at all is an error that names it"
     try:
         with Image.open(path) as picture:
-            whole, turned = picture.size, picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            whole = picture.size
             if at_least: picture.draft(None, (at_least, at_least))
             picture.load()
+            turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # of a TIFF, Pillow has turned size and pixels by now
             upright = to_rgb(ImageOps.exif_transpose(picture))
             upright.info["whole"] = whole[::-1] if turned else whole
             return upright
     except FileNotFoundError:
         raise DhoError(f"image {path} is missing: restore it, or take it out of the manifest") from None
-    except (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, Image.DecompressionBombError) as e:
+    except (OSError, RuntimeError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, Image.DecompressionBombError) as e:
         raise DhoError(f"image {path} cannot be decoded ({_reason(path, e)}): "
                        "repair or remove it, or leave such files out with skip_broken") from None
 

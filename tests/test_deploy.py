@@ -148,15 +148,29 @@ def test_wrong_inputs_are_named(tree, tmp_path, monkeypatch):
             with pytest.raises(DhoError, match=rf"{missing} is not installed: pip install 'dho_nb\[onnx\]'"): export(file, tmp_path/"out", images=tree)
 
 
+def clear(file, mode="RGBA"):
+    "A picture that can be seen through in places"
+    made = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 4), dtype=np.uint8), "RGBA")
+    if mode == "P": made = made.convert("RGB").quantize(16); made.info["transparency"] = 3
+    made.save(file)
+    return file
+
+def sixteen(file):
+    Image.fromarray(np.random.default_rng(0).integers(0, 65535, (40, 60)).astype(np.uint16)).save(file)
+    return file
+
+
 def test_the_script_prepares_pictures_as_training_did(tmp_path, monkeypatch):
     "Identical pixels, but for large JPEGs whose sides 8 does not divide: decoding them small moves the square by a fraction of a pixel"
     export(saved(tmp_path/"s.safetensors", "tiny", 32), tmp_path/"out", images=picture(tmp_path/"a.png"))
     turned = Image.Exif()
     turned[0x0112] = 6
     same = [picture(tmp_path/"wide.png", 1, (91, 40)), picture(tmp_path/"high.jpg", 2, (40, 91)), picture(tmp_path/"grey.png", 3, mode="L"), picture(tmp_path/"small.png", 4, (9, 7)),
-            picture(tmp_path/"turned.jpg", 5, (70, 50), exif=turned), picture(tmp_path/"large.jpg", 6, (1600, 1200), quality=90), picture(tmp_path/"cmyk.jpg", 7, mode="CMYK")]
+            picture(tmp_path/"turned.jpg", 5, (70, 50), exif=turned), picture(tmp_path/"large.jpg", 6, (1600, 1200), quality=90), picture(tmp_path/"cmyk.jpg", 7, mode="CMYK"),
+            picture(tmp_path/"turned.tif", 8, (70, 50), exif=turned), clear(tmp_path/"clear.png"), clear(tmp_path/"palette.png", "P")]
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(tmp_path/"out"/"model.onnx"), str(same[0])])
     square = runpy.run_path(str(SCRIPT))["square"]
+    with pytest.raises(SystemExit, match="more than 8 bits"): square(sixteen(tmp_path/"sixteen.png"))
     for file in same: np.testing.assert_array_equal(square(file), see(file, Preprocess(32)), err_msg=file.name)
     waves = np.add.outer(np.sin(np.arange(1203)/90), np.cos(np.arange(1601)/70))
     Image.fromarray(np.uint8(60*(waves + 2))).convert("RGB").save(tmp_path/"odd.jpg", quality=95)

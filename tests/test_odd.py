@@ -1,0 +1,157 @@
+"Odd but legal: what people have on their disks, and what they try"
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from conftest import ROOT, SMALL, picture
+from dho_nb.configs import known_labels, make_config, open_data
+from dho_nb.labels import Curve, try_teachers
+from dho_nb.manifests import from_coop, labelled_subset, open_manifest, read_manifest
+from dho_nb.rehearsal import training_time, workload
+from dho_nb.runs import Run, distill
+from dho_nb.settings import DhoError, load_settings
+from dho_nb.views import read_image
+
+OPTIONS = dict(teacher="digits", student="tiny", student_weights="", size=16, epochs=1, flip=0.)
+
+
+def fails(call, *said):
+    with pytest.raises(DhoError) as found: call()
+    assert all(s in str(found.value) for s in said), found.value
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif"])
+def test_a_turned_picture_is_turned_once_whatever_its_kind(tmp_path, kind):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    seen = read_image(picture(tmp_path/f"a.{kind}", 1, (100, 40), exif=turned))
+    assert seen.size == seen.info["whole"] == (40, 100)
+
+
+def test_an_avif_that_is_broken_in_the_middle_is_a_broken_image(tmp_path):
+    file = picture(tmp_path/"a.avif", 1, (64, 48))
+    data = bytearray(file.read_bytes())
+    rng, kinds = np.random.default_rng(0), set()
+    for _ in range(60):
+        worse = data.copy()
+        for at in rng.integers(20, len(data), 6): worse[at] ^= 0xFF
+        file.write_bytes(worse)
+        try: read_image(file)
+        except DhoError as e: kinds.add("cannot be decoded" in str(e))
+    assert kinds == {True}
+
+
+def test_a_folder_that_is_called_like_a_known_dataset(tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.rename(tree, tmp_path/"digits")
+    assert open_manifest("./digits").classes == ("cat", "dog") and len(open_data(make_config(dict(dataset="digits")))[0].classes) == 10
+    opened = open_data(make_config(dict(dataset="./digits")))
+    assert opened[0].classes == ("cat", "dog") and opened[1] == Path("digits") and opened[3] is not None
+    picture(tmp_path/"eurosat"/"a"/"0.png")
+    fails(lambda: open_data(make_config(dict(dataset="eurosat"))), "say ./eurosat")
+    (tmp_path/"labels.csv").write_text("path,label\ncat/0.png,cat\ndog/0.png,dog\n")
+    assert open_data(make_config(dict(dataset="digits", labels="labels.csv")))[3] is not None, "what the files hold counts"
+
+
+def test_absolute_paths_may_lead_through_a_link(tree, tmp_path):
+    (tmp_path/"link").symlink_to(tree)
+    (tmp_path/"labels.csv").write_text(f"path,label\n{tmp_path/'link'/'cat'/'0.png'},cat\n{tree/'dog'/'0.png'},dog\n")
+    found = open_data(make_config(dict(dataset=str(tmp_path/"link"), labels=str(tmp_path/"labels.csv"))))[0]
+    assert set(found.table["path"][found.table["label"] >= 0]) == {"cat/0.png", "dog/0.png"}
+
+
+def test_files_of_others_nearby_are_passed_over_or_named(tmp_path):
+    (tmp_path/"settings.ini").write_bytes(b"no section here\xff\n")
+    (tmp_path/"inner").mkdir()
+    assert load_settings(tmp_path/"inner", {}) == load_settings("/", {})
+    (tmp_path/"settings.ini").write_text("[dho_nb]\ndata = /disk/100%/x\n")
+    assert load_settings(tmp_path, {}).data == Path("/disk/100%/x")
+    (tmp_path/"settings.ini").write_text("[dho_nb]\ndata\n")
+    fails(lambda: load_settings(tmp_path, {}), "settings.ini", "cannot be read")
+    (tmp_path/"list.csv").write_text("path,label\na.png,a\n")
+    for said in ("[1, 2]", '{"classes": 3}', '{"classes": [1]}'):
+        (tmp_path/"list.json").write_text(said)
+        fails(lambda: read_manifest(tmp_path/"list.csv"), "list.json", "classes")
+    (tmp_path/"split.json").write_text('[{"path": "a.png"}]')
+    fails(lambda: from_coop(tmp_path/"split.json"), "no CoOp split", "train")
+
+
+def test_a_name_with_dots_stays_whole(tmp_path):
+    (tmp_path/"photos.v2.csv").write_text("path,label\na.png,a\nb.png,b\n")
+    assert read_manifest(tmp_path/"photos.v2.csv").name == "photos.v2"
+
+
+def test_no_labels_at_all(tree, tmp_path):
+    (tmp_path/"none.csv").write_text("path,label\n")
+    config = make_config(dict(OPTIONS, dataset=str(tree), labels=str(tmp_path/"none.csv"), classes=["zero", "one"], method="kd"))
+    run = distill(config, tmp_path/"run", "none")
+    assert (run.subset.name, run.result["labelled"], len(pd.read_csv(tmp_path/"run"/"predictions.csv"))) == ("none", 0, 24)
+    manifest = open_data(config)[0]
+    fails(lambda: known_labels(make_config(dict(OPTIONS, dataset=str(tree), labels=str(tmp_path/"none.csv"), classes=["zero", "one"])), manifest), "no labelled training image")
+
+
+def test_more_shots_than_pictures_take_no_negative_time(tree):
+    config = make_config(dict(OPTIONS, dataset=str(tree), shots=500))
+    assert workload(config)["seen"] >= 0 and training_time(config) > 0
+
+
+def test_a_student_from_a_folder_can_be_timed(tree):
+    folder = Path(sys.modules["dho_nb"].__file__).parent/"bundled"/"digits_teacher"
+    if not folder.is_dir(): folder = ROOT/"nbs"/"bundled"/"digits_teacher"
+    assert training_time(make_config(dict(OPTIONS, dataset=str(tree), student=f"open_clip:local-dir:{folder.resolve()}", size=0))) > 0
+
+
+def test_teachers_are_tried_whatever_the_method(tree):
+    found = try_teachers(make_config(dict(OPTIONS, dataset=str(tree), method="ce")), ["digits"])
+    assert list(found.index) == ["digits"] and found["images"].iloc[0] == 24
+
+
+def test_seconds_are_those_of_all_sessions(tree, tmp_path):
+    config = make_config(dict(OPTIONS, dataset=str(tree), shots=4, epochs=4, batch_unlabelled=4))
+    first = Run(config, tmp_path/"run", "none")
+    first.trainer.train(until=first.trainer.steps - 1, mode="none")
+    spent = first.trainer.seconds
+    first.lock.release(force=True)
+    run = distill(config, tmp_path/"run", "none")
+    assert spent > 0 and run.result["seconds"] >= round(spent, 1)
+
+
+def test_names_that_are_no_utf8_are_predicted_too(dho, tree, tmp_path):
+    assert dho("distill", "--images", tree, *SMALL, "--out", tmp_path/"run")[0] == 0
+    (tmp_path/"odd").mkdir()
+    odd = os.fsencode(tmp_path/"odd")+b"/caf\xe9.png"
+    with open(odd, "wb") as f: f.write((tree/"cat"/"0.png").read_bytes())
+    code, _, err = dho("predict", tmp_path/"run", tmp_path/"odd", "--out", tmp_path/"said.csv")
+    assert code == 0 and pd.read_csv(tmp_path/"said.csv")["file"].iloc[0].endswith("caf\\udce9.png"), err
+
+
+def test_options_reach_what_they_are_for(dho, tree, tmp_path):
+    np.savez(tmp_path/"emb.npz", paths=[str(p.relative_to(tree)) for p in sorted(tree.rglob("*.png"))], embeddings=np.random.default_rng(0).normal(size=(24, 8)))
+    np.savez(tmp_path/"texts.npz", classes=["cat", "dog"], text=np.random.default_rng(1).normal(size=(2, 8)))
+    code, out, err = dho("store", "import", tmp_path/"emb.npz", "--images", tree, "--texts", tmp_path/"texts.npz", "--out", tmp_path/"store")
+    assert code == 0 and "24 of 24" in out, err
+    (tmp_path/"g.toml").write_text('[base]\npreset = "digits"\nepochs = 1\n[axes]\nseed = [0, 1]\n')
+    assert dho("sweep", tmp_path/"g.toml", "--out", f"file://{tmp_path/'far'}", "--slurm", tmp_path/"far.sh", "--cpus", 3)[0] == 0
+    script = (tmp_path/"far.sh").read_text()
+    assert f"--out file://{tmp_path/'far'}" in script and "--cpus-per-task=3" in script and "--cpus 3" in script
+    code, _, err = dho("sweep", tmp_path/"g.toml", "--slurm", tmp_path/"near.sh")
+    code, _, err = dho("sweep", "g", "--slurm", tmp_path/"named.sh")
+    assert code == 0 and f"sweep {(tmp_path/'runs'/'g').resolve()} --only" in (tmp_path/"named.sh").read_text(), err
+    code, _, err = dho("sweep", "g", "--out", tmp_path/"else")
+    assert code == 2 and "a folder of its own" in err
+
+
+def test_a_curve_wants_two_sizes():
+    right = np.ones((2, 10), bool)
+    assert Curve(np.array([10., 20.]), right).expect([40])["accuracy"].notna().all()
+
+
+def test_a_manifest_without_needed_labels_takes_what_there_is(tree):
+    found = open_manifest(str(tree))
+    assert labelled_subset(found, 3, needed=False).name == "3-shot" and json.dumps(found.classes) == '["cat", "dog"]'
