@@ -260,7 +260,7 @@ def _moved(model, root):
     note = Path(model).expanduser()/"run.json"
     if not note.exists(): raise DhoError(f"--root says where the pictures of a run's dataset are now, and {model} is no run's folder: name a dataset as well (--dataset)")
     config = read_json(note)["config"]
-    return make_config({**config, "dataset" if config["labels"] else "root": root})
+    return make_config({**config, "dataset" if config.get("labels") else "root": root})
 
 def _push(args):
     "An export on the Hub"

@@ -168,6 +168,6 @@ def training_time(
     manifest=None,  # As for `workload`
     device="cpu",   # Where
 )->float:           # Seconds
-    "About what a run's training and scoring take on this machine: a step on noise, times the pictures"
+    "About what a run's training and scoring take on this machine: a step on noise, times the pictures; the teacher's look is not in it"
     load = workload(config, manifest)
     return try_student(config, load["classes"], device)[0]*load["work"]
