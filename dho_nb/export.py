@@ -410,12 +410,12 @@ def model_card(
 def _card(file, facts, files, licence, expected):
     config, result, figures = _known(file)
     title = facts.get("run") or facts.get("source") or file.stem
-    parts = [_header(title, facts, result, licence), f"# {title}\n\n{_about(facts)}", _use(files, facts), _figures(facts, result, figures, expected),
-             _files(files), _origin(facts, config, result), _limits(facts, result, figures), _licences(facts, config, result, licence)]
+    parts = [_header(title, result, licence), f"# {title}\n\n{_about(facts)}", _use(files), _figures(facts, result, figures, expected),
+             _files(files), _origin(facts, config, result), _limits(facts, result, figures), _licences(config, result, licence)]
     return "\n\n".join(p for p in parts if p) + "\n"
 
 # %% ../nbs/13b_export.ipynb #9c5670d2
-def _header(title, facts, result, licence):
+def _header(title, result, licence):
     "What the Hub reads"
     from huggingface_hub import EvalResult, ModelCardData
     scored = lambda metric, value: EvalResult("image-classification", result["dataset"], result["dataset"], metric, round(value, 4), dataset_split="test")
@@ -433,7 +433,7 @@ def _about(facts):
     mixed = f"\n\nIts answer is α · softmax(CE head) + (1 − α) · softmax(KD head / β), with α = {alpha:g} and β = {beta:g}." if two else ""
     return f"{said}{mixed}\n\nClasses: {', '.join(classes[:50])}{f' … and {len(classes) - 50} more' if len(classes) > 50 else ''}."
 
-def _use(files, facts):
+def _use(files):
     "How to ask it"
     shown = [f"with onnxruntime, numpy and pillow alone:\n\n```\npython predict_onnx.py {n} photo.jpg\n```" for n in files if n.endswith(".onnx")]
     ours = "with dho_nb (`pip install dho_nb`):\n\n```python\nfrom dho_nb.deploy import Predictor\nPredictor.from_pretrained(\".\").predict(\"photo.jpg\")\n```"
@@ -507,7 +507,7 @@ def _limits(facts, result, figures):
             "What the teacher takes for granted about pictures and words, the student has learnt as well." if result and METHODS[result["method"]].teacher else ""]
     return "## Limits\n\n" + "\n".join(f"- {t}" for t in told if t)
 
-def _licences(facts, config, result, licence):
+def _licences(config, result, licence):
     "Whose terms apply"
     own = config.get("embeddings") and "embeddings made elsewhere: ask whoever made them"
     told = {"this model": licence or "not stated by whoever exported it"}

@@ -126,10 +126,7 @@ def cross_fit(
     mode:str="auto",      # Progress, as in `Settings.progress`
 )->CrossFit:
     "Train a student for each fold without its labelled images, and ask it about them"
-    manifest, root, _, keys = open_data(config)
-    labelled = known_labels(config, manifest).rows
-    ids, labels = (manifest.table[c].to_numpy()[labelled] for c in ("id", "label"))
-    fold = deal(ids, labels, folds, config.seed)
+    manifest, root, keys, labelled, fold = _dealt(config, folds)
     mark = digest([identity(config, manifest, "" if keys is None else fingerprint(manifest, keys)), folds, most], 8)
     place = Path(folder).expanduser() if folder else load_settings().runs/"crossfit"/f"{manifest.name}-{mark}"
     lists, looked = [hold_out(manifest, labelled, labelled[fold == k], most, config.seed) for k in range(folds)], _look(config, manifest, root, labelled, mode)
@@ -141,6 +138,12 @@ def cross_fit(
     fit = CrossFit(whole, teacher, manifest, [r for *_, r in parts], np.repeat(np.arange(folds), [len(a) for a in at]), looked, place)
     if not most: write_json(place/"estimate.json", dict(config=asdict(config), folds=folds, labelled=len(labelled), table=fit.table.to_dict("index")))
     return fit
+
+def _dealt(config, folds):
+    "The dataset, its labelled images, and each one's fold"
+    manifest, root, _, keys = open_data(config)
+    labelled = known_labels(config, manifest).rows
+    return manifest, root, keys, labelled, deal(*(manifest.table[c].to_numpy()[labelled] for c in ("id", "label")), folds, config.seed)
 
 def _look(config, manifest, root, labelled, mode):
     "Have the teacher look once for all folds; how many looks it took, and seconds"
@@ -214,12 +217,19 @@ def learning_curve(
     mode:str="auto",      # Likewise
 )->Curve:
     "Cross-fit with fewer labels, and with all"
-    fits = [cross_fit(config, folds, folder, most, mode) for most in [*sorted(shots), 0]]
+    fits = [cross_fit(config, folds, folder, most, mode) for most in _sizes(config, shots, folds)]
     order = [np.argsort(f.outputs.rows.numpy()) for f in fits]
     labels = np.array([np.mean([r["labelled"] for r in f.results]) for f in fits])
-    labels, first = np.unique(labels, return_index=True)
-    if len(labels) < 2: raise DhoError(f"a curve needs two numbers of labels, and {list(shots)} per class are all that there are: give fewer")
-    return Curve(labels, np.array([f.right["student"].to_numpy()[o] for f, o in zip(fits, order)])[first])
+    return Curve(labels, np.array([f.right["student"].to_numpy()[o] for f, o in zip(fits, order)]))
+
+def _sizes(config, shots, folds):
+    "Labels per class to train with, and last 0 for all, without those that would be all"
+    manifest, _, _, labelled, fold = _dealt(config, folds)
+    labels = manifest.table["label"].to_numpy()[labelled]
+    trained = lambda most: sum(np.bincount(labels[fold != k]).clip(max=most).sum() for k in range(folds))
+    fewer = [most for most in sorted(set(shots)) if most and trained(most) < trained(len(labels))]
+    if not fewer: raise DhoError(f"a curve needs two numbers of labels, and {list(shots)} per class are all that there are: give fewer")
+    return [*fewer, 0]
 
 # %% ../nbs/12b_labels.ipynb #978530ce
 def _power_law(labels, accuracy, wanted):

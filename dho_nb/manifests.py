@@ -476,7 +476,7 @@ def labelled_subset(
         raise DhoError(f"{manifest.name}: no labelled training image for class(es) {bare}; "
                        "label at least one each, or leave the class out")
     if by == "nested": return LabelSubset(name, seed, here[_nested(manifest, here, labels, counts, shots, fraction, seed)])
-    chosen = _reference(manifest, here, labels, shots, fraction) if by == "reference" else _listed(manifest, here, name, seed, by)
+    chosen = _reference(manifest, here, labels, fraction) if by == "reference" else _listed(manifest, here, name, seed, by)
     return LabelSubset(f"{name} {by}", seed, np.sort(chosen))
 
 # %% ../nbs/01_manifests.ipynb #7a7bef1f
@@ -521,7 +521,7 @@ def _listed(manifest, here, name, seed, by):
                    f"e.g. {np.array(lists[key])[found < 0][0]!r}: is its manifest whole? (dho data check {manifest.name})")
 
 # %% ../nbs/01_manifests.ipynb #eb41af9e
-def _reference(manifest, here, labels, shots, fraction):
+def _reference(manifest, here, labels, fraction):
     "Rows that the published code's class-balanced sampler takes"
     if not fraction: raise DhoError("the reference's sampler knows fractions only: give fraction, or labels_by='nested' for shots")
     order = here[np.lexsort((manifest.table["path"].to_numpy()[here], labels))]

@@ -663,7 +663,7 @@ def record(
     bits |= {i: r for i, r in zip(frame["identity"], frame["right"]) if r is not None}
     for name, found in (("conflict", conflicts), ("surface", surfaces)): _merge(folder/f"{name}.csv", _tidy(found, folder, place, labels))
     _write_bits(folder/"right.npz", bits)
-    write_json(folder/"cells.json", _sweeps_of(folder) | _sweeps_in(place, frame, labels, _sweeps_of(folder)))
+    write_json(folder/"cells.json", _sweeps_of(folder) | _sweeps_in(place, frame, _sweeps_of(folder)))
     _write_table(folder/"runs.csv", pd.concat([old, new]).fillna(""))
     return folder
 
@@ -688,7 +688,7 @@ def _tidy(found, folder, place, labels):
     return found(place, labels=labels, known=set(_read_text(file)["identity"]) if file.exists() else ())
 
 # %% ../nbs/12_reports.ipynb #e03640ea
-def _sweeps_in(place, frame, labels, before):
+def _sweeps_in(place, frame, before):
     "Name to axes, cells and shared settings of a place's sweep, as `cells.json` has them"
     if (place/"runs.csv").exists(): return _sweeps_of(place)
     home = place.parent if (place/"run.json").exists() else place

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BEAT', 'CARRY', 'NOTEBOOKS', 'OVERHEAD', 'Task', 'tasks_of', 'state_of', 'mistaken', 'is_url', 'pull', 'push',
-           'mirrored', 'Busy', 'Failed', 'Ended', 'run_one', 'supervised', 'disk_is_full', 'reason_of', 'Sweep',
+           'mirrored', 'Busy', 'Failed', 'Ended', 'Slot', 'run_one', 'supervised', 'disk_is_full', 'reason_of', 'Sweep',
            'on_disk', 'open_sweep', 'stores_of']
 
 # %% ../nbs/11_sweeps.ipynb #5e90c339
@@ -12,6 +12,7 @@ import os, re, shutil, signal, socket, subprocess, threading, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Callable
 import dho_nb
 import pandas as pd
 from fastcore.basics import patch
@@ -176,20 +177,26 @@ class Failed(DhoError):
 class Ended(DhoError):
     "The run was asked to stop, and can go on"
 
+@dataclass(frozen=True, eq=False)
+class Slot:
+    "Room for one run at a time"
+    name:str=""         # For people
+    gpu:str=""          # The only GPU its process shall see, as in CUDA_VISIBLE_DEVICES; all if empty
+    threads:int=0       # CPU threads; 0 leaves it to torch
+    stop:Callable=None  # () to whether to stop; the kernel is interrupted, and leaves a checkpoint
+    start:Callable=fresh  # Starts the process: `fresh`, or a `ForkServer`'s `start`
+
 # %% ../nbs/11_sweeps.ipynb #25df3e6a
 def run_one(
     config,                      # What to do, a `Config`
     folder:str|Path,             # The run's folder, or a URL; the executed notebook is put there too
-    threads:int=0,               # CPU threads of the kernel; 0 leaves it to torch
-    gpu:str="",                  # The only GPU it shall see, as in CUDA_VISIBLE_DEVICES; all if empty
+    slot:Slot=Slot(),            # Where it works
     keep_model:bool=True,        # Leave the trained student there
-    stop=None,                   # () to whether to stop; the kernel is interrupted, and leaves a checkpoint
     notebook:str|Path="",        # The experiment notebook; `distill.ipynb` if empty
-    start=fresh,                 # Starts its process: `fresh`, or a `ForkServer`'s `start`
 )->dict:                         # The run's result
     "Execute the experiment notebook for a configuration, unless its result is there"
     if is_url(folder):
-        with mirrored(folder) as here: return run_one(config, here, threads, gpu, keep_model, stop, notebook, start)
+        with mirrored(folder) as here: return run_one(config, here, slot, keep_model, notebook)
     folder = Path(folder).expanduser().resolve()
     if (host := state_of(folder).get("host", socket.gethostname())) != socket.gethostname(): raise Busy(f"{host} is working on {folder.name}: wait for it")
     _same(folder, config)
@@ -198,7 +205,7 @@ def run_one(
         (folder/".papermill").mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(folder/".papermill.lock", timeout=0), FileLock(folder/".lock", timeout=0): pass
-            with FileLock(folder/".papermill.lock", timeout=0): _execute(config, folder, threads, gpu, stop, notebook, start)
+            with FileLock(folder/".papermill.lock", timeout=0): _execute(config, folder, slot, notebook)
         except Timeout: raise Busy(f"another process is working in {folder}: wait for it, or choose another folder") from None
     if not keep_model: (folder/"model.safetensors").unlink(missing_ok=True)
     return read_json(folder/"result.json")
@@ -211,13 +218,13 @@ def _same(folder, config):
         raise DhoError(f"{folder} belongs to another run ({'; '.join(differs)}): choose another folder, or delete this one")
 
 # %% ../nbs/11_sweeps.ipynb #9730d2ad
-def _execute(config, folder, threads, gpu, stop, notebook, start):
+def _execute(config, folder, slot, notebook):
     "Papermill in a process of its own; the notebook takes its place when it is whole"
     asked, made = folder/".papermill"/"parameters.json", folder/".papermill"/"notebook.ipynb"
     write_json(asked, dict(asdict(config), out=str(folder)))
     command = ["-m", "papermill", str(notebook or shipped("experiments")/"distill.ipynb"), str(made), "-f", str(asked), "-k", "python3",
                "--no-progress-bar", "--log-output", "--cwd", os.getcwd()]
-    code, said = supervised(command, folder, threads, gpu, stop, start)
+    code, said = supervised(command, folder, slot)
     if code: raise _failure(code, said, made, folder)
     os.replace(made, folder/"notebook.ipynb")
     for left in ("failed.ipynb", "failed.json"): (folder/left).unlink(missing_ok=True)
@@ -226,20 +233,17 @@ def _execute(config, folder, threads, gpu, stop, notebook, start):
 def supervised(
     command:list,       # Arguments of Python
     folder:Path,        # Where `log.txt` and the heartbeat go
-    threads:int=0,      # As for `run_one`
-    gpu:str="",         # Likewise
-    stop=None,          # Likewise
-    start=fresh,        # Likewise
+    slot:Slot=Slot(),   # Where it works
 )->tuple:               # Exit code, and what was said
     "Run a Python process, note that it lives, and see that it does not outlive this one"
     env = dict(os.environ, DHO_PROGRESS="lines", PYTHONWARNINGS="ignore:IProgress not found", PYTHONUNBUFFERED="1")
-    if threads: env.update(DHO_THREADS=str(threads), OMP_NUM_THREADS=str(threads))
-    if gpu: env["CUDA_VISIBLE_DEVICES"] = gpu
+    if slot.threads: env.update(DHO_THREADS=str(slot.threads), OMP_NUM_THREADS=str(slot.threads))
+    if slot.gpu: env["CUDA_VISIBLE_DEVICES"] = slot.gpu
     with open(folder/"log.txt", "ab") as log:
-        log.write(f"── {time.strftime('%Y-%m-%d %H:%M:%S')} on {socket.gethostname()}{', GPU ' + gpu if gpu else ''}\n".encode())
+        log.write(f"── {time.strftime('%Y-%m-%d %H:%M:%S')} on {socket.gethostname()}{', GPU ' + slot.gpu if slot.gpu else ''}\n".encode())
         began = log.tell()
-    process = start(command, env, folder/"log.txt")
-    try: ended = _watch(process, folder, stop)
+    process = slot.start(command, env, folder/"log.txt")
+    try: ended = _watch(process, folder, slot.stop)
     except BaseException: _end(process); raise
     finally: (folder/".heartbeat.json").unlink(missing_ok=True)
     if ended: raise Ended(f"{folder.name} was stopped; the same command goes on from where it was")

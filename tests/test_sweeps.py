@@ -19,7 +19,7 @@ from conftest import ROOT
 from dho_nb.executors import run_sweep, slurm_script
 from dho_nb.grids import make_grid, read_grid
 from dho_nb.settings import DhoError, read_json
-from dho_nb.sweeps import Sweep, open_sweep, run_one, state_of
+from dho_nb.sweeps import Slot, Sweep, open_sweep, run_one, state_of
 from test_resume import same_run
 
 RUNS = int(os.environ.get("DHO_SWEEP_RUNS", 8))  # of each sweep; the figures of the benchmark were made with 100
@@ -128,7 +128,7 @@ def test_two_sweeps_share_the_work(grid, undisturbed, tmp_path):
 
 def test_a_run_by_itself_is_the_same(undisturbed, tmp_path):
     task = open_sweep(undisturbed).tasks[-1]
-    run_one(task.config, tmp_path/"run", threads=1)
+    run_one(task.config, tmp_path/"run", Slot(threads=1))
     same_run(undisturbed/task.run, tmp_path/"run")
 
 
