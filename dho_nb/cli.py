@@ -126,13 +126,13 @@ def _sweep(args):
 
 def _recorded(record):
     "The runs that a record holds already"
-    from dho_nb.reports import load
+    from dho_nb.records import load
     return set(load(record)["identity"]) if record and Path(record, "runs.csv").exists() else set()
 
 def _record(args, sweep):
     "Bring the record up to date"
     if not args.record: return
-    from dho_nb.reports import record
+    from dho_nb.records import record
     if any(sweep.folder.glob("*/result.json")): record(sweep.folder, args.record)
 
 def _slurm(args, sweep, script):
@@ -169,13 +169,14 @@ def _logs(args):
 
 def _found(args):
     "The finished runs of sweeps, and what they ask for"
-    from dho_nb.reports import expected, load
+    from dho_nb.records import expected, load
     places = [next((p for p in (Path(s).expanduser(), load_settings().runs/s) if p.exists()), Path(s)) for s in args.sweeps]
     return places, load(*places), expected(*places)
 
 def _table(args):
     "A table of runs, as a paper has it or as data"
-    from dho_nb.reports import results_table, write_csv
+    from dho_nb.records import write_csv
+    from dho_nb.reports import results_table
     places, found, wanted = _found(args)
     if args.runs: return write_csv(found, args.runs) or print(f"{args.runs}: {len(found)} runs")
     made = results_table(found, args.rows or "method", args.columns, args.value, wanted if len(wanted) else None, against=args.against, average=args.average or (), teacher=not args.against)
@@ -185,7 +186,7 @@ def _table(args):
 
 def _report(args):
     "A sweep as one page"
-    from dho_nb.reports import html_report
+    from dho_nb.figures import html_report
     places, _, _ = _found(args)
     file = html_report(places, args.out or places[0]/"report.html", args.title)
     print(f"{file}: open it in a browser; it needs nothing beside it")
@@ -312,7 +313,9 @@ def _demo(args):
     "The shipped grid as a sweep, and its table and pictures as reports make them"
     from dho_nb.executors import run_sweep
     from dho_nb.grids import demo_grid
-    from dho_nb.reports import load, plot_bars, results_table, save_figure, write_csv
+    from dho_nb.figures import plot_bars, save_figure
+    from dho_nb.records import load, write_csv
+    from dho_nb.reports import results_table
     if args.seeds < 1 or args.jobs < 1: raise DhoError(f"seeds and jobs must be 1 or more, not seeds={args.seeds}, jobs={args.jobs}")
     grid, folder = demo_grid(args.seeds), Path(args.out or load_settings().runs/"demo").expanduser()
     print(f"Dual-Head Optimization on scikit-learn's digits: {len(grid.cells)} runs, {args.jobs} at a time, into {folder}", flush=True)

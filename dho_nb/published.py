@@ -11,7 +11,8 @@ import pandas as pd
 from .configs import make_config
 from .deploy import Evaluation
 from .grids import read_grid
-from .reports import BASIC, ResultTable, load
+from .records import BASIC, load
+from .reports import ResultTable
 from .settings import load_settings, read_json, shipped, unknown
 
 # %% ../nbs/13b_published.ipynb #7c4226c6

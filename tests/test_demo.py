@@ -11,7 +11,8 @@ from conftest import ROOT
 from dho_nb.cli import main
 from dho_nb.configs import preset
 from dho_nb.presets import PRESETS
-from dho_nb.reports import load, results_table
+from dho_nb.records import load
+from dho_nb.reports import results_table
 from dho_nb.runs import Run
 from dho_nb.settings import DhoError, read_json
 from dho_nb.sweeps import run_one

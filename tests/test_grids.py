@@ -8,7 +8,7 @@ from conftest import ROOT
 from dho_nb.configs import make_config
 from dho_nb.grids import read_grid
 from dho_nb.presets import PRESETS
-from dho_nb.reports import load
+from dho_nb.records import load
 from dho_nb.settings import digest
 from dho_nb.sweeps import Sweep
 

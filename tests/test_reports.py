@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from conftest import ROOT
-from dho_nb import reports
+from dho_nb import figures, records, reports
 from dho_nb.configs import preset
 from dho_nb.runs import distill
 from dho_nb.settings import DhoError, read_json, write_json
@@ -54,8 +54,8 @@ def files(place): return {p.relative_to(place): (p.stat().st_mtime_ns, p.stat().
 
 def test_a_frame_says_what_the_results_say_and_leaves_the_folders_alone(sweep):
     before = files(sweep)
-    frame = reports.load(sweep)
-    alike(frame, reports.load(sweep))
+    frame = records.load(sweep)
+    alike(frame, records.load(sweep))
     assert files(sweep) == before
     assert frame["run"].tolist() == [name(*c) for c in CELLS if c != MISSING]
     for line in frame.to_dict("records"):
@@ -66,42 +66,42 @@ def test_a_frame_says_what_the_results_say_and_leaves_the_folders_alone(sweep):
 
 
 def test_bits_and_validation_figures_are_those_of_the_predictions(sweep):
-    for line in reports.load(sweep).to_dict("records"):
+    for line in records.load(sweep).to_dict("records"):
         said = pd.read_csv(sweep/line["run"]/"predictions.csv")
         test = said[said["split"] == "test"].sort_values("path")
         assert np.unpackbits(line["right"])[:line["tested"]].tolist() == (test["label"] == test["prediction"]).tolist()
     from dho_nb.runs import Run
     run = Run(preset("digits", epochs=1, validation="few", views=2, method="dho", shots=2, fraction=0., seed=1), sweep/"dho-2shot-1", "none")
     run.evaluate()
-    val, line = run.part("val"), reports.load(sweep/"dho-2shot-1").iloc[0]
+    val, line = run.part("val"), records.load(sweep/"dho-2shot-1").iloc[0]
     from dho_nb.evaluation import interpolate
     assert len(val) == line["validated"] < (pd.read_csv(run.folder/"predictions.csv")["split"] == "val").sum(), "a protocol of few, among outputs of all"
     assert line["val_accuracy"] == pytest.approx((interpolate(val, run.alpha, run.beta).argmax(1) == val.labels).float().mean().item(), abs=1e-6)
 
 
 def test_a_record_equals_its_sweep_and_outlives_it(sweep, tmp_path):
-    frame, asked = reports.load(sweep), reports.expected(sweep)
-    kept = reports.record(sweep, tmp_path/"kept")
-    alike(reports.load(kept), frame)
-    pd.testing.assert_frame_equal(reports.expected(kept).drop(columns="reason"), asked.drop(columns="reason"))
+    frame, asked = records.load(sweep), records.expected(sweep)
+    kept = records.record(sweep, tmp_path/"kept")
+    alike(records.load(kept), frame)
+    pd.testing.assert_frame_equal(records.expected(kept).drop(columns="reason"), asked.drop(columns="reason"))
     assert {p.name for p in kept.iterdir()} == {"runs.csv", "right.npz", "cells.json", "conflict.csv", "surface.csv"}
     assert not any(str(tmp_path) in p.read_text() for p in kept.iterdir() if p.suffix != ".npz"), "no paths of this machine"
     written = {p.name: p.read_bytes() for p in kept.iterdir()}
-    reports.record(sweep, kept)
+    records.record(sweep, kept)
     assert written == {p.name: p.read_bytes() for p in kept.iterdir()}, "recording twice changes nothing"
     for run in ("dho-1shot-0", "ce-1shot-1"): shutil.rmtree(sweep/run)
-    reports.record(sweep, kept)
-    alike(reports.load(kept), frame)
-    alike(reports.load(reports.record(kept, tmp_path/"copy")), frame)
-    table, again = (reports.results_table(reports.load(p), expected=reports.expected(p)) for p in (kept, tmp_path/"copy"))
+    records.record(sweep, kept)
+    alike(records.load(kept), frame)
+    alike(records.load(records.record(kept, tmp_path/"copy")), frame)
+    table, again = (reports.results_table(records.load(p), expected=records.expected(p)) for p in (kept, tmp_path/"copy"))
     assert table.markdown() == again.markdown()
 
 
 def test_the_same_run_in_two_folders_counts_once(sweep, tmp_path):
     other = shutil.copytree(sweep/"dho-1shot-0", tmp_path/"elsewhere"/"copy").parent
-    kept = reports.record(sweep, tmp_path/"kept")
-    for places in ((sweep, other), (sweep, sweep/"dho-1shot-0"), (kept, sweep)): assert len(reports.load(*places)) == 7
-    assert len(reports.load(other, sweep)) == 7
+    kept = records.record(sweep, tmp_path/"kept")
+    for places in ((sweep, other), (sweep, sweep/"dho-1shot-0"), (kept, sweep)): assert len(records.load(*places)) == 7
+    assert len(records.load(other, sweep)) == 7
 
 
 def test_unfinished_broken_and_foreign_folders_are_named(sweep, tmp_path):
@@ -112,29 +112,29 @@ def test_unfinished_broken_and_foreign_folders_are_named(sweep, tmp_path):
     (sweep/"dho-1shot-1"/"outputs.safetensors").unlink()
     shutil.copytree(sweep/"dho-2shot-0", sweep/"stray")
     (sweep/"notes").mkdir()
-    with pytest.warns(UserWarning, match="ce-1shot-1: broken"): frame = reports.load(sweep)
+    with pytest.warns(UserWarning, match="ce-1shot-1: broken"): frame = records.load(sweep)
     skipped = frame.attrs["skipped"]
     assert skipped["ce-1shot-0"] == "failed: no memory" and skipped["ce-2shot-1"] == "not begun" and skipped["stray"].startswith("not among")
     assert skipped["ce-1shot-1"].startswith("broken") and "cannot be read" in skipped["dho-1shot-0"] and "is not there" in skipped["dho-1shot-1"]
     assert frame["run"].tolist() == ["dho-1shot-0", "dho-1shot-1", "ce-2shot-0", "dho-2shot-0", "dho-2shot-1"]
     assert frame["right"].isna().tolist() == [True, True, False, False, False] and frame["accuracy"].notna().all()
-    assert reports.expected(sweep).set_index("run").loc["ce-1shot-0", ["state", "reason"]].tolist() == ["missing", "failed: no memory"]
+    assert records.expected(sweep).set_index("run").loc["ce-1shot-0", ["state", "reason"]].tolist() == ["missing", "failed: no memory"]
     for place, words in ((tmp_path/"nowhere", "does not exist"), (sweep/"notes", "holds no runs"), (sweep/"ce-1shot-0", "failed: no memory")):
-        with pytest.raises(DhoError, match=words): reports.load(place)
+        with pytest.raises(DhoError, match=words): records.load(place)
 
 
 def test_a_sweep_without_any_result_is_a_table_of_dashes(sweep):
     for run in sweep.iterdir():
         if run.is_dir(): shutil.rmtree(run)
-    frame = reports.load(sweep)
-    assert len(frame) == 0 and len(reports.expected(sweep)) == 8
-    shown = reports.results_table(frame, columns="amount", expected=reports.expected(sweep)).markdown()
+    frame = records.load(sweep)
+    assert len(frame) == 0 and len(records.expected(sweep)) == 8
+    shown = reports.results_table(frame, columns="amount", expected=records.expected(sweep)).markdown()
     assert shown.count("– (0/2)") == 4
-    with pytest.raises(DhoError, match="one at least"): reports.html_report(sweep, sweep/"page.html")
+    with pytest.raises(DhoError, match="one at least"): figures.html_report(sweep, sweep/"page.html")
 
 
 def test_missing_cells_are_visible_in_every_form(sweep, tmp_path):
-    frame, asked = reports.load(sweep), reports.expected(sweep)
+    frame, asked = records.load(sweep), records.expected(sweep)
     table = reports.results_table(frame, expected=asked)
     assert "(1/2)" in table.markdown() and "(1/2)" in table.latex() and "(1/2)" in table.html()
     alone = reports.results_table(frame[frame["run"] != "ce-2shot-0"], expected=asked)
@@ -170,7 +170,7 @@ def test_the_interval_is_that_of_drawing_one_by_one(seeds):
 
 
 def test_gains_follow_the_bits(sweep):
-    frame = reports.load(sweep)
+    frame = records.load(sweep)
     found = reports.gains(frame).set_index("amount")
     bits = lambda m: {l["seed"]: np.unpackbits(l["right"])[:l["tested"]].astype(bool) for l in frame[frame["amount"] == "1-shot"].to_dict("records") if l["method"] == m}
     assert found.loc["1-shot", ["gain", "low", "high"]].tolist() == pytest.approx(slowly(bits("dho"), bits("ce"), 3000, np.random.default_rng(0)), abs=.012)
@@ -241,40 +241,40 @@ class Page(HTMLParser):
 
 
 def test_a_page_is_whole_and_refers_to_nothing_outside_it(sweep, tmp_path):
-    text = reports.html_report(sweep, tmp_path/"page.html", "A <small> sweep").read_text()
+    text = figures.html_report(sweep, tmp_path/"page.html", "A <small> sweep").read_text()
     page = Page(text)
     assert page.open == [] and "A &lt;small&gt; sweep" in text and "<script" not in text and "url(" not in text and "@import" not in text
     assert all(l.startswith("data:image/svg+xml;base64,") or l[0] == "#" and l[1:] in page.ids for l in page.links) and len(page.links) > 8
     assert "7 of 8 runs are there" in text and "ce-2shot-1" in text and "not begun" in text and "(1/2)" in text
-    assert Page(reports.html_report([reports.record(sweep, tmp_path/"kept")], tmp_path/"kept.html").read_text()).open == []
+    assert Page(figures.html_report([records.record(sweep, tmp_path/"kept")], tmp_path/"kept.html").read_text()).open == []
 
 
 def test_figures_are_written_in_three_forms_and_are_repeatable(sweep, tmp_path):
-    frame = reports.load(sweep)
-    for folder in ("a", "b"): written = reports.save_figure(reports.plot_shots(frame), tmp_path/folder, "shots")
+    frame = records.load(sweep)
+    for folder in ("a", "b"): written = figures.save_figure(figures.plot_shots(frame), tmp_path/folder, "shots")
     assert [p.suffix for p in written] == [".pdf", ".svg", ".png"]
     for p in written: assert p.read_bytes() == (tmp_path/"a"/p.name).read_bytes()
-    assert len(reports.plot_reliabilities(sweep)) == len(reports.plot_surfaces(sweep)) == 2 and reports.plot_agreements(frame) and reports.plot_conflicts(sweep)
-    with pytest.raises(DhoError, match="conflict=True"): reports.plot_conflicts(sweep/"ce-1shot-0")
+    assert len(figures.plot_reliabilities(sweep)) == len(figures.plot_surfaces(sweep)) == 2 and figures.plot_agreements(frame) and figures.plot_conflicts(sweep)
+    with pytest.raises(DhoError, match="conflict=True"): figures.plot_conflicts(sweep/"ce-1shot-0")
 
 
 def test_the_committed_results_are_a_record(tmp_path):
-    frame = reports.load(RESULTS)
+    frame = records.load(RESULTS)
     right = [np.unpackbits(b)[:n].mean() for b, n in zip(frame["right"], frame["tested"])]
     assert len(frame) >= 39 and frame["identity"].is_unique and np.allclose(right, frame["accuracy"], atol=1e-6)
     assert {"student", "method", "labels", "seed"} <= set(frame.attrs["axes"])
     assert (reports.gains(reports.everywhere(frame)).set_index("method").loc["ce", "low"] > 0).any()
-    assert Page(reports.html_report(RESULTS, tmp_path/"page.html").read_text()).open == []
+    assert Page(figures.html_report(RESULTS, tmp_path/"page.html").read_text()).open == []
 
 
-def test_the_module_opens_without_torch():
-    done = subprocess.run([sys.executable, "-c", "import sys, dho_nb.reports; print('torch' in sys.modules)"], capture_output=True, text=True)
+def test_the_modules_open_without_torch():
+    done = subprocess.run([sys.executable, "-c", "import sys, dho_nb.figures; print('torch' in sys.modules)"], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
 
 
 def test_labels_come_from_a_function_where_no_sweep_has_them(sweep):
     (sweep/"sweep.json").unlink()
-    frame = reports.load(sweep, labels=lambda c: dict(student="small one", method=c["method"].upper(), seed=c["seed"]) if c["shots"] == 1 else None)
+    frame = records.load(sweep, labels=lambda c: dict(student="small one", method=c["method"].upper(), seed=c["seed"]) if c["shots"] == 1 else None)
     assert set(frame["method"]) == {"CE", "DHO"} and set(frame["student"]) == {"small one"} and set(frame["student_value"]) == {"tiny"} and set(frame["seed"]) == {"0", "1"}
     assert frame.attrs["axes"] == ["student", "method", "seed"] and frame.attrs["skipped"]["dho-2shot-0"] == "left out by labels"
     assert json.dumps(sorted(frame["labels"].unique())) == '["1-shot"]'
