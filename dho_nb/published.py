@@ -54,10 +54,13 @@ def ours(
 _FIGURES = ("run", "sweep", *(f"{k}accuracy" for k in ("", "ce_", "kd_", "entropy_", "teacher_", "val_")), "tested", "right", "test", "watched")
 
 def _of(runs, asked):
-    "Runs whose labels are asked for"
-    known = set(map(tuple, asked.astype(str).to_numpy()))
-    if not {*asked} <= {*runs}: return runs.iloc[:0]
-    return runs[[key in known for key in map(tuple, runs[[*asked]].astype(str).to_numpy())]].reset_index(drop=True)
+    "Runs whose labels are asked for; a twin that kept an account of its gradients only where two of that name are"
+    if not len(runs) or not {*asked} <= {*runs}: return runs.iloc[:0]
+    names = lambda frame: pd.Series([*map(tuple, frame[[*asked]].astype(str).to_numpy())], frame.index)
+    named, watched = names(runs), runs["watched"].astype(bool)
+    wanted = named.map(names(asked).value_counts()).fillna(0)
+    turn = named[watched.sort_values(kind="stable").index].groupby(named).cumcount().reindex(runs.index)
+    return runs[(wanted > 0) & ~(watched & (turn >= wanted))].reset_index(drop=True)
 
 # %% ../nbs/13b_published.ipynb #dc8146bf
 def beside(
