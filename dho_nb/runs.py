@@ -283,7 +283,7 @@ def stages_of(
     whole = Recipe(**{f.name: getattr(c, f.name) for f in dataclasses.fields(Recipe)})
     if m.first:
         half = max(c.epochs//2, 1)
-        return [Stage(m.first, get_method(m.first), replace(whole, epochs=half)), Stage(m.name, m, replace(whole, epochs=max(c.epochs - half, 1)))]
+        return [Stage(m.first, get_method(m.first), replace(whole, epochs=half)), Stage(m.name, m, replace(whole, epochs=max(c.epochs - half, 1), lr=c.lr/10))]
     return [Stage(f"lambda={v:g}", m, replace(whole, ce_weight=v, kd_weight=1 - v)) for v in m.lambdas] or [Stage("", m, whole)]
 
 @patch(as_prop=True)
