@@ -186,7 +186,7 @@ def _table(args):
 
 def _report(args):
     "A sweep as one page"
-    from dho_nb.figures import html_report
+    from dho_nb.page import html_report
     places, _, _ = _found(args)
     file = html_report(places, args.out or places[0]/"report.html", args.title)
     print(f"{file}: open it in a browser; it needs nothing beside it")

@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT
 from dho_nb import figures, records, reports
 from dho_nb.configs import preset
+from dho_nb.page import html_report
 from dho_nb.runs import distill
 from dho_nb.settings import DhoError, read_json, write_json
 
@@ -130,7 +131,7 @@ def test_a_sweep_without_any_result_is_a_table_of_dashes(sweep):
     assert len(frame) == 0 and len(records.expected(sweep)) == 8
     shown = reports.results_table(frame, columns="amount", expected=records.expected(sweep)).markdown()
     assert shown.count("– (0/2)") == 4
-    with pytest.raises(DhoError, match="one at least"): figures.html_report(sweep, sweep/"page.html")
+    with pytest.raises(DhoError, match="one at least"): html_report(sweep, sweep/"page.html")
 
 
 def test_missing_cells_are_visible_in_every_form(sweep, tmp_path):
@@ -241,12 +242,12 @@ class Page(HTMLParser):
 
 
 def test_a_page_is_whole_and_refers_to_nothing_outside_it(sweep, tmp_path):
-    text = figures.html_report(sweep, tmp_path/"page.html", "A <small> sweep").read_text()
+    text = html_report(sweep, tmp_path/"page.html", "A <small> sweep").read_text()
     page = Page(text)
     assert page.open == [] and "A &lt;small&gt; sweep" in text and "<script" not in text and "url(" not in text and "@import" not in text
     assert all(l.startswith("data:image/svg+xml;base64,") or l[0] == "#" and l[1:] in page.ids for l in page.links) and len(page.links) > 8
     assert "7 of 8 runs are there" in text and "ce-2shot-1" in text and "not begun" in text and "(1/2)" in text
-    assert Page(figures.html_report([records.record(sweep, tmp_path/"kept")], tmp_path/"kept.html").read_text()).open == []
+    assert Page(html_report([records.record(sweep, tmp_path/"kept")], tmp_path/"kept.html").read_text()).open == []
 
 
 def test_figures_are_written_in_three_forms_and_are_repeatable(sweep, tmp_path):
@@ -264,11 +265,11 @@ def test_the_committed_results_are_a_record(tmp_path):
     assert len(frame) >= 39 and frame["identity"].is_unique and np.allclose(right, frame["accuracy"], atol=1e-6)
     assert {"student", "method", "labels", "seed"} <= set(frame.attrs["axes"])
     assert (reports.gains(reports.everywhere(frame)).set_index("method").loc["ce", "low"] > 0).any()
-    assert Page(figures.html_report(RESULTS, tmp_path/"page.html").read_text()).open == []
+    assert Page(html_report(RESULTS, tmp_path/"page.html").read_text()).open == []
 
 
 def test_the_modules_open_without_torch():
-    done = subprocess.run([sys.executable, "-c", "import sys, dho_nb.figures; print('torch' in sys.modules)"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", "import sys, dho_nb.page; print('torch' in sys.modules)"], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
 
 
