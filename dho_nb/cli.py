@@ -16,7 +16,7 @@ from .settings import DhoError, atomic_path, load_settings, needs, pick_device, 
 GROUPS = {"data": "dataset root labels classes templates test skip_broken", "labels": "shots fraction labels_by seed include_labelled unlabelled",
           "models": "method teacher teacher_head pool_head zeta views embeddings texts student student_weights student_args size "
                     "ce_head kd_head head_init frozen",
-          "training": "epochs batch_labelled batch_unlabelled lr weight_decay warmup_steps schedule accumulate clip pixels crop flip tau "
+          "training": "epochs batch_labelled batch_unlabelled lr head_lr weight_decay warmup_steps schedule accumulate clip pixels crop flip tau "
                       "ce_weight kd_weight precision conflict",
           "evaluation": "validation alpha beta predict"}
 

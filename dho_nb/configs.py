@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VALIDATION', 'TEACHER_HEADS', 'PLACES', 'LATER', 'Config', 'make_config', 'preset', 'config_from', 'plain_parameters',
-           'open_data', 'known_labels', 'without', 'listed', 'identity', 'weights_file_hash']
+           'open_data', 'known_labels', 'without', 'listed', 'settled', 'identity', 'weights_file_hash']
 
 # %% ../nbs/10_configs.ipynb #883ca461
 import dataclasses, json, math, os
@@ -16,7 +16,7 @@ from .embeddings import Store, own_identity, read_embeddings
 from .heads import POOL_HEADS
 from .manifests import (LISTS, LabelSubset, Manifest, content_keys, data_root, fingerprint, from_labels, labelled_subset, manifest_hash, manifest_names, missing_images,
                               open_manifest, split_off)
-from .objectives import get_method
+from .objectives import METHODS, get_method
 from .presets import named
 from .settings import PRECISIONS, DhoError, atomic_path, digest, load_settings, reason, unknown
 from .students import HEADS
@@ -63,6 +63,7 @@ class Config:
     batch_labelled:int=64        # Most labelled images per step
     batch_unlabelled:int=64      # Most unlabelled images per step
     lr:float=1e-3                # Peak learning rate of AdamW
+    head_lr:float=0.0            # The heads' learning rate as a multiple of lr; 0 for the method's own: 1, for dho-plus 0.1 unless frozen
     weight_decay:float=1e-2      # Weight decay of AdamW
     warmup_steps:float=0.0       # Linear warm-up before the rest of the schedule; below 1 a share of all steps
     schedule:str="cosine"        # How the learning rate falls to 0: cosine or linear
@@ -133,7 +134,7 @@ def _validate_views(views, embeddings):
 _above, _from, _share = lambda low: (lambda v: v > low), lambda low: (lambda v: v >= low), lambda v: 0 <= v <= 1
 _RANGES = [*((n, "above 0", _above(0)) for n in ("zeta", "lr", "tau", "beta", "crop")),
            *((n, "1 or more", _from(1)) for n in ("epochs", "batch_labelled", "batch_unlabelled", "accumulate")),
-           *((n, "0 or more", _from(0)) for n in ("shots", "seed", "size", "weight_decay", "warmup_steps", "clip", "ce_weight",
+           *((n, "0 or more", _from(0)) for n in ("shots", "seed", "size", "head_lr", "weight_decay", "warmup_steps", "clip", "ce_weight",
                                                   "kd_weight", "test")),
            *((n, "between 0 and 1", _share) for n in ("fraction", "crop", "flip", "alpha"))]
 
@@ -244,7 +245,15 @@ def listed(
 
 # %% ../nbs/10_configs.ipynb #c6a21d6f
 PLACES = ("dataset", "root", "labels", "skip_broken", "predict", "embeddings", "texts")  # where things lie, what is reported: no number depends on them
-LATER = {"pool_head": "auto"}  # parameters that came after the first runs, and what those runs had without knowing
+LATER = {"pool_head": "auto", "head_lr": 1.0}  # parameters that came after the first runs, and what those runs had without knowing
+
+def settled(
+    parameters:dict,  # Of a configuration, as they are or were written down
+)->dict:              # The same, each as the numbers depend on it
+    "Parameters with what came later, and what is the method's own as a number"
+    known = {**LATER, **parameters}
+    own = METHODS[known["method"]].head_lr if known.get("method") in METHODS and not known.get("frozen") else 1.0
+    return dict(known, head_lr=known["head_lr"] or own)
 
 def identity(
     config:Config,      # What to do
@@ -253,7 +262,7 @@ def identity(
     hashed:str="",      # The manifest's hash, where it is known already
 )->str:                 # 12 hexadecimal characters
     "What a run's numbers depend on, as a hash"
-    what = {k: v for k, v in asdict(config).items() if k not in PLACES and (k, v) not in LATER.items()}
+    what = {k: v for k, v in settled(asdict(config)).items() if k not in PLACES and (k, v) not in LATER.items()}
     what["teacher"] = _teacher_of(config) if get_method(config.method).teacher else ""
     if config.student_weights not in ("", "pretrained"): what["student_weights"] = weights_file_hash(config.student_weights)
     return digest(dict(what, manifest=hashed or manifest_hash(manifest), files=files, prompts=list(manifest.templates), version=dho_nb.__version__))

@@ -270,6 +270,7 @@ class Method:
     surgery:bool=False       # Are the gradients joined by `pcgrad`?
     kd_head:str=""           # Kind of the KD head, where the method asks for one
     teacher_head:str=""      # Kind of the teacher's head, where the method asks for one
+    head_lr:float=1.0        # The heads' learning rate as a multiple of the trunk's, where nobody asks for another
     lambdas:tuple=()         # Values of λ between which validation chooses
     first:str=""             # Method of the first half of the epochs
     @property
@@ -302,7 +303,8 @@ METHODS = {m.name: m for m in (
     Method("dkd-dho", _dkd, 2, True, True, "DHO with decoupled KL on the KD head: DKD+DHO"),
     Method("wkd-dho", _wkd, 2, True, True, "DHO with optimal transport on the KD head: WKD+DHO", needs=("cost",)),
     Method("sho-tuned", dho, 1, True, True, "one head, λ chosen on validation images", lambdas=(.1, .3, .5, .7, .9)),
-    Method("dho-plus", dho_plus, 2, True, True, "DHO, and what the CE head and the pool's own structure are sure of as labels for it: ours", "ce", ("pool",)),
+    Method("dho-plus", dho_plus, 2, True, True, "DHO, and what the CE head and the pool's own structure are sure of as labels for it: ours", "ce", ("pool",),
+           head_lr=.1),
     Method("kd-then-ssl", self_training, 1, True, True, "the teacher first, then labels and own sure answers", first="kd"))}
 
 def get_method(

@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 import dho_nb
-from .configs import LATER, PLACES, Config, identity, known_labels, listed, open_data, without
+from .configs import PLACES, Config, identity, known_labels, listed, open_data, settled, without
 from .diagnostics import plot_agreement
 from .heads import Judged
 from .evaluation import (HeadOutputs, agreement, answering, choose, collect, entropy_alpha, head_table, interpolate, load_outputs, per_class, plot_reliability,
@@ -110,7 +110,8 @@ def differences(
     config:Config,  # The configuration now
 )->list:            # Strings; what no number depends on does not count
     "What a configuration has otherwise than the one written down, in words"
-    return [f"{k} was {old.get(k)!r}, now {v!r}" for k, v in asdict(config).items() if k not in PLACES and old.get(k, LATER.get(k)) != v]
+    old, new = settled(old), settled(asdict(config))
+    return [f"{k} was {old.get(k)!r}, now {v!r}" for k, v in new.items() if k not in PLACES and old.get(k) != v]
 
 # %% ../nbs/10_runs.ipynb #89ccbf1e
 @patch(as_prop=True)
@@ -279,8 +280,8 @@ def stages_of(
     config:Config,   # What to do
 )->list[Stage]:
     "What is trained, in order"
-    c, m = config, get_method(config.method)
-    whole = Recipe(**{f.name: getattr(c, f.name) for f in dataclasses.fields(Recipe)})
+    c, m, told = config, get_method(config.method), settled(asdict(config))
+    whole = Recipe(**{f.name: told[f.name] for f in dataclasses.fields(Recipe)})
     if m.first:
         half = max(c.epochs//2, 1)
         return [Stage(m.first, get_method(m.first), replace(whole, epochs=half)), Stage(m.name, m, replace(whole, epochs=max(c.epochs - half, 1), lr=c.lr/10))]

@@ -31,6 +31,7 @@ class Recipe:
     "How to optimise"
     epochs:int=200             # Passes over the unlabelled images
     lr:float=1e-3              # Peak learning rate
+    head_lr:float=1.0          # The heads' learning rate, as a multiple of it
     weight_decay:float=1e-2    # AdamW's
     warmup_steps:float=0.0     # Linear, from 0; below 1 a share of all steps
     schedule:str="cosine"      # After the warm-up: "cosine" or "linear", down to 0
@@ -161,6 +162,13 @@ def enough(
         raise DhoError(f"batches of {sizes[0]} labelled and {sizes[1]} unlabelled images, in {recipe.accumulate} piece(s), cannot be shared by "
                        f"{team.world} processes: take fewer processes or larger batches")
 
+def _paced(model, learnt, recipe):
+    "Parameter groups of one learning rate each: trunk and heads, or all as one"
+    if recipe.head_lr == 1: return [dict(params=learnt, lr=recipe.lr, pace=1.0)]
+    trunk = {id(p) for p in model.backbone.parameters()}
+    sides = ((1.0, [p for p in learnt if id(p) in trunk]), (recipe.head_lr, [p for p in learnt if id(p) not in trunk]))
+    return [dict(params=params, lr=recipe.lr*pace, pace=pace) for pace, params in sides if params]
+
 class Trainer:
     "Trains a student by a method on streams; stops and goes on anywhere"
     def __init__(self,
@@ -188,7 +196,7 @@ class Trainer:
         self.net = shared_model(self.model, self.team)
         self.learnt = [p for p in self.model.parameters() if p.requires_grad]
         if not self.learnt: raise DhoError(f"{method.name} has nothing to learn here: neither the backbone (frozen) nor a head; unfreeze it")
-        self.optimiser = torch.optim.AdamW(self.learnt, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=self.device.type == "cuda")
+        self.optimiser = torch.optim.AdamW(_paced(self.model, self.learnt, recipe), weight_decay=recipe.weight_decay, fused=self.device.type == "cuda")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.step, self.history, self.sums, self.seconds = 0, [], {}, 0.0
         self.conflict = torch.full((self.steps, len(CONFLICT)), torch.nan) if recipe.conflict and method.both else None
@@ -284,7 +292,7 @@ def train_step(self:Trainer,
     r = self.recipe
     torch.manual_seed(derive_seed(r.seed, "step", self.step, *([self.team.rank] if self.team.rank else [])))
     rate = learning_rate(self.step, self.steps, r.lr, r.warmup_steps, r.schedule)
-    for group in self.optimiser.param_groups: group["lr"] = rate
+    for group in self.optimiser.param_groups: group["lr"] = rate*group["pace"]
     self._gradients(_pieces(batch, r.accumulate, (self.team.rank, self.team.world)), batch.totals)
     if r.clip:
         self.scaler.unscale_(self.optimiser)
@@ -305,8 +313,8 @@ def _close_epoch(self:Trainer):
     if not math.isfinite(means["loss"]):
         raise DhoError(f"the loss became {means['loss']} in epoch {epoch}: lower lr, add warmup_steps or clip, or use precision='fp32'")
     due = self.check and self.check_every and (epoch % self.check_every == 0 or self.step == self.steps)
-    rate, checked = self.optimiser.param_groups[0]["lr"], self.check(self.model) if due else {}
-    self.history.append(dict(epoch=epoch, step=self.step, lr=rate, **means, **checked))
+    group, checked = self.optimiser.param_groups[0], self.check(self.model) if due else {}
+    self.history.append(dict(epoch=epoch, step=self.step, lr=group["lr"]/group["pace"], **means, **checked))
     self.sums = {}
 
 @patch
