@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from .configs import Config, open_data
 from .embeddings import STILL, Lookup, Store, import_embeddings, open_store, store_header
-from .heads import Judged, judge
+from .heads import Judged, judge, kept_neighbours
 from .manifests import Manifest, rows
 from .maps import stills
 from .objectives import get_method
@@ -161,7 +161,9 @@ def judged(self:Guidance,
     seen = sum(self.lookup(train, np.full(len(train), v)).float() for v in range(self.cycle)).to(self.device) if self.cycle else self.centred(train)
     truth = torch.from_numpy(self.manifest.table["label"].to_numpy(np.int64, copy=True)[labelled]).to(self.device)
     where = torch.from_numpy(np.searchsorted(train, labelled)).to(self.device)
-    return judge(F.normalize(seen, dim=-1), self.head, self.config.zeta, where, truth, self.config.pool_head)
+    pool = F.normalize(seen, dim=-1)
+    near = kept_neighbours(pool, load_settings().cache/"neighbours")
+    return judge(pool, self.head, self.config.zeta, where, truth, self.config.pool_head, near=near)
 
 # %% ../nbs/10_guidance.ipynb #fbc39c28
 def guidance_for(
