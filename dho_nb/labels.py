@@ -290,7 +290,7 @@ def label_next(
     if not METHODS[result["method"]].weighs: raise DhoError(f"{result['method']} has no two heads that could disagree: use a run of dho")
     said["disagreement"] = disagreement(load_outputs(folder/"outputs.safetensors")[0], result["beta"]).numpy().round(4)
     left = said[(said["label"].astype(str) == "") & (said["split"] == "train")].sort_values("disagreement", ascending=False, kind="stable")
-    if not len(left): raise DhoError(f"{folder} has no unlabelled image in its predictions.csv: there is nothing left to label, or the run had predict='test': run it anew with --predict all and another --out")
+    if not len(left): raise DhoError(f"{folder} has no unlabelled image in its predictions.csv: there is nothing left to label, or the run had predict='test': the same dho distill with --predict all adds the others")
     turn = left.groupby("prediction").cumcount().to_numpy() if turns else np.zeros(len(left))
     columns = ["path", "disagreement", "prediction", "ce_prediction", "ce_confidence", "kd_prediction", "kd_confidence"]
     return left.iloc[np.argsort(turn, kind="stable")][columns].head(count).reset_index(drop=True)

@@ -374,10 +374,10 @@ def fixed(self:Run)->tuple[float, float]:
     return (self.config.alpha, self.config.beta) if self.method.weighs else (float(self.method.answers != "kd"), 1.0)
 
 @patch
-def _collect(self:Run, wanted, mode="")->HeadOutputs:
+def _collect(self:Run, wanted, mode="", source=None)->HeadOutputs:
     "Both heads' outputs for some rows, every process doing its share"
     mine, precision = self.team.share(wanted), pick_precision(self.device, self.config.precision)
-    part = collect(self.student, self.source, mine, self.device, precision, self.workers, mode or self.mode)
+    part = collect(self.student, source or self.source, mine, self.device, precision, self.workers, mode or self.mode)
     return HeadOutputs(*(self.team.whole(getattr(part, f.name), len(wanted)) for f in dataclasses.fields(part)))
 
 # %% ../nbs/10_runs.ipynb #8b44e90d
@@ -469,7 +469,7 @@ def _by_class(self:Run)->pd.DataFrame:
 @patch
 def finish(self:Run)->dict:  # What stands in `result.json`
     "Write model, outputs, predictions, figures, and last of all the result"
-    if self.team.some(self.done): return self.result
+    if self.team.some(self.done): return self._predict_rest()
     if self.trainer.step < self.trainer.steps: raise DhoError(f"{self.name} stands at step {self.trainer.step} of {self.trainer.steps}: call train() first")
     facts = self._facts(self.evaluate())
     if self.team.main: self._write(facts)
@@ -477,13 +477,29 @@ def finish(self:Run)->dict:  # What stands in `result.json`
     return self.result
 
 @patch
+def _predict_rest(self:Run)->dict:
+    "What a finished run was not asked to predict, and is now"
+    left = np.setdiff1d(np.arange(len(self.manifest)), (kept := self._stored()).rows) if self.config.predict == "all" else []
+    if not len(left) or not (self.folder/"model.safetensors").exists(): return self.result
+    more = self._collect(left, source=self.images)
+    whole = HeadOutputs(*(torch.cat([getattr(o, f.name) for o in (kept, more)]) for f in dataclasses.fields(kept)))
+    self.outputs, self._stood = whole.only(whole.rows.argsort()), "done"
+    if self.team.main: self._write_outputs(self.result["alpha"], self.result["beta"])
+    self.team.wait()
+    return self.result
+
+@patch
+def _write_outputs(self:Run, alpha, beta):
+    save_outputs(self.outputs, self.folder/"outputs.safetensors", self.manifest)
+    _write_csv(predictions(self.manifest, self.outputs, alpha, beta), self.folder/"predictions.csv")
+
+@patch
 def _write(self:Run, facts):
     "Everything into the folder, the result last"
     c, folder = self.config, self.folder
     save_student(self.student, folder/"model.safetensors", spec=c.student, args=c.student_args, classes=list(self.manifest.classes),
                  alpha=self.alpha, beta=self.beta, method=c.method, run=self.name, version=dho_nb.__version__)
-    save_outputs(self.outputs, folder/"outputs.safetensors", self.manifest)
-    _write_csv(predictions(self.manifest, self.outputs, self.alpha, self.beta), folder/"predictions.csv")
+    self._write_outputs(self.alpha, self.beta)
     _write_csv(self.history, folder/"history.csv")
     if len(self.part("test")): _write_csv(self._by_class(), folder/"per_class.csv")
     if len(self.skipped): _write_csv(self.skipped[["path", "problem"]], folder/"skipped.csv")
