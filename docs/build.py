@@ -198,7 +198,7 @@ def sources():
     for path, name in plan().items():
         if path.endswith(".md"): write(f"{name}.md", links((NBS/path).read_text(encoding="utf-8"), path)); continue
         book = page(path)
-        if name == "index": book["cells"].append(markdown(toctree([f"{s}/index" for s in SECTIONS if inside(s)]) + "\n" + toctree([n for n in ("contributing", "changelog") if n == "changelog" or n in plan().values()], "Project")))
+        if name == "index": book["cells"].append({**markdown(toctree([f"{s}/index" for s in SECTIONS if inside(s)]) + "\n" + toctree([n for n in ("contributing", "changelog") if n == "changelog" or n in plan().values()], "Project")), "id": "pages"})
         write(f"{name}.ipynb", json.dumps(book, ensure_ascii=False, indent=1))
     for section, (title, _, line) in SECTIONS.items():
         if not inside(section): continue
