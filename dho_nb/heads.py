@@ -67,7 +67,9 @@ def kept_neighbours(
     "`neighbours`, found once for the same embeddings on the same kind of device"
     if len(embeddings)**2*embeddings.shape[1] < least: return neighbours(embeddings, count)
     file = Path(folder)/f"{_content(embeddings, count)}.safetensors"
-    try: return tuple(load_file(file)[name].to(embeddings.device) for name in ("close", "where"))
+    try:
+        found = load_file(file)
+        return found["close"].to(embeddings.device), found["where"].to(embeddings.device)
     except (OSError, SafetensorError): close, where = neighbours(embeddings, count)  # not there, or broken
     try:
         with atomic_path(file) as temporary: save_file(dict(close=close.cpu(), where=where.cpu()), temporary)

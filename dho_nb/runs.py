@@ -479,12 +479,15 @@ def finish(self:Run)->dict:  # What stands in `result.json`
 @patch
 def _predict_rest(self:Run)->dict:
     "What a finished run was not asked to predict, and is now"
-    left = np.setdiff1d(np.arange(len(self.manifest)), (kept := self._stored()).rows) if self.config.predict == "all" else []
-    if not len(left) or not (self.folder/"model.safetensors").exists(): return self.result
-    more = self._collect(left, source=self.images)
+    note, there = read_json(self.folder/"run.json"), all((self.folder/name).exists() for name in ("model.safetensors", "outputs.safetensors"))
+    if self.config.predict == note["config"].get("predict", "all") or self.config.predict == "test" or not there: return self.result
+    kept = self._stored()
+    more = self._collect(np.setdiff1d(np.arange(len(self.manifest)), kept.rows), source=self.images)
     whole = HeadOutputs(*(torch.cat([getattr(o, f.name) for o in (kept, more)]) for f in dataclasses.fields(kept)))
     self.outputs, self._stood = whole.only(whole.rows.argsort()), "done"
-    if self.team.main: self._write_outputs(self.result["alpha"], self.result["beta"])
+    if self.team.main:
+        self._write_outputs(self.result["alpha"], self.result["beta"])
+        write_json(self.folder/"run.json", dict(note, config=dict(note["config"], predict="all")))
     self.team.wait()
     return self.result
 
