@@ -480,7 +480,7 @@ def finish(self:Run)->dict:  # What stands in `result.json`
 def _predict_rest(self:Run)->dict:
     "What a finished run was not asked to predict, and is now"
     note, there = read_json(self.folder/"run.json"), all((self.folder/name).exists() for name in ("model.safetensors", "outputs.safetensors"))
-    if self.config.predict == note["config"].get("predict", "all") or self.config.predict == "test" or not there: return self.result
+    if self.config.predict == "test" or note["config"].get("predict", "all") == "all" or not there: return self.result
     kept = self._stored()
     more = self._collect(np.setdiff1d(np.arange(len(self.manifest)), kept.rows), source=self.images)
     whole = HeadOutputs(*(torch.cat([getattr(o, f.name) for o in (kept, more)]) for f in dataclasses.fields(kept)))

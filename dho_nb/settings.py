@@ -278,13 +278,13 @@ class Lines:
 
 # %% ../nbs/00_settings.ipynb #571118dc
 def track(
-    items,              # Iterable
-    label:str,          # What is being done, e.g. "checking images"
-    mode:str="auto",    # As in `Settings.progress`
-    total:int=0,        # How many, for an iterable without a length
+    items,                # Iterable
+    label:str,            # What is being done, e.g. "checking images"
+    mode:str="auto",      # As in `Settings.progress`
+    total:int|None=None,  # How many, for an iterable without a length
 ):
     "Pass `items` on, showing how far it is"
-    mode, total = progress_mode(mode), total or len(items)
+    mode, total = progress_mode(mode), len(items) if total is None else total
     if mode == "bar" and total > 1:
         from fastprogress.fastprogress import progress_bar
         return progress_bar(items, total=total, leave=False, **(dict(comment=label) if in_notebook() else {}))
