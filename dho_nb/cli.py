@@ -108,21 +108,29 @@ def _run(args):
 
 def _sweep(args):
     "A grid's runs, whatever is missing of them"
-    from dho_nb.executors import fill_stores, run_sweep, slots_here, slurm_script
+    from dho_nb.executors import run_sweep, slots_here, slurm_script
     from dho_nb.sweeps import open_sweep
-    sweep = open_sweep(args.grid, args.out)
+    sweep = open_sweep(args.grid, args.out).checked()
     sweep.elsewhere = _recorded(args.record)
     if not sweep.todo(): return _record(args, sweep) or print(f"all {len(sweep.tasks)} runs of {sweep.grid.name} are done, in {sweep.folder}")
     slots = slots_here(args.jobs or sweep.grid.jobs, args.per_gpu, args.cpus or sweep.grid.cpus)
     print(*(f"  {name:20} {value}" for name, value in sweep.outlook(len(slots)).items()), sep="\n", flush=True)
     if args.dry: return
     if args.slurm: return _slurm(args, sweep, slurm_script)
-    if args.stores: return fill_stores(sweep.begin(), sweep.todo(), slots)
+    if args.stores: return _stores(args, sweep)
     try: states = run_sweep(sweep, jobs=args.jobs, per_gpu=args.per_gpu, executor=args.executor, address=args.address, cpus=args.cpus, gpus=args.gpus, retry=args.retry,
                        only=None if args.only is None else [args.only])
     finally: _record(args, sweep)
     print(f"\n{_standing(states)}, in {sweep.folder}")
-    return int((states["state"] == "failed").any())
+    mine = {t.run for t in sweep.chosen(None if args.only is None else [args.only])}
+    return int((states["state"][states["run"].isin(mine)] == "failed").any())
+
+def _stores(args, sweep):
+    "The teachers' embeddings that a sweep needs, and nothing else"
+    from dho_nb.executors import fill_stores, slots_here
+    from dho_nb.training import stop_requests
+    with stop_requests() as asked:
+        fill_stores(sweep.begin(), sweep.todo(), slots_here(args.jobs or sweep.grid.jobs, args.per_gpu, args.cpus or sweep.grid.cpus, lambda: bool(asked)))
 
 def _recorded(record):
     "The runs that a record holds already"
@@ -138,7 +146,8 @@ def _record(args, sweep):
 def _slurm(args, sweep, script):
     "Write the job array out"
     sweep.begin()
-    said = script(args.grid if Path(args.grid).expanduser().is_file() else sweep.folder, sweep, cpus=args.cpus)
+    said = script(args.grid if Path(args.grid).expanduser().is_file() else sweep.folder, sweep, cpus=args.cpus, record=args.record)
+    if Path(args.slurm).exists() and Path(args.slurm).read_text(encoding="utf-8") != said: raise _there_already(args.slurm)
     with atomic_path(args.slurm) as temporary: temporary.write_text(said, encoding="utf-8")
     print(f"{args.slurm} is a job array for what is missing: read it, then sbatch {args.slurm}")
 
@@ -178,6 +187,7 @@ def _table(args):
     from dho_nb.records import write_csv
     from dho_nb.reports import results_table
     places, found, wanted = _found(args)
+    if args.runs and Path(args.runs).exists(): raise _there_already(args.runs)
     if args.runs: return write_csv(found, args.runs) or print(f"{args.runs}: {len(found)} runs")
     made = results_table(found, args.rows or "method", args.columns, args.value, wanted if len(wanted) else None, against=args.against, average=args.average or (), teacher=not args.against)
     forms = {"text": lambda: f"{made}\n", "markdown": made.markdown, "latex": made.latex, "csv": made.csv}
@@ -188,6 +198,7 @@ def _report(args):
     "A sweep as one page"
     from dho_nb.page import html_report
     places, _, _ = _found(args)
+    if args.out and Path(args.out).exists() and "dho_nb" not in Path(args.out).read_text(encoding="utf-8", errors="replace"): raise _there_already(args.out)
     file = html_report(places, args.out or places[0]/"report.html", args.title)
     print(f"{file}: open it in a browser; it needs nothing beside it")
 
@@ -224,10 +235,12 @@ def _estimate(args):
     print(f"\n{curve.table.round(4).to_string(index=False)}\n\nwith more labels, if the error goes on falling as a power of their number:\n"
           f"{curve.expect([2*labels, 4*labels, 8*labels]).round(4).to_string(index=False)}")
 
+def _there_already(file): return DhoError(f"{file} is there already: choose another file, or delete it")
+
 def _suggest(args):
     "Which images to label next"
     from dho_nb.labels import label_next
-    if args.out and Path(args.out).exists(): raise DhoError(f"{args.out} is there already: choose another file, or delete it")
+    if args.out and Path(args.out).exists(): raise _there_already(args.out)
     found = label_next(args.run, args.count)
     found.insert(1, "label", "")
     if not args.out: return print(found.to_csv(index=False, lineterminator="\n"), end="")
@@ -258,10 +271,12 @@ def _export(args):
 def _moved(model, root):
     "The configuration of a run whose pictures have moved"
     from dho_nb.configs import make_config
+    from dho_nb.manifests import manifest_names
     note = Path(model).expanduser()/"run.json"
     if not note.exists(): raise DhoError(f"--root says where the pictures of a run's dataset are now, and {model} is no run's folder: name a dataset as well (--dataset)")
     config = read_json(note)["config"]
-    return make_config({**config, "dataset" if config.get("labels") else "root": root})
+    folder = config.get("labels") or not (config["dataset"] in manifest_names() or config["dataset"].endswith((".csv", ".csv.gz", ".json")))
+    return make_config({**config, "dataset" if folder else "root": root})
 
 def _push(args):
     "An export on the Hub"
@@ -272,13 +287,15 @@ def _shown(run):
     "The figures of a finished run, or why there are none"
     if not run.result["tested"]:
         return ("No test images, so nothing is known about the accuracy: keep some labels back with --test 0.2, "
-                "or with a column 'split' in the CSV.\n" f"CE head and KD head agree on {100*_agreement(run):.1f} % of all images.")
-    zero = run.result["teacher_accuracy"]
-    return run.evaluate().round(4).to_string() + (f"\nteacher, zero-shot: accuracy {zero:.4f}" if zero is not None else "")
+                "or with a column 'split' in the CSV." + _agreement(run))
+    known, head = run.result["teacher_accuracy"], run.result["teacher_head"]
+    return run.evaluate().round(4).to_string() + (f"\nteacher, {head}: accuracy {known:.4f}" if known is not None else "")
 
 def _agreement(run):
+    "How often the heads say the same, where there are two and they were asked"
     run.evaluate()
-    return (run.outputs.ce.argmax(-1) == run.outputs.kd.argmax(-1)).double().mean().item() if len(run.outputs) else float("nan")
+    if run.method.heads < 2 or not len(run.outputs): return ""
+    return f"\nCE head and KD head agree on {100*(run.outputs.ce.argmax(-1) == run.outputs.kd.argmax(-1)).double().mean().item():.1f} % of all images."
 
 # %% ../nbs/14_cli.ipynb #e236f9e8
 WHAT = {"model.safetensors": "the student, with everything needed to use it",

@@ -100,6 +100,7 @@ def _validate(config):
     "Types, ranges and names of a configuration"
     for f in dataclasses.fields(config):
         kind, value = f.type, getattr(config, f.name)
+        if kind is float and isinstance(value, float) and not math.isfinite(value): raise DhoError(f"parameter {f.name} must be a finite number, not {value}")
         if not _fits(value, kind):
             raise DhoError(f"parameter {f.name} must be of type {getattr(kind, '__name__', kind)}, not {type(value).__name__} ({value!r})")
     texts = [*config.classes, *config.templates]
@@ -143,6 +144,7 @@ def make_config(
 )->Config:
     "A configuration from names and values; an unknown name is an error with the nearest one"
     known = [f.name for f in dataclasses.fields(Config)]
+    if "images" in given: raise DhoError("parameter 'images' is called dataset here: a known dataset's name, a folder, a CSV or a CoOp split")
     for name in given:
         if name not in known: raise unknown("parameter", name, known)
     if not given.get("dataset"):
@@ -263,7 +265,9 @@ def identity(
 )->str:                 # 12 hexadecimal characters
     "What a run's numbers depend on, as a hash"
     what = {k: v for k, v in settled(asdict(config)).items() if k not in PLACES and (k, v) not in LATER.items()}
-    what["teacher"] = _teacher_of(config) if get_method(config.method).teacher else ""
+    method = get_method(config.method)
+    what["teacher"] = _teacher_of(config) if method.teacher else ""
+    if method.lambdas: what["lambdas"] = method.lambdas
     if config.student_weights not in ("", "pretrained"): what["student_weights"] = weights_file_hash(config.student_weights)
     return digest(dict(what, manifest=hashed or manifest_hash(manifest), files=files, prompts=list(manifest.templates), version=dho_nb.__version__))
 

@@ -9,7 +9,6 @@ __all__ = ['IMAGENET_TEMPLATES', 'RESEARCH', 'DATASETS', 'SPLITS_AT', 'BUILDERS'
 
 # %% ../nbs/01b_datasets.ipynb #1a76ef25
 import gzip, hashlib, random, shutil, urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 import numpy as np
@@ -17,7 +16,7 @@ import pandas as pd
 from PIL import Image
 from .settings import DhoError, atomic_path, load_settings, read_json, reason, shipped, track, unknown
 from .manifests import (FOLDERS, SPLITS, Manifest, content_keys, data_root, from_coop, image_paths, missing_images,
-                              open_manifest, read_manifest, subset_lists, write_manifest)
+                              open_manifest, read_manifest, subset_lists, threaded, write_manifest)
 
 # %% ../nbs/01b_datasets.ipynb #b26f3221
 @dataclass(frozen=True)
@@ -303,17 +302,16 @@ def check_files(
     root, paths = Path(root), manifest.table["path"].to_numpy()
     gone = set(missing_images(manifest, root)["path"])
     problem = np.array(["missing" if p in gone else "" for p in paths], object)
-    with ThreadPoolExecutor(4) as pool:
-        looked = pool.map(lambda p: -1 if p in gone else (root/p).stat().st_size, paths)
-        size = np.array(list(track(looked, "looking at files", total=len(paths))))
-        problem[size == 0] = "empty"
-        keys = known_keys(manifest)
-        if keys is not None:
-            there = np.array([k[:8] for k in content_keys(manifest, root)], object)
-            problem[(problem == "") & (there != keys)] = "other content"
-        if decode:
-            seen = track(pool.map(lambda p: p in gone or _decodes(root/p), paths), "decoding", total=len(paths))
-            problem[(problem == "") & ~np.array(list(seen), bool)] = "broken"
+    looked = threaded(lambda p: -1 if p in gone else (root/p).stat().st_size, paths)
+    size = np.array(list(track(looked, "looking at files", total=len(paths))))
+    problem[size == 0] = "empty"
+    keys = known_keys(manifest)
+    if keys is not None:
+        there = np.array([k[:8] for k in content_keys(manifest, root)], object)
+        problem[(problem == "") & (there != keys)] = "other content"
+    if decode:
+        seen = track(threaded(lambda p: p in gone or _decodes(root/p), paths), "decoding", total=len(paths))
+        problem[(problem == "") & ~np.array(list(seen), bool)] = "broken"
     extra = sorted(set(image_paths(root)) - set(paths))
     bad = problem != ""
     found = pd.DataFrame(dict(path=[*paths[bad], *extra], problem=[*problem[bad], *["extra"]*len(extra)]), dtype=str)

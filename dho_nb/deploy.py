@@ -94,13 +94,16 @@ def load_published(
     tensors, said = read_published(file)
     count, args = len(tensors["ce_head.weight"]), _measures(tensors)
     if classes is not None and len(classes) != count: raise DhoError(f"checkpoint {file} has {count} classes, and {len(classes)} names were given")
-    spec, alpha = "dho_nb.deploy:clip_vit", float(said.get("alpha", 0.5))
+    def number(name, default=0.5):
+        try: return float(said.get(name, default))
+        except (TypeError, ValueError): raise DhoError(f"checkpoint {file}: {name} is {said[name]!r}, where a number is expected") from None
+    spec, alpha = "dho_nb.deploy:clip_vit", number("alpha")
     student = build_student(spec, count, size=args["size"], args=args, kd_head="reference")
     try: student.model.load_state_dict(tensors)
-    except RuntimeError as e: raise DhoError(f"checkpoint {file} does not fit a CLIP ViT of {args} ({reason(e)})") from None
+    except RuntimeError as e: raise DhoError(f"checkpoint {file} does not fit a CLIP ViT of {args} ({' '.join(str(e).split())[:300]})") from None
     facts = dict(spec=spec, args=args, classes=list(classes or _numbered(count)), named=classes is not None, heads=2, **student.model.options,
-                 alpha=1 - alpha if old_alpha else alpha, beta=float(said.get("beta", 0.5)), source=file.name)
-    facts.update({"reported_accuracy": float(said["acc"])/100} if "acc" in said else {})
+                 alpha=1 - alpha if old_alpha else alpha, beta=number("beta"), source=file.name)
+    facts.update({"reported_accuracy": number("acc")/100} if "acc" in said else {})
     return Student(student.model.eval(), student.preprocess), facts
 
 def _numbered(count):
@@ -186,7 +189,10 @@ def weights_of(
 )->tuple[float, float]:      # α, β; 1, 1 for a single head
     "How a model's heads are combined"
     own = lambda value, name: float(facts.get(name, 0.5) if value is None else value)
-    return (own(alpha, "alpha"), own(beta, "beta")) if facts["heads"] == 2 else (1.0, 1.0)
+    if facts["heads"] < 2: return 1.0, 1.0
+    a, b = own(alpha, "alpha"), own(beta, "beta")
+    if not 0 <= a <= 1 or not b > 0: raise DhoError(f"α={a:g}, β={b:g}: α lies between 0 and 1, β above 0")
+    return a, b
 
 # %% ../nbs/13_deploy.ipynb #b39b9e16
 class Evaluation:

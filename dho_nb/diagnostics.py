@@ -64,6 +64,7 @@ def gradient_conflict(
 def plot_conflict(
     histories:dict,   # Name to what a trainer noted: its `conflict` [steps, 3], or a table with columns as in `CONFLICT`
     title:str="",     # Above the figure
+    looks=None,       # Arguments of `plot` for each line
 ):                    # A matplotlib figure
     "The cosines and the product of the errors over training: every value, and a running mean"
     from matplotlib import pyplot as plt
@@ -74,11 +75,11 @@ def plot_conflict(
     figure, axes = plt.subplots(1, len(CONFLICT), figsize=(3.4*len(CONFLICT), 2.7), layout="constrained")
     for axis, column in zip(axes, CONFLICT):
         axis.axhline(0, color="grey", lw=.8)
-        for k, (name, h) in enumerate(histories.items()):
+        for (name, h), look in zip(histories.items(), looks or [dict(color=f"C{k}") for k in range(len(histories))]):
             at, near = h["epoch"] if "epoch" in h else h.index, h[column].rolling(max(1, len(h)//15), min_periods=1, center=True)
-            axis.plot(at, h[column], color=f"C{k}", alpha=.25, lw=.8)
-            axis.plot(at, near.mean(), color=f"C{k}", label=name)
-        axis.set(title=column, xlabel="epoch" if "epoch" in h else "step")
+            axis.plot(at, h[column], color=look["color"], alpha=.25, lw=.8)
+            axis.plot(at, near.mean(), label=name, **look)
+        axis.set(title=column, xlabel="epoch" if "epoch" in h else "step", ylabel="cosine" if "cosine" in column else "inner product")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.suptitle(title)
     plt.close(figure)

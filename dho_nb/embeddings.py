@@ -222,10 +222,14 @@ class _Cut:
     def __call__(self, chunk, names):
         start, stop = np.searchsorted(self.places, self.bounds[chunk:chunk + 2])
         rows = self.order[start:stop]
+        return torch.stack([self._views(int(r), names) for r in rows], 1)
+
+    def _views(self, row, names):
+        "[names, 3, S, S] of one image, decoded once"
         self.images.kept = {}
-        self.images.kept = {int(r): self.images[int(r)] for r in rows}
-        number = lambda name: None if name == "still" else np.full(len(rows), int(name.removeprefix("view")))
-        return torch.stack([render(self.images, rows, [self.eyes], self.spec if n != "still" else None, number(n))[0] for n in names])
+        self.images.kept = {row: self.images[row]}
+        number = lambda name: None if name == "still" else np.array([int(name.removeprefix("view"))])
+        return torch.cat([render(self.images, np.array([row]), [self.eyes], self.spec if n != "still" else None, number(n))[0] for n in names])
 
 # %% ../nbs/04_embeddings.ipynb #d8df06bc
 @patch
@@ -439,8 +443,9 @@ def match_classes(
     count:int,           # How many class embeddings there are
 )->list[int]:            # For each of the manifest's classes a row of the class embeddings
     "Which class embedding belongs to which class"
-    wanted, simple = manifest.classes, lambda c: re.sub(r"[\s_-]+", " ", c).strip().lower()
+    wanted, simple = manifest.classes, lambda c: re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFC", c)).strip().lower()
     if classes is None:
+        if set(wanted) == {*map(str, range(count))}: return [*map(int, wanted)]  # numbers are positions, in whatever order they were sorted
         if count == len(wanted): return [*range(count)]
         raise DhoError(f"{count} class embeddings without names for {len(wanted)} classes: give their names as 'classes'")
     place = {simple(c): i for i, c in enumerate(classes)}
@@ -490,8 +495,8 @@ def _image_rows(held, file):
     if rows.ndim != 2 or len(rows) != len(held["paths"]):
         raise DhoError(f"{file}: embeddings of shape {rows.shape} for {len(held['paths'])} paths; expected [{len(held['paths'])}, D]")
     first = pd.Series(held["paths"]).drop_duplicates()
-    again = np.flatnonzero(pd.Series(held["paths"]).duplicated())
-    twice = [held["paths"][k] for k in again if not np.array_equal(rows[k], rows[held["paths"].index(held["paths"][k])])]
+    place = {path: k for k, path in first.items()}
+    twice = [path for k, path in enumerate(held["paths"]) if place[path] != k and not np.array_equal(rows[k], rows[place[path]])]
     if twice: raise DhoError(f"{file}: {len(twice)} path(s) occur more than once with different embeddings, e.g. {twice[0]}: keep one row each")
     held["paths"] = first.tolist()
     return _unit(rows[first.index], held["paths"], file)

@@ -354,7 +354,7 @@ def plot_reliability(
         above.title.set_fontsize(9)
         below.bar(at, table["share"], 1/bins, color="grey", edgecolor="white", lw=.5)
         below.set(xlabel="confidence")
-    axes[0, 0].set_ylabel("accuracy"); axes[1, 0].set_ylabel("images"); axes[0, 0].legend(fontsize=7, loc="upper left")
+    axes[0, 0].set_ylabel("accuracy"); axes[1, 0].set_ylabel("share"); axes[0, 0].legend(fontsize=7, loc="upper left")
     plt.close(figure)
     return figure
 

@@ -122,7 +122,7 @@ def _paper(self:Explorer):
     self.chart.set(xlabel="α (weight of the CE head)", ylabel="β (temperature of the KD head)", yticks=ticks, yticklabels=self.betas)
     self.mark, = self.chart.plot([0], [0], "o", ms=11, mfc="none", mec="white", mew=2)
     self.range = values.min() - .02, values.max() + .02
-    below.suptitle("The changes nearest to α: the answer below it above, from there on below. What holds now is green if right, red if wrong", fontsize=9)
+    below.suptitle("Changes nearest to α. Above each picture the answer for a smaller α, below it from that α on; the one in force is green if right, red if wrong", fontsize=9)
 
 @patch
 def _place(self:Explorer):
@@ -154,7 +154,7 @@ def _one(self:Explorer, frame, change):
     passed, words = self.at[0] >= change.alpha, {False: self.classes[change.before], True: f"{self.classes[change.after]}, from {change.alpha:.2f}"}
     frame.imshow(np.asarray(self.look(int(self.outputs.rows[change.position]))), cmap="gray")
     for later, which, put in ((False, change.before, frame.set_title), (True, change.after, frame.set_xlabel)):
-        colour = "#aaaaaa" if later != passed else "#009e73" if which == change.label else "#d55e00"
+        colour = "#666666" if later != passed else "#009e73" if which == change.label else "#d55e00"
         put(words[later], color=colour, fontsize=9, fontweight="bold" if later == passed else "normal")
 
 

@@ -241,6 +241,7 @@ def cost(
 )->dict:               # scored, accuracy, accuracy_before (None without labels), same
     "What quantisation costs: accuracy on labelled images, and how often the prediction is the same"
     said = [[*(a(pixels)[0].argmax(-1) for a in (before, after)), labels] for pixels, labels in batches(pictures, eyes)]
+    if not said: raise DhoError(f"none of the {len(pictures.files)} {pictures.source} can be read, so what int8 costs cannot be told: give others with images")
     first, then, labels = (np.concatenate(part) for part in zip(*said))
     known = labels >= 0
     right = lambda guess: float((guess == labels)[known].mean()) if known.any() else None
@@ -266,6 +267,7 @@ def export(
 )->pd.DataFrame:                  # One row per file: what was checked and measured
     "A model as a file that is checked against PyTorch, measured and described"
     if kind not in KINDS: raise unknown("kind of export", kind, KINDS)
+    if check < 1 or score < 0: raise DhoError(f"check={check} and score={score}: an export is checked on 1 picture or more, and scored on 0 (all) or more")
     if int8 and kind != "onnx": raise DhoError(f"int8 is made from ONNX: use kind='onnx', not {kind!r}")
     file, (student, facts) = model_file(name), load_model(name, backbone)
     facts, expected = dict(facts, preprocess=dict(vars(student.preprocess)), version=dho_nb.__version__), _expected(estimate, file) if estimate else None
@@ -273,6 +275,8 @@ def export(
     tried = own_sample(images, check) if images else sample(data, facts, "test", check)
     ranges = (own_sample(calibrate, check) if calibrate else sample(data, facts, "train", check)) if int8 else None
     scored = sample(data, facts, "test", score) if data else own_sample(images, score)
+    if not scored.files and images: scored = own_sample(images, score)
+    _begun(folder, file)
     made = {KINDS[kind]: _write(student, facts, folder/KINDS[kind], kind, tried, opset, backbone)}
     if int8: made["model-int8.onnx"] = _write_int8(student, folder, ranges, scored)
     _note(folder, file, facts, made, licence, expected)
@@ -293,6 +297,10 @@ def export_folder(
     if held and read_json(folder/"export.json").get("model") != files_hash(file):
         raise DhoError(f"{folder} holds the export of another model: choose another folder with out, or delete it")
     return folder
+
+def _begun(folder, file):
+    "Note whose export a folder is, before anything else is in it"
+    if not (folder/"export.json").exists(): write_json(folder/"export.json", dict(model=files_hash(file), source=file.name, files={}))
 
 def _data(file, config):
     "The dataset that a configuration names, or that the run beside a model was made from"
@@ -381,6 +389,7 @@ def _known(file):
     config, result = read_json(here/"run.json")["config"], read_json(here/"result.json")
     if not result["tested"] or not (here/"outputs.safetensors").exists(): return config, result, None
     outputs, split = load_outputs(here/"outputs.safetensors")[0], pd.read_csv(here/"predictions.csv", usecols=["split"])["split"]
+    if len(split) != len(outputs): raise DhoError(f"predictions.csv and outputs.safetensors of {here} do not belong together: the dho distill that made them finishes them")
     tested = torch.from_numpy((split == "test").to_numpy(copy=True)) & (outputs.labels >= 0)
     method = METHODS[result["method"]]
     return config, result, answering(head_table(outputs.only(tested), result["alpha"], result["beta"]), method.heads, method.answers)
@@ -448,7 +457,7 @@ def _figures(facts, result, figures, expected):
         return f"## Figures\n\n{'No test image had a label: nothing is known about its accuracy.' if result else told}"
     columns = {"accuracy": "accuracy", "nll": "negative log-likelihood", "ece": "calibration error (ECE, 15 bins)"}
     table = figures[list(columns)].rename(columns=columns).copy()
-    if result.get("teacher_accuracy") is not None: table.loc["teacher, zero-shot"] = [result["teacher_accuracy"], result["teacher_nll"], result["teacher_ece"]]
+    if result.get("teacher_accuracy") is not None: table.loc[f"teacher, {result.get('teacher_head', 'zero-shot')}"] = [result["teacher_accuracy"], result["teacher_nll"], result["teacher_ece"]]
     note = "The KD head alone is at temperature 1. " if "both" in table.index else ""
     return (f"## Figures\n\nOn {result['tested']} test images of {result['dataset']}:\n\n{_lines(table, 'answer of')}\n\n{note}The calibration error is how far a "
             "stated probability is from how often it is right." + (f"\n\n{_crossed(expected)}" if expected else ""))

@@ -19,7 +19,8 @@ from .settings import DhoError, atomic_path, read_json
 # %% ../nbs/12c_figures.ipynb #9e63ae06
 COLOURS = ("#d55e00", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#000000", "#7f7f7f")
 _LOOKED = ("dho", "ce", "sho", "sskd", "dhkd", "ce-kd-feature", "dho-f", "kd", "kd-feature", "pcgrad", "dkd", "wkd", "dkd-dho", "wkd-dho",
-           "sho-tuned", "kd-then-ssl")
+           "sho-tuned", "kd-then-ssl", "dho-plus")
+_OWN = {"dho": dict(lw=2.4, zorder=5), "dho-plus": dict(color="#6a3d9a", ls="-", lw=2.4, zorder=5), "sho-tuned": dict(color=COLOURS[2]), "kd-then-ssl": dict(color=COLOURS[3])}
 
 def looks(
     names,      # Of methods, or whatever has a line of its own
@@ -28,8 +29,7 @@ def looks(
     every = [*_LOOKED, *(n for n in dict.fromkeys(names) if n not in _LOOKED)]
     colours, lines = [COLOURS[0], *COLOURS[1:]*len(every)], ["-", "--", "-.", ":", (0, (6, 2))]
     made = {n: dict(color=c, marker=m, ls=l) for n, c, m, l in zip(every, colours, cycle("osD^vPX*hp<>d"), cycle(lines))}
-    made["dho"] |= dict(lw=2.4, zorder=5)
-    return {n: made[n] for n in dict.fromkeys(names)}
+    return {n: made[n] | _OWN.get(n, {}) for n in dict.fromkeys(names)}
 
 @contextmanager
 def style():
@@ -91,6 +91,7 @@ def plot_shots(
     "Accuracy against labels"
     from matplotlib import pyplot as plt
     if panels is None: panels = next((p for p in ("dataset", "student") if p in frame and frame[p].nunique() > 1), "")
+    if "classes" not in frame: raise DhoError("labels per class are not known of these runs: their outputs.safetensors are gone")
     frame = once(frame, axes_of(frame))
     uniform(frame, axes_of(frame), [rows, label_axis(frame), "seed", panels])
     parts, names, free = _panels(frame, panels), ordered(frame[rows], order), label_free(frame) if rows == "method" else set()
@@ -121,7 +122,8 @@ def _shots(axis, part, rows, names, free, zero):
     if not np.isnan(zero): axis.axhline(zero, color="#555555", ls=":", lw=1.4, label="teacher, zero-shot")
     ticks = sorted(at[~at[rows].isin(free)]["per_class"].unique())
     if ticks and min(ticks) > 0: axis.set_xscale("log", base=2)
-    axis.set_xticks(ticks, [f"{t:.3g}" for t in ticks]); axis.minorticks_off()
+    room = [not i or t/ticks[i - 1] > 1.3 for i, t in enumerate(ticks)]  # 1 % may lie beside a number of shots
+    axis.set_xticks(ticks, [f"{t:.3g}" if r else "" for t, r in zip(ticks, room)]); axis.minorticks_off()
     axis.set(xlabel="labelled images per class"); axis.grid()
 
 # %% ../nbs/12c_figures.ipynb #5496fff8
@@ -132,8 +134,6 @@ def plot_conflicts(
     title:str="",     # Above the figure
 ):                    # A matplotlib figure
     "Do the gradients of labels and teacher agree? Over training, for every method that was watched"
-    from matplotlib import pyplot as plt
-    from matplotlib.colors import to_hex
     from dho_nb.diagnostics import plot_conflict
     from dho_nb.training import CONFLICT
     found = conflicts(*places, labels=labels)
@@ -141,12 +141,9 @@ def plot_conflicts(
     axes = [a for a in found if a not in ("identity", "step", *CONFLICT)]
     by = ([a for a in axes if a != "seed" and found[a].nunique() > 1] or axes[:1]) if by is None else [by] if isinstance(by, str) else list(by)
     histories = {", ".join(map(str, key)): part.groupby("step")[list(CONFLICT)].mean() for key, part in found.groupby(by, sort=False)}
-    shown = looks([key.split(", ")[-1] if by[-1] == "method" else key for key in histories])
-    cycler = plt.cycler(color=[l["color"] for l in shown.values()] if len(shown) == len(histories) else COLOURS)
-    with style(), plt.rc_context({"axes.prop_cycle": cycler}):
-        figure = plot_conflict(histories, title)
-        for line in [l for a in (*figure.axes, *figure.legends) for l in a.get_lines()]: line.set_color(to_hex(line.get_color()))
-    return figure
+    ends = [tuple(key.rsplit(", ", 1)) if by[-1] == "method" and ", " in key else ("", key) for key in histories]
+    dashes = dict(zip(dict.fromkeys(rest for rest, _ in ends), cycle(["-", "--", ":", "-."])))
+    with style(): return plot_conflict(histories, title, [dict(color=looks([last])[last]["color"], ls=dashes[rest]) for rest, last in ends])
 
 def plot_surfaces(
     *places,          # As for `load`
@@ -210,7 +207,7 @@ def plot_reliabilities(
     frame, made = load_placed(places, labels), {}
     frame = frame[(frame["method"] == method) & (frame["tested"] > 0)] if len(frame) else frame
     axes = [a for a in axes_of(frame) if a != "seed"]
-    for line in (frame.drop_duplicates(axes).to_dict("records") if len(frame) else ()):
+    for line in (frame.drop_duplicates(axes or ["method"]).to_dict("records") if len(frame) else ()):
         folder = Path(line["folder"])
         if not (folder/"outputs.safetensors").exists(): continue
         test = scored_outputs(folder, read_json(folder/"result.json"))[0]

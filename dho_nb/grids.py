@@ -42,6 +42,8 @@ def _multiplied(base, axes):
     for name, values in axes.items():
         if not isinstance(values, list) or not values: raise DhoError(f"axis {name} must be a list of one value or more, not {values!r}")
         if len(set(map(label_of, values))) < len(values): raise DhoError(f"axis {name} has two values of the same name: {list(map(label_of, values))}")
+    amounts = [a for a, values in axes.items() if any({"shots", "fraction"} & ({*v} if isinstance(v, dict) else {a}) for v in values)]
+    if len(amounts) > 1: raise DhoError(f"axes {' and '.join(amounts)} both say how many labels: make one of them, labels = [{{shots = 1}}, {{fraction = 0.01}}]")
     for values in product(*axes.values()):
         given = dict(base)
         for axis, value in zip(axes, values):
@@ -107,6 +109,7 @@ def make_grid(
     for block in blocks:
         for key in block:
             if key not in ("base", "axes", "exclude"): raise unknown("key in also", key, ("base", "axes", "exclude"))
+            if not isinstance(block[key], dict if key != "exclude" else (list, tuple)): raise DhoError(f"{key} in also of the grid {name} is {block[key]!r}: write it as [also.{key}]")
         cells += _without(list(_multiplied({**(base or {}), **block.get("base", {})}, block.get("axes", {}))), block.get("exclude", ()))
     twice = {digest(c.parameters): c for c in cells}
     return Grid(name, tuple(twice.values()), **more)

@@ -24,10 +24,11 @@ HOURS = 1e14  # N²D from which on an exact search takes a CPU more than minutes
 def neighbours(
     embeddings:torch.Tensor,  # [N, D] of length 1
     count:int=3,              # Of each
-    block:int=4096,           # Rows at a time
+    block:int=4096,           # Rows at a time, at most
     exact:bool|None=None,     # Compare everything with everything; None where that takes no hours
 )->tuple:                     # Cosines [N, count], not below 0, and positions [N, count]
     "The nearest other images of every image"
+    block = max(1, min(block, 2**28//len(embeddings)))  # cosines at a time: no more than a GiB
     if exact is None: exact = embeddings.device.type != "cpu" or len(embeddings)**2*embeddings.shape[1] < HOURS
     ask, found, count = _all_pairs(embeddings) if exact else _cells(embeddings), [], min(count, len(embeddings) - 1)
     for start in range(0, len(embeddings), block):

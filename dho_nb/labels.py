@@ -224,6 +224,7 @@ def learning_curve(
 
 def _sizes(config, shots, folds):
     "Labels per class to train with, and last 0 for all, without those that would be all"
+    if min(shots, default=1) < 1: raise DhoError(f"a curve goes over numbers of labels per class of 1 or more, not {list(shots)}")
     manifest, _, _, labelled, fold = _dealt(config, folds)
     labels = manifest.table["label"].to_numpy()[labelled]
     trained = lambda most: sum(np.bincount(labels[fold != k]).clip(max=most).sum() for k in range(folds))
@@ -284,11 +285,14 @@ def label_next(
     turns:bool=True,    # Take turns between the predicted classes
 )->pd.DataFrame:        # path, disagreement, what is predicted, and by whom
     "The unlabelled images that the two heads disagree about most"
+    if count < 1: raise DhoError(f"count={count}: ask for 1 image or more")
     folder = run.folder if isinstance(run, Run) else Path(run).expanduser()
     if not (folder/"result.json").exists(): raise DhoError(f"{folder} holds no finished run: give the folder that dho distill left")
     result, said = read_json(folder/"result.json"), pd.read_csv(folder/"predictions.csv", keep_default_na=False)
     if not METHODS[result["method"]].weighs: raise DhoError(f"{result['method']} has no two heads that could disagree: use a run of dho")
-    said["disagreement"] = disagreement(load_outputs(folder/"outputs.safetensors")[0], result["beta"]).numpy().round(4)
+    apart = disagreement(load_outputs(folder/"outputs.safetensors")[0], result["beta"]).numpy().round(4)
+    if len(apart) != len(said): raise DhoError(f"predictions.csv and outputs.safetensors of {folder} do not belong together: the dho distill that made them finishes them")
+    said["disagreement"] = apart
     left = said[(said["label"].astype(str) == "") & (said["split"] == "train")].sort_values("disagreement", ascending=False, kind="stable")
     if not len(left): raise DhoError(f"{folder} has no unlabelled image in its predictions.csv: there is nothing left to label, or the run had predict='test': the same dho distill with --predict all adds the others")
     turn = left.groupby("prediction").cumcount().to_numpy() if turns else np.zeros(len(left))

@@ -7,7 +7,7 @@ __all__ = ['SPLITS', 'TEMPLATES', 'SUFFIXES', 'RAW', 'UNLABELLED', 'SPLIT_FOLDER
            'LISTS', 'Manifest', 'rows', 'manifest_hash', 'summary', 'read_table', 'read_manifest', 'write_manifest',
            'image_paths', 'pictures_below', 'from_folder', 'from_labels', 'from_coop', 'digits_manifest', 'split_off',
            'make_digits', 'manifest_files', 'manifest_names', 'open_manifest', 'data_root', 'missing_images',
-           'content_keys', 'fingerprint', 'LabelSubset', 'labelled_subset', 'subset_lists']
+           'threaded', 'content_keys', 'fingerprint', 'LabelSubset', 'labelled_subset', 'subset_lists']
 
 # %% ../nbs/01_manifests.ipynb #579ceb6c
 import csv, gzip, hashlib, io, os, shutil, unicodedata, uuid, zlib
@@ -54,7 +54,7 @@ def _checked(table, classes, name):
     "The table with its four columns in their types; what is wrong with it is an error that names the rows"
     missing = {"path", "label", "split"} - set(table)
     if missing: raise DhoError(f"manifest {name}: column(s) {sorted(missing)} are missing; it has {list(table)}")
-    table = table.reset_index(drop=True)
+    table = table.reset_index(drop=True).assign(path=table["path"].astype(str).to_numpy())
     if "id" not in table: table = table.assign(id=table["path"])
     for column in ("path",) if table["id"] is table["path"] else ("path", "id"):
         twice = table[column][table[column].duplicated()].unique()
@@ -64,7 +64,8 @@ def _checked(table, classes, name):
         raise DhoError(f"manifest {name}: path {row!r} leaves the data root; paths are relative to it and hold no '..'")
     odd = sorted(set(table["split"].unique()) - set(SPLITS))
     if odd: raise unknown(f"split in manifest {name}:", odd[0], SPLITS)
-    labels = table["label"].astype(np.int64)
+    try: labels = table["label"].astype(np.int64)
+    except (ValueError, TypeError) as e: raise DhoError(f"manifest {name}: labels are positions in classes, whole numbers from -1 (unknown) up: {e}") from None
     if len(labels) and not labels.between(-1, len(classes) - 1).all():
         raise DhoError(f"manifest {name}: labels must lie between -1 and {len(classes)-1}")
     return table.assign(label=labels)[["id", "path", "label", "split"]]
@@ -146,7 +147,9 @@ def read_manifest(
     names = table["label"] if "label" in table else pd.Series("", index=table.index)
     classes = classes or facts.get("classes") or sorted(set(names) - {""})
     split = table["split"].replace("", "train") if "split" in table else "train"
-    table = table.assign(label=_labels(names, classes, file), split=split, path=table["path"].str.replace("\\", "/"))
+    paths = table["path"].str.replace("\\", "/")
+    odd = paths.str.contains(r"//|(?:^|/)\.(?:/|$)")
+    table = table.assign(label=_labels(names, classes, file), split=split, path=paths.where(~odd, paths[odd].map(lambda p: PurePosixPath(p).as_posix())))
     return Manifest(file.name.removesuffix(".gz").removesuffix(".csv"), table, tuple(classes), tuple(templates or facts.get("templates") or TEMPLATES))
 
 def _facts(file):
@@ -163,15 +166,15 @@ def write_manifest(
     compress:bool=False, # As `<name>.csv.gz`, the same bytes for the same manifest
     **facts,             # More entries for the JSON, e.g. `source`, `licence`
 )->Path:                 # The CSV
-    "Write a manifest as a sorted CSV and a JSON, both whole or not at all"
+    "Write a manifest as a sorted CSV and a JSON, each whole or not at all, the CSV last"
     table = manifest.table.sort_values(["split", "path"])
     names = np.array([*manifest.classes, ""], object)[table["label"]]
     columns = ["path", "label", "split"] + ([] if (table["id"] == table["path"]).all() else ["id"])
     target = Path(folder)/f"{manifest.name}.csv{'.gz' if compress else ''}"
     text = table.assign(label=names)[columns].to_csv(index=False, lineterminator="\n").encode()
-    with atomic_path(target) as temporary: temporary.write_bytes(gzip.compress(text, mtime=0) if compress else text)
     facts = dict(classes=list(manifest.classes), templates=list(manifest.templates), **facts)
-    write_json(Path(folder)/f"{manifest.name}.json", facts)
+    write_json(Path(folder)/f"{manifest.name}.json", facts)  # first: there is a manifest where there is its CSV
+    with atomic_path(target) as temporary: temporary.write_bytes(gzip.compress(text, mtime=0) if compress else text)
     return target
 
 # %% ../nbs/01_manifests.ipynb #e2eac7bf
@@ -205,6 +208,8 @@ def pictures_below(
     return sorted(found)
 
 # %% ../nbs/01_manifests.ipynb #4a043744
+def _class_name(folder): return unicodedata.normalize("NFC", folder).strip()  # a file system may spell é in two ways
+
 def from_folder(
     root:str|Path,        # The data root
     name:str="",          # Name of the dataset; the folder's if empty
@@ -217,12 +222,12 @@ def from_folder(
     split_tree = _is_split_tree(root, folders)
     depth = 1 if split_tree else 0
     split = [SPLIT_FOLDERS.get(p[0].lower(), "train") if split_tree and len(p) > 1 else "train" for p in parts]
-    label = [p[depth] if len(p) > depth + 1 and not {p[0].lower(), p[depth].lower()} & UNLABELLED else "" for p in parts]
-    named = {c.name for f in (map(root.joinpath, folders) if split_tree and depth else [root]) if f.name.lower() not in UNLABELLED
+    label = [_class_name(p[depth]) if len(p) > depth + 1 and not {p[0].lower(), p[depth].lower()} & UNLABELLED else "" for p in parts]
+    named = {_class_name(c.name) for f in (map(root.joinpath, folders) if split_tree and depth else [root]) if f.name.lower() not in UNLABELLED
              for c in f.iterdir() if c.is_dir() and not c.name.startswith((".", "__MACOSX"))} - UNLABELLED
     empty = sorted(n for n in named if n.lower() not in UNLABELLED and n not in set(label))
     if empty: raise DhoError(f"class folder(s) {empty} below {root} hold no image: remove them or put pictures in")
-    classes = {name: i for i, name in enumerate(sorted(set(label) - {""}))}
+    classes = {c: i for i, c in enumerate(sorted(set(label) - {""}))}
     if not classes:
         raise DhoError(f"{root} has no class folders with pictures; give labels in a CSV of path,label instead (--labels FILE.csv)")
     table = pd.DataFrame(dict(path=["/".join(p) for p in parts], label=[classes.get(l, -1) for l in label], split=split))
@@ -257,7 +262,11 @@ def from_labels(
     split = table["split"].replace("", "train") if "split" in table else "train"
     table = table.assign(label=_labels(table["label"], classes, labels), split=split)
     rest = sorted(there - set(table["path"]))
-    table = pd.concat([table, pd.DataFrame(dict(path=rest, label=-1, split="train"))], ignore_index=True)
+    if set(table["path"]) - there:  # named by another way than the one that was walked: by a link
+        known = {os.path.realpath(root/p) for p in table["path"]}
+        rest = [p for p in rest if os.path.realpath(root/p) not in known]
+    more = pd.DataFrame(dict(path=rest, label=-1, split="train", **({"id": rest} if "id" in table else {})))
+    table = pd.concat([table, more], ignore_index=True)
     return Manifest(name or root.resolve().name, table, classes, templates)
 
 # %% ../nbs/01_manifests.ipynb #3f3eaa76
@@ -272,7 +281,8 @@ def _relative(path, root, found, labels, line):
     for other in (unicodedata.normalize(form, path) for form in ("NFC", "NFD")):
         if other in found: return other
     if (root/path).is_file(): return path
-    raise DhoError(f"{labels}, line {line}: {unknown('image', path, sorted(found))}"[:600] if found else f"{root} holds no picture")
+    near = [f for f in found if PurePosixPath(f).name.lower() == PurePosixPath(path).name.lower()] or found
+    raise DhoError(f"{labels}, line {line}: {unknown('image', path, sorted(near)[:1000])}"[:600] if found else f"{root} holds no picture")
 
 # %% ../nbs/01_manifests.ipynb #ea201538
 def from_coop(
@@ -318,7 +328,10 @@ def split_off(
         raise DhoError(f"cannot move {count} of {len(here)} labelled training images to {split!r}")
     labels = manifest.table["label"].to_numpy()[here]
     place = _rank_in_class(manifest.table["id"].to_numpy()[here], labels, derive_seed(seed, "split", split))
-    share = (place + _offset(labels)) / np.bincount(labels)[labels]
+    counts = np.bincount(labels)[labels]
+    if count > (place < counts - 1).sum():
+        raise DhoError(f"cannot move {count} of {len(here)} labelled training images to {split!r}: each class keeps one to learn from")
+    share = np.where(place < counts - 1, (place + _offset(labels))/counts, np.inf)
     moved = here[np.argsort(share, kind="stable")[:count]]
     table = manifest.table.copy()
     table.loc[moved, "split"] = split
@@ -415,6 +428,16 @@ def missing_images(
     return manifest.table[gone]
 
 # %% ../nbs/01_manifests.ipynb #73e084c3
+def threaded(
+    work,            # Function of one item
+    items,           # A sequence
+    threads:int=4,   # At a time
+    part:int=4096,   # Items that wait at a time
+):                   # Yields the results in order
+    "What a function makes of many items, in threads"
+    with ThreadPoolExecutor(threads) as pool:
+        for k in range(0, len(items), part): yield from pool.map(work, items[k:k + part])
+
 def content_keys(
     manifest:Manifest,   # Which images
     root:str|Path,       # Where they are
@@ -424,7 +447,7 @@ def content_keys(
         try:
             with open(Path(root, path), "rb") as f: return hashlib.blake2b(_telling(f, Path(path).suffix.lower()), digest_size=8).hexdigest()
         except OSError: return "unreadable"
-    with ThreadPoolExecutor(4) as pool: return np.array(list(pool.map(key, manifest.table["path"])), dtype=object)
+    return np.array(list(threaded(key, manifest.table["path"])), dtype=object)
 
 def _telling(file, suffix, part=2**16):
     "The bytes of a file that tell it from others"

@@ -72,18 +72,16 @@ def reserve(self:Chunked):
     gone = np.flatnonzero(self.done & (self.bounds[1:] > have))
     with open(sums, "r+b") as f:
         for chunk in gone.tolist(): f.seek(4*chunk); f.write(bytes(4))
-    if data.stat().st_size < whole: os.truncate(data, whole)
-    with open(data, "r+b") as f:
-        np.lib.format.read_magic(f)
-        known = np.lib.format.read_array_header_1_0(f)[0]
-        if known[1:] == self.item and known[0] < self.bounds[-1]: f.seek(0); f.write(self.head)
+    if data.stat().st_size >= whole: return
+    os.truncate(data, whole)
+    with open(data, "r+b") as f: f.write(self.head)  # for other readers of .npy; here the bounds say how long the array is
 
 @patch
 def put(self:Chunked,
     chunk:int,   # Which
     values,      # [rows of the chunk, *item]
 ):
-    "Write a chunk; it counts from the next flush on, at most `FLUSH` seconds later"
+    "Write a chunk; for other processes it counts from the next flush on"
     data, (start, stop) = np.ascontiguousarray(values, self.dtype), self.bounds[chunk:chunk + 2].tolist()
     if data.shape != (stop - start, *self.item): raise ValueError(f"chunk {chunk} has the shape {data.shape}")
     with open(self.file, "r+b") as f: f.seek(len(self.head) + start*self.stride); f.write(data)
@@ -112,7 +110,7 @@ def __getitem__(self:Chunked, rows)->np.ndarray:
 @patch
 def _open(self:Chunked):
     "Map the file; rows are asked for at random, so the system shall not read ahead"
-    self.view = np.load(self.file, mmap_mode="r", allow_pickle=False)
+    self.view = np.memmap(self.file, self.dtype, "r", len(self.head), (int(self.bounds[-1]), *self.item))
     if hasattr(mmap, "MADV_RANDOM"): self.view._mmap.madvise(mmap.MADV_RANDOM)
 
 @patch
@@ -244,7 +242,9 @@ def _tidy(self:ChunkStore):
         self.header["images"] = dict(count=len(self.images), hash=digest(self.images[["id", "key"]].to_numpy().tolist(), 16))
         write_json(self.folder/"header.json", self.header)
     for left in self.folder.glob(".tmp-*"):
-        if time.time() - left.stat().st_mtime > 3600: left.unlink(missing_ok=True)
+        try:
+            if time.time() - left.stat().st_mtime > 3600: left.unlink()
+        except FileNotFoundError: continue  # somebody else has finished writing it
 
 @patch
 def _chunk_of(self:ChunkStore, place):
@@ -440,9 +440,13 @@ class _Decode:
 
     def __call__(self, chunk, names):
         start, stop = np.searchsorted(self.at, self.bounds[chunk:chunk + 2])
-        pictures = [read_image(self.root/p, self.at_least) for p in self.paths[start:stop]]
-        small = [np.asarray(p.resize((self.side, self.side), Image.Resampling.BICUBIC)).transpose(2, 0, 1) for p in pictures]
-        return torch.from_numpy(np.stack(small)), torch.tensor([p.info["whole"] for p in pictures], dtype=torch.int32)
+        small, sizes = zip(*map(self._small, self.paths[start:stop]))
+        return torch.from_numpy(np.stack(small)), torch.tensor(sizes, dtype=torch.int32)
+
+    def _small(self, path):
+        "A picture's pixels [3, side, side], and how wide and high it was"
+        picture = read_image(self.root/path, self.at_least)
+        return np.asarray(picture.resize((self.side, self.side), Image.Resampling.BICUBIC)).transpose(2, 0, 1), picture.info["whole"]
 
 # %% ../nbs/02b_maps.ipynb #a3943867
 @patch

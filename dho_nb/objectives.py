@@ -302,7 +302,7 @@ METHODS = {m.name: m for m in (
     Method("dho-f", dho, 2, True, True, "DHO with a Tip-Adapter-F teacher: DHO-F", teacher_head="tip-adapter-f"),
     Method("dkd-dho", _dkd, 2, True, True, "DHO with decoupled KL on the KD head: DKD+DHO"),
     Method("wkd-dho", _wkd, 2, True, True, "DHO with optimal transport on the KD head: WKD+DHO", needs=("cost",)),
-    Method("sho-tuned", dho, 1, True, True, "one head, λ chosen on validation images", lambdas=(.1, .3, .5, .7, .9)),
+    Method("sho-tuned", dho, 1, True, True, "one head, λ chosen on validation images", lambdas=(.1, .5, .9, .99)),
     Method("dho-plus", dho_plus, 2, True, True, "DHO, and what the CE head and the pool's own structure are sure of as labels for it: ours", "ce", ("pool",),
            head_lr=.1),
     Method("kd-then-ssl", self_training, 1, True, True, "the teacher first, then labels and own sure answers", first="kd"))}

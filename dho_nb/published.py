@@ -13,7 +13,7 @@ from .deploy import Evaluation
 from .grids import read_grid
 from .records import BASIC, load
 from .reports import ResultTable
-from .settings import load_settings, read_json, shipped, unknown
+from .settings import DhoError, load_settings, read_json, shipped, unknown
 
 # %% ../nbs/13b_published.ipynb #7c4226c6
 def published(
@@ -81,14 +81,15 @@ def beside(
 def shifted(
     runs:pd.DataFrame,         # From `ours`
     sets,                      # Names of datasets
-    alpha:float|None=None,     # As for `Evaluation`
-    beta:float|None=None,      # As for `Evaluation`
+    alpha:float|None=None,     # As for `Evaluation`, with beta or not at all
+    beta:float|None=None,      # Likewise
     evaluate:bool=False,       # Score the models that have not been; else only what is there is read
 )->pd.DataFrame:               # The runs, with a column NAME_accuracy for every set; NaN where nothing is known
-    "What the students of a sweep reach on other test sets"
+    "What the students of a sweep reach on other test sets; the sweep's folder is sought below the settings' `runs`"
+    if (alpha is None) != (beta is None): raise DhoError("give alpha and beta, or neither: they are fixed as a pair")
     def accuracy(run, name):
         folder = load_settings().runs/run["sweep"]/run["run"]
-        file = folder/"shifts"/name/"evaluation.json"
+        file = folder/"shifts"/name/(f"{alpha:g}-{beta:g}" if None not in (alpha, beta) else "")/"evaluation.json"
         if evaluate and not file.exists():
             Evaluation(folder/"model.safetensors", make_config(dict(dataset=name)), "test", alpha, beta).write(file.parent)
         return [*read_json(file)["heads"].values()][-1]["accuracy"] if file.exists() else float("nan")

@@ -11,6 +11,7 @@ import base64, os, re, warnings
 from pathlib import Path
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 from .settings import DhoError, atomic_path, digest, load_settings, read_json, reason, write_json
 
 # %% ../nbs/12_records.ipynb #4fc4cc1f
@@ -286,8 +287,9 @@ def ordered(
 def _from_record(place):
     "As `_from_folders`, from a record"
     table, bits, sweeps = _read_text(place/"runs.csv"), _read_bits(place/"right.npz"), _sweeps_of(place)
-    asked = {(n, c["identity"], *c["labels"].values()): i for i, (n, c) in enumerate((n, c) for n, k in sweeps.items() for c in k["cells"])}
-    cell = lambda line: (line["sweep"], line["identity"], *(line[a] for a in sweeps[line["sweep"]]["axes"] if line.get(a)))
+    named = lambda labels: frozenset((a, v) for a, v in labels if v)
+    asked = {(n, c["identity"], named(c["labels"].items())): i for i, (n, c) in enumerate((n, c) for n, k in sweeps.items() for c in k["cells"])}
+    cell = lambda line: (line["sweep"], line["identity"], named((a, line.get(a)) for a in sweeps[line["sweep"]]["axes"]))
     found, skipped = [], {}
     for i, line in enumerate(table.to_dict("records")):
         key = cell(line) if sweeps.get(line["sweep"], {}).get("cells") else None
@@ -311,8 +313,15 @@ def record(
 )->Path:            # The folder
     "Keep what a sweep found, small enough to commit: runs.csv, right.npz, cells.json, and conflict.csv and surface.csv if there are any"
     folder, place, frame = Path(folder).expanduser(), Path(place).expanduser(), load_placed([place], labels)
-    if folder.exists() and not (folder/"runs.csv").exists() and any(folder.iterdir()):
+    if folder.exists() and not (folder/"runs.csv").exists() and any(not p.name.startswith(".") for p in folder.iterdir()):
         raise DhoError(f"{folder} is in use and holds no record: choose another folder")
+    turn = load_settings().cache/"locks"/digest(str(folder.resolve()))
+    turn.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(turn): _kept(folder, place, frame, labels)
+    return folder
+
+def _kept(folder, place, frame, labels):
+    "Add a place's runs to a record that nobody else writes to"
     old, bits = _read_text(folder/"runs.csv") if (folder/"runs.csv").exists() else pd.DataFrame(columns=["identity"]), _read_bits(folder/"right.npz")
     new = frame.drop(columns=["right", "folder"], errors="ignore").map(_text)
     old = old[~old["identity"].isin(new["identity"])].reindex(columns=[*new, *(c for c in old if c not in new)], fill_value="")
@@ -321,7 +330,6 @@ def record(
     _write_bits(folder/"right.npz", bits)
     write_json(folder/"cells.json", _sweeps_of(folder) | _sweeps_in(place, frame, _sweeps_of(folder)))
     _write_table(folder/"runs.csv", pd.concat([old, new]).fillna(""))
-    return folder
 
 # %% ../nbs/12_records.ipynb #37a8a749
 def _write_table(file, table):
@@ -336,7 +344,8 @@ def _write_bits(file, bits):
 
 def _merge(file, new):
     "Add lines of runs that a record's table lacks"
-    if len(new): _write_table(file, pd.concat([_read_text(file), new.astype(object)]).fillna("") if file.exists() else new)
+    short = lambda v: f"{v:.6g}" if isinstance(v, float) else v
+    if len(new): _write_table(file, pd.concat([_read_text(file), new.astype(object).map(short)]).fillna("") if file.exists() else new)
 
 def _tidy(found, folder, place, labels):
     "What `conflicts` or `surfaces` finds for runs that the record has nothing about"
@@ -381,10 +390,10 @@ def surfaces(
     labels=None,   # As for `load`
     known=(),      # Identities of runs to leave out
 )->pd.DataFrame:   # identity, labels, α, β, accuracy, nll
-    "The α/β surface on validation images, of the first seed of every DHO cell"
+    "The α/β surface on validation images, of the first seed of every DHO cell; a record has those that were first when it was brought up to date"
     def first(frame):
         frame = frame[(frame.get("method_value", frame["method"]) == "dho") & (frame["validated"] > 0)]
-        return frame.drop_duplicates([a for a in axes_of(frame) if a != "seed"])
+        return frame.drop_duplicates([a for a in axes_of(frame) if a != "seed"] or ["method"])
     return _each(places, labels, known, "surface.csv", first, _surface)
 
 # %% ../nbs/12_records.ipynb #f6f5aabe

@@ -101,7 +101,7 @@ def gains_table(
     columns:str="",       # What the columns are; the number of labels if empty
 )->pd.DataFrame:          # Text: points with a 95 % interval, empty where there is no pair
     "Gains as a table for people"
-    columns = columns or next((c for c in AMOUNTS if c in gains), "")
+    columns = columns if columns in gains else next((c for c in AMOUNTS if c in gains), "")
     text = [f"{100*g:+.1f} [{100*l:+.1f}, {100*h:+.1f}]" for g, l, h in zip(gains["gain"], gains["low"], gains["high"])]
     side = [c for c in gains if c not in (*_GAIN, columns)]
     if not columns: return gains[side].assign(gain=text).set_index(side)
@@ -128,7 +128,8 @@ def best_of(
     by:str="val_accuracy",   # The larger the better; never a test figure
 )->pd.DataFrame:             # The frame, and below it the chosen runs once more under that name
     "A method that is, in every cell that has all of some variants, the one with the best validation figure"
-    axes, tried = [a for a in axes_of(frame) if a != "method"], frame[frame["method"].isin(list(among))]
+    axes, tried = [a for a in axes_of(frame) if a != "method"] or ["dataset"], frame[frame["method"].isin(list(among))]
+    if by in ("accuracy", "ce_accuracy", "kd_accuracy", "nll", "ece"): raise DhoError(f"{by} is of test images, which choose nothing: choose by val_accuracy")
     for m in among:
         if m not in set(frame["method"]): raise unknown("method", m, frame["method"].unique())
     tried = once(tried, [*axes, "method"])
@@ -297,24 +298,28 @@ def results_table(
     values, order = value if isinstance(value, dict) else {"": value}, order if isinstance(order, dict) else {rows[-1]: order} if order else {}
     for c in [*rows, *columns, *average, *values.values()]:
         if c not in frame: raise unknown("column", c, frame.columns)
+    if against and {*values.values()} != {"accuracy"}: raise DhoError("against compares accuracies, for which every image's answer is kept: leave out value")
     for title, c in values.items():
         if len(frame) and pd.to_numeric(frame[c], errors="coerce").isna().all() and frame[c].notna().any(): raise DhoError(f"column {c} holds no numbers to take means of: give it as rows or columns")
     axes, used = axes_of(frame), [*rows, *columns]
-    asked = _asked(expected, used)
+    asked = _asked(expected, used, frame)
     frame = once(frame, axes)
     for axis, kept in order.items(): frame = frame[frame[axis].isin(kept)]
     uniform(frame, axes, [*used, *average, "seed"])
     return _tabulated(frame, rows, columns, values, asked, order, against, average, teacher, draws)
 
-def _asked(expected, used):
+def _asked(expected, used, frame):
     "Cell to the seeds that it should have; None where nothing says so"
+    same = {c: frame[c].iloc[0] if len(frame) else "" for c in used if expected is not None and c not in expected and frame[c].nunique() < 2}
+    expected = expected.assign(**same) if same else expected
     if expected is None or not len(expected) or not {*used} <= {*expected.columns}: return None
     return {key: set(p["seed"]) if "seed" in p else {""} for key, p in expected.groupby(used, sort=False)} if used else None
 
 # %% ../nbs/12_reports.ipynb #42698cc1
 def _tabulated(frame, rows, columns, values, asked, order, against, average, teacher, draws):
     "The table, cell by cell"
-    used, count = [*rows, *columns], frame["seed"].nunique() if "seed" in frame else 1
+    used = [*rows, *columns]
+    count = frame["seed"].nunique() if "seed" in frame and "seed" not in used else 1
     parts = {(key[:len(rows)], key[len(rows):]): p for key, p in frame.groupby(used, sort=False)}
     wanted = {(k[:len(rows)], k[len(rows):]): len(s) for k, s in asked.items()} if asked else {}
     kept = lambda key, names: all(v in order[n] for n, v in zip(names, key) if n in order)
@@ -329,7 +334,7 @@ def _tabulated(frame, rows, columns, values, asked, order, against, average, tea
     for h in [h for h in heads if name(h) == "accuracy"]:
         with_h = {(k, h): _whole(p, average, frame) for (k, c), p in parts.items() if c == core(h)}
         if against: _set_against(cells, with_h, keys, h, against, average, draws)
-        else: _marked(cells, with_h, keys, h, average, draws)
+        elif rows[-1] not in AMOUNTS: _marked(cells, with_h, keys, h, average, draws)
     if against: keys = [k for k in keys if k[-1] != against]
     if teacher: keys = _with_teacher(cells, parts, keys, heads, core, name)
     titles = rows, [""]*titled + columns

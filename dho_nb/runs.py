@@ -15,13 +15,13 @@ import torch
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 import dho_nb
-from .configs import PLACES, Config, identity, known_labels, listed, open_data, settled, without
+from .configs import PLACES, Config, identity, known_labels, open_data, settled
 from .diagnostics import plot_agreement
 from .heads import Judged
 from .evaluation import (HeadOutputs, agreement, answering, choose, collect, entropy_alpha, head_table, interpolate, load_outputs, per_class, plot_reliability,
                                plot_surface, predictions, save_outputs, scores, surface)
-from .guidance import Guidance
-from .manifests import fingerprint, labelled_subset, manifest_hash, rows
+from .guidance import Guidance, covered
+from .manifests import fingerprint, labelled_subset, manifest_hash, manifest_names, rows
 from .maps import ImageMap, map_side
 from .objectives import Method, class_costs, get_method
 from .processes import current_team, end_with_parent
@@ -45,7 +45,9 @@ class Run:
         if self.settings.threads: torch.set_num_threads(self.settings.threads)
         self.device = self.team.device or pick_device(self.settings.device)
         with self.team.first(): self.manifest, self.root, self.skipped, self.keys = open_data(config)
-        if config.embeddings and self.method.teacher: self._leave_uncovered()
+        if config.embeddings and self.method.teacher:
+            (self.manifest, self.skipped, self.keys), before = covered(self.guidance, self.skipped), self.manifest
+            if self.manifest is not before: del self._guidance
         self.subset = known_labels(config, self.manifest)
         self.spent, self.made = 0.0, {}
         self.files = "" if self.keys is None else fingerprint(self.manifest, self.keys)
@@ -78,16 +80,29 @@ def _claim(self:Run):
         raise DhoError(f"{self.folder} is in use and holds no run of dho_nb: choose another folder")
     try: self.folder.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise DhoError(f"the run's folder {self.folder} cannot be made ({reason(e)}): choose another with out") from None
-    if self.done: return
+    if self.done and not [*self.folder.glob("checkpoint*.safetensors")]: return
     try: self.lock.acquire(timeout=0)
     except Timeout:
         raise DhoError(f"another process is working in {self.folder}: wait for it, or choose another folder") from None
     except OSError as e: raise DhoError(f"the run's folder {self.folder} cannot be written to ({reason(e)}): choose another with out") from None
     for left in self.folder.glob(".tmp*"):
         if "heartbeat" not in left.name: left.unlink(missing_ok=True)  # a sweep's beat belongs to the process that watches
+    if self.done: return self._tidy()
     if not note.exists():
         write_json(note, dict(identity=self.identity, name=self.name, version=dho_nb.__version__,
-                              manifest=manifest_hash(self.manifest), files=self.files, config=asdict(self.config)))
+                              manifest=manifest_hash(self.manifest), files=self.files, config=_placed(self.config)))
+
+def _placed(config):
+    "Parameters to be written down, with the places that they name as seen from anywhere"
+    own = lambda v: v and v not in manifest_names() and Path(v).expanduser().exists()
+    at = lambda v: str(Path(v).expanduser().absolute()) if own(v) else v
+    return {k: at(v) if k in ("dataset", "root", "labels", "embeddings", "texts") else v for k, v in asdict(config).items()}
+
+@patch
+def _tidy(self:Run):
+    "Remove what only an unfinished run needs"
+    for left in self.folder.glob("checkpoint*.safetensors"): left.unlink()
+    self.lock.release(force=True)
 
 def _foreign(path):
     "Is this something that no run of ours puts into its folder before `run.json`?"
@@ -120,17 +135,6 @@ def guidance(self:Run)->Guidance:
     if "_guidance" not in vars(self):
         self._guidance = Guidance(self.config, self.manifest, self.root, self.keys, self.device, self.workers, self.mode)
     return self._guidance
-
-@patch
-def _leave_uncovered(self:Run):
-    "Own embeddings that say nothing about a training image: an error, or the image is left out"
-    gone = self.guidance.uncovered(rows(self.manifest, "train"))
-    if not len(gone): return
-    if not self.config.skip_broken: raise DhoError(listed(gone, self.root))
-    kept = ~self.manifest.table["id"].isin(gone["id"]).to_numpy()
-    self.manifest, self.skipped = without(self.manifest, gone), pd.concat([self.skipped, gone])
-    self.keys = None if self.keys is None else self.keys[kept]
-    del self._guidance
 
 # %% ../nbs/10_runs.ipynb #87f722e2
 @patch(as_prop=True)
@@ -217,9 +221,9 @@ def prepare(self:Run)->pd.Series:
 
 @patch(as_prop=True)
 def source(self:Run):
-    "Where evaluation gets its pictures"
+    "Where evaluation gets its pictures: from files, as `dho predict` does, or from a map that holds them pixel by pixel"
     self.prepare()
-    return self.pixels or self.images
+    return self.pixels if self.pixels and (self.pixels.sizes == self.pixels.side).all() else self.images
 
 # %% ../nbs/10_runs.ipynb #554a4dbc
 @patch
@@ -339,7 +343,8 @@ def _pool(self:Run, method):
     "What the pool says [rows of the manifest, C], where a method wants it"
     if "pool" not in method.needs: return None
     said = torch.zeros(len(self.manifest), len(self.manifest.classes), device=self.device)
-    said[torch.from_numpy(rows(self.manifest, "train")).to(self.device)] = self.judged.logits.float().softmax(1)
+    train = torch.from_numpy(rows(self.manifest, "train")).to(self.device)
+    for at, logits in zip(train.split(65536), self.judged.logits.split(65536)): said[at] = logits.float().softmax(1)
     return said
 
 # %% ../nbs/10_runs.ipynb #5601eb6d
@@ -365,7 +370,7 @@ def answer(self:Run):
 @patch
 def _check(self:Run, model)->dict:
     "Accuracy of the heads on the validation images, for the curves only"
-    table = head_table(self._collect(self.val_rows, "none"), *self.fixed)
+    table = head_table(self._collect(self.val_rows, "none", self.pixels or self.images), *self.fixed)
     return {f"{name} accuracy": table.loc[name, "accuracy"] for name in (table.index if self.method.weighs else ["both"])}
 
 @patch(as_prop=True)
@@ -510,8 +515,7 @@ def _write(self:Run, facts):
         with atomic_path(folder/f"{name}.png") as temporary: figure.savefig(temporary, dpi=110)
     if self.trainer.conflict is not None: _write_csv(self._conflict(), folder/"conflict.csv")
     write_json(folder/"result.json", facts)
-    for left in folder.glob("checkpoint*.safetensors"): left.unlink()
-    self.lock.release(force=True)
+    self._tidy()
 
 @patch
 def _conflict(self:Run)->pd.DataFrame:

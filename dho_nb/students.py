@@ -9,7 +9,7 @@ __all__ = ['HEADS', 'PREFIXES', 'CosineHead', 'ReferenceHead', 'ZeroShotHead', '
 
 # %% ../nbs/05_students.ipynb #0620432e
 import importlib, json, os, re, sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -188,18 +188,28 @@ def _torchvision(name, pretrained, size, args):
     import torchvision
     if name not in torchvision.models.list_models(torchvision.models):
         raise unknown("torchvision model", name, torchvision.models.list_models(torchvision.models))
-    module = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **args)
+    weights = torchvision.models.get_model_weights(name).DEFAULT if pretrained else None
+    if name in ("googlenet", "inception_v3") and not pretrained: args = dict(aux_logits=False, init_weights=False, **args)
+    if name.startswith("vit_") and size and not pretrained: args = dict(image_size=size, **args)
+    module = torchvision.models.get_model(name, weights=weights, **args)
+    eyes = Preprocess(224, interpolation="bilinear")
+    if pretrained:
+        made_for = weights.transforms()
+        eyes = Preprocess(made_for.crop_size[0], tuple(made_for.mean), tuple(made_for.std), made_for.interpolation.value)
+    if getattr(module, "transform_input", False):  # two models shift their images to other means by themselves
+        module.transform_input, eyes = False, replace(eyes, mean=(.5,)*3, std=(.5,)*3)
+    if getattr(module, "aux_logits", False): module.aux_logits, module.AuxLogits = False, None
     last = [n for n, m in module.named_modules() if isinstance(m, nn.Linear)][-1]
     parent, _, leaf = last.rpartition(".")
     setattr(module.get_submodule(parent), leaf, nn.Identity())
-    return module, Preprocess(size or 224, interpolation="bilinear")
+    return module, replace(eyes, size=size or eyes.size)
 
 # %% ../nbs/05_students.ipynb #f0d6874f
 def _open_clip(name, pretrained, size, args):
     "The image tower of an open_clip model"
     import open_clip
     spec = f"{name}/random" if name in open_clip.list_models() and not pretrained else name
-    try: teacher = load_teacher(spec, size=size, **args)
+    try: teacher = load_teacher(spec, seed=torch.initial_seed(), size=size, **args)
     except DhoError as e: raise DhoError(f"{e}{f'; or size={size} is none that it can be given: leave it at 0' if size else ''}") from e
     return teacher.model.visual.requires_grad_(True), teacher.preprocess
 
@@ -285,7 +295,8 @@ def load_weights(
     "Put a file's tensors into a backbone, by name or, where no name fits, in order"
     wanted = {k: v for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
     found = _unprefixed({k: v for k, v in read_weights(file).items() if not k.endswith("num_batches_tracked")}, wanted)
-    if not wanted.keys() & found.keys() and len(found) >= len(wanted): found = dict(zip(wanted, found.values()))
+    kind = lambda names: [k.rpartition(".")[2] for k in names]
+    if not wanted.keys() & found.keys() and kind(found)[:len(wanted)] == kind(wanted): found = dict(zip(wanted, found.values()))
     lacking = [k for k in wanted if k not in found]
     unlike = [f"{k} is {tuple(found[k].shape)}, not {tuple(v.shape)}" for k, v in wanted.items()
               if k in found and found[k].shape != v.shape]

@@ -56,10 +56,14 @@ def tasks_of(
 def _opened(config, opened):
     "A configuration's manifest, its hash, and that of the files; remembered for the next one with the same data"
     from dho_nb.configs import open_data
+    from dho_nb.guidance import Guidance, covered
     from dho_nb.manifests import fingerprint, manifest_hash
-    key = (config.dataset, config.root, config.labels, config.skip_broken, config.test, *config.classes, "", *config.templates)
+    from dho_nb.objectives import get_method
+    own = config.embeddings if get_method(config.method).teacher else ""
+    key = (config.dataset, config.root, config.labels, config.skip_broken, config.test, own, *config.classes, "", *config.templates)
     if key not in opened:
-        manifest, _, _, keys = open_data(config)
+        manifest, root, bad, keys = open_data(config)
+        if own: manifest, _, keys = covered(Guidance(config, manifest, root, keys, mode="none"), bad)
         opened[key] = manifest, manifest_hash(manifest), "" if keys is None else fingerprint(manifest, keys)
     return opened[key]
 
@@ -94,6 +98,7 @@ def _alive(beat):
     if time.time() - beat["time"] > 3*BEAT + 5: return False
     if beat["host"] != socket.gethostname(): return True
     try: os.kill(beat["pid"], 0)
+    except PermissionError: return True  # somebody else's
     except OSError: return False
     return True
 
@@ -122,17 +127,19 @@ def pull(
     found = fs.find(root, detail=True) if fs.exists(root) else {}
     for name, facts in sorted(found.items(), key=lambda f: f[0].endswith(_MARKS)):
         file = local/name[len(root):].lstrip("/")
-        if file.name.startswith(tuple(skip)) or file.exists() and file.stat().st_size == facts["size"] and not file.suffix == ".json": continue
+        same = file.exists() and file.stat().st_size == facts["size"] and file.suffix != ".json" and not file.name.startswith("checkpoint")
+        if file.name.startswith(tuple(skip)) or same: continue
         with atomic_path(file) as temporary: fs.get_file(name, str(temporary))
 
 def push(
     local:Path,   # A run's or a sweep's folder here
     url:str,      # Its place far away
     known:dict,   # What was carried before: file to size and time; is brought up to date
+    whole:bool=True,  # Everything, or only the sign of life
 ):
     "Carry what is new, a result last"
     fs, root = _far(url)
-    files = [p for p in sorted(local.rglob("*"), key=lambda p: p.name in _MARKS) if p.is_file() and (p.name[0] != "." or p.name == ".heartbeat.json") and ".papermill" not in p.parts]
+    files = [local/".heartbeat.json"] if not whole else [p for p in sorted(local.rglob("*"), key=lambda p: p.name in _MARKS) if p.is_file() and (p.name[0] != "." or p.name == ".heartbeat.json") and ".papermill" not in p.parts]
     for file in files:
         try: stamp = (stat := file.stat()).st_size, stat.st_mtime_ns
         except FileNotFoundError: continue
@@ -140,7 +147,7 @@ def push(
         fs.makedirs(f"{root}/{file.relative_to(local).parent.as_posix()}".rstrip("/."), exist_ok=True)
         fs.put_file(str(file), f"{root}/{file.relative_to(local).as_posix()}")
         known[file] = stamp
-    gone = [f for f in known if not f.exists()]
+    gone = [f for f in known if not f.exists()] if whole else []
     for file in gone:
         known.pop(file)
         if fs.exists(far := f"{root}/{file.relative_to(local).as_posix()}"): fs.rm_file(far)
@@ -155,8 +162,10 @@ def mirrored(
     pull(url, local, skip=())
     known.update({p: (p.stat().st_size, p.stat().st_mtime_ns) for p in local.rglob("*") if p.is_file()})
     def carry():
-        while not over.wait(CARRY):
-            try: push(local, url, known)
+        last = time.time()
+        while not over.wait(min(BEAT, CARRY)):
+            if whole := time.time() - last >= CARRY: last = time.time()
+            try: push(local, url, known, whole)
             except Exception: pass
     thread = threading.Thread(target=carry, daemon=True)
     thread.start()
@@ -397,7 +406,7 @@ def on_disk(
     named = {str(v) for c in grid.cells for k, v in c.parameters.items() if k in ("dataset", "root", "labels", "teacher", "student_weights", "embeddings", "texts") and v}
     seen = {}
     for name in sorted(named):
-        for file in filter(None, (lists.get(name), Path(name).expanduser())):
+        for file in filter(None, (lists.get(name), Path(name).expanduser(), Path(name.partition("/")[2] or name).expanduser())):  # NAME/FILE is a teacher
             found = [file] if file.is_file() else sorted(p for p in file.rglob("*") if p.is_file()) if file.is_dir() else []
             seen[name] = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in found] or seen.get(name, [])
     return digest(seen)
@@ -405,12 +414,18 @@ def on_disk(
 @patch
 def begin(self:Sweep):
     "Write down what the sweep means"
-    if not hasattr(self, "holds"): return self
+    if not hasattr(self, "holds"): return self._carry_plan()
     write_json(self.folder/"sweep.json", dict(
         name=self.grid.name, version=dho_nb.__version__, grid=self.grid.digest, axes=self.axes, keep_models=self.grid.keep_models, cpus=self.grid.cpus, retries=self.grid.retries,
         disk=on_disk(self.grid), holds=self.holds, cells=[asdict(t) for t in self.tasks]))
-    if self.url:
-        fs, root = _far(self.url)
+    return self._carry_plan(anew=True)
+
+@patch
+def _carry_plan(self:Sweep, anew=False):
+    "Have what the sweep means in its far place, too"
+    if not self.url: return self
+    fs, root = _far(self.url)
+    if anew or not fs.exists(f"{root}/sweep.json"):
         fs.makedirs(root, exist_ok=True)
         fs.put_file(str(self.folder/"sweep.json"), f"{root}/sweep.json")
     return self
@@ -431,6 +446,12 @@ def open_sweep(
     made.opened, made.url, made.folder, made.known, made.tasks = {}, "", here.resolve(), found, [Task(**c) for c in found["cells"]]
     made.grid = Grid(found["name"], tuple(Cell(t.labels, t.parameters) for t in made.tasks), found["keep_models"], 0, found["cpus"], found["retries"])
     return made
+
+@patch
+def checked(self:Sweep):
+    "The sweep, if its runs are still what they were when it began; else an error that says what changed"
+    self.tasks = self._kept() or self._planned()
+    return self
 
 # %% ../nbs/11_sweeps.ipynb #3ca4e0b8
 def stores_of(

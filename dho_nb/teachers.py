@@ -89,7 +89,7 @@ def load_teacher(
     import open_clip
     name, weights = resolve_teacher(spec)
     random = weights == "random"
-    quick = bool((open_clip.get_pretrained_cfg(name, weights) or {}).get("quick_gelu")) if weights and not random else False
+    quick = bool(weights) and not random and _quick(name, weights)
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -107,9 +107,15 @@ def _not_loaded(spec, name, weights, error):
     if weights in (None, "random") or Path(weights).is_file():
         return DhoError(f"{why}: check that the weights belong to {name}")
     source = open_clip.get_pretrained_cfg(name, weights) or {}
-    where = (source.get("hf_hub") and f"huggingface.co/{source['hf_hub'].rstrip('/')}") or source.get("url") or "the model's page"
-    return DhoError(f"{why}. Without internet here, download its weights elsewhere from {where} "
-                    f"and give {name}/PATH_OF_THE_FILE as teacher")
+    hub, file = source.get("hf_hub", "").rstrip("/"), f"{name}{'-quickgelu'*_quick(name, weights)}/PATH_OF_THE_FILE"
+    way = (f"open_clip_config.json and the weights from huggingface.co/{hub} into a folder and give that folder as teacher, or for weights alone {file}"
+           if hub else f"its weights from {source.get('url') or 'its page'} and give {file} as teacher")
+    return DhoError(f"{why}. Without internet here, download elsewhere {way}")
+
+def _quick(name, tag):
+    "Were these weights trained with another activation than the architecture of that name has?"
+    import open_clip
+    return bool((open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu")) and not name.endswith("-quickgelu")
 
 # %% ../nbs/03_teachers.ipynb #e019bf55
 def zero_shot_head(
@@ -117,7 +123,7 @@ def zero_shot_head(
     classes,           # C class names
     templates,         # Prompts with one {} each
     unit:bool=True,    # Prompts and means of length 1; otherwise the plain mean
-)->torch.Tensor:       # [C, D] float32, rows of length 1
+)->torch.Tensor:       # [C, D] float32, with `unit` rows of length 1
     "Prompt-ensembled class embeddings"
     prompts = [t.replace("{}", c.replace("_", " ")) for c in classes for t in templates]
     means = teacher.encode_texts(prompts, unit=unit).view(len(classes), len(templates), -1).mean(1)

@@ -193,9 +193,10 @@ class Trainer:
         self.check, self.check_every, self.team, self.constants = check, check_every, team or current_team(), constants
         self.steps = recipe.epochs*streams.epoch_steps
         enough(streams, recipe, self.team)
+        if not any(p.requires_grad for p in self.model.parameters()):
+            raise DhoError(f"{method.name} has nothing to learn here: neither the backbone (frozen) nor a head; unfreeze it")
         self.net = shared_model(self.model, self.team)
         self.learnt = [p for p in self.model.parameters() if p.requires_grad]
-        if not self.learnt: raise DhoError(f"{method.name} has nothing to learn here: neither the backbone (frozen) nor a head; unfreeze it")
         self.optimiser = torch.optim.AdamW(_paced(self.model, self.learnt, recipe), weight_decay=recipe.weight_decay, fused=self.device.type == "cuda")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.step, self.history, self.sums, self.seconds = 0, [], {}, 0.0
@@ -329,7 +330,7 @@ def save(self:Trainer):
     "Write the checkpoint, if there is a place for it; weights that have just gone astray do not replace sound ones"
     if not self.checkpoint: return
     sums = self._summed()
-    if not self.team.main or not all(math.isfinite(v.item()) for v in sums.values()): return
+    if not self.team.main or not all(torch.isfinite(v).all() for v in (*sums.values(), *self.learnt)): return
     moments = {f"optim.{i}.{k}": v for i, state in self.optimiser.state_dict()["state"].items() for k, v in state.items()}
     weights = {f"model.{k}": v for k, v in self.model.state_dict().items()}
     tensors = {**weights, **moments, **{f"sum.{k}": v for k, v in sums.items()}}
@@ -343,7 +344,14 @@ def save(self:Trainer):
 @patch
 def load(self:Trainer)->int:
     "Go on from the checkpoint if there is one; returns the step"
-    if not self.checkpoint or not self.checkpoint.exists(): return self.step
+    if self.checkpoint and self.checkpoint.exists(): self._read()
+    if len(set(self.team.whole(torch.tensor([self.step]), self.team.world).tolist())) > 1:
+        raise DhoError(f"the processes stand at different steps: {self.checkpoint.parent} must be one folder that all machines share")
+    return self.step
+
+@patch
+def _read(self:Trainer):
+    "Take everything over from the checkpoint"
     try:
         with safe_open(self.checkpoint, "pt") as f:
             state, tensors = json.loads(f.metadata()["state"]), {k: f.get_tensor(k) for k in f.keys()}
@@ -363,7 +371,6 @@ def load(self:Trainer)->int:
     sums = part("sum.")
     self.sums = {k: sums[k].to(self.device)*self.team.main for k in state["parts"]}
     if self.conflict is not None: self.conflict = tensors["conflict"]
-    return self.step
 
 # %% ../nbs/07_training.ipynb #fe595b36
 @patch
@@ -422,6 +429,7 @@ def plot_history(
         axes[0, 0].plot(history["epoch"], history[name], label=name.replace("_", " "), lw=2.2 if name == "loss" else 1.2)
     axes[0, 0].set(xlabel="epoch", ylabel="nats", yscale="log", title=title or "Training loss and its parts")
     axes[0, 0].legend(fontsize=8)
+    for axis in axes[0]: axis.xaxis.get_major_locator().set_params(integer=True)
     for name in checks:
         axes[0, 1].plot(*history[["epoch", name]].dropna().to_numpy().T, marker=".", label=name.removesuffix(" accuracy"))
     if checks:

@@ -8,7 +8,6 @@ __all__ = ['INTERPOLATION', 'to_rgb', 'read_image', 'ViewSpec', 'crop_boxes', 'f
 
 # %% ../nbs/02_views.ipynb #3028ab9c
 import signal
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,8 +15,8 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from .manifests import Manifest
+from PIL import Image, UnidentifiedImageError
+from .manifests import Manifest, threaded
 from .settings import DhoError, derive_seed, key64, mix64, track, uniform
 
 # %% ../nbs/02_views.ipynb #48b50812
@@ -38,7 +37,7 @@ def _scaled(picture):
     values = np.nan_to_num(np.asarray(picture, dtype=np.float64), posinf=0, neginf=0)
     low, high = (values.min(), values.max()) if values.size else (0, 1)
     if picture.mode == "F": low, high = (0, 1) if low >= 0 and high <= 1 else (low, high)
-    else: low, high = (0, 255) if low >= 0 and high <= 255 else (0, 65535) if low >= 0 and high <= 65535 else (low, high)
+    elif low >= 0 and high <= 65535: low, high = 0, 255 if picture.mode == "I" and high <= 255 else 65535
     return Image.fromarray(np.uint8(np.clip((values - low)/max(high - low, 1e-12), 0, 1)*255 + .5)).convert("RGB")
 
 # %% ../nbs/02_views.ipynb #d9300420
@@ -52,15 +51,24 @@ def read_image(
             whole = picture.size
             if at_least: picture.draft(None, (at_least, at_least))
             picture.load()
-            turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # of a TIFF, Pillow has turned size and pixels by now
-            upright = to_rgb(ImageOps.exif_transpose(picture))
-            upright.info["whole"] = whole[::-1] if turned else whole
+            turn = _orientation(picture)  # of a TIFF, Pillow has turned size and pixels by now
+            upright = to_rgb(picture.transpose(_TURNS[turn]) if turn in _TURNS else picture.copy())
+            upright.info["whole"] = whole[::-1] if turn in (5, 6, 7, 8) else whole
             return upright
     except FileNotFoundError:
         raise DhoError(f"image {path} is missing: restore it, or take it out of the manifest") from None
-    except (OSError, RuntimeError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, Image.DecompressionBombError) as e:
+    except MemoryError: raise
+    except Exception as e:  # decoders of a dozen formats fail in as many ways
         raise DhoError(f"image {path} cannot be decoded ({_reason(path, e)}): "
                        "repair or remove it, or leave such files out with skip_broken") from None
+
+_TURNS = dict(zip(range(2, 9), (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.TRANSPOSE,
+                                Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)))
+
+def _orientation(picture):
+    "How EXIF says that a picture lies, 1 to 8; 1 where its EXIF cannot be read"
+    try: return picture.getexif().get(0x0112, 1)
+    except Exception: return 1
 
 def _reason(path, error):
     "Why a file could not be decoded, in a few words"
@@ -177,6 +185,12 @@ def render(
     views=None,                   # [N] view numbers, with `spec`
 )->list:                          # Per preprocess a uint8 tensor [N, 3, size, size], or None
     "The same views of the same images, once for every model at its own size"
+    parts = [slice(k, k + 16) for k in range(0, max(len(rows), 1), 16)]  # so that few pictures are in memory at their full size
+    made = [_rendered(images, rows[p], preprocesses, spec, views if views is None else np.asarray(views)[p]) for p in parts]
+    return [p and torch.cat([m[p.size, p.interpolation] for m in made]) for p in preprocesses]
+
+def _rendered(images, rows, preprocesses, spec, views):
+    "Size and interpolation to views, of a few images"
     pictures = [images[int(r)] for r in rows]
     sizes = np.array([p.info["whole"] for p in pictures]).reshape(-1, 2)
     boxes = centre_boxes(sizes) if spec is None else crop_boxes(spec, images.keys[rows], views, sizes)
@@ -186,7 +200,7 @@ def render(
         key = p and (p.size, p.interpolation)
         if p and key not in made:
             made[key] = torch.from_numpy(np.stack([p.render(*i) for i in zip(pictures, boxes, mirror)]))
-    return [p and made[p.size, p.interpolation] for p in preprocesses]
+    return made
 
 # %% ../nbs/02_views.ipynb #171b6480
 def show_pairs(
@@ -364,8 +378,6 @@ def broken_images(
     def problem(path):
         try: read_image(Path(root, path), at_least); return ""
         except DhoError as e: return str(e)
-    with ThreadPoolExecutor(threads) as pool:
-        found = pool.map(problem, manifest.table["path"])
-        problems = [p for _, p in zip(track(range(len(manifest)), "checking images"), found)]
+    problems = list(track(threaded(problem, manifest.table["path"], threads), "checking images", total=len(manifest)))
     table = manifest.table.assign(problem=problems)
     return table[table["problem"] != ""]

@@ -49,7 +49,7 @@ def test_wrong_types_are_named(dho, tree):
 
 def test_a_teacher_that_cannot_be_downloaded(dho, tree, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    fails(dho, tmp_path, "--images", tree, *SMALL, "--teacher", "RN50/openai", says=["cannot be loaded", "RN50/PATH_OF_THE_FILE"])
+    fails(dho, tmp_path, "--images", tree, *SMALL, "--teacher", "RN50/openai", says=["cannot be loaded", "huggingface.co/timm/resnet50_clip.openai", "RN50-quickgelu/PATH_OF_THE_FILE"])
 
 
 def test_broken_images_are_listed_and_can_be_left_out(dho, tree, tmp_path):

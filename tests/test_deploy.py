@@ -113,6 +113,30 @@ def test_every_kind_goes_into_one_folder_and_another_model_does_not(tree, tmp_pa
     for held in (tmp_path/"out").iterdir(): assert str(tmp_path).encode() not in held.read_bytes() and str(ROOT).encode() not in held.read_bytes(), held
 
 
+def test_an_export_that_was_cut_short_goes_on(tree, tmp_path, monkeypatch):
+    import dho_nb.export as module
+    file = saved(tmp_path/"s.safetensors", "tiny", 16)
+    with monkeypatch.context() as m:
+        m.setattr(module, "_note", lambda *a: 1/0)
+        with pytest.raises(ZeroDivisionError): export(file, tmp_path/"out", images=tree)
+    assert (tmp_path/"out"/"model.onnx").exists() and len(export(file, tmp_path/"out", images=tree)) == 1
+
+
+def test_a_run_says_of_wide_pictures_what_it_will_say_of_them_later(tmp_path, monkeypatch):
+    for c in ("cat", "dog"):
+        for i in range(8): picture(tmp_path/"wide"/c/f"{i}.png", seed=i + 50*(c == "dog"), size=(320, 60))
+    config = dict(dataset=str(tmp_path/"wide"), teacher="digits", student="tiny", student_weights="", size=24, epochs=1, test=.5)
+    run = distill(make_config(config), tmp_path/"run", "none")
+    said = pd.read_csv(run.folder/"predictions.csv").set_index("path")["confidence"]
+    later = Predictor.from_pretrained(run.folder).predict(tmp_path/"wide", mode="none").set_index("file")["probability"]
+    later.index = [f"{Path(f).parent.name}/{Path(f).name}" for f in later.index]
+    np.testing.assert_allclose(said, later[said.index], atol=1e-4)
+    (tmp_path/"wide").rename(tmp_path/"moved")
+    monkeypatch.chdir(tmp_path)
+    from dho_nb.cli import main
+    assert main(["export", str(run.folder), "--root", "moved"]) in (0, None)
+
+
 class Noisy(torch.nn.Module):
     def forward(self, x): return x.flatten(1)[:, :8] + torch.rand_like(x.flatten(1)[:, :8])
 

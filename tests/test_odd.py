@@ -12,7 +12,7 @@ from PIL import Image
 from conftest import ROOT, SMALL, picture
 from dho_nb.configs import known_labels, make_config, open_data
 from dho_nb.labels import Curve, try_teachers
-from dho_nb.manifests import from_coop, labelled_subset, open_manifest, read_manifest
+from dho_nb.manifests import Manifest, from_coop, from_labels, labelled_subset, open_manifest, read_manifest, split_off
 from dho_nb.rehearsal import training_time, workload
 from dho_nb.runs import Run, distill
 from dho_nb.settings import DhoError, load_settings
@@ -32,6 +32,63 @@ def test_a_turned_picture_is_turned_once_whatever_its_kind(tmp_path, kind):
     turned[0x0112] = 6
     seen = read_image(picture(tmp_path/f"a.{kind}", 1, (100, 40), exif=turned))
     assert seen.size == seen.info["whole"] == (40, 100)
+
+
+def test_a_picture_whose_exif_is_broken_is_read_all_the_same(tmp_path):
+    turned = Image.Exif()
+    turned[0x0112], turned[0x010F] = 6, "a maker"
+    data, rng, sizes = bytearray(picture(tmp_path/"a.jpg", 1, (100, 40), exif=turned).read_bytes()), np.random.default_rng(0), set()
+    for _ in range(300):
+        worse = data.copy()
+        for at in rng.integers(20, 90, 2): worse[at] = rng.integers(256)
+        (tmp_path/"b.jpg").write_bytes(worse)
+        try: sizes.add(read_image(tmp_path/"b.jpg").size)
+        except DhoError: sizes.add("named")
+    assert {(40, 100), (100, 40)} <= sizes <= {(40, 100), (100, 40), "named"}
+
+
+def test_sixteen_bits_are_one_scale_for_all_pictures(tmp_path):
+    for most in (200, 300): Image.fromarray(np.array([[200, most]], np.uint16)).save(tmp_path/f"{most}.png")
+    assert [np.asarray(read_image(tmp_path/f"{most}.png"))[0, 0, 0] for most in (200, 300)] == [1, 1]
+
+
+def test_classes_whose_folders_are_spelt_in_two_ways_are_one(tmp_path):
+    for split, name in (("train", "caf\u00e9"), ("test", "cafe\u0301"), ("train", "dog "), ("test", "dog")): picture(tmp_path/split/name/"0.png", 1)
+    assert open_manifest(str(tmp_path)).classes == ("caf\u00e9", "dog")
+
+
+def test_one_picture_by_two_ways_is_one_picture(tmp_path):
+    picture(tmp_path/"photos"/"b"/"0.png", 1)
+    picture(tmp_path/"photos"/"b"/"1.png", 2)
+    os.symlink(tmp_path/"photos"/"b", tmp_path/"photos"/"a")
+    (tmp_path/"labels.csv").write_text("path,label,split,id\nb/0.png,cat,test,one\nb/1.png,dog,train,two\n")
+    assert from_labels(tmp_path/"photos", tmp_path/"labels.csv").table["id"].tolist() == ["one", "two"]
+    (tmp_path/"list.csv").write_text("path,label,split\n./b/0.png,cat,test\nb/0.png,cat,train\nb//1.png,dog,train\n")
+    fails(lambda: read_manifest(tmp_path/"list.csv"), "b/0.png", "more than once")
+
+
+def test_ids_of_the_labelled_leave_the_rest_its_paths(tree, tmp_path):
+    (tmp_path/"labels.csv").write_text("path,label,id\ncat/0.png,cat,one\ndog/0.png,dog,two\n")
+    assert set(from_labels(tree, tmp_path/"labels.csv").table["id"]) >= {"one", "two", "cat/1.png", "dog/1.png"}
+
+
+def test_a_test_split_leaves_every_class_one_label():
+    table = pd.DataFrame(dict(path=[f"{i}.png" for i in range(30)], label=[*range(10)]*2 + [10]*9 + [11], split="train"))
+    many = Manifest("odd", table, [f"c{i}" for i in range(12)])
+    for seed in range(20): assert set(split_off(many, "test", .2, seed).table.query("split == 'train'")["label"]) == {*range(12)}
+    fails(lambda: split_off(many, "test", 25), "each class keeps one")
+
+
+def test_a_manifest_says_what_is_wrong_with_its_labels():
+    for bad in (["cat", "dog"], [0, None]): fails(lambda: Manifest("mine", pd.DataFrame(dict(path=["a", "b"], label=bad, split="train")), ["cat", "dog"]), "mine", "positions")
+
+
+def test_a_list_exists_once_its_csv_does(tmp_path, monkeypatch):
+    import dho_nb.manifests as manifests
+    monkeypatch.setattr(manifests, "write_json", lambda *a: 1/0)
+    made = Manifest("two", pd.DataFrame(dict(path=["a", "b"], label=[0, 1], split="train")), ["zebra", "ant"])
+    with pytest.raises(ZeroDivisionError): manifests.write_manifest(made, tmp_path)
+    assert not list(tmp_path.glob("*.csv"))
 
 
 def test_an_avif_that_is_broken_in_the_middle_is_a_broken_image(tmp_path):

@@ -78,7 +78,7 @@ def test_llms_txt_names_every_module():
 README = (ROOT/"README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.M | re.S)
 COMMANDS = [line.split(" #")[0].strip() for kind, block in BLOCKS if not kind for line in block.splitlines()]
-RUN_ELSEWHERE = {"make demo": ".ci/run", "make test": ".ci/run", "make docs": "tests/test_site.py", "make lab": "Makefile", "pip install dho_nb": "tests/test_package.py"}
+RUN_ELSEWHERE = {"make demo": ".ci/run", "make test": ".ci/run", "make docs": "tests/test_site.py", "make lab": "Makefile", "pip install '.[onnx]'": "tests/test_package.py"}
 
 
 def test_the_readme_is_shorter_than_two_screens():

@@ -98,6 +98,39 @@ def test_a_record_equals_its_sweep_and_outlives_it(sweep, tmp_path):
     assert table.markdown() == again.markdown()
 
 
+def test_a_record_finds_its_runs_whatever_the_order_of_the_labels(sweep, tmp_path):
+    plan = read_json(sweep/"sweep.json")
+    plan["cells"][0]["labels"] = dict(reversed(plan["cells"][0]["labels"].items()), also="")
+    write_json(sweep/"sweep.json", dict(plan, axes=[*plan["axes"], "also"]))
+    assert len(records.load(records.record(sweep, tmp_path/"kept"))) == len(records.load(sweep)) == 7
+
+
+def test_two_that_record_at_once_lose_nothing(sweep, tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+    parts = [shutil.copytree(sweep/run, tmp_path/run/run).parent for run in ("ce-1shot-0", "dho-1shot-1", "ce-2shot-0")]
+    with ThreadPoolExecutor(3) as pool: list(pool.map(lambda p: records.record(p, tmp_path/"kept"), parts))
+    assert len(records.load(tmp_path/"kept")) == 3
+
+
+def test_one_axis_is_enough_for_every_form(sweep, tmp_path):
+    plan = read_json(sweep/"sweep.json")
+    for name_, axis, keep in (("methods", "method", ("ce-1shot-0", "dho-1shot-1")), ("seeds", "seed", ("ce-1shot-0", "ce-1shot-1"))):
+        other = tmp_path/name_
+        for run in keep: shutil.copytree(sweep/run, other/run)
+        cells = [dict(c, labels={axis: c["labels"][axis]}) for c in plan["cells"] if c["run"] in keep]
+        more = [dict(cells[0], run="not-there", identity="1"*12, labels={axis: "x"})]
+        write_json(other/"sweep.json", dict(plan, name=name_, axes=[axis], cells=cells + more))
+        frame, asked = records.load(other), records.expected(other)
+        assert html_report(other, other/"page.html").exists() and len(records.load(records.record(other, tmp_path/f"{name_}-kept"))) == 2
+        assert "0/1" in reports.results_table(frame, axis, expected=asked).markdown(), "what is asked for and missing is visible"
+
+
+def test_differences_are_of_accuracies_and_choices_of_validation_figures(sweep):
+    frame = records.load(sweep)
+    with pytest.raises(DhoError, match="against compares accuracies"): reports.results_table(frame, value="ece", against="dho")
+    with pytest.raises(DhoError, match="test images, which choose nothing"): reports.best_of(frame, "best", ["ce", "dho"], by="accuracy")
+
+
 def test_the_same_run_in_two_folders_counts_once(sweep, tmp_path):
     other = shutil.copytree(sweep/"dho-1shot-0", tmp_path/"elsewhere"/"copy").parent
     kept = records.record(sweep, tmp_path/"kept")

@@ -17,10 +17,10 @@ from PIL import Image, ImageOps
 
 from conftest import ROOT, picture
 from dho_nb.configs import identity, make_config, open_data, preset
-from dho_nb.embeddings import STILL, Lookup, open_store
+from dho_nb.embeddings import STILL, Lookup, match_classes, open_store
 from dho_nb.guidance import Guidance, fill_store
-from dho_nb.manifests import data_root, labelled_subset, open_manifest, rows
-from dho_nb.maps import ChunkStore, ImageMap
+from dho_nb.manifests import Manifest, data_root, labelled_subset, open_manifest, rows
+from dho_nb.maps import Chunked, ChunkStore, ImageMap
 from dho_nb.objectives import get_method
 from dho_nb.runs import Run, distill
 from dho_nb.students import build_student
@@ -33,7 +33,7 @@ BUILD = [sys.executable, "-c", """
 import sys
 from pathlib import Path
 from dho_nb.manifests import data_root, open_manifest
-from dho_nb.maps import ChunkStore, ImageMap
+from dho_nb.maps import Chunked, ChunkStore, ImageMap
 digits = open_manifest("digits")
 print("ready", flush=True)
 ImageMap(digits, data_root(digits), 64, folder=sys.argv[1]).build(mode="none")
@@ -257,6 +257,24 @@ def test_a_file_that_was_cut_short_is_made_anew(tmp_path):
     again = fill()
     assert 0 < again.looked < 1097
     again.lookup.verify(again.root, again.load(), sample=20)
+
+
+def test_growing_that_was_killed_half_way_is_done_again(tmp_path, monkeypatch):
+    small, large = (Chunked(tmp_path/"a.npy", (2,), "f4", bounds) for bounds in ([0, 4], [0, 4, 8]))
+    small.reserve(); small.put(0, np.ones((4, 2))); small.flush()
+    cut = os.truncate
+    def killed(file, length): cut(file, length); raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(os, "truncate", lambda f, n: killed(f, n) if str(f).endswith(".npy") else cut(f, n))
+        with pytest.raises(KeyboardInterrupt): large.reserve()
+    assert large.roomy
+    large.put(1, np.full((4, 2), 2.)); large.flush()
+    assert large[np.array([3, 7])].tolist() == [[1, 1], [2, 2]]
+
+
+def test_unnamed_class_embeddings_of_numbered_classes_are_in_their_order():
+    many = Manifest("n", pd.DataFrame(dict(path=[str(i) for i in range(12)], label=range(12), split="train")), sorted(map(str, range(12))))
+    assert [many.classes[k] for k in range(3)] == ["0", "1", "10"] and match_classes(many, None, 12)[:3] == [0, 1, 10]
 
 
 def test_an_older_process_does_not_shrink_an_array(tmp_path):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -202,6 +203,82 @@ def test_a_slurm_job_does_its_run(grid, tmp_path):
     assert done.returncode == 0, done.stderr
     assert [state_of(sweep.place(t))["state"] for t in sweep.tasks][:3] == ["pending", "done", "pending"]
     assert "--array=0,2-" in slurm_script(grid, sweep)
+
+
+def test_a_job_of_an_array_says_how_its_own_run_ended(tmp_path, dho):
+    (tmp_path/"g.toml").write_text(GRID.replace('method = ["ce", "dho"]', 'method = ["ce"]'))
+    sweep = Sweep(read_grid(tmp_path/"g.toml"), tmp_path/"sp ace/100%a").begin()
+    sweep.place(sweep.tasks[0]).mkdir(parents=True)
+    (sweep.place(sweep.tasks[0])/"failed.json").write_text(json.dumps(dict(attempts=99, reason="no memory")))
+    code, out, err = dho("sweep", tmp_path/"g.toml", "--out", sweep.folder, "--only", "1")
+    assert code == 0 and "no memory" in out, err
+    script = slurm_script(tmp_path/"g.toml", sweep, record=tmp_path/"kept")
+    assert "--ntasks=1" in script and f"--output='{tmp_path}/sp ace/100%%a/slurm-%A_%a.out'" in script and f"--record {tmp_path}/kept" in script
+    (tmp_path/"mine.sh").write_text("my own")
+    code, out, err = dho("sweep", tmp_path/"g.toml", "--out", sweep.folder, "--slurm", tmp_path/"mine.sh")
+    assert code == 2 and "is there already" in err and (tmp_path/"mine.sh").read_text() == "my own"
+
+
+def test_a_result_that_cannot_be_brought_does_not_stop_the_others(tmp_path):
+    from dho_nb.executors import Board
+    board = Board(Sweep(make_grid("two", dict(preset="digits"), dict(seed=[0, 1])), tmp_path/"sweep"), "none")
+    def gone(task): raise OSError("no route")
+    board.sweep.bring = gone
+    task = board.take("here")
+    board.put(task, dict(kind="done", text="", accuracy=.5, seconds=1.))
+    assert not board.running and board.counts["done"] == 0 and task in board.pending
+    for _ in range(20):
+        if task in board.pending: board.pending.remove(task); board.put(board._given(task, "there"), dict(kind="lost", text="away"))
+    assert board.counts["failed"] == 1, "a run that is lost again and again is not begun for ever"
+
+
+def test_images_without_an_embedding_are_left_out_of_plan_and_run_alike(tree, tmp_path):
+    from dho_nb.configs import make_config
+    from dho_nb.runs import Run
+    from dho_nb.sweeps import tasks_of
+    paths = sorted(f"{p.parent.name}/{p.name}" for p in tree.rglob("*.png"))[2:]
+    np.savez(tmp_path/"own.npz", paths=paths, embeddings=np.eye(len(paths), 8) + .1, classes=["cat", "dog"], text=np.eye(2, 8))
+    base = dict(dataset=str(tree), embeddings=str(tmp_path/"own.npz"), student="tiny", student_weights="", size=16, skip_broken=True)
+    (task,), _ = tasks_of(make_grid("own", base))
+    assert task.identity == Run(make_config(base), tmp_path/"run", "none").identity
+
+
+def test_a_far_sweep_brings_the_newer_checkpoint_and_its_plan(tmp_path):
+    from dho_nb.sweeps import pull
+    far = f"memory://{tmp_path.name}"
+    sweep = Sweep(make_grid("far", dict(preset="digits"), dict(seed=[0])), far).begin()
+    from dho_nb.sweeps import _far
+    fs, root = _far(far)
+    fs.rm_file(f"{root}/sweep.json")
+    Sweep(sweep.grid, far).begin()
+    assert fs.exists(f"{root}/sweep.json")
+    fs.pipe_file(f"{root}/run/checkpoint.safetensors", b"step 900")
+    (tmp_path/"checkpoint.safetensors").write_bytes(b"step 100")
+    pull(f"{far}/run", tmp_path, skip=())
+    assert (tmp_path/"checkpoint.safetensors").read_bytes() == b"step 900"
+
+
+def test_weights_of_a_teacher_that_were_replaced_are_seen(tmp_path, monkeypatch):
+    from dho_nb.sweeps import on_disk
+    monkeypatch.chdir(tmp_path)
+    grid = make_grid("mine", dict(preset="digits", teacher="ViT-B-16/mine.safetensors"))
+    (tmp_path/"mine.safetensors").write_bytes(b"one")
+    before = on_disk(grid)
+    (tmp_path/"mine.safetensors").write_bytes(b"another")
+    assert on_disk(grid) != before
+
+
+def test_a_sweep_by_its_folder_is_checked_as_by_its_file(tmp_path, monkeypatch):
+    import dho_nb
+    sweep = Sweep(make_grid("old", dict(preset="digits"), dict(seed=[0])), tmp_path/"old").begin()
+    sweep.place(sweep.tasks[0]).mkdir()
+    assert open_sweep(tmp_path/"old").checked().tasks[0].identity == sweep.tasks[0].identity
+    monkeypatch.setattr(dho_nb, "__version__", "9.9.9")
+    with pytest.raises(DhoError, match="9.9.9 now"): open_sweep(tmp_path/"old").checked()
+
+
+def test_two_axes_cannot_both_say_how_many_labels():
+    with pytest.raises(DhoError, match="shots and fraction both say"): make_grid("x", dict(preset="digits"), dict(shots=[1, 2], fraction=[.01, .1]))
 
 
 def test_status_and_logs(grid, undisturbed, tmp_path, dho):
