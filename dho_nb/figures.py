@@ -53,10 +53,10 @@ def plot_bars(
     by = 100*frame.groupby(rows, sort=False)["accuracy"].agg(["mean", "std"])
     with style():
         figure, axis = plt.subplots(figsize=(1.6 + .75*len(by), 3), layout="constrained")
-        axis.bar(by.index, by["mean"], yerr=by["std"].fillna(0), color=[looks(by.index)[m]["color"] for m in by.index])
+        axis.bar(by.index, by["mean"], yerr=None if by["std"].isna().all() else by["std"].fillna(0), color=[looks(by.index)[m]["color"] for m in by.index])
         for level in 100*zero_shot_of(frame).drop_duplicates(): axis.axhline(level, color="#555555", ls="--", lw=1, label="teacher, zero-shot")
         axis.set(ylabel="test accuracy, %", ylim=(0, 100), title=title or f"{frame['dataset'].iloc[0]}, {frame['labels'].iloc[0]}, {frame['seed'].nunique()} seed(s)")
-        if axis.get_legend_handles_labels()[0]: axis.legend(loc="lower right")
+        if axis.get_legend_handles_labels()[0]: figure.legend(loc="outside lower right")
     plt.close(figure)
     return figure
 
@@ -74,13 +74,13 @@ def save_figure(
 
 # %% ../nbs/12c_figures.ipynb #79fed942
 def _panels(frame, panels):
-    "Name to part, and to the average over all of them"
+    "Name to part, and of datasets to the average over all of them"
     if not panels: return {"": frame}
     parts = dict(tuple(frame.groupby(panels, sort=False)))
     axes = [a for a in axes_of(frame) if a != panels]
     whole = frame[frame.groupby(axes, sort=False)[panels].transform("nunique") == len(parts)].assign(per_class=lambda f: f["labelled"]/f["classes"])
     whole = whole.groupby(axes, sort=False, as_index=False).agg(accuracy=("accuracy", "mean"), labelled=("per_class", "mean")).assign(classes=1)
-    return {**parts, **({"average": whole} if len(parts) > 1 and len(whole) else {})}
+    return {**parts, **({"average": whole} if panels == "dataset" and len(parts) > 1 and len(whole) else {})}
 
 def plot_shots(
     frame:pd.DataFrame,    # From `load`
@@ -98,9 +98,9 @@ def plot_shots(
     with style():
         columns = min(4, len(parts))
         lines = -(-len(parts)//columns)
-        figure, axes = plt.subplots(lines, columns, figsize=(.6 + 3.6*columns, 3.3*lines + .5), squeeze=False, layout="constrained")
+        figure, axes = plt.subplots(lines, columns, figsize=(.6 + 3.6*columns, 3.3*lines + .5), squeeze=False, sharey=panels == "student", layout="constrained")
         zero = {title: 100*zero_shot_of(part).groupby(level=0).mean().mean() for title, part in parts.items()}
-        zero["average"] = np.mean([zero[t] for t in parts if t != "average"])
+        if "average" in parts: zero["average"] = np.mean([zero[t] for t in parts if t != "average"])
         for axis, (title, part) in zip(axes.flat, parts.items()): _shots(axis, part, rows, names, free, zero[title]); axis.set_title(title)
         for axis in axes[:, 0]: axis.set_ylabel("test accuracy, %")
         for axis in axes.flat[len(parts):]: axis.set_visible(False)
