@@ -276,8 +276,7 @@ def export(
     ranges = (own_sample(calibrate, check) if calibrate else sample(data, facts, "train", check)) if int8 else None
     scored = sample(data, facts, "test", score) if data else own_sample(images, score)
     if not scored.files and images: scored = own_sample(images, score)
-    _begun(folder, file)
-    made = {KINDS[kind]: _write(student, facts, folder/KINDS[kind], kind, tried, opset, backbone)}
+    made = {KINDS[kind]: _write(student, facts, folder/KINDS[kind], kind, tried, opset, backbone, lambda: _begun(folder, file))}
     if int8: made["model-int8.onnx"] = _write_int8(student, folder, ranges, scored)
     _note(folder, file, facts, made, licence, expected)
     return pd.DataFrame(made).T.rename_axis("file")
@@ -311,7 +310,7 @@ def _data(file, config):
     except DhoError as e: raise DhoError(f"the pictures to check on are not at hand ({str(e).splitlines()[0]}): give others with images, or name a dataset") from None
 
 # %% ../nbs/13b_export.ipynb #bee035b6
-def _write(student, facts, file, kind, pictures, opset, backbone):
+def _write(student, facts, file, kind, pictures, opset, backbone, begin):
     "Write one kind of file, read it back, compare, and measure; a file that differs is not left"
     graph, eyes = None if kind == "safetensors" else to_graph(student, facts), student.preprocess
     with atomic_path(file) as temporary:
@@ -323,6 +322,7 @@ def _write(student, facts, file, kind, pictures, opset, backbone):
         checked, apart = largest_difference(answer, student, facts, pictures)
         if not apart <= TOLERANCE:
             raise DhoError(f"{file.name} is not written: on {checked} {pictures.source} its probabilities are up to {apart:.2g} from PyTorch's, and {TOLERANCE:g} is allowed")
+        begin()
     found = dict(megabytes=round(file.stat().st_size/1e6, 3), checked=checked, on=pictures.source, largest_difference=apart)
     if kind != "onnx": return found
     ours = torch_answer(Fused(student, facts), "cpu")
