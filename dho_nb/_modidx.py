@@ -924,7 +924,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'dho_nb.sweeps.Sweep.axes': ('sweeps.html#sweep.axes', 'dho_nb/sweeps.py'),
                                'dho_nb.sweeps.Sweep.begin': ('sweeps.html#sweep.begin', 'dho_nb/sweeps.py'),
                                'dho_nb.sweeps.Sweep.bring': ('sweeps.html#sweep.bring', 'dho_nb/sweeps.py'),
-                               'dho_nb.sweeps.Sweep.checked': ('sweeps.html#sweep.checked', 'dho_nb/sweeps.py'),
                                'dho_nb.sweeps.Sweep.chosen': ('sweeps.html#sweep.chosen', 'dho_nb/sweeps.py'),
                                'dho_nb.sweeps.Sweep.outlook': ('sweeps.html#sweep.outlook', 'dho_nb/sweeps.py'),
                                'dho_nb.sweeps.Sweep.place': ('sweeps.html#sweep.place', 'dho_nb/sweeps.py'),

@@ -110,14 +110,14 @@ def _sweep(args):
     "A grid's runs, whatever is missing of them"
     from dho_nb.executors import run_sweep, slots_here, slurm_script
     from dho_nb.sweeps import open_sweep
-    sweep = open_sweep(args.grid, args.out).checked()
+    sweep = open_sweep(args.grid, args.out, go_on=True)
     sweep.elsewhere = _recorded(args.record)
     if not sweep.todo(): return _record(args, sweep) or print(f"all {len(sweep.tasks)} runs of {sweep.grid.name} are done, in {sweep.folder}")
     slots = slots_here(args.jobs or sweep.grid.jobs, args.per_gpu, args.cpus or sweep.grid.cpus)
     print(*(f"  {name:20} {value}" for name, value in sweep.outlook(len(slots)).items()), sep="\n", flush=True)
     if args.dry: return
     if args.slurm: return _slurm(args, sweep, slurm_script)
-    if args.stores: return _stores(args, sweep)
+    if args.stores: return _stores(sweep, slots)
     try: states = run_sweep(sweep, jobs=args.jobs, per_gpu=args.per_gpu, executor=args.executor, address=args.address, cpus=args.cpus, gpus=args.gpus, retry=args.retry,
                        only=None if args.only is None else [args.only])
     finally: _record(args, sweep)
@@ -125,12 +125,11 @@ def _sweep(args):
     mine = {t.run for t in sweep.chosen(None if args.only is None else [args.only])}
     return int((states["state"][states["run"].isin(mine)] == "failed").any())
 
-def _stores(args, sweep):
+def _stores(sweep, slots):
     "The teachers' embeddings that a sweep needs, and nothing else"
-    from dho_nb.executors import fill_stores, slots_here
+    from dho_nb.executors import fill_stores
     from dho_nb.training import stop_requests
-    with stop_requests() as asked:
-        fill_stores(sweep.begin(), sweep.todo(), slots_here(args.jobs or sweep.grid.jobs, args.per_gpu, args.cpus or sweep.grid.cpus, lambda: bool(asked)))
+    with stop_requests() as asked: fill_stores(sweep.begin(), sweep.todo(), [dataclasses.replace(s, stop=lambda: bool(asked)) for s in slots])
 
 def _recorded(record):
     "The runs that a record holds already"
@@ -196,9 +195,9 @@ def _table(args):
 
 def _report(args):
     "A sweep as one page"
-    from dho_nb.page import html_report
+    from dho_nb.page import MADE_BY, html_report
     places, _, _ = _found(args)
-    if args.out and Path(args.out).exists() and "dho_nb" not in Path(args.out).read_text(encoding="utf-8", errors="replace"): raise _there_already(args.out)
+    if args.out and Path(args.out).exists() and MADE_BY not in Path(args.out).read_text(encoding="utf-8", errors="replace"): raise _there_already(args.out)
     file = html_report(places, args.out or places[0]/"report.html", args.title)
     print(f"{file}: open it in a browser; it needs nothing beside it")
 

@@ -313,7 +313,7 @@ def record(
 )->Path:            # The folder
     "Keep what a sweep found, small enough to commit: runs.csv, right.npz, cells.json, and conflict.csv and surface.csv if there are any"
     folder, place, frame = Path(folder).expanduser(), Path(place).expanduser(), load_placed([place], labels)
-    if folder.exists() and not (folder/"runs.csv").exists() and any(not p.name.startswith(".") for p in folder.iterdir()):
+    if folder.exists() and not (folder/"runs.csv").exists() and any(folder.iterdir()):
         raise DhoError(f"{folder} is in use and holds no record: choose another folder")
     turn = load_settings().cache/"locks"/digest(str(folder.resolve()))
     turn.parent.mkdir(parents=True, exist_ok=True)

@@ -129,7 +129,7 @@ def best_of(
 )->pd.DataFrame:             # The frame, and below it the chosen runs once more under that name
     "A method that is, in every cell that has all of some variants, the one with the best validation figure"
     axes, tried = [a for a in axes_of(frame) if a != "method"] or ["dataset"], frame[frame["method"].isin(list(among))]
-    if by in ("accuracy", "ce_accuracy", "kd_accuracy", "nll", "ece"): raise DhoError(f"{by} is of test images, which choose nothing: choose by val_accuracy")
+    if not by.startswith("val_"): raise DhoError(f"{by} is no figure of validation images, and test images choose nothing: choose by val_accuracy")
     for m in among:
         if m not in set(frame["method"]): raise unknown("method", m, frame["method"].unique())
     tried = once(tried, [*axes, "method"])
@@ -310,9 +310,9 @@ def results_table(
 
 def _asked(expected, used, frame):
     "Cell to the seeds that it should have; None where nothing says so"
-    same = {c: frame[c].iloc[0] if len(frame) else "" for c in used if expected is not None and c not in expected and frame[c].nunique() < 2}
-    expected = expected.assign(**same) if same else expected
-    if expected is None or not len(expected) or not {*used} <= {*expected.columns}: return None
+    if expected is None or not len(expected): return None
+    expected = expected.assign(**{c: frame[c].iloc[0] if len(frame) else "" for c in used if c not in expected and frame[c].nunique() < 2})
+    if not {*used} <= {*expected.columns}: return None
     return {key: set(p["seed"]) if "seed" in p else {""} for key, p in expected.groupby(used, sort=False)} if used else None
 
 # %% ../nbs/12_reports.ipynb #42698cc1

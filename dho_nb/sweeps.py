@@ -434,6 +434,7 @@ def _carry_plan(self:Sweep, anew=False):
 def open_sweep(
     place:str|Path,  # A grid's TOML file, or a sweep's folder, or its name below the settings' `runs`
     folder:str|Path="",  # The sweep's folder, for a grid's file; as for `Sweep` if empty
+    go_on:bool=False,    # To work on it: refuse one whose runs would be others now, as `Sweep` does
 )->Sweep:
     "A sweep by its grid or by its folder"
     here = next((p for p in (Path(place).expanduser(), load_settings().runs/str(place)) if p.exists()), None)
@@ -445,13 +446,8 @@ def open_sweep(
     made = Sweep.__new__(Sweep)
     made.opened, made.url, made.folder, made.known, made.tasks = {}, "", here.resolve(), found, [Task(**c) for c in found["cells"]]
     made.grid = Grid(found["name"], tuple(Cell(t.labels, t.parameters) for t in made.tasks), found["keep_models"], 0, found["cpus"], found["retries"])
+    if go_on: made.tasks = made._kept() or made._planned()
     return made
-
-@patch
-def checked(self:Sweep):
-    "The sweep, if its runs are still what they were when it began; else an error that says what changed"
-    self.tasks = self._kept() or self._planned()
-    return self
 
 # %% ../nbs/11_sweeps.ipynb #3ca4e0b8
 def stores_of(

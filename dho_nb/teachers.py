@@ -107,7 +107,7 @@ def _not_loaded(spec, name, weights, error):
     if weights in (None, "random") or Path(weights).is_file():
         return DhoError(f"{why}: check that the weights belong to {name}")
     source = open_clip.get_pretrained_cfg(name, weights) or {}
-    hub, file = source.get("hf_hub", "").rstrip("/"), f"{name}{'-quickgelu'*_quick(name, weights)}/PATH_OF_THE_FILE"
+    hub, file = (source.get("hf_hub") or "").rstrip("/"), f"{name}{'-quickgelu'*_quick(name, weights)}/PATH_OF_THE_FILE"
     way = (f"open_clip_config.json and the weights from huggingface.co/{hub} into a folder and give that folder as teacher, or for weights alone {file}"
            if hub else f"its weights from {source.get('url') or 'its page'} and give {file} as teacher")
     return DhoError(f"{why}. Without internet here, download elsewhere {way}")

@@ -272,9 +272,9 @@ def test_a_sweep_by_its_folder_is_checked_as_by_its_file(tmp_path, monkeypatch):
     import dho_nb
     sweep = Sweep(make_grid("old", dict(preset="digits"), dict(seed=[0])), tmp_path/"old").begin()
     sweep.place(sweep.tasks[0]).mkdir()
-    assert open_sweep(tmp_path/"old").checked().tasks[0].identity == sweep.tasks[0].identity
+    assert open_sweep(tmp_path/"old", go_on=True).tasks[0].identity == sweep.tasks[0].identity
     monkeypatch.setattr(dho_nb, "__version__", "9.9.9")
-    with pytest.raises(DhoError, match="9.9.9 now"): open_sweep(tmp_path/"old").checked()
+    with pytest.raises(DhoError, match="9.9.9 now"): open_sweep(tmp_path/"old", go_on=True)
 
 
 def test_two_axes_cannot_both_say_how_many_labels():
