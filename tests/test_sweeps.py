@@ -78,20 +78,27 @@ def same_sweep(one, other):
 def kernels(process): return [p for p in family(process) if p.name() == "dho-kernel"]
 
 
+def kill_one(rng, process, kind):
+    "Kill one of the sweep's processes of this kind, as soon as there is one; False: the sweep came to its end before"
+    while process.poll() is None:
+        among = kernels(process)
+        with contextlib.suppress(psutil.Error, IndexError):
+            rng.choice(among if kind == "kernel" else [p for p in family(process) if p not in among]).kill()
+            return True
+        time.sleep(.05)
+    return False
+
+
 def test_killed_at_random_moments(grid, undisturbed, tmp_path):
-    rng, folder, wanted = random.Random(time.time_ns()), tmp_path/"sweep", 5 if RUNS >= 100 else 1
-    kills, launches, done = {"sweep": 0, "worker": 0, "kernel": 0}, 0, 0
+    rng, folder, wanted = random.Random(time.time_ns()), tmp_path/"sweep", 5 if RUNS >= 100 else 2
+    kills, launches, done, longest = {"sweep": 0, "worker": 0, "kernel": 0}, 0, 0, min(10, RUNS/4)  # eight runs are soon done
     while min(kills.values()) < wanted and done < RUNS:
         process, launches, patient = start(grid, folder), launches + 1, rng.random() < .8
         while patient and process.poll() is None and not kernels(process): time.sleep(.1)
-        time.sleep(rng.uniform(0, 10))
-        for victim in ("worker", "kernel"):
-            among = kernels(process)
-            found = among if victim == "kernel" else [p for p in family(process) if p not in among]
-            with contextlib.suppress(psutil.Error, IndexError):
-                rng.choice(found).kill()
-                kills[victim] += 1
-            time.sleep(rng.uniform(0, 3))
+        time.sleep(rng.uniform(0, longest))
+        for kind in rng.sample(["worker", "kernel"], 2):
+            kills[kind] += kill_one(rng, process, kind)
+            time.sleep(rng.uniform(0, longest/3))
         kills["sweep"] += process.poll() is None
         process.kill()
         process.wait()
