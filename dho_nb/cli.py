@@ -409,7 +409,7 @@ def _zero_shot_line(lookup):
     from dho_nb.manifests import rows
     known = rows(lookup.manifest, "train", labelled=True)
     known, names = known[lookup.has(known, STILL)], (lookup.manifest.classes, lookup.manifest.templates)
-    if not lookup.store.head_file(*names).exists(): return "no class embeddings: training will ask the teacher's text encoder for them"
+    if not lookup.store.brought(): return "no class embeddings: training will ask the teacher's text encoder for them"
     if not len(known): return "no labelled training image to try the class embeddings on"
     said = lookup(known, np.full(len(known), STILL)).float() @ lookup.store.head(*names, None).T
     right = (said.argmax(1).numpy() == lookup.manifest.table["label"].to_numpy()[known]).mean()

@@ -15,7 +15,7 @@ import dho_nb
 from .embeddings import Store, own_identity, read_embeddings
 from .heads import POOL_HEADS
 from .manifests import (LISTS, LabelSubset, Manifest, content_keys, data_root, fingerprint, from_labels, labelled_subset, manifest_hash, manifest_names, missing_images,
-                              open_manifest, split_off)
+                              open_manifest, pictures_below, split_off)
 from .objectives import METHODS, get_method
 from .presets import named
 from .settings import PRECISIONS, DhoError, atomic_path, digest, load_settings, reason, unknown
@@ -185,6 +185,8 @@ def open_data(
     manifest = from_labels(own, config.labels, classes=config.classes) if config.labels else open_manifest(config.dataset)
     manifest = _renamed(manifest, [] if config.labels else config.classes, config.templates)
     root = Path(config.root).expanduser() if config.root else own if own.is_dir() and not by_name else data_root(manifest)
+    if known and own.is_dir() and own.resolve() != Path(root).resolve() and pictures_below(own):
+        raise DhoError(f"{own} is the name of a dataset, and of a folder with pictures here: say ./{own} for the folder, or --root {root} for the dataset")
     try:
         bad = missing_images(manifest, root).assign(problem="the file is missing")
         if len(bad) and not config.skip_broken: raise DhoError(listed(bad, root))
@@ -278,7 +280,7 @@ def _teacher_of(config):
     if given.is_dir() and config.texts: raise DhoError(f"{given} is a store, which keeps its own class embeddings: leave texts out, or import them anew")
     if given.is_dir():
         store = Store(given)
-        return "/".join([store.header["teacher"], store.header.get("precision", ""), teacher_identity(config.teacher) if store.single else ""])
+        return "/".join([store.header["teacher"], store.header.get("precision", ""), teacher_identity(config.teacher) if store.single and not store.brought() else ""])
     for file in filter(None, (config.embeddings, config.texts)):
         if not Path(file).expanduser().is_file(): raise DhoError(f"embeddings {file} do not exist: give a file or the folder of a store")
     spoken = config.texts or "text" in read_embeddings(config.embeddings)

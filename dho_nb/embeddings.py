@@ -7,7 +7,7 @@ __all__ = ['STILL', 'ALIASES', 'READERS', 'view_name', 'store_header', 'Store', 
            'match_paths', 'match_classes', 'own_identity', 'import_embeddings']
 
 # %% ../nbs/04_embeddings.ipynb #d193cd06
-import importlib.metadata, json, re, unicodedata, zipfile
+import importlib.metadata, json, re, textwrap, unicodedata, zipfile
 from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 import numpy as np
@@ -55,6 +55,7 @@ class Store(ChunkStore):
         if not asked and not Path(folder).expanduser().joinpath("header.json").exists():
             raise DhoError(f"{folder} is no store: it has no header.json")
         super().__init__(folder, asked or {})
+        if self.single and self.header["layout"] < 2: raise DhoError(f"{folder} was imported by a version that could mix up rows: import its embeddings anew, into another folder")
         if self.header.get("kind") != "embeddings": raise DhoError(f"{folder} is a store of {self.header.get('kind')}, not of embeddings")
 
     @property
@@ -233,10 +234,11 @@ class _Cut:
 
 # %% ../nbs/04_embeddings.ipynb #d8df06bc
 @patch
-def head_file(self:Store, classes, templates, texts="")->Path:
-    "Where the head for these classes is: one that was brought along, or the one of these prompts by the text encoder `texts`"
-    own = self.folder/f"head-{digest([*classes])}.safetensors"
-    return own if own.exists() else self.folder/f"head-{digest([*classes, '', *templates, texts])}.safetensors"
+def brought(self:Store)->dict[str, torch.Tensor]:
+    "Class embeddings [D] by name that came with the images'; empty if none did"
+    file = self.folder/"classes.safetensors"
+    if not file.exists(): return {}
+    with safe_open(file, "pt") as held: return dict(zip(json.loads(held.metadata()["classes"]), held.get_tensor("text")))
 
 @patch
 def head(self:Store,
@@ -245,15 +247,24 @@ def head(self:Store,
     load,               # () to the loaded `Teacher`, called only if these prompts are new
     texts:str="",       # Whose text encoder, where it is not the store's own teacher
 )->torch.Tensor:        # [C, D] float32
-    "The zero-shot head for these prompts"
-    file = self.head_file(classes, templates, texts)
+    "The zero-shot head for these classes: of embeddings that were brought along, or else of these prompts"
+    if own := self.brought(): return torch.stack([*own.values()])[match_classes(classes, [*own], len(own))]
+    file = self.folder/f"head-{digest([*classes, '', *templates, texts])}.safetensors"
     if not file.exists():
         teacher = load()
-        self.agree(dict(dim=teacher.dim) if self.single else dict(weights=weights_hash(teacher.model)))
+        if self.single: self._speaks(teacher)
+        else: self.agree(dict(weights=weights_hash(teacher.model)))
         made = zero_shot_head(teacher, classes, templates).cpu().contiguous()
         with atomic_path(file) as temporary:
             save_file(dict(head=made), temporary, dict(prompts=json.dumps([[*classes], [*templates]])))
     return load_file(file)["head"]
+
+@patch
+def _speaks(self:Store, teacher):
+    "Refuse a text encoder that cannot be the one that belongs to embeddings made elsewhere"
+    if teacher.dim == self.header["dim"]: return
+    raise DhoError(f"{teacher.name} makes embeddings of {teacher.dim} dimensions, the images' have {self.header['dim']}: "
+                   "name the model that they are from (--teacher), or bring its class embeddings (--texts)")
 
 # %% ../nbs/04_embeddings.ipynb #485f54f4
 @patch
@@ -328,20 +339,20 @@ def _take(source, target):
         if len(bad := old.broken()): raise DhoError(f"store {source.folder}: {len(bad)} chunk(s) of {view_name(view)} are damaged: dho store fill --repair")
         for chunk in np.flatnonzero(old.done & ~new.done[there]): new.put(int(there[chunk]), old[slice(*source.bounds[chunk:chunk + 2])])
         new.flush()
-    for file in source.folder.glob("head-*.safetensors"):
+    for file in source.folder.glob("*.safetensors"):  # class embeddings
         with atomic_path(target.folder/file.name) as temporary: temporary.write_bytes(file.read_bytes())
 
 # %% ../nbs/04_embeddings.ipynb #50079bc0
 ALIASES = {
-    "paths": "paths path ids id files file filenames filename file_names image_paths image_path image_ids image_id names name images".split(),
+    "paths": "paths path files file filenames filename file_names image_paths image_path names name images image_ids image_id ids id".split(),
     "embeddings": "embeddings embedding image_embeddings image_embedding image_features features feature vectors vector emb embeds x".split(),
     "classes": "classes class class_names classnames class_name categories".split(),
     "text": "text texts text_embeddings text_features class_embeddings classifier zeroshot_weights head prompts".split()}
 
 def _named(found, kind):
     "The entry of `found` that goes by one of the names of `kind`, or None"
-    lower, numbers = {k.lower(): k for k in found}, kind in ("embeddings", "text")
-    return next((found[lower[a]] for a in ALIASES[kind] if a in lower and (np.asarray(found[lower[a]]).dtype.kind in "fiu") == numbers), None)
+    lower, kinds = {k.lower(): k for k in found}, dict(paths="OSU", classes="OSUiu").get(kind, "fiu")
+    return next((found[lower[a]] for a in ALIASES[kind] if a in lower and np.asarray(found[lower[a]]).dtype.kind in kinds), None)
 
 def _strings(values, file):
     "Names as a list of strings"
@@ -364,6 +375,7 @@ def _safetensors(file):
 def _parquet(file):
     needs("parquet", "pyarrow")
     table = pd.read_parquet(file)
+    if len(gone := table.columns[table.isna().any()]): raise DhoError(f"{file}: the column {gone[0]} has empty cells")
     return {c: np.stack(table[c].to_numpy()) if len(table) and np.ndim(table[c].iloc[0]) else table[c].to_numpy() for c in table}
 
 def _npy(file):
@@ -386,15 +398,17 @@ def read_embeddings(
     if file.suffix.lower() not in READERS:
         raise DhoError(f"embeddings {file}: expected one of {', '.join(READERS)}; what torch.save wrote becomes one by np.savez(\"clip.npz\", paths=…, embeddings=…)")
     try: found = READERS[file.suffix.lower()](file)
-    except (OSError, EOFError, ValueError, SafetensorError, KeyError, zipfile.BadZipFile) as e:
+    except (OSError, EOFError, ValueError, TypeError, SafetensorError, KeyError, zipfile.BadZipFile) as e:
         raise e if isinstance(e, DhoError) else DhoError(f"embeddings {file} cannot be read: {e}") from None
     known = {kind: _named(found, kind) for kind in ALIASES}
-    if known["embeddings"] is None and known["text"] is None and found and len({np.shape(v) for v in found.values()}) == 1:
+    if known["embeddings"] is None and known["text"] is None and found and len({(np.shape(v), np.asarray(v).dtype.kind) for v in found.values()}) == 1:
         known.update(paths=[*found], embeddings=np.stack([np.asarray(v).reshape(-1) for v in found.values()]))
+    of = known["embeddings"] if known["text"] is None else known["text"]
+    if np.asarray(known["classes"]).dtype.kind in "iu" and np.size(known["classes"]) not in np.shape(of): known["classes"] = None  # the images' labels
     for kind in ("paths", "classes"):
         if known[kind] is not None: known[kind] = _strings(known[kind], file)
     if known["embeddings"] is None and known["text"] is None:
-        raise DhoError(f"{file} holds {', '.join(found) or 'nothing'}: expected 'paths' and 'embeddings', or 'classes' and 'text'")
+        raise DhoError(f"{file} holds {textwrap.shorten(', '.join(found), 200, placeholder=' …') or 'nothing'}: expected 'paths' and 'embeddings', or 'classes' and 'text'")
     return {k: v for k, v in known.items() if v is not None}
 
 # %% ../nbs/04_embeddings.ipynb #a8f54cf8
@@ -403,16 +417,22 @@ def match_paths(
     root:str|Path,       # Their data root
     paths,               # [N] names of embeddings
 )->np.ndarray:           # [len(manifest)] rows of `paths`, -1 for none
-    "Which embedding belongs to which image"
-    base, found = f"{Path(root).expanduser().resolve().as_posix()}/", np.full(len(manifest), -1)
-    names = [_plain(str(p).replace("\\", "/").removeprefix(base)) for p in paths]
+    "Which embedding belongs to which image: the one of its id or path, else of a path that only it and one image share in part"
+    names, found = _below(root, paths), np.full(len(manifest), -1)
+    place = {n: k for k, n in enumerate(names)}
     for column in ("id", "path"):
-        images, place = list(map(_plain, manifest.table[column])), {n: k for k, n in enumerate(names)}
+        images = list(map(_plain, manifest.table[column]))
         found = np.where(found < 0, [place.get(i, -1) for i in images], found)
-        for ends in ((_whole, _whole), (_ends, _whole), (_whole, _ends)):
-            for spell in ((str, str), (str, _stem), (_stem, _stem)):
-                if (found < 0).any() and len(set(found)) <= len(names): _pair(names, images, ends, spell, found)
+    found[pd.Series(found).duplicated()] = -1
+    for ends in ((_whole, _whole), (_ends, _whole), (_whole, _ends)):
+        for spell in ((str, str), (str, _stem), (_stem, _stem)):
+            if (found < 0).any() and len(set(found)) <= len(names): _pair(names, images, ends, spell, found)
     return found
+
+def _below(root, paths):
+    "Paths as they are written below `root`, each in one spelling"
+    base = f"{Path(root).expanduser().resolve().as_posix()}/"
+    return [_plain(str(p).replace("\\", "/").removeprefix(base)) for p in paths]
 
 def _plain(path): return unicodedata.normalize("NFC", str(PurePosixPath(path.replace("\\", "/"))))
 
@@ -438,28 +458,36 @@ def _pair(names, images, ends, spell, found):
 
 # %% ../nbs/04_embeddings.ipynb #f9d18f3b
 def match_classes(
-    manifest:Manifest,   # The dataset
-    classes,             # Class names of the embeddings; None for the manifest's order
-    count:int,           # How many class embeddings there are
-)->list[int]:            # For each of the manifest's classes a row of the class embeddings
-    "Which class embedding belongs to which class"
-    wanted, simple = manifest.classes, lambda c: re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFC", c)).strip().lower()
-    if classes is None:
-        if set(wanted) == {*map(str, range(count))}: return [*map(int, wanted)]  # numbers are positions, in whatever order they were sorted
-        if count == len(wanted): return [*range(count)]
-        raise DhoError(f"{count} class embeddings without names for {len(wanted)} classes: give their names as 'classes'")
-    place = {simple(c): i for i, c in enumerate(classes)}
-    for c in wanted:
-        if simple(c) not in place: raise unknown(f"class among the class embeddings of {manifest.name}:", c, classes)
-    return [place[simple(c)] for c in wanted]
+    wanted,      # A dataset's class names
+    classes,     # Class names of the embeddings; None where they came without
+    count:int,   # How many class embeddings there are
+)->list[int]:    # For each wanted class a row of the class embeddings
+    "Which class embedding belongs to which class: the one of its name, else of the only name that differs in case, blanks, _ and - alone"
+    if classes is None: return _unnamed([*wanted], count)
+    simple = lambda c: re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFC", c)).strip().lower()
+    exact, alike = {c: i for i, c in enumerate(classes)}, {}
+    for i, c in enumerate(classes): alike.setdefault(simple(c), []).append(i)
+    found = [[exact[c]] if c in exact else alike.get(simple(c), []) for c in wanted]
+    for c, rows in zip(wanted, found):
+        if not rows: raise unknown("class among the class embeddings:", c, classes)
+        if len(rows) > 1 or found.count(rows) > 1: raise DhoError(f"class {c!r} cannot be told from others among the class embeddings ({', '.join(classes[r] for r in rows)}): name them exactly")
+    return [rows[0] for rows in found]
+
+def _unnamed(wanted, count):
+    "Class embeddings without names are in the dataset's order; numbers are positions, in whatever order they were sorted"
+    if set(wanted) == {*map(str, range(count))}: return [*map(int, wanted)]
+    counted = sorted(wanted, key=lambda c: [int(p) if k % 2 else p for k, p in enumerate(re.split(r"([0-9]+)", c))])
+    if count == len(wanted) and not counted != wanted == sorted(wanted): return [*range(count)]
+    why = "for" if count != len(wanted) else f"in an order that is theirs, {', '.join(counted[:3])} … or {', '.join(wanted[:3])} …, for"
+    raise DhoError(f"{count} class embeddings without names {why} {len(wanted)} classes: give their names as 'classes'")
 
 # %% ../nbs/04_embeddings.ipynb #bc279d3f
 def own_identity(
     embeddings:str|Path,    # A file of image embeddings
     texts:str|Path="",      # A file of class embeddings, if they are not in the first
 )->str:
-    "What a result with these embeddings depends on"
-    return "own-" + digest([files_hash(part) for f in (embeddings, texts) if f for part in (Path(f).expanduser(), _beside(f)) if part], 16)
+    "What a result with these embeddings depends on: what the files hold, and how rows are matched"
+    return "own-" + digest([2] + [files_hash(part) for f in (embeddings, texts) if f for part in (Path(f).expanduser(), _beside(f)) if part], 16)
 
 def _beside(file):
     "The file that names the rows of a .npy"
@@ -475,8 +503,9 @@ def import_embeddings(
 )->Lookup:                  # With `unmatched`, a table of what could not be matched
     "A store of embeddings that were made elsewhere: one per image, whatever the view"
     held, name = read_embeddings(embeddings), own_identity(embeddings, texts)
-    rows, found = _image_rows(held, embeddings), match_paths(manifest, root, held.get("paths", []))
-    asked = dict(kind="embeddings", teacher=name, views={}, dim=int(rows.shape[1]), dtype="float16", chunk=CHUNK, layout=1)
+    rows = _image_rows(held, root, embeddings)
+    found = match_paths(manifest, root, held["paths"])
+    asked = dict(kind="embeddings", teacher=name, views={}, dim=int(rows.shape[1]), dtype="float16", chunk=CHUNK, layout=2)
     store = Store(folder or load_settings().cache/"stores"/f"{manifest.name}-{name}", asked)
     lookup, here = Lookup(store, manifest, keys), np.flatnonzero(found >= 0)
     if not len(here): raise DhoError(f"none of the {len(rows)} embeddings in {embeddings} belongs to an image of {manifest.name}: "
@@ -487,18 +516,18 @@ def import_embeddings(
     return lookup
 
 # %% ../nbs/04_embeddings.ipynb #06e4de55
-def _image_rows(held, file):
+def _image_rows(held, root, file):
     "Image embeddings as float32 rows of length 1"
     if "embeddings" not in held: raise DhoError(f"{file} holds class embeddings only: give image embeddings, too")
     rows = np.asarray(held["embeddings"], np.float32)
     if "paths" not in held: raise DhoError(f"{file} does not say which row is which image: add 'paths', a list with a path per row")
     if rows.ndim != 2 or len(rows) != len(held["paths"]):
         raise DhoError(f"{file}: embeddings of shape {rows.shape} for {len(held['paths'])} paths; expected [{len(held['paths'])}, D]")
-    first = pd.Series(held["paths"]).drop_duplicates()
+    first = pd.Series(_below(root, held["paths"])).drop_duplicates()
     place = {path: k for k, path in first.items()}
-    twice = [path for k, path in enumerate(held["paths"]) if place[path] != k and not np.array_equal(rows[k], rows[place[path]])]
+    twice = [path for k, path in enumerate(_below(root, held["paths"])) if place[path] != k and not np.array_equal(rows[k], rows[place[path]])]
     if twice: raise DhoError(f"{file}: {len(twice)} path(s) occur more than once with different embeddings, e.g. {twice[0]}: keep one row each")
-    held["paths"] = first.tolist()
+    held["paths"] = [held["paths"][k] for k in first.index]
     return _unit(rows[first.index], held["paths"], file)
 
 def _as_text(held):
@@ -541,6 +570,7 @@ def own_text(self:Lookup, held, file):
     "Keep class embeddings that were made elsewhere, if there are any"
     if "text" not in held: return
     text = np.asarray(held["text"], np.float32)
+    if text.ndim not in (2, 3) or not text.size: raise DhoError(f"{file}: class embeddings of shape {text.shape}; expected [classes, D], or [classes, prompts, D]")
     if text.ndim == 2 and text.shape[0] == self.store.header["dim"] != text.shape[1]: text = text.T
     if text.shape[-1] != self.store.header["dim"]:
         raise DhoError(f"{file}: class embeddings have {text.shape[-1]} dimensions, image embeddings {self.store.header['dim']}: take both after the projection")
@@ -548,6 +578,7 @@ def own_text(self:Lookup, held, file):
     if len(names) != len(text): raise DhoError(f"{file}: {len(names)} class names for {len(text)} class embeddings; give one name each")
     text = _unit(text, names, file)
     text = _unit(text.mean(1), names, file) if text.ndim == 3 else text
-    made = torch.from_numpy(np.ascontiguousarray(text[match_classes(self.manifest, held.get("classes"), len(text))]))
-    with atomic_path(self.store.folder/f"head-{digest([*self.manifest.classes])}.safetensors") as temporary:
-        save_file(dict(head=made), temporary, dict(classes=json.dumps([*self.manifest.classes])))
+    rows = match_classes(self.manifest.classes, held.get("classes"), len(text))
+    if "classes" not in held: text, names = text[rows], self.manifest.classes
+    with atomic_path(self.store.folder/"classes.safetensors") as temporary:
+        save_file(dict(text=torch.from_numpy(np.ascontiguousarray(text))), temporary, dict(classes=json.dumps([*names])))

@@ -115,8 +115,7 @@ def prepare(self:Guidance,
 @patch
 def _speaker(self:Guidance)->str:
     "Where the classes' embeddings come from, with own embeddings of images"
-    brought = self.lookup.store.head_file(self.manifest.classes, self.manifest.templates, None).exists()
-    return "classes likewise" if brought else f"classes by the text encoder of {self.config.teacher}"
+    return "classes likewise" if self.lookup.store.brought() else f"classes by the text encoder of {self.config.teacher}"
 
 # %% ../nbs/10_guidance.ipynb #1641d3a0
 @patch(as_prop=True)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from conftest import ROOT, SMALL, picture
 from dho_nb.configs import known_labels, make_config, open_data
+from dho_nb.embeddings import import_embeddings
 from dho_nb.labels import Curve, try_teachers
 from dho_nb.manifests import Manifest, from_coop, from_labels, labelled_subset, open_manifest, read_manifest, split_off
 from dho_nb.rehearsal import training_time, workload
@@ -61,15 +62,24 @@ def test_one_picture_by_two_ways_is_one_picture(tmp_path):
     picture(tmp_path/"photos"/"b"/"0.png", 1)
     picture(tmp_path/"photos"/"b"/"1.png", 2)
     os.symlink(tmp_path/"photos"/"b", tmp_path/"photos"/"a")
-    (tmp_path/"labels.csv").write_text("path,label,split,id\nb/0.png,cat,test,one\nb/1.png,dog,train,two\n")
-    assert from_labels(tmp_path/"photos", tmp_path/"labels.csv").table["id"].tolist() == ["one", "two"]
+    (tmp_path/"labels.csv").write_text("path,label,split\nb/0.png,cat,test\nb/1.png,dog,train\n")
+    assert from_labels(tmp_path/"photos", tmp_path/"labels.csv").table["path"].tolist() == ["b/0.png", "b/1.png"]
     (tmp_path/"list.csv").write_text("path,label,split\n./b/0.png,cat,test\nb/0.png,cat,train\nb//1.png,dog,train\n")
     fails(lambda: read_manifest(tmp_path/"list.csv"), "b/0.png", "more than once")
 
 
-def test_ids_of_the_labelled_leave_the_rest_its_paths(tree, tmp_path):
-    (tmp_path/"labels.csv").write_text("path,label,id\ncat/0.png,cat,one\ndog/0.png,dog,two\n")
-    assert set(from_labels(tree, tmp_path/"labels.csv").table["id"]) >= {"one", "two", "cat/1.png", "dog/1.png"}
+def test_ids_in_a_labels_file_are_the_users_own(tree, tmp_path):
+    (tmp_path/"labels.csv").write_text("path,label,id\ncat/0.png,cat,1\ndog/0.png,dog,1\n")
+    np.savez(tmp_path/"own.npz", paths=["dog/1.png", "cat/0.png", "dog/0.png"], embeddings=np.eye(3), classes=["cat", "dog"], text=np.eye(3)[:2])
+    own = import_embeddings(from_labels(tree, tmp_path/"labels.csv"), tree, tmp_path/"own.npz", folder=tmp_path/"store")
+    place = own.manifest.table["path"].tolist().index
+    assert own([place("cat/0.png"), place("dog/0.png"), place("dog/1.png")], [0]*3).tolist() == np.eye(3)[[1, 2, 0]].tolist()
+
+
+def test_a_folder_that_is_called_like_a_dataset_is_asked_about(tmp_path, monkeypatch):
+    picture(tmp_path/"digits"/"a"/"0.png", 1)
+    monkeypatch.chdir(tmp_path)
+    fails(lambda: open_data(make_config(dict(dataset="digits"))), "say ./digits", "--root")
 
 
 def test_a_test_split_leaves_every_class_one_label():

@@ -274,7 +274,7 @@ def test_growing_that_was_killed_half_way_is_done_again(tmp_path, monkeypatch):
 
 def test_unnamed_class_embeddings_of_numbered_classes_are_in_their_order():
     many = Manifest("n", pd.DataFrame(dict(path=[str(i) for i in range(12)], label=range(12), split="train")), sorted(map(str, range(12))))
-    assert [many.classes[k] for k in range(3)] == ["0", "1", "10"] and match_classes(many, None, 12)[:3] == [0, 1, 10]
+    assert [many.classes[k] for k in range(3)] == ["0", "1", "10"] and match_classes(many.classes, None, 12)[:3] == [0, 1, 10]
 
 
 def test_an_older_process_does_not_shrink_an_array(tmp_path):
