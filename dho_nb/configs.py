@@ -270,6 +270,7 @@ def identity(
     method = get_method(config.method)
     what["teacher"] = _teacher_of(config) if method.teacher else ""
     if method.lambdas: what["lambdas"] = method.lambdas
+    if config.student.startswith("open_clip:"): what["student"] = f"open_clip:{_student_of(config.student.removeprefix('open_clip:'))}"
     if config.student_weights not in ("", "pretrained"): what["student_weights"] = weights_file_hash(config.student_weights)
     return digest(dict(what, manifest=hashed or manifest_hash(manifest), files=files, prompts=list(manifest.templates), version=dho_nb.__version__))
 
@@ -285,6 +286,11 @@ def _teacher_of(config):
         if not Path(file).expanduser().is_file(): raise DhoError(f"embeddings {file} do not exist: give a file or the folder of a store")
     spoken = config.texts or "text" in read_embeddings(config.embeddings)
     return f"{own_identity(config.embeddings, config.texts)}{'' if spoken else teacher_identity(config.teacher)}"
+
+def _student_of(spec):
+    "What a student by open_clip depends on: its name, or what its folder or file holds"
+    local = Path(spec.removeprefix("local-dir:")).expanduser().is_dir() or Path(spec.partition("/")[2] or "/").expanduser().is_file()
+    return teacher_identity(spec) if local else spec
 
 def weights_file_hash(
     file:str,   # A student's weights

@@ -18,26 +18,25 @@ from fastcore.basics import patch
 from .forks import ForkServer
 from .grids import Grid
 from .settings import DhoError, Redrawn, in_notebook, load_settings, needs, progress_mode, reason, span, unknown, write_json
-from .sweeps import NOTEBOOKS, Busy, Ended, Slot, Sweep, disk_is_full, is_url, mistaken, run_one, state_of, stores_of, supervised
+from .sweeps import NOTEBOOKS, Busy, Ended, Slot, Sweep, Task, disk_is_full, is_url, mistaken, run_one, state_of, stores_of, supervised
 
 # %% ../nbs/11b_executors.ipynb #54b5f291
 def attempt(
-    parameters:dict,        # Of a `Config`
+    task:Task,              # Which
     folder:str|Path,        # Of the run
     slot:Slot=Slot(),       # Where
     keep_model:bool=True,   # As for `run_one`
 )->dict:                    # kind, text, accuracy, seconds
     "Try to do a run, and say what came of it"
-    from dho_nb.configs import make_config
-    began = time.time()
-    try: found = run_one(make_config(parameters), folder, slot, keep_model)
+    began = time.monotonic()
+    try: found = run_one(task.config, folder, slot, keep_model, identity=task.identity)
     except Busy as e: return dict(kind="busy", text=str(e))
     except Ended as e: return dict(kind="stopped", text=str(e))
     except Exception as e:
         text = str(e) if isinstance(e, DhoError) else reason(e)
         kind = "full" if disk_is_full(load_settings().cache if is_url(folder) else folder, text) else "lost" if slot.gpu and not gpu_answers(slot.gpu) else "failed"
         return dict(kind=kind, text=text)
-    return dict(kind="done", text="", accuracy=found["accuracy"], seconds=time.time() - began)
+    return dict(kind="done", text="", accuracy=found["accuracy"], seconds=time.monotonic() - began)
 
 def gpu_answers(
     gpu:str,   # As in CUDA_VISIBLE_DEVICES
@@ -117,7 +116,9 @@ def _failed(self:Board, task, told):
 def _busy(self:Board, task, told): self.later.append((time.time() + 5, task))
 
 @patch
-def _stopped(self:Board, task, told): self.show.line(f"stopped  {task.run}")
+def _stopped(self:Board, task, told):
+    self.pending.appendleft(task)
+    self.show.line(f"stopped  {task.run}")
 
 @patch
 def _lost(self:Board, task, told):
@@ -146,8 +147,10 @@ class Show:
     def line(self, text):
         "Something changed"
         if self.mode == "none": return
-        self._clear()
-        print(f"  {text}", flush=True)
+        try:
+            self._clear()
+            print(f"  {text}", flush=True)
+        except (OSError, ValueError): self.mode = "none"  # nobody reads any more; the work goes on
 
     def draw(self, final=False):
         "The table, in its place"
@@ -213,7 +216,7 @@ def _local(board, slots):
     def work(slot):
         here = replace(slot, start=server.start)
         while (task := board.take(slot.name)) is not None:
-            told = attempt(task.parameters, board.sweep.work_place(task), here, board.sweep.grid.keep_models)
+            told = attempt(task, board.sweep.work_place(task), here, board.sweep.grid.keep_models)
             board.put(task, told)
             if told["kind"] == "lost": break
         else: return
@@ -312,7 +315,7 @@ def _on_ray(board, asked):
     while not board.halted:
         board.slots = _room(ray, cpus, asked["gpus"])
         while len(given) < board.slots and (task := board.take("Ray", wait=False)):
-            given[do.remote(task.parameters, board.sweep.work_place(task), cpus, board.sweep.grid.keep_models)] = task
+            given[do.remote(task, board.sweep.work_place(task), cpus, board.sweep.grid.keep_models)] = task
         if not given and not board.later: break
         _collect(ray, board, given)
     for ref in given: ray.cancel(ref)
@@ -323,7 +326,7 @@ def _on_ray(board, asked):
 @lru_cache
 def _server_here(threads): return ForkServer(threads)  # one in each of Ray's processes, which outlive a task
 
-def _remote(parameters, folder, threads, keep_model): return attempt(parameters, folder, Slot(threads=threads, start=_server_here(threads).start), keep_model)
+def _remote(task, folder, threads, keep_model): return attempt(task, folder, Slot(threads=threads, start=_server_here(threads).start), keep_model)
 
 def _room(ray, cpus, gpus):
     "Runs that the cluster has room for now"

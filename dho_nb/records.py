@@ -7,11 +7,12 @@ __all__ = ['BASIC', 'AMOUNTS', 'scored_outputs', 'load_placed', 'load', 'write_c
            'uniform', 'ordered', 'record', 'shared_settings', 'conflicts', 'surfaces']
 
 # %% ../nbs/12_records.ipynb #4f2d3688
-import base64, os, re, warnings
+import base64, os, re, warnings, zipfile, zlib
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from filelock import FileLock
+from .grids import strangers
 from .settings import DhoError, atomic_path, digest, load_settings, read_json, reason, write_json
 
 # %% ../nbs/12_records.ipynb #4fc4cc1f
@@ -212,7 +213,12 @@ def _kept_sweeps(place):
     held = set(_read_text(place/"runs.csv")["identity"])
     return [(k, lambda c: "" if c["identity"] in held else "not in the record") for k in _sweeps_of(place).values()]
 
-def _read_text(file): return pd.read_csv(file, dtype=str, keep_default_na=False)
+def _read_text(file):
+    "A record's table as text"
+    try: table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except (ValueError, OSError) as e: raise DhoError(f"{file} cannot be read ({reason(e)}): bring it back from version control") from None
+    if "identity" in table: return table
+    raise DhoError(f"{file} has no column identity, but {', '.join(table)[:80]}: a spreadsheet may have saved it with other separators; bring it back from version control")
 
 # %% ../nbs/12_records.ipynb #5f14501f
 def axes_of(
@@ -303,7 +309,10 @@ def _sweeps_of(record): return read_json(record/"cells.json") if (record/"cells.
 def _read_bits(file):
     "Identity to packed bits"
     if not file.exists(): return {}
-    with np.load(file, allow_pickle=False) as held: return dict(zip(held["identity"].tolist(), np.split(held["right"], held["size"].cumsum()[:-1])))
+    try:
+        with np.load(file, allow_pickle=False) as held: return dict(zip(held["identity"].tolist(), np.split(held["right"], held["size"].cumsum()[:-1])))
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as e:
+        raise DhoError(f"{file} cannot be read ({reason(e)}): bring it back from version control") from None
 
 # %% ../nbs/12_records.ipynb #5c0561a3
 def record(
@@ -326,9 +335,10 @@ def _kept(folder, place, frame, labels):
     new = frame.drop(columns=["right", "folder"], errors="ignore").map(_text)
     old = old[~old["identity"].isin(new["identity"])].reindex(columns=[*new, *(c for c in old if c not in new)], fill_value="")
     bits |= {i: r for i, r in zip(frame["identity"], frame["right"]) if r is not None}
+    sweeps = _sweeps_of(folder) | _sweeps_in(place, frame, _sweeps_of(folder))
     for name, found in (("conflict", conflicts), ("surface", surfaces)): _merge(folder/f"{name}.csv", _tidy(found, folder, place, labels))
     _write_bits(folder/"right.npz", bits)
-    write_json(folder/"cells.json", _sweeps_of(folder) | _sweeps_in(place, frame, _sweeps_of(folder)))
+    write_json(folder/"cells.json", sweeps)
     _write_table(folder/"runs.csv", pd.concat([old, new]).fillna(""))
 
 # %% ../nbs/12_records.ipynb #37a8a749
@@ -359,6 +369,8 @@ def _sweeps_in(place, frame, before):
     home = place.parent if (place/"run.json").exists() else place
     known, shared = _sweep(home), shared_settings(place)
     name = known.get("name") or (frame["sweep"].iloc[0] if len(frame) else "")
+    if strangers(before.get(name, {}).get("cells", ()), known.get("cells", ())):
+        raise DhoError(f"the record has another sweep called {name} already, of other images: give the grid's file another name, or use another record")
     held = before.get(name, {}).get("settings", shared)
     return {name: dict(name=name, axes=known.get("axes") or frame.attrs["axes"], cells=known.get("cells", []),
                        settings={k: v for k, v in shared.items() if held.get(k) == v})}

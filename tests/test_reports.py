@@ -320,3 +320,20 @@ def test_labels_come_from_a_function_where_no_sweep_has_them(sweep):
     assert set(frame["method"]) == {"CE", "DHO"} and set(frame["student"]) == {"small one"} and set(frame["student_value"]) == {"tiny"} and set(frame["seed"]) == {"0", "1"}
     assert frame.attrs["axes"] == ["student", "method", "seed"] and frame.attrs["skipped"]["dho-2shot-0"] == "left out by labels"
     assert json.dumps(sorted(frame["labels"].unique())) == '["1-shot"]'
+
+
+def test_two_sweeps_by_one_name_do_not_share_a_record(tmp_path):
+    from dho_nb.sweeps import Sweep
+    for kind, preset in (("one", "digits"), ("two", "paper/imagenet-fewshot-resnet18")):
+        (tmp_path/kind).mkdir()
+        (tmp_path/kind/"sweep.json").write_text(json.dumps(dict(name="grid", axes=["seed"], cells=[dict(run=kind, identity=kind, labels=dict(seed="0"), parameters=dict(preset=preset))])))
+    records.record(tmp_path/"one", tmp_path/"kept")
+    with pytest.raises(DhoError, match="another sweep called grid"): records.record(tmp_path/"two", tmp_path/"kept")
+    assert list(read_json(tmp_path/"kept"/"cells.json")["grid"]["cells"][0]["labels"]) == ["seed"]
+
+
+@pytest.mark.parametrize("file, held", [("runs.csv", b""), ("runs.csv", b"identity;run\n1;2\n"), ("right.npz", b"PK cut")])
+def test_a_record_that_was_damaged_is_named(tmp_path, file, held):
+    (tmp_path/"runs.csv").write_text("identity,run,sweep\n1,a,b\n")
+    (tmp_path/file).write_bytes(held)
+    with pytest.raises(DhoError, match=f"{file}.*bring it back"): records.load(tmp_path)

@@ -284,6 +284,86 @@ def test_a_sweep_by_its_folder_is_checked_as_by_its_file(tmp_path, monkeypatch):
     with pytest.raises(DhoError, match="9.9.9 now"): open_sweep(tmp_path/"old", go_on=True)
 
 
+def test_a_result_that_never_arrived_is_carried_by_the_next_call(tmp_path, monkeypatch):
+    from dho_nb import sweeps
+    far, carry, sent = f"file://{tmp_path}/bucket/run", sweeps.push, []
+    config = make_grid("far", dict(preset="digits", epochs=1, method="ce"), dict(seed=[0])).cells[0]
+    task = sweeps.tasks_of(make_grid("far", config.parameters))[0][0]
+    monkeypatch.setattr(sweeps, "CLAIM", .1)
+    def broken(local, url, known, whole=True):
+        if (local/"result.json").exists() and not sent: sent.append(1); raise OSError("the network is unreachable")
+        carry(local, url, known, whole)
+    monkeypatch.setattr(sweeps, "push", broken)
+    with pytest.raises(OSError): run_one(task.config, far, Slot(threads=1))
+    assert not (tmp_path/"bucket"/"run"/"result.json").exists()
+    found = run_one(task.config, far, Slot(threads=1))
+    assert read_json(tmp_path/"bucket"/"run"/"result.json") == found and not (tmp_path/"bucket"/"run"/".heartbeat.json").exists()
+
+
+def test_a_far_run_that_another_machine_has_begun_is_left_to_it(tmp_path):
+    from dho_nb import sweeps
+    place = tmp_path/"bucket"/"run"
+    place.mkdir(parents=True)
+    (place/".heartbeat.json").write_text(json.dumps(dict(host="another", pid=1, began=time.time(), time=time.time())))
+    with pytest.raises(sweeps.Busy, match="another is working on run"), sweeps.mirrored(f"file://{place}"): raise AssertionError
+    assert sorted(p.name for p in place.iterdir()) == [".heartbeat.json"] and "another" in (place/".heartbeat.json").read_text()
+
+
+def test_a_newer_checkpoint_here_is_not_replaced_by_an_older_one(tmp_path):
+    from safetensors.torch import save_file
+    from dho_nb.sweeps import pull
+    made = lambda place, step: save_file(dict(x=torch.ones(step)), place/"checkpoint.safetensors", dict(state=json.dumps(dict(step=step))))
+    (tmp_path/"far").mkdir(), (tmp_path/"near").mkdir()
+    made(tmp_path/"far", 1), made(tmp_path/"near", 9)
+    assert pull(f"file://{tmp_path}/far", tmp_path/"near", skip=()) == {} and len(load_file(tmp_path/"near"/"checkpoint.safetensors")["x"]) == 9
+    made(tmp_path/"far", 10)
+    assert len(pull(f"file://{tmp_path}/far", tmp_path/"near", skip=())) == 1 and len(load_file(tmp_path/"near"/"checkpoint.safetensors")["x"]) == 10
+
+
+def test_data_that_are_edited_while_a_sweep_works_are_not_mixed_in(tree, tmp_path):
+    (tmp_path/"labels.csv").write_text("path,label\ncat/0.png,cat\ndog/0.png,dog\n")
+    base = dict(dataset=str(tree), labels=str(tmp_path/"labels.csv"), teacher="digits", student="tiny", student_weights="", size=16, epochs=1)
+    sweep = Sweep(make_grid("own", base, dict(seed=[0])), tmp_path/"sweep").begin()
+    (tmp_path/"labels.csv").write_text("path,label\ncat/0.png,dog\ndog/0.png,cat\n")
+    found = run_sweep(sweep, mode="none")
+    assert list(found["state"]) == ["failed"] or found["state"][0] == "interrupted"
+    place = sweep.place(sweep.tasks[0])
+    assert not (place/"result.json").exists() and len(list(place.glob("result-*.json"))) == 1
+    with pytest.raises(DhoError, match="were changed while the sweep was at work"): run_one(sweep.tasks[0].config, place, identity=sweep.tasks[0].identity)
+
+
+def test_an_axis_more_keeps_what_is_done(tmp_path):
+    base = dict(preset="digits", epochs=1, method="ce")
+    first = Sweep(make_grid("one", base, dict(lr=[.003])), tmp_path/"sweep").begin()
+    run_one(first.tasks[0].config, first.place(first.tasks[0]), Slot(threads=1))
+    more = Sweep(make_grid("one", base, dict(lr=[.003], seed=[0, 1])), tmp_path/"sweep")
+    assert list(more.states()["state"]) == ["done", "pending"] and more.tasks[0].run == first.tasks[0].run != more.tasks[1].run
+
+
+def test_another_sweep_does_not_take_over_a_folder(tree, tmp_path):
+    first = Sweep(make_grid("one", dict(preset="digits"), dict(seed=[0])), tmp_path/"sweep").begin()
+    first.place(first.tasks[0]).mkdir()
+    Sweep(make_grid("one", dict(preset="digits", epochs=3), dict(seed=[0])), tmp_path/"sweep")
+    for other in (make_grid("two", dict(preset="digits", epochs=3)), make_grid("one", dict(dataset=str(tree), teacher="digits", student="tiny", size=16))):
+        with pytest.raises(DhoError, match="holds the sweep one, which has no run in common"): Sweep(other, tmp_path/"sweep")
+
+
+def test_every_set_up_goes_through_papermill_as_it_is(tmp_path):
+    import yaml
+    from dataclasses import asdict
+    from dho_nb import sweeps
+    from dho_nb.configs import preset
+    from dho_nb.presets import PRESETS
+    seen = {}
+    def instead(command, folder, slot): seen.update(yaml.safe_load((folder/".papermill"/"parameters.yaml").read_text())); return 1, "Error: enough"
+    for name in PRESETS:
+        place = tmp_path/name.replace("/", "-")
+        with pytest.MonkeyPatch.context() as patched, pytest.raises(sweeps.Failed):
+            patched.setattr(sweeps, "supervised", instead)
+            run_one(preset(name), place)
+        assert seen == json.loads(json.dumps(dict(asdict(preset(name)), out=str(place)))), name
+
+
 def test_two_axes_cannot_both_say_how_many_labels():
     with pytest.raises(DhoError, match="shots and fraction both say"): make_grid("x", dict(preset="digits"), dict(shots=[1, 2], fraction=[.01, .1]))
 
