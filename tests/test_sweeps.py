@@ -290,8 +290,9 @@ def test_a_result_that_never_arrived_is_carried_by_the_next_call(tmp_path, monke
     config = make_grid("far", dict(preset="digits", epochs=1, method="ce"), dict(seed=[0])).cells[0]
     task = sweeps.tasks_of(make_grid("far", config.parameters))[0][0]
     monkeypatch.setattr(sweeps, "CLAIM", .1)
+    monkeypatch.setattr(sweeps, "CARRY", 1e6)
     def broken(local, url, known, whole=True):
-        if (local/"result.json").exists() and not sent: sent.append(1); raise OSError("the network is unreachable")
+        if whole and (local/"result.json").exists() and not sent: sent.append(1); raise OSError("the network is unreachable")
         carry(local, url, known, whole)
     monkeypatch.setattr(sweeps, "push", broken)
     with pytest.raises(OSError): run_one(task.config, far, Slot(threads=1))
