@@ -114,7 +114,7 @@ class Watch:
         per_epoch:int,    # In an epoch
         mode:str="auto",  # As in `Settings.progress`
     ):
-        self.steps, self.per_epoch, self.mode, self.drawn = steps, per_epoch, progress_mode(mode), time.time()
+        self.steps, self.per_epoch, self.mode, self.drawn = steps, per_epoch, progress_mode(mode), time.monotonic()
         self.lines = Lines(steps, "step") if self.mode == "lines" else None
         self.bar, self.master, self.curves = None, None, Redrawn()
         if self.mode == "bar": self._bars()
@@ -138,14 +138,14 @@ def __call__(self:Watch,
     if not self.bar: return
     if self.master and step % self.per_epoch == 0:
         self.master.update(step//self.per_epoch)
-        if time.time() - self.drawn > 2 or step == self.steps: self._draw(history)
+        if time.monotonic() - self.drawn > 2 or step == self.steps: self._draw(history)
     self.bar.update(step)
 
 @patch
 def _draw(self:Watch, history):
     "The curves so far, in their place"
     self.curves(plot_history(history))
-    self.drawn = time.time()
+    self.drawn = time.monotonic()
 
 # %% ../nbs/07_training.ipynb #bd4b4b49
 def enough(
@@ -200,15 +200,22 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(_paced(self.model, self.learnt, recipe), weight_decay=recipe.weight_decay, fused=self.device.type == "cuda")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.step, self.history, self.sums, self.seconds = 0, [], {}, 0.0
+        self.torn = False  # a step has begun to change things and has not ended
         self.conflict = torch.full((self.steps, len(CONFLICT)), torch.nan) if recipe.conflict and method.both else None
         self.sum_type = torch.float32 if self.device.type == "mps" else torch.float64
 
+    @property
+    def done(self)->bool: return self.step == self.steps and not self.torn
+
 # %% ../nbs/07_training.ipynb #fe3980ad
+def _whole(batch):
+    "Labelled and unlabelled images of the whole step; a batch that says nothing is all of it"
+    return batch.totals if sum(batch.totals) else (len(batch.labels), len(batch.rows) - len(batch.labels))
+
 def _pieces(batch, pieces, share=(0, 1)):
     "A process's part of a batch cut into pieces, so that the pieces of all processes together are pieces of the whole batch"
     if pieces == 1: return [batch]
-    whole = batch.totals if sum(batch.totals) else (len(batch.labels), len(batch.rows) - len(batch.labels))
-    where = [part_of(n, 0, *share)[0]*pieces//n if n else np.empty(0, int) for n in whole]
+    where = [part_of(n, 0, *share)[0]*pieces//n if n else np.empty(0, int) for n in _whole(batch)]
     cut = lambda name, v, k: v if v is None or name == "totals" else v[(where[0] if name == "labels" else np.concatenate(where)) == k]
     return [Batch(*(cut(name, v, k) for name, v in batch._asdict().items())) for k in range(pieces) if (np.concatenate(where) == k).any()]
 
@@ -289,12 +296,12 @@ def _cosines(self:Trainer, labels, teacher):
 def train_step(self:Trainer,
     batch:Batch,  # `streams[self.step]`
 ):
-    "One update of the weights"
-    r = self.recipe
+    "One update of the weights; what breaks off in the middle leaves the trainer `torn`"
+    r, self.torn = self.recipe, True
     torch.manual_seed(derive_seed(r.seed, "step", self.step, *([self.team.rank] if self.team.rank else [])))
     rate = learning_rate(self.step, self.steps, r.lr, r.warmup_steps, r.schedule)
     for group in self.optimiser.param_groups: group["lr"] = rate*group["pace"]
-    self._gradients(_pieces(batch, r.accumulate, (self.team.rank, self.team.world)), batch.totals)
+    self._gradients(_pieces(batch, r.accumulate, (self.team.rank, self.team.world)), _whole(batch))
     if r.clip:
         self.scaler.unscale_(self.optimiser)
         torch.nn.utils.clip_grad_norm_(self.learnt, r.clip)
@@ -303,6 +310,7 @@ def train_step(self:Trainer,
     self.optimiser.zero_grad(set_to_none=True)
     self.step += 1
     if self.step % self.streams.epoch_steps == 0: self._close_epoch()
+    self.torn = False
 
 # %% ../nbs/07_training.ipynb #e1d738c1
 @patch
@@ -327,8 +335,8 @@ def _summed(self:Trainer)->dict:
 # %% ../nbs/07_training.ipynb #e6a7e6ab
 @patch
 def save(self:Trainer):
-    "Write the checkpoint, if there is a place for it; weights that have just gone astray do not replace sound ones"
-    if not self.checkpoint: return
+    "Write the checkpoint, if there is a place for it; weights that have just gone astray, or half a step, do not replace sound ones"
+    if not self.checkpoint or self.torn: return
     sums = self._summed()
     if not self.team.main or not all(torch.isfinite(v).all() for v in (*sums.values(), *self.learnt)): return
     moments = {f"optim.{i}.{k}": v for i, state in self.optimiser.state_dict()["state"].items() for k, v in state.items()}
@@ -372,6 +380,16 @@ def _read(self:Trainer):
     self.sums = {k: sums[k].to(self.device)*self.team.main for k in state["parts"]}
     if self.conflict is not None: self.conflict = tensors["conflict"]
 
+@patch
+def _mend(self:Trainer):
+    "After a step that broke off: back to the checkpoint"
+    if not (self.checkpoint and self.checkpoint.exists()):
+        raise DhoError(f"step {self.step} broke off halfway, and there is no checkpoint to go back to: make student and trainer anew")
+    self.optimiser.zero_grad(set_to_none=True)
+    self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.scaler.is_enabled())
+    self._read()
+    self.torn = False
+
 # %% ../nbs/07_training.ipynb #fe595b36
 @patch
 def train(self:Trainer,
@@ -379,21 +397,22 @@ def train(self:Trainer,
     mode:str="auto",       # Progress, as in `Settings.progress`
     every:float=30.0,      # Seconds between checkpoints
 )->pd.DataFrame:           # The history, one row per epoch
-    "Train from wherever it stands"
+    "Train from wherever it stands; after a step that broke off, from the checkpoint"
+    if self.torn: self._mend()
     until = self.steps if until is None else min(until, self.steps)
-    watch, saved, wait = Watch(self.steps, self.streams.epoch_steps, mode if self.team.main else "none"), time.time(), every
+    watch, saved, wait = Watch(self.steps, self.streams.epoch_steps, mode if self.team.main else "none"), time.monotonic(), every
     with stop_requests() as asked, torch.random.fork_rng(devices=[]):
-        batches, since = loader(self.streams, range(self.step, until), self.workers, self.device.type == "cuda"), time.time() - self.seconds
+        batches, since = loader(self.streams, range(self.step, until), self.workers, self.device.type == "cuda"), time.monotonic() - self.seconds
         self.model.train()
         while self.step < until:
             batch = self._next(batches)
             self.train_step(batch)
-            self.seconds = time.time() - since  # over all sessions
+            self.seconds = time.monotonic() - since  # over all sessions
             watch(self.step, self.history)
             if self.team.world > 1 and self.step % 8: continue  # together with the others, every few steps
             if self.team.some(asked): self._stop()
-            if self.team.some(time.time() - saved > wait):
-                began = time.time(); self.save(); saved = time.time()
+            if self.team.some(time.monotonic() - saved > wait):
+                began = time.monotonic(); self.save(); saved = time.monotonic()
                 wait = max(every, 20*(saved - began))
     self.save()
     return pd.DataFrame(self.history)
