@@ -49,7 +49,7 @@ class Run:
             (self.manifest, self.skipped, self.keys), before = covered(self.guidance, self.skipped), self.manifest
             if self.manifest is not before: del self._guidance
         self.subset = known_labels(config, self.manifest)
-        self.spent, self.made = 0.0, {}
+        self.made = {}
         self.files = "" if self.keys is None else fingerprint(self.manifest, self.keys)
         self.identity = identity(config, self.manifest, self.files)
         self.folder = Path(folder).expanduser() if folder else self.settings.runs/self.name
@@ -80,7 +80,7 @@ def _claim(self:Run):
         raise DhoError(f"{self.folder} is in use and holds no run of dho_nb: choose another folder")
     try: self.folder.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise DhoError(f"the run's folder {self.folder} cannot be made ({reason(e)}): choose another with out") from None
-    if self.done and not [*self.folder.glob("checkpoint*.safetensors")]: return
+    if self.done and not any(map(Path.exists, self.checkpoints)): return
     try: self.lock.acquire(timeout=0)
     except Timeout:
         raise DhoError(f"another process is working in {self.folder}: wait for it, or choose another folder") from None
@@ -88,9 +88,14 @@ def _claim(self:Run):
     for left in self.folder.glob(".tmp*"):
         if "heartbeat" not in left.name: left.unlink(missing_ok=True)  # a sweep's beat belongs to the process that watches
     if self.done: return self._tidy()
-    if not note.exists():
-        write_json(note, dict(identity=self.identity, name=self.name, version=dho_nb.__version__,
-                              manifest=manifest_hash(self.manifest), files=self.files, config=_placed(self.config)))
+    self._sign()
+
+@patch
+def _sign(self:Run):
+    "Say whose folder this is, before anything else is written there; again where somebody has removed it since"
+    if (self.folder/"run.json").exists(): return
+    write_json(self.folder/"run.json", dict(identity=self.identity, name=self.name, version=dho_nb.__version__,
+                                            manifest=manifest_hash(self.manifest), files=self.files, config=_placed(self.config)))
 
 def _placed(config):
     "Parameters to be written down, with the places that they name as seen from anywhere"
@@ -98,15 +103,26 @@ def _placed(config):
     at = lambda v: str(Path(v).expanduser().absolute()) if own(v) else v
     return {k: at(v) if k in ("dataset", "root", "labels", "embeddings", "texts") else v for k, v in asdict(config).items()}
 
+@patch(as_prop=True)
+def checkpoints(self:Run)->list[Path]:
+    "A file for every stage"
+    return [self.folder/f"checkpoint{stage.suffix}.safetensors" for stage in self.stages]
+
 @patch
 def _tidy(self:Run):
     "Remove what only an unfinished run needs"
-    for left in self.folder.glob("checkpoint*.safetensors"): left.unlink()
+    for left in self.checkpoints: left.unlink(missing_ok=True)
     self.lock.release(force=True)
 
 def _foreign(path):
     "Is this something that no run of ours puts into its folder before `run.json`?"
-    return not path.name.startswith(".") and path.name not in ("notebook.ipynb", "failed.ipynb", "failed.json", "log.txt")
+    if path.name in ("notebook.ipynb", "failed.ipynb"): return not _executed(path)
+    return not path.name.startswith(".") and path.name not in ("failed.json", "log.txt")
+
+def _executed(path):
+    "Is this a notebook that papermill has written, as a run's own is?"
+    try: return "papermill" in read_json(path)["metadata"]
+    except (DhoError, KeyError, TypeError): return False
 
 @patch
 def _same(self:Run, known):
@@ -280,6 +296,9 @@ class Stage:
     method:Method   # What to optimise
     recipe:Recipe   # How
 
+    @property
+    def suffix(self)->str: return f"-{self.name}" if self.name else ""
+
 def stages_of(
     config:Config,   # What to do
 )->list[Stage]:
@@ -298,27 +317,33 @@ def stages(self:Run)->list: return stages_of(self.config)
 @patch(as_prop=True)
 def trainer(self:Run)->Trainer:
     "The trainer of the stage that is at work, standing where its checkpoint says"
-    if "_trainer" not in vars(self): self.stage, self.past = -1, []; self._advance()
-    while self._trainer.step == self._trainer.steps and self.stage + 1 < len(self.stages): self._advance()
+    if "_trainer" not in vars(self): self.stage, self.past, self.spent = -1, [], 0.0; self._advance()
+    while self._trainer.done and self.stage + 1 < len(self.stages): self._advance()
     return self._trainer
 
 @patch
 def _advance(self:Run):
     "Go on to the next stage: with the same student, or with a new one for another λ"
-    self.stage += 1
-    if self.stage: self.past.append(self._trainer); self.spent += self._trainer.seconds
-    if self.stage and self.method.lambdas: self.past, self._student = [], self._begin()
-    self._trainer = self._trainer_of(self.stages[self.stage])
+    before = self._trainer if self.stage >= 0 else None
+    if before and self.method.lambdas: self._student = self._begin()
+    made = self._trainer_of(self.stages[self.stage + 1])
+    if before: self.past, self.spent = [] if self.method.lambdas else [*self.past, before], self.spent + before.seconds
+    self.stage, self._trainer = self.stage + 1, made
+
+@patch
+def _forget(self:Run):
+    "Begin as a new process would, from the last checkpoint"
+    for name in ("_trainer", "_student", "_stood"): vars(self).pop(name, None)
 
 @patch
 def _trainer_of(self:Run, stage)->Trainer:
     "The trainer of a stage, loaded"
     self.prepare()
-    method, suffix, answer = stage.method, f"-{stage.name}" if stage.name else "", self.answer if stage.method.asks else None
+    method, answer = stage.method, self.answer if stage.method.asks else None
     made = Trainer(
         self.student, method, self.streams(method), stage.recipe, answer and self.guidance.teach(answer, self._pool(method)), self.device,
-        self.folder/f"checkpoint{suffix}.safetensors", self.identity + suffix, self.workers, self._check if len(self.val_rows) else None,
-        max(1, stage.recipe.epochs//20), self.team, **self._constants(method))
+        self.folder/f"checkpoint{stage.suffix}.safetensors", self.identity + stage.suffix, self.workers, self._check if len(self.val_rows) else None,
+        max(1, stage.recipe.epochs//20), self.team, self._sign, **self._constants(method))
     made.load()
     return made
 
@@ -351,15 +376,23 @@ def _pool(self:Run, method):
 @patch
 def _settle(self:Run):
     "Where several λ were trained, take the student that is best on the validation images"
-    if not self.method.lambdas or "tried" in vars(self) or self.trainer.step < self.trainer.steps: return
-    self.tried = {}
+    if not self.method.lambdas or "tried" in vars(self) or not self.trainer.done: return
+    tried, seconds = {}, 0.0
     for stage in self.stages:
-        self._student = self._begin()
-        self._trainer_of(stage)
-        found = head_table(self._collect(self.val_rows), *self.fixed).loc["both"]
-        self.tried[stage.recipe.ce_weight] = float(found["accuracy"]), -float(found["nll"])
-    self._student, best = self._begin(), max(self.tried, key=self.tried.get)
-    self._trainer = self._trainer_of(next(s for s in self.stages if s.recipe.ce_weight == best))
+        trained = self._again(stage)
+        found, seconds = head_table(self._collect(self.val_rows), *self.fixed).loc["both"], seconds + trained.seconds
+        tried[stage.recipe.ce_weight] = float(found["accuracy"]), -float(found["nll"])
+    best = max(tried, key=tried.get)
+    self._trainer = self._again(next(s for s in self.stages if s.recipe.ce_weight == best))
+    self.tried, self.spent = tried, seconds - self._trainer.seconds
+
+@patch
+def _again(self:Run, stage)->Trainer:
+    "The trainer of a stage that was trained before, with a student of its own"
+    self._student = self._begin()
+    made = self._trainer_of(stage)
+    if not made.done: raise DhoError(f"{made.checkpoint} is gone or was put back: make the Run anew, and that stage is trained again")
+    return made
 
 @patch(as_prop=True)
 def answer(self:Run):
@@ -388,9 +421,10 @@ def _collect(self:Run, wanted, mode="", source=None)->HeadOutputs:
 # %% ../nbs/10_runs.ipynb #8b44e90d
 @patch
 def train(self:Run)->pd.DataFrame:  # The history, one row per epoch
-    "Train from wherever this run stands"
+    "Train from wherever this run stands; after a step that broke off, from the last checkpoint as a new process would"
     if self.done: return self.history
-    while (trainer := self.trainer).step < trainer.steps: trainer.train(mode=self.mode, every=self.settings.checkpoint_seconds)
+    if "_trainer" in vars(self) and self._trainer.torn: self._forget()
+    while not (trainer := self.trainer).done: trainer.train(mode=self.mode, every=self.settings.checkpoint_seconds)
     self._settle()
     return self.history
 
@@ -475,7 +509,7 @@ def _by_class(self:Run)->pd.DataFrame:
 def finish(self:Run)->dict:  # What stands in `result.json`
     "Write model, outputs, predictions, figures, and last of all the result"
     if self.team.some(self.done): return self._predict_rest()
-    if self.trainer.step < self.trainer.steps: raise DhoError(f"{self.name} stands at step {self.trainer.step} of {self.trainer.steps}: call train() first")
+    if not (t := self.trainer).done: raise DhoError(f"{self.name} {'broke off' if t.torn else 'stands'} at step {t.step} of {t.steps}: call train() first")
     facts = self._facts(self.evaluate())
     if self.team.main: self._write(facts)
     self.team.wait()
@@ -505,6 +539,7 @@ def _write_outputs(self:Run, alpha, beta):
 def _write(self:Run, facts):
     "Everything into the folder, the result last"
     c, folder = self.config, self.folder
+    self._sign()
     save_student(self.student, folder/"model.safetensors", spec=c.student, args=c.student_args, classes=list(self.manifest.classes),
                  alpha=self.alpha, beta=self.beta, method=c.method, run=self.name, version=dho_nb.__version__)
     self._write_outputs(self.alpha, self.beta)

@@ -184,13 +184,14 @@ class Trainer:
         check:Callable|None=None,      # Called with the model after some epochs, returns a dict for the history
         check_every:int=0,             # Epochs between checks; 0 for never
         team:Team|None=None,           # The processes that train together; those that were started together if None
+        saving:Callable|None=None,     # Called before a checkpoint is written
         **constants,                   # More arguments of the objective, e.g. `cost`
     ):
         self.device, self.recipe, self.method, self.streams, self.teach = torch.device(device), recipe, method, streams, teach
         self.model, self.preprocess = student.model.to(self.device, memory_format=torch.channels_last), student.preprocess
         self.precision = pick_precision(self.device, recipe.precision)
         self.checkpoint, self.identity, self.workers = checkpoint and Path(checkpoint), identity, workers
-        self.check, self.check_every, self.team, self.constants = check, check_every, team or current_team(), constants
+        self.check, self.check_every, self.team, self.saving, self.constants = check, check_every, team or current_team(), saving, constants
         self.steps = recipe.epochs*streams.epoch_steps
         enough(streams, recipe, self.team)
         if not any(p.requires_grad for p in self.model.parameters()):
@@ -345,6 +346,7 @@ def save(self:Trainer):
     if self.conflict is not None: tensors["conflict"] = self.conflict
     state = dict(step=self.step, steps=self.steps, seconds=self.seconds, history=self.history, identity=self.identity, parts=list(sums),
                  scaler=self.scaler.state_dict())
+    if self.saving: self.saving()
     with atomic_path(self.checkpoint) as temporary:
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, {"state": json.dumps(state)})
 

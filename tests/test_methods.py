@@ -1,12 +1,17 @@
 "Every method as a run: looked at too early, stopped between its stages, opened again"
+import json
+import shutil
+
 import pytest
 import torch
+from safetensors import safe_open
 
 from dho_nb.configs import make_config, preset
 from dho_nb.objectives import METHODS
 from dho_nb.runs import Run, distill
 from dho_nb.settings import DhoError
 from dho_nb.students import load_student
+from dho_nb.training import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +51,60 @@ def test_stopped_between_and_within_stages(straight, tmp_path, method, stops):
     same = {k: v for k, v in straight(method).result.items() if k not in ("seconds", "teacher_looked")}
     assert {k: v for k, v in run.result.items() if k in same} == same
     assert run.history.equals(straight(method).history)
+
+
+@pytest.mark.parametrize("method, name, at", [("dho", "_gradients", 3), ("dho", "_close_epoch", 3), ("sho-tuned", "_close_epoch", 3), ("kd-then-ssl", "_gradients", 40), ("kd-then-ssl", "load", 2)])
+def test_a_step_that_breaks_off_is_gone_back_on(straight, tmp_path, monkeypatch, method, name, at):
+    run, whole, calls = Run(preset("digits", method=method, epochs=4), tmp_path/"run", "none"), getattr(Trainer, name), []
+    def broken(trainer, *args):
+        calls.append(whole(trainer, *args))
+        if len(calls) == at: raise RuntimeError("out of memory")
+    monkeypatch.setattr(Trainer, name, broken)
+    with pytest.raises(RuntimeError): run.train()
+    with pytest.raises(DhoError, match="call train.. first"): run.finish()
+    run.train()
+    result = run.finish()
+    same = {k: v for k, v in straight(method).result.items() if k not in ("seconds", "teacher_looked")}
+    assert {k: v for k, v in result.items() if k in same} == same and run.history.equals(straight(method).history)
+
+
+@pytest.mark.parametrize("method", ["dho", "sho-tuned", "kd-then-ssl"])
+def test_a_loss_that_is_no_number_finishes_nothing(tmp_path, monkeypatch, method):
+    run, sound = Run(preset("digits", method=method, epochs=2), tmp_path/"run", "none"), Trainer.losses
+    astray = lambda t, *args: {k: v*(torch.nan if t.step == t.steps - 1 else 1) for k, v in sound(t, *args).items()}
+    monkeypatch.setattr(Trainer, "losses", astray)
+    for _ in range(2):
+        with pytest.raises(DhoError, match="the loss became nan"): run.train()
+        with pytest.raises(DhoError, match="broke off at step"): run.finish()
+    assert not (tmp_path/"run"/"result.json").exists()
+    with pytest.raises(DhoError, match="the loss became nan"): distill(run.config, run.folder, "none")
+
+
+def test_seconds_are_those_of_every_lambda(straight, tmp_path):
+    run = Run(preset("digits", method="sho-tuned", epochs=1), tmp_path/"run", "none")
+    run.train()
+    def seconds(file):
+        with safe_open(file, "pt") as f: return json.loads(f.metadata()["state"])["seconds"]
+    assert run.spent + run.trainer.seconds == pytest.approx(sum(map(seconds, run.checkpoints)))
+
+
+def test_a_folder_that_is_removed_meanwhile_stays_a_runs_own(tmp_path):
+    config = preset("digits", epochs=1)
+    run = Run(config, tmp_path/"run", "none")
+    shutil.rmtree(run.folder)
+    run.train()
+    assert not Run(config, run.folder, "none").done
+    shutil.rmtree(run.folder)
+    run.finish()
+    assert Run(config, run.folder, "none").done
+
+
+def test_what_is_called_like_a_checkpoint_may_be_somebodys(tmp_path):
+    run = Run(preset("digits", epochs=1), tmp_path/"run", "none")
+    (run.folder/"checkpoint_mine.safetensors").write_text("mine")
+    run.train()
+    run.finish()
+    assert [p.name for p in run.folder.glob("checkpoint*")] == ["checkpoint_mine.safetensors"]
 
 
 def test_what_cannot_be_is_said_beforehand(tmp_path):
