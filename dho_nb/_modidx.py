@@ -908,6 +908,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'dho_nb.students._finder': ('students.html#_finder', 'dho_nb/students.py'),
                                  'dho_nb.students._open_clip': ('students.html#_open_clip', 'dho_nb/students.py'),
                                  'dho_nb.students._own': ('students.html#_own', 'dho_nb/students.py'),
+                                 'dho_nb.students._sees_all': ('students.html#_sees_all', 'dho_nb/students.py'),
                                  'dho_nb.students._timm': ('students.html#_timm', 'dho_nb/students.py'),
                                  'dho_nb.students._torchvision': ('students.html#_torchvision', 'dho_nb/students.py'),
                                  'dho_nb.students._unprefixed': ('students.html#_unprefixed', 'dho_nb/students.py'),

@@ -103,7 +103,7 @@ class DualHead(nn.Module):
     ):
         super().__init__()
         width = lambda kind: project if project and kind == "zero-shot" else dim
-        self.backbone, self.ce_head = backbone, make_head(ce, width(ce), classes, zeta)
+        self.backbone, self.dim, self.ce_head = backbone, dim, make_head(ce, width(ce), classes, zeta)
         self.kd_head = make_head(kd, width(kd), classes, zeta) if heads == 2 else None
         self.projector = None if not project else nn.Identity() if project == dim else nn.Linear(dim, project)
         self.options = dict(ce_head=ce, kd_head=kd, project=project, zeta=zeta, frozen=frozen)
@@ -172,32 +172,31 @@ def feature_dim(
                    f"{type(module).__name__} returned {shape} for one image of {size} pixels")
 
 # %% ../nbs/05_students.ipynb #c3703cab
-def _timm(name, pretrained, size, args):
+def _timm(name, weights, size, args):
     "A timm model without classifier, with the preprocessing it was made for"
     import timm
     if not timm.is_model(name): raise unknown("timm model", name, timm.list_models())
     fixed = getattr(timm.get_pretrained_cfg(name, allow_unregistered=True), "fixed_input_size", False)
     args = {**args, **({"img_size": size} if size and fixed else {})}
-    module = timm.create_model(name, pretrained=pretrained, num_classes=0, **args)
+    module = timm.create_model(name, pretrained=weights == "pretrained", num_classes=0, **args)
     data = timm.data.resolve_data_config({}, model=module)
     how = data["interpolation"] if data["interpolation"] in ("bicubic", "bilinear", "lanczos", "nearest") else "bicubic"
     return module, Preprocess(size or data["input_size"][-1], tuple(data["mean"]), tuple(data["std"]), how)
 
-def _torchvision(name, pretrained, size, args):
+def _torchvision(name, weights, size, args):
     "A torchvision model with its last linear layer taken off"
     import torchvision
     if name not in torchvision.models.list_models(torchvision.models):
         raise unknown("torchvision model", name, torchvision.models.list_models(torchvision.models))
-    weights = torchvision.models.get_model_weights(name).DEFAULT if pretrained else None
-    if name in ("googlenet", "inception_v3") and not pretrained: args = dict(aux_logits=False, init_weights=False, **args)
-    if name.startswith("vit_") and size and not pretrained: args = dict(image_size=size, **args)
-    module = torchvision.models.get_model(name, weights=weights, **args)
-    eyes = Preprocess(224, interpolation="bilinear")
-    if pretrained:
-        made_for = weights.transforms()
+    pretrained, shifts = weights == "pretrained", name in ("googlenet", "inception_v3")  # two models shift their images to other means by themselves
+    best, eyes = torchvision.models.get_model_weights(name).DEFAULT, Preprocess(224, interpolation="bilinear")
+    if weights:
+        made_for = best.transforms()
         eyes = Preprocess(made_for.crop_size[0], tuple(made_for.mean), tuple(made_for.std), made_for.interpolation.value)
-    if getattr(module, "transform_input", False):  # two models shift their images to other means by themselves
-        module.transform_input, eyes = False, replace(eyes, mean=(.5,)*3, std=(.5,)*3)
+    if shifts and not pretrained: args = dict(aux_logits=False, init_weights=False, **args)
+    if name.startswith("vit_") and not pretrained: args = dict(image_size=size or eyes.size, **args)
+    module = torchvision.models.get_model(name, weights=best if pretrained else None, **args)
+    if shifts and (weights or module.transform_input): module.transform_input, eyes = False, replace(eyes, mean=(.5,)*3, std=(.5,)*3)
     if getattr(module, "aux_logits", False): module.aux_logits, module.AuxLogits = False, None
     last = [n for n, m in module.named_modules() if isinstance(m, nn.Linear)][-1]
     parent, _, leaf = last.rpartition(".")
@@ -205,15 +204,15 @@ def _torchvision(name, pretrained, size, args):
     return module, replace(eyes, size=size or eyes.size)
 
 # %% ../nbs/05_students.ipynb #f0d6874f
-def _open_clip(name, pretrained, size, args):
+def _open_clip(name, weights, size, args):
     "The image tower of an open_clip model"
     import open_clip
-    spec = f"{name}/random" if name in open_clip.list_models() and not pretrained else name
+    spec = f"{name}/random" if name in open_clip.list_models() and weights != "pretrained" else name
     try: teacher = load_teacher(spec, seed=torch.initial_seed(), size=size, **args)
     except DhoError as e: raise DhoError(f"{e}{f'; or size={size} is none that it can be given: leave it at 0' if size else ''}") from e
     return teacher.model.visual.requires_grad_(True), teacher.preprocess
 
-def _own(spec, pretrained, size, args):
+def _own(spec, weights, size, args):
     "A module made by a function named as `package.module:function`"
     where, _, what = spec.partition(":")
     if os.getcwd() not in sys.path: sys.path.insert(0, os.getcwd())
@@ -229,6 +228,7 @@ def build_backbone(
     weights:str="",       # "" for random, "pretrained" for the library's own, or a file
     size:int=0,           # Side in pixels; the model's own if 0
     args:dict|None=None,  # More arguments for the model's constructor
+    whole:bool=True,      # Refuse a size of which the model would not see all
 )->Backbone:
     "A feature extractor by name, or one's own"
     args, pretrained = args or {}, weights == "pretrained"
@@ -237,8 +237,9 @@ def build_backbone(
         elif spec == "tiny" and pretrained:
             raise DhoError("student 'tiny' has no pretrained weights: give student_weights='' or a file")
         elif spec == "tiny": module, preprocess = tiny_cnn(**args), Preprocess(size or 32, (0.5,)*3, (0.5,)*3)
-        else: module, preprocess = _finder(spec)(re.sub("^(timm|torchvision|open_clip):", "", spec), pretrained, size, args)
+        else: module, preprocess = _finder(spec)(re.sub("^(timm|torchvision|open_clip):", "", spec), weights, size, args)
         if not isinstance(module, nn.Module): raise DhoError(f"student {spec!r} made a {type(module).__name__}, not a torch.nn.Module")
+        if size and whole: _sees_all(spec, module, size)
         if weights and not pretrained: load_weights(module, weights)
         return Backbone(module, feature_dim(module, preprocess.size), preprocess)
     except DhoError: raise
@@ -246,6 +247,17 @@ def build_backbone(
         way = "without internet here, download its weights elsewhere and give the file as student_weights"
         hint = way if pretrained else f"size was {size or 'its own'}, arguments were {args}"
         raise DhoError(f"student {spec!r} cannot be built ({reason(e, 300)}); {hint}") from None
+
+def _sees_all(spec, module, size):
+    "Refuse a side that is no multiple of a ViT's patch: what is left over would be cut off unseen"
+    from open_clip.transformer import VisionTransformer
+    from timm.layers import PatchEmbed
+    own = [getattr(m, "pretrained_cfg", None) or {} for m in module.modules()]
+    patches = [m.patch_size[-1] for m in module.modules() if isinstance(m, (PatchEmbed, VisionTransformer)) and not getattr(m, "dynamic_img_pad", False)]
+    for side in patches:
+        if size % side and size not in [s for known in own for s in known.get("input_size") or ()]:
+            raise DhoError(f"student {spec if isinstance(spec, str) else type(spec).__name__} looks at patches of {side} pixels and would not see the last "
+                           f"{size % side} columns and rows of size={size}: give size={side*max(1, round(size/side))}")
 
 def _finder(spec):
     "Which library a spec belongs to"
@@ -282,11 +294,12 @@ def read_weights(
 PREFIXES = ("module.", "model.", "backbone.", "encoder.", "visual.", "_orig_mod.")
 
 def _unprefixed(found, wanted):
-    "Take a wrapper's prefix off the names when more of them are then known"
-    for prefix in PREFIXES:
-        bare = {k.removeprefix(prefix): v for k, v in found.items()}
-        if len(wanted.keys() & bare.keys()) > len(wanted.keys() & found.keys()): return _unprefixed(bare, wanted)
-    return found
+    "The names without those wrappers' prefixes, one or several, after which most of them are known"
+    ways = [found]
+    for way in ways:
+        bare = [{k.removeprefix(prefix): v for k, v in way.items()} for prefix in PREFIXES]
+        ways += [b for b in bare if all(b.keys() != w.keys() for w in ways)]
+    return max(ways, key=lambda way: len(wanted.keys() & way.keys()))
 
 def load_weights(
     module:nn.Module,  # A backbone; changed in place
@@ -296,7 +309,11 @@ def load_weights(
     wanted = {k: v for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
     found = _unprefixed({k: v for k, v in read_weights(file).items() if not k.endswith("num_batches_tracked")}, wanted)
     kind = lambda names: [k.rpartition(".")[2] for k in names]
-    if not wanted.keys() & found.keys() and kind(found)[:len(wanted)] == kind(wanted): found = dict(zip(wanted, found.values()))
+    strange = wanted.keys().isdisjoint(found)
+    if strange and Path(file).suffix == ".safetensors":
+        raise DhoError(f"weights {file} name their tensors otherwise ({', '.join([*found][:2])} …) than the student ({', '.join([*wanted][:2])} …), and a .safetensors file "
+                       "keeps no order to take them in: rename them, or save them as .npz in the order of the model that they come from")
+    if strange and kind(found)[:len(wanted)] == kind(wanted): found = dict(zip(wanted, found.values()))
     lacking = [k for k in wanted if k not in found]
     unlike = [f"{k} is {tuple(found[k].shape)}, not {tuple(v.shape)}" for k, v in wanted.items()
               if k in found and found[k].shape != v.shape]
@@ -325,11 +342,12 @@ def build_student(
     project:int=0,          # Width of the teacher's embeddings for feature distillation; 0 for none
     zeta:float=0.01,        # Temperature ζ of the heads that have one
     frozen:bool=False,      # Only the heads learn
+    whole:bool=True,        # As for `build_backbone`
 )->Student:
     "A backbone by name under its heads"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "student"))
-        module, dim, preprocess = build_backbone(spec, weights, size, args)
+        module, dim, preprocess = build_backbone(spec, weights, size, args, whole)
         torch.manual_seed(derive_seed(seed, "heads"))
         return Student(DualHead(module, dim, classes, heads, ce_head, kd_head, project, zeta, frozen), preprocess)
 
@@ -414,6 +432,6 @@ def load_student(
     eyes = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["preprocess"].items()}
     spec = _architecture(facts["spec"]) if backbone is None else backbone
     options = {k: facts[k] for k in ("ce_head", "kd_head", "project", "zeta", "frozen") if k in facts}
-    made = build_student(spec, len(facts["classes"]), facts["heads"], size=eyes["size"], args=facts.get("args"), **options)
+    made = build_student(spec, len(facts["classes"]), facts["heads"], size=eyes["size"], args=facts.get("args"), whole=False, **options)
     made.model.load_state_dict(load_file(file))
     return Student(made.model.eval(), Preprocess(**eyes)), facts
