@@ -123,7 +123,7 @@ def collect_features(
     "What the backbone makes of the centred square of each image"
     seen = over_images(student, student.model.encode, source, rows, device, precision, workers, mode, "features")
     found = [features.float().cpu() for features in seen]
-    return torch.cat(found) if found else torch.zeros(0, student.model.ce_head.in_features)
+    return torch.cat(found) if found else torch.zeros(0, student.model.dim)
 
 # %% ../nbs/09_diagnostics.ipynb #feb3a62e
 _PIECE = 2**16  # Features at a time

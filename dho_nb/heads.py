@@ -124,8 +124,10 @@ def mixture_head(
     rounds:int=10,            # Of means and shares
     smoothing:int=5,          # Of the shares, in every round
     block:int=65536,          # Images at a time
-)->torch.Tensor:              # [N, C] logits of every image of the pool, as if it had no label
-    "What the pool's clusters say (TransCLIP, with an exact neighbourhood and a shared diagonal covariance)"
+)->torch.Tensor:              # [N, C] logits of every image of the pool, the labelled ones' own labels not put in
+    """What the pool's clusters say (TransCLIP, with an exact neighbourhood and a shared diagonal covariance).
+
+    A labelled image's label is not its answer, but it is in its class's mean and in its neighbours' shares: to judge by an image, leave it out of `labelled`."""
     mixing = _Mixing(embeddings, text, zeta, labelled, labels, weight, trust, near or neighbours(embeddings), block)
     for turn in range(rounds):
         fitted = mixing.fit() if turn else mixing.begin()
@@ -273,4 +275,4 @@ def _held_out(head, pool, text, zeta, labelled, labels, near, turn):
 
 def _score(logits, labels):
     t = temperature(logits, labels)
-    return dict(accuracy=(logits.argmax(1) == labels).double().mean().item(), nll=F.cross_entropy(logits/t, labels).item(), temperature=t)
+    return dict(accuracy=(logits.argmax(1) == labels).sum().item()/len(labels), nll=F.cross_entropy(logits/t, labels).item(), temperature=t)

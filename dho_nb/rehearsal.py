@@ -157,7 +157,7 @@ def workload(
     known = min(config.shots*classes, given) if config.shots else round((config.fraction or 1)*given)
     others = counts["train"] - (0 if config.include_labelled else known)
     labelled, unlabelled = m.labelled, m.unlabelled and config.unlabelled
-    steps = -(-others//config.batch_unlabelled) if unlabelled and others else -(-known//config.batch_labelled)
+    steps = -(-others//config.batch_unlabelled) if others else -(-known//config.batch_labelled)
     steps *= sum(s.recipe.epochs for s in stages_of(config))
     seen = steps*(labelled*min(config.batch_labelled, known)) + unlabelled*others*sum(s.recipe.epochs for s in stages_of(config))
     scored = sum(counts.values()) if config.predict == "all" else counts["val"] + counts["test"]

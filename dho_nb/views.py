@@ -277,6 +277,7 @@ class Streams(torch.utils.data.Dataset):
         store=None,                    # (rows, views) to stored embeddings [N, D], instead of a live teacher
         share:tuple[int, int]=(0, 1),  # Which part of each batch, of how many: one for each process that trains
     ):
+        if not any(use): raise DhoError("nothing to train on: the method learns from unlabelled images only, and they are left out: give unlabelled=True")
         if not len(labelled)*use[0] + len(unlabelled)*use[1]:
             asked = " and ".join(n for n, u in zip(("labelled", "unlabelled"), use) if u)
             raise DhoError(f"nothing to train on: the method looks at {asked} images, and there are none")
