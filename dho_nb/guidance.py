@@ -103,13 +103,13 @@ def prepare(self:Guidance,
     part:tuple[int, int]=(1, 1),  # Which part of the work, to split it over machines
 )->dict:                  # What was done, for people
     "Have everything at hand that training asks for"
-    method, began = get_method(self.config.method), time.time()
+    method, began = get_method(self.config.method), time.monotonic()
     if not method.teacher: return {}
     if self.live: return {"teacher": f"{self.load().name}, looking live"}
     if self.own: return {"teacher": f"embeddings made elsewhere, {len(self.lookup.store.images)} images, {self._speaker()}"}
     do = lambda wanted, views: self.lookup.embed(wanted, views, self.root, self.load, self.workers, self.mode, part)
     made = do(train, range(self.cycle)) + do(scored, [STILL])
-    took = f" ({made} computed now, in {time.time() - began:.0f} s)" if made else " (all there already)"
+    took = f" ({made} computed now, in {time.monotonic() - began:.0f} s)" if made else " (all there already)"
     return {"teacher": f"{self.config.teacher}, {self.cycle} stored views of {len(train)} images{took}"}
 
 @patch

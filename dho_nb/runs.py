@@ -224,12 +224,12 @@ def prepare(self:Run)->pd.Series:
     "Have at hand what training asks for: the teacher's embeddings, the decoded pictures"
     if self.done or self.made: return pd.Series(self.made, name=self.name, dtype=object)
     test, val = rows(self.manifest, "test", labelled=True), self.val_rows
-    made, began = self.guidance.prepare(rows(self.manifest, "train"), np.union1d(test, val)), time.time()
+    made, began = self.guidance.prepare(rows(self.manifest, "train"), np.union1d(test, val)), time.monotonic()
     if self.pixels:
         count = len(self.pixels.missing()) or not (self.pixels.rows >= 0).all()
         self.pixels.build(self.workers if self.settings.workers >= 0 or len(self.manifest) < 2000 else min(8, os.cpu_count() or 1), self.mode)
         where = " on the GPU" if self.pixels.to_device(self.device) else ""
-        took = f"decoded now, in {time.time() - began:.0f} s" if count else "all there already"
+        took = f"decoded now, in {time.monotonic() - began:.0f} s" if count else "all there already"
         made["pixels"] = f"{len(self.manifest)} pictures at {self.pixels.side} px, {self.pixels.bytes/1e6:.0f} MB{where} ({took})"
     else: made["pixels"] = "decoded from files, batch by batch"
     self.made = made
@@ -353,8 +353,8 @@ def judged(self:Run)->Judged:
     "What the pool's structure says about the training images, from the embeddings that are there already"
     if "_judged" not in vars(self):
         self.prepare()
-        began, self._judged = time.time(), self.guidance.judged(rows(self.manifest, "train"), self.subset.rows)
-        self.made["pool"] = f"{self._judged.chosen} head, in {time.time() - began:.1f} s"
+        began, self._judged = time.monotonic(), self.guidance.judged(rows(self.manifest, "train"), self.subset.rows)
+        self.made["pool"] = f"{self._judged.chosen} head, in {time.monotonic() - began:.1f} s"
     return self._judged
 
 @patch
