@@ -748,6 +748,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'dho_nb.reports': { 'dho_nb.reports.ResultTable': ('reports.html#resulttable', 'dho_nb/reports.py'),
                                 'dho_nb.reports.ResultTable.__init__': ('reports.html#resulttable.__init__', 'dho_nb/reports.py'),
                                 'dho_nb.reports.ResultTable.__repr__': ('reports.html#resulttable.__repr__', 'dho_nb/reports.py'),
+                                'dho_nb.reports.ResultTable._dressed': ('reports.html#resulttable._dressed', 'dho_nb/reports.py'),
                                 'dho_nb.reports.ResultTable._lines': ('reports.html#resulttable._lines', 'dho_nb/reports.py'),
                                 'dho_nb.reports.ResultTable._repr_html_': ('reports.html#resulttable._repr_html_', 'dho_nb/reports.py'),
                                 'dho_nb.reports.ResultTable._repr_markdown_': ( 'reports.html#resulttable._repr_markdown_',
