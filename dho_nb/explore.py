@@ -99,10 +99,12 @@ def changes(self:Explorer)->pd.DataFrame:  # As from `label_changes`
 @patch
 def png(self:Explorer)->bytes:
     "The picture at the present place"
-    if self.canvas is None: self._paper()
-    self._place(); self._line(); self._gallery()
+    from matplotlib import rc_context
     file = io.BytesIO()
-    self.canvas.savefig(file, format="png", dpi=80)
+    with rc_context({"text.parse_math": False}):
+        if self.canvas is None: self._paper()
+        self._place(); self._line(); self._gallery()
+        self.canvas.savefig(file, format="png", dpi=80)
     self.canvas.set_layout_engine("none")
     return file.getvalue()
 

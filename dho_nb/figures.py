@@ -38,8 +38,15 @@ def style():
     settings = {"axes.prop_cycle": plt.cycler(color=COLOURS), "axes.spines.top": False, "axes.spines.right": False,
                 "grid.color": "#e4e4e4", "grid.linewidth": .6, "axes.axisbelow": True, "axes.titlesize": 10, "axes.labelsize": 9, "xtick.labelsize": 8,
                 "ytick.labelsize": 8, "legend.fontsize": 8, "legend.frameon": False, "lines.markersize": 5, "errorbar.capsize": 2,
-                "pdf.fonttype": 42, "svg.hashsalt": "dho_nb", "figure.facecolor": "white"}
+                "pdf.fonttype": 42, "svg.hashsalt": "dho_nb", "figure.facecolor": "white", "text.parse_math": False}
     with plt.rc_context(settings): yield
+
+def _legend(figure, handles, names):
+    "A legend below a figure, which grows by its lines; in as many columns as fit"
+    inches = lambda n: sum(.6 + .068*max(map(len, part)) for part in np.array_split(np.array(names), n))
+    columns = next((n for n in range(len(names), 1, -1) if inches(n) < figure.get_figwidth()), 1)
+    figure.set_figheight(figure.get_figheight() + .17*(-(-len(names)//columns) - 1))
+    figure.legend(handles, names, loc="outside lower center", ncols=columns)
 
 # %% ../nbs/12c_figures.ipynb #ba3a2ae3
 def plot_bars(
@@ -49,6 +56,7 @@ def plot_bars(
 ):                       # A matplotlib figure
     "Accuracy of each method in one setting, and the zero-shot teacher's as a line"
     from matplotlib import pyplot as plt
+    frame = once(frame, axes_of(frame))
     uniform(frame, axes_of(frame), [rows, "seed"])
     by = 100*frame.groupby(rows, sort=False)["accuracy"].agg(["mean", "std"])
     with style():
@@ -56,6 +64,7 @@ def plot_bars(
         axis.bar(by.index, by["mean"], yerr=None if by["std"].isna().all() else by["std"].fillna(0), color=[looks(by.index)[m]["color"] for m in by.index])
         for level in 100*zero_shot_of(frame).drop_duplicates(): axis.axhline(level, color="#555555", ls="--", lw=1, label="teacher, zero-shot")
         axis.set(ylabel="test accuracy, %", ylim=(0, 100), title=title or f"{frame['dataset'].iloc[0]}, {frame['labels'].iloc[0]}, {frame['seed'].nunique()} seed(s)")
+        if max(map(len, by.index)) > 9: plt.setp(axis.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
         if axis.get_legend_handles_labels()[0]: figure.legend(loc="outside lower right")
     plt.close(figure)
     return figure
@@ -98,14 +107,14 @@ def plot_shots(
     with style():
         columns = min(4, len(parts))
         lines = -(-len(parts)//columns)
-        figure, axes = plt.subplots(lines, columns, figsize=(.6 + 3.6*columns, 3.3*lines + .5), squeeze=False, sharey=panels == "student", layout="constrained")
+        figure, axes = plt.subplots(lines, columns, figsize=(.6 + 3.6*columns, 3.3*lines + .7), squeeze=False, sharey=panels == "student", layout="constrained")
         zero = {title: 100*zero_shot_of(part).groupby(level=0).mean().mean() for title, part in parts.items()}
         if "average" in parts: zero["average"] = np.mean([zero[t] for t in parts if t != "average"])
         for axis, (title, part) in zip(axes.flat, parts.items()): _shots(axis, part, rows, names, free, zero[title]); axis.set_title(title)
         for axis in axes[:, 0]: axis.set_ylabel("test accuracy, %")
         for axis in axes.flat[len(parts):]: axis.set_visible(False)
         known = {l: h for a in axes.flat for h, l in zip(*a.get_legend_handles_labels())}
-        figure.legend(known.values(), known, loc="outside lower center", ncols=min(6, len(known)))
+        _legend(figure, list(known.values()), list(known))
     plt.close(figure)
     return figure
 
@@ -139,11 +148,13 @@ def plot_conflicts(
     found = conflicts(*places, labels=labels)
     if not len(found): raise DhoError("no run has kept an account of its gradients: run some with conflict=True")
     axes = [a for a in found if a not in ("identity", "step", *CONFLICT)]
-    by = ([a for a in axes if a != "seed" and found[a].nunique() > 1] or axes[:1]) if by is None else [by] if isinstance(by, str) else list(by)
+    if by is None: by = [a for a in axes if a not in ("seed", "method") and found[a].nunique() > 1] + ["method"]*("method" in axes) or axes[:1]
+    by = [by] if isinstance(by, str) else list(by)
     histories = {", ".join(map(str, key)): part.groupby("step")[list(CONFLICT)].mean() for key, part in found.groupby(by, sort=False)}
     ends = [tuple(key.rsplit(", ", 1)) if by[-1] == "method" and ", " in key else ("", key) for key in histories]
     dashes = dict(zip(dict.fromkeys(rest for rest, _ in ends), cycle(["-", "--", ":", "-."])))
-    with style(): return plot_conflict(histories, title, [dict(color=looks([last])[last]["color"], ls=dashes[rest]) for rest, last in ends])
+    own = looks([last for _, last in ends])
+    with style(): return plot_conflict(histories, title, [dict(color=own[last]["color"], ls=dashes[rest]) for rest, last in ends])
 
 def plot_surfaces(
     *places,          # As for `load`
@@ -173,15 +184,15 @@ def plot_agreements(
     from matplotlib.patches import Patch
     if panels is None: panels = next((p for p in ("dataset", "student") if p in frame and frame[p].nunique() > 1), "")
     two, axis_of = frame[frame["method"] == method], label_axis(frame)
-    two = two.dropna(subset="agreement_both_right") if "agreement_both_right" in two else two.iloc[:0]
+    two = once(two.dropna(subset="agreement_both_right"), axes_of(frame)) if "agreement_both_right" in two else two.iloc[:0]
     if not len(two): raise DhoError(f"no run of {method} says how its heads agree: name a method of two heads that are combined")
     parts = dict(tuple(two.groupby(panels, sort=False))) if panels else {method: two}
     with style():
         most = max(p[axis_of].nunique() for p in parts.values())
         figure, axes = plt.subplots(1, len(parts), figsize=(2.4 + 4*len(parts), 1 + .34*most), squeeze=False, layout="constrained")
         for ax, (title, part) in zip(axes[0], parts.items()): _agreed(ax, part, axis_of, title)
-        shown = [*axes[0, 0].get_legend_handles_labels()[0], Patch(fc="#bbbbbb", hatch="////", ec="white", lw=0, label="left wrong by both together")]
-        figure.legend(handles=shown, loc="outside lower center", ncols=5)
+        shown = [*axes[0, 0].get_legend_handles_labels()[0], Patch(fc="#bbbbbb", hatch="////", ec="white", lw=0)]
+        _legend(figure, shown, [*_GROUPS, "left wrong by both together"])
     plt.close(figure)
     return figure
 
