@@ -197,8 +197,10 @@ def _report(args):
     "A sweep as one page"
     from dho_nb.page import MADE_BY, html_report
     places, _, _ = _found(args)
-    if args.out and Path(args.out).exists() and MADE_BY not in Path(args.out).read_text(encoding="utf-8", errors="replace"): raise _there_already(args.out)
-    file = html_report(places, args.out or places[0]/"report.html", args.title)
+    file = Path(args.out or places[0]/"report.html")
+    if file.exists() and MADE_BY not in file.read_text(encoding="utf-8", errors="replace"):
+        raise DhoError(f"{file} is there already, and not from dho report: choose another file with --out, or delete it")
+    html_report(places, file, args.title)
     print(f"{file}: open it in a browser; it needs nothing beside it")
 
 def _presets(args):
@@ -284,9 +286,8 @@ def _push(args):
 
 def _shown(run):
     "The figures of a finished run, or why there are none"
-    if not run.result["tested"]:
-        return ("No test images, so nothing is known about the accuracy: keep some labels back with --test 0.2, "
-                "or with a column 'split' in the CSV." + _agreement(run))
+    from dho_nb.reports import UNTESTED
+    if not run.result["tested"]: return UNTESTED + _agreement(run)
     known, head = run.result["teacher_accuracy"], run.result["teacher_head"]
     return run.evaluate().round(4).to_string() + (f"\nteacher, {head}: accuracy {known:.4f}" if known is not None else "")
 
@@ -522,7 +523,7 @@ examples:
 examples:
   the methods of a sweep against the number of labels:
     dho table eurosat --rows student method
-  as the paper has it, for LaTeX; and what DHO gains over each other method:
+  as the paper has it, for LaTeX; and how far each other method is from DHO:
     dho table eurosat --rows student method --form latex
     dho table eurosat --rows student method --against dho
   one line per run, for other tools:
@@ -771,11 +772,14 @@ def main(
     "The command `dho`"
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what failed in the end is our message
     if os.environ.get("RANK", "0") != "0": sys.stdout = open(os.devnull, "w")  # of several processes, the first one speaks
+    for stream in (sys.stdout, sys.stderr):  # a terminal that knows no ± is shown \xb1
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     parser = make_parser()
     try:
         args, rest = parser.parse_known_args(argv)
         if not hasattr(args, "do"): parser.print_help(); return 0
         if rest: raise unknown("option", rest[0], _options(parser, argv or sys.argv[1:]))
+        vars(args).update({k: os.path.expanduser(v) for k, v in vars(args).items() if k in _WRITTEN and isinstance(v, str)})
         return args.do(args) or 0
     except KeyboardInterrupt as e: return _said(e if str(e) else "stopped; the same command goes on from where it was", 130)
     except DhoError as e: return _said(e, 2)
@@ -783,6 +787,8 @@ def main(
     except (OSError, SafetensorError) as e: return _said(f"{e}{_GOES_ON if {*_KEEPS} & {*(argv or sys.argv[1:])[:1]} else ''}", 2)
 
 _GOES_ON, _KEEPS = "; what is finished is kept, the same command goes on from there", ("distill", "run", "sweep", "estimate", "demo", "store", "data")
+
+_WRITTEN = ("out", "runs", "record", "slurm", "store")  # a shell leaves the ~ of --out=~/page.html as it is
 
 def _said(message, code):
     "Say why it ended"

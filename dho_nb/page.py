@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from .figures import plot_agreements, plot_conflicts, plot_reliabilities, plot_shots, plot_surfaces, style
 from .records import axes_of, expected, label_axis, load, ordered, shared_settings
-from .reports import counted, everywhere, gains, gains_table, label_free, results_table
+from .reports import UNTESTED, counted, everywhere, gains, gains_table, label_free, results_table
 from .settings import DhoError, atomic_path
 
 # %% ../nbs/12d_page.ipynb #9504a342
@@ -44,25 +44,31 @@ def _listed_html(table, left=False):
     return f'<div class="wide"><table class="{"left" if left else ""}"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 # %% ../nbs/12d_page.ipynb #cc4d3522
+def _spread(frame, asked):
+    "The methods that look at no labels and are asked for at no more than one number of them"
+    axis = label_axis(frame)
+    often = asked.groupby("method")[axis].nunique() if {"method", axis} <= {*asked} else {}
+    return {m for m in label_free(frame) if not len(often) or often.get(m, 0) < 2}
+
 def _accuracy_part(frame, asked):
     "A table for each dataset, student or whatever else varies, and the figure"
+    if not frame["tested"].any(): return f"<p>{escape(UNTESTED)}</p>"
     axis = label_axis(frame)
     rest = [a for a in axes_of(frame) if a not in ("method", "seed", axis) and frame[a].nunique() > 1]
     parts = frame.groupby(rest, sort=False) if rest else [((), frame)]
-    said = []
-    free = label_free(frame)
+    said, free = [], _spread(frame, asked)
     for key, part in parts:
         here = asked[np.logical_and.reduce([asked[c] == k for c, k in zip(rest, key) if c in asked] or [np.ones(len(asked), bool)])]
         here = everywhere(here, free, axis) if {"method", axis} <= {*here} else None
-        table = results_table(everywhere(part, axis=axis), columns=axis, expected=here, teacher=True)
+        table = results_table(everywhere(part, free, axis), columns=axis, expected=here, teacher=True)
         said.append(f"<h3>{escape(', '.join(key))}</h3>" * bool(key) + f'<div class="wide">{table._repr_html_()}</div>')
     caption = "Accuracy against labelled images per class; bars: standard deviation over seeds"
-    return "".join(said) + _tried(lambda: _image(plot_shots(frame, *rest[:1]), caption))
+    return "".join(said) + _tried(lambda: _image(plot_shots(frame[frame["tested"] > 0], *rest[:1]), caption))
 
-def _luck_part(frame, ours):
+def _luck_part(frame, ours, asked):
     "What one method gains over the others"
     if ours not in set(frame["method"]) or frame["method"].nunique() < 2: return ""
-    found = gains(everywhere(frame), ours)
+    found = gains(everywhere(frame, _spread(frame, asked)), ours)
     if not len(found): return ""
     alone = " No pair shares more than one seed, so that the intervals say nothing about seeds."*int(found["seeds"].max() < 2)
     return (f"<p>What {escape(ours)} gains over each other method, in percentage points, with the 95 % interval of a paired bootstrap "
@@ -71,21 +77,29 @@ def _luck_part(frame, ours):
 def _tried(make):
     "A part of the page, or why it cannot be made"
     try: return make()
-    except DhoError as e: return f'<p class="bad">{escape(str(e))}</p>'
+    except DhoError as e: said = str(e)
+    for words, way in _ADVICE.items(): said = re.sub(words, way, said, flags=re.DOTALL)
+    return f'<p class="bad">{escape(said)}</p>'
+
+_ADVICE = {": make it a row.*": ": dho table with --rows or --columns tells them apart", "; leave one out, or give load.*": "; leave one of their folders out"}
 
 # %% ../nbs/12d_page.ipynb #86bb7a8c
 def _heads_part(frame, places, labels):
     "What the two heads know, where their gradients and their weights lie"
     two = frame[(frame.get("method_value", frame["method"]) == "dho")]
-    known, caption = "agreement_both_right" in two and len(two), "Which head is right where, on the test images"
+    known, caption = "agreement_both_right" in two and two["agreement_both_right"].notna().any(), "Which head is right where, on the test images"
     said = _tried(lambda: _image(plot_agreements(two, two["method"].iloc[0]), caption)) if known else ""
     watched = frame["watched"].astype(bool).any() if len(frame) else False
     if watched or any((Path(p).expanduser()/"conflict.csv").exists() for p in places):
         said += _tried(lambda: _image(plot_conflicts(*places, labels=labels), "How the gradients of labels and teacher agree"))
     for caption, made in (("surface", plot_surfaces), ("reliability", plot_reliabilities)):
-        figures = list(made(*places, labels=labels).items())
-        said += f'<div class="many">{"".join(_image(f, f"{name}: {caption}") for name, f in figures[:6])}</div>'
+        said += _many([_image(f, f"{name}: {caption}") for name, f in made(*places, labels=labels).items()])
     return said
+
+def _many(images, most=6):
+    "Some images side by side, and the others behind a line to be clicked"
+    rest = f"<details><summary>{len(images) - most} more</summary>{_many(images[most:], len(images))}</details>" if len(images) > most else ""
+    return f'<div class="many">{"".join(images[:most])}</div>{rest}' if images else ""
 
 def _missing_part(asked, frame):
     "Runs that are asked for and not there, and folders that were left out"
@@ -109,9 +123,9 @@ def html_report(
     frame, asked, shared = load(*places, labels=labels), expected(*places), shared_settings(*places)
     if not len(frame): raise DhoError(f"no run in {', '.join(map(str, places))} is finished: a report needs one at least")
     title = title or ", ".join(filter(None, dict.fromkeys(frame["sweep"]))) or Path(places[0]).resolve().name
-    runs = frame[[*axes_of(frame), *(c for c in ("accuracy", "ce_accuracy", "kd_accuracy", "ece", "alpha", "beta", "seconds", "run") if c in frame)]]
+    runs = frame[[*axes_of(frame), *(c for c in ("accuracy", "ce_accuracy", "kd_accuracy", "ece", "alpha", "beta", "seconds", "run") if c in frame)]].dropna(axis=1, how="all")
     settings = pd.DataFrame([(k, str(v)) for k, v in shared.items()], columns=["setting", "value"])
-    parts = {"Accuracy": _tried(lambda: _accuracy_part(frame, asked)), "Is it more than luck?": _tried(lambda: _luck_part(frame, ours)),
+    parts = {"Accuracy": _tried(lambda: _accuracy_part(frame, asked)), "Is it more than luck?": _tried(lambda: _luck_part(frame, ours, asked)),
              "Heads": _heads_part(frame, places, labels), "Not there": _missing_part(asked, frame),
              "Settings": _listed_html(settings, True) if len(settings) else "",
              "Runs": f"<details><summary>all {len(runs)}</summary>{_listed_html(runs.round(4))}</details>"}

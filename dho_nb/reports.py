@@ -57,7 +57,8 @@ def _bits(part, average=()):
 
 def _compared(mine, other, average=(), draws=2000):
     "Gain, low, high, seeds of one group of runs over another; None where they share no seed or lack their bits"
-    if "right" not in mine or any(r is None or isinstance(r, float) for part in (mine, other) for r in part["right"]): return None
+    lacks = lambda part: "right" not in part or not part["tested"].all() or any(r is None or isinstance(r, float) for r in part["right"])
+    if lacks(mine) or lacks(other): return None
     (a, of_a), (b, of_b) = _bits(mine, average), _bits(other, average)
     both = [s for s in a if s in b]
     if not both: return None

@@ -196,7 +196,7 @@ def atomic_path(
     path:str|Path,  # Where the file shall be
 ):                  # Yields a temporary path with the same suffix, in the same folder
     "Write to the yielded path; when the block ends without error it takes the place of `path`"
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{path.name}")
     try:

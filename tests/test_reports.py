@@ -285,10 +285,52 @@ def test_a_page_is_whole_and_refers_to_nothing_outside_it(sweep, tmp_path):
 
 def test_a_page_is_made_again_and_nobody_elses_is_replaced(sweep, tmp_path, dho):
     for _ in range(2): assert dho("report", sweep, "--out", tmp_path/"page.html")[0] == 0
-    for verb, option, file in (("report", "--out", "mine.html"), ("table", "--runs", "mine.csv")):
+    for verb, option, file in (("report", "--out", "mine.html"), ("table", "--runs", "mine.csv"), ("report", "--title", "small/report.html")):
         (tmp_path/file).write_text("my own, about dho_nb")
         code, out, err = dho(verb, sweep, option, tmp_path/file)
         assert code == 2 and "is there already" in err and (tmp_path/file).read_text() == "my own, about dho_nb"
+
+
+def test_a_home_is_found_before_it_is_looked_at(sweep, tmp_path, dho):
+    (tmp_path/"mine.html").write_text("my own")
+    code, out, err = dho("report", sweep, "--out=~/mine.html", HOME=str(tmp_path), USERPROFILE=str(tmp_path))
+    assert code == 2 and "mine.html is there already" in err and (tmp_path/"mine.html").read_text() == "my own"
+    code, out, err = dho("table", sweep, "--runs=~/runs.csv", HOME=str(tmp_path), USERPROFILE=str(tmp_path), PYTHONIOENCODING="ascii")
+    assert code == 0 and (tmp_path/"runs.csv").exists() and not (tmp_path/"~").exists()
+
+
+def relabelled(sweep, rename, axes=("method", "shots", "seed")):
+    "The sweep, as one whose runs have other labels"
+    plan = read_json(sweep/"sweep.json")
+    write_json(sweep/"sweep.json", dict(plan, axes=list(axes), cells=[dict(c, labels=rename(c["labels"])) for c in plan["cells"]]))
+    return sweep
+
+
+def test_a_method_without_labels_that_stands_at_every_amount_keeps_the_pages_tables(sweep, tmp_path):
+    relabelled(sweep, lambda l: dict(method=l["method"], shots=l["amount"][0], seed=l["seed"]))
+    for run in [p for p in sweep.iterdir() if p.name.startswith("ce")]:
+        for file, keys in (("result.json", ()), ("run.json", ("config",))):
+            found = held = read_json(run/file)
+            for k in keys: held = held[k]
+            held["method"] = "kd"
+            write_json(run/file, found)
+    relabelled(sweep, lambda l: {**l, "method": l["method"].replace("ce", "kd")})
+    text = html_report(sweep, tmp_path/"page.html").read_text()
+    frame = records.load(sweep)
+    assert reports.label_free(frame) == {"kd"} and len(reports.everywhere(frame)) == len(frame)
+    assert "bad" not in [w for w in text.split('"')] and text.count("<th>kd</th>") == 1 and "(1/2)" in text
+
+
+def test_a_page_without_test_images_says_so_and_has_no_empty_parts(sweep, tmp_path, dho):
+    frame = records.load(sweep)
+    for run in [p for p in sweep.iterdir() if p.is_dir()]:
+        result = read_json(run/"result.json")
+        write_json(run/"result.json", {k: None if "accuracy" in k or k.startswith("agreement") else v for k, v in dict(result, tested=0).items()})
+        said = pd.read_csv(run/"predictions.csv")
+        said.assign(split=said["split"].replace("test", "")).to_csv(run/"predictions.csv", index=False)
+    text = html_report(sweep, tmp_path/"page.html").read_text()
+    assert reports.UNTESTED.split(":")[0] in text and "<div class=\"many\"></div>" not in text and 'class="bad"' not in text and len(frame) == 7
+    assert reports.UNTESTED in dho("table", sweep)[1]
 
 
 def test_figures_are_written_in_three_forms_and_are_repeatable(sweep, tmp_path):
