@@ -308,7 +308,7 @@ WHAT = {"model.safetensors": "the student, with everything needed to use it",
 
 EXPORTED = {"model.onnx": "pixels in, probabilities out, for any runtime of ONNX", "model-int8.onnx": "the same in 8 bits",
             "model.pt2": "the same for torch.export.load", "model.safetensors": "the student, for this library",
-            "predict_onnx.py": "ten lines that ask it: python predict_onnx.py model.onnx photo.jpg",
+            "predict_onnx.py": "a short script that asks it: python predict_onnx.py model.onnx photo.jpg",
             "README.md": "the model card", "export.json": "what was checked and measured"}
 
 def _left(folder, names=WHAT):

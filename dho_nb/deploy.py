@@ -321,12 +321,13 @@ def torch_answer(
 # %% ../nbs/13_deploy.ipynb #64708a28
 def onnx_session(
     file:str|Path,  # A .onnx
+    threads:int=0,  # That compute; the settings' if 0
 ):                  # An `onnxruntime.InferenceSession`
     "An ONNX file in onnxruntime on the CPU"
     needs("onnx", "onnxruntime")
     import onnxruntime
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = load_settings().threads, 3
+    options.intra_op_num_threads, options.log_severity_level = threads or load_settings().threads, 3
     try: return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as e: raise DhoError(f"{file} cannot be read by onnxruntime ({reason(e)})") from None
 
@@ -359,7 +360,7 @@ def see(
     item,              # A path or a PIL image
     eyes:Preprocess,   # The model's
 )->np.ndarray:         # [S, S, 3] uint8
-    "The centred square of one picture, as training saw it; one that cannot be decoded is an error"
+    "The centred square of one picture, a file's as training saw it; one that cannot be decoded is an error"
     if isinstance(item, Image.Image):
         picture = to_rgb(ImageOps.exif_transpose(item))
         picture.info["whole"] = picture.size

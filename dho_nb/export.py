@@ -127,6 +127,11 @@ def own_sample(
     if 0 < most < len(files): files = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, most).astype(int))]
     return Sample(files, np.full(len(files), -1), "images given by hand")
 
+def _unread(pictures, way):
+    "Why there is nothing to look at"
+    if not pictures.files: return DhoError(f"there are no {pictures.source}: {way}")
+    return DhoError(f"none of the {len(pictures.files)} {pictures.source} can be read: {way.replace('give', 'give other', 1)}")
+
 def batches(
     pictures:Sample,   # Which
     eyes:Preprocess,   # The model's
@@ -165,7 +170,7 @@ def largest_difference(
             said, true = answer(part), reference(student, facts, part)
             found.append(max(float(np.abs(a - b).max()) for a, b in zip(said, true, strict=True)))
         found.append(len(pixels))
-    if not found: raise DhoError(f"none of the {len(pictures.files)} {pictures.source} can be read: give others with images")
+    if not found: raise _unread(pictures, "give pictures with images (--images)")
     return sum(found[2::3]), float(np.max([v for i, v in enumerate(found) if i % 3 < 2]))
 
 # %% ../nbs/13b_export.ipynb #38c58068
@@ -223,7 +228,7 @@ def quantise(
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
     seen = [pixels for pixels, _ in batches(pictures, eyes)]
-    if not seen: raise DhoError(f"none of the {len(pictures.files)} {pictures.source} can be read: give others with calibrate")
+    if not seen: raise _unread(pictures, "give pictures with calibrate (--calibrate)")
     with tempfile.TemporaryDirectory() as place, _quiet():
         ready = Path(place)/"ready.onnx"
         quant_pre_process(str(file), str(ready), skip_symbolic_shape=True)
@@ -241,7 +246,7 @@ def cost(
 )->dict:               # scored, accuracy, accuracy_before (None without labels), same
     "What quantisation costs: accuracy on labelled images, and how often the prediction is the same"
     said = [[*(a(pixels)[0].argmax(-1) for a in (before, after)), labels] for pixels, labels in batches(pictures, eyes)]
-    if not said: raise DhoError(f"none of the {len(pictures.files)} {pictures.source} can be read, so what int8 costs cannot be told: give others with images")
+    if not said: raise _unread(pictures, "give pictures with images (--images), or what int8 costs cannot be told")
     first, then, labels = (np.concatenate(part) for part in zip(*said))
     known = labels >= 0
     right = lambda guess: float((guess == labels)[known].mean()) if known.any() else None
@@ -325,17 +330,26 @@ def _write(student, facts, file, kind, pictures, opset, backbone, begin):
         begin()
     found = dict(megabytes=round(file.stat().st_size/1e6, 3), checked=checked, on=pictures.source, largest_difference=apart)
     if kind != "onnx": return found
-    ours = torch_answer(Fused(student, facts), "cpu")
-    return dict(found, opset=opset, **_speed(answer, eyes.size), torch_ms=round(latency(ours, eyes.size), 3))
+    with _threads():
+        ours = latency(torch_answer(Fused(student, facts), "cpu"), eyes.size)
+        return dict(found, opset=opset, **_speed(answer, eyes.size), torch_ms=round(ours, 3))
+
+@contextmanager
+def _threads():
+    "The number of threads that a model is timed on: that of the settings, or torch's own, which it has for a while"
+    before = torch.get_num_threads()
+    torch.set_num_threads(load_settings().threads or before)
+    try: yield torch.get_num_threads()
+    finally: torch.set_num_threads(before)
 
 def _session_answer(file):
     "An ONNX file as a function of arrays"
-    session = onnx_session(file)
+    with _threads() as count: session = onnx_session(file, count)
     return lambda pixels: session.run(None, {"pixels": pixels})
 
 def _speed(answer, side):
     "Milliseconds in onnxruntime, and on how many threads"
-    return dict(ms=round(latency(answer, side), 3), ms_of_32=round(latency(answer, side, 32, 5), 3), threads=load_settings().threads or os.cpu_count())
+    with _threads() as count: return dict(ms=round(latency(answer, side), 3), ms_of_32=round(latency(answer, side, 32, 5), 3), threads=count)
 
 # %% ../nbs/13b_export.ipynb #79c9c21b
 def _write_int8(student, folder, ranges, pictures):
@@ -403,7 +417,11 @@ def _lines(table, head):
     table = pd.Series(table, name="").to_frame() if isinstance(table, dict) else table
     rows = [[str(i), *("" if v is None or v != v else f"{v:.4g}" if isinstance(v, float) else str(v) for v in row)] for i, row in zip(table.index, table.to_numpy(dtype=object))]
     cells = [[head, *map(str, table.columns)], ["---"]*(1 + table.shape[1]), *rows]
-    return "\n".join("| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in row) + " |" for row in cells)
+    return "\n".join("| " + " | ".join(_plain(c) for c in row) + " |" for row in cells)
+
+def _plain(text):
+    "Text that Markdown leaves as it is"
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 # %% ../nbs/13b_export.ipynb #7e0ae593
 def model_card(
@@ -440,7 +458,7 @@ def _about(facts):
     said = (f"An image classifier for {len(classes)} classes: `{facts.get('spec') or 'an own backbone'}` under {'two heads' if two else 'one head'}. It takes the "
             f"centred square of a picture, resized to {size} × {size} pixels ({facts['preprocess']['interpolation']}), and returns a probability for every class.")
     mixed = f"\n\nIts answer is α · softmax(CE head) + (1 − α) · softmax(KD head / β), with α = {alpha:g} and β = {beta:g}." if two else ""
-    return f"{said}{mixed}\n\nClasses: {', '.join(classes[:50])}{f' … and {len(classes) - 50} more' if len(classes) > 50 else ''}."
+    return f"{said}{mixed}\n\nClasses: {_plain(', '.join(classes[:50]))}{f' … and {len(classes) - 50} more' if len(classes) > 50 else ''}."
 
 def _use(files):
     "How to ask it"
@@ -482,7 +500,7 @@ def _files(files):
     names = {"megabytes": "MB", "largest_difference": "largest difference from PyTorch", "checked": "on pictures", "ms": "ms for one picture", "ms_of_32": "ms each of 32",
              "torch_ms": "ms for one in PyTorch"}
     table = pd.DataFrame({n: {names[k]: v for k, v in f.items() if k in names} for n, f in files.items()}).T
-    threads = next((f" with {f['threads']} threads" for f in files.values() if "threads" in f), "")
+    threads = next((f" with {f['threads']} thread{'s'*(f['threads'] > 1)}" for f in files.values() if "threads" in f), "")
     lost = [_lost(f) for f in files.values() if "same" in f]
     return "\n\n".join([f"## Files\n\n{_lines(table, 'file')}", *lost, f"Times are medians on the CPU that exported it{threads}, in onnxruntime unless said otherwise."])
 

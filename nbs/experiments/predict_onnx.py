@@ -3,9 +3,30 @@ import json, sys, numpy, onnxruntime, PIL.Image, PIL.ImageOps
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 about = json.loads(session.get_modelmeta().custom_metadata_map["dho_nb"])
 side, how = about["preprocess"]["size"], PIL.Image.Resampling[about["preprocess"]["interpolation"].upper()]
+
+def eight_bits(picture):
+    values = numpy.asarray(picture, float)
+    if picture.mode[0] == "F" or values.min() < 0 or values.max() > 65535: raise ValueError("has neither 8 nor 16 bits per channel: convert it first")
+    most = 255 if picture.mode == "I" and values.max() <= 255 else 65535
+    return PIL.Image.fromarray(numpy.uint8(values/most*255 + .5))
+
 def square(file):
-    picture = PIL.Image.open(file); picture.draft("RGB", (2*side, 2*side)); picture = PIL.ImageOps.exif_transpose(picture)
-    if picture.mode[0] in "IF": sys.exit(f"{file} has more than 8 bits per channel: convert it first")
-    if "A" in picture.mode.upper() or "transparency" in picture.info: picture = PIL.Image.alpha_composite(PIL.Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
-    return numpy.asarray(PIL.ImageOps.fit(picture.convert("RGB"), (side, side), how))
-for file in sys.argv[2:]: p = session.run(["probabilities"], {"pixels": square(file)[None]})[0][0]; print(file, about["classes"][p.argmax()], f"{p.max():.6f}", sep="\t")
+    with PIL.Image.open(file) as picture:
+        whole = picture.size
+        picture.draft(None, (2*side, 2*side)); picture.load()
+        if picture.getexif().get(0x0112, 1) in (5, 6, 7, 8): whole = whole[::-1]
+        picture = PIL.ImageOps.exif_transpose(picture)
+    if picture.mode[0] in "IF": picture = eight_bits(picture)
+    if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
+        picture = PIL.Image.alpha_composite(PIL.Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
+    (w, h), across, down = picture.size, min(1, whole[1]/whole[0]), min(1, whole[0]/whole[1])
+    box = ((1 - across)/2*w, (1 - down)/2*h, (1 + across)/2*w, (1 + down)/2*h)
+    return numpy.asarray(picture.convert("RGB").resize((side, side), how, box=box))
+
+wrong = 0
+for file in sys.argv[2:]:
+    try: pixels = square(file)
+    except Exception as e: wrong += 1; print(f"{file} cannot be read: {e}", file=sys.stderr); continue
+    p = session.run(["probabilities"], {"pixels": pixels[None]})[0][0]
+    print(file, about["classes"][p.argmax()], f"{p.max():.6f}", sep="\t")
+if wrong: sys.exit(1)
