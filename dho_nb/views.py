@@ -217,7 +217,7 @@ def show_pairs(
     for line, (name, batch) in zip(axes, both):
         for axis, picture in zip(line, batch): axis.imshow(picture.permute(1, 2, 0).numpy()); axis.set(xticks=[], yticks=[])
         line[0].set_ylabel(f"{name}, {batch.shape[-1]} px")
-    for axis, title in zip(axes[0], titles if titles is not None else []): axis.set_title(title, fontsize=9, parse_math=False)
+    for axis, title in zip(axes[0], titles if titles is not None else []): axis.set_title(title if len(title) < 14 else f"{title[:12]}…", fontsize=9, parse_math=False)
     plt.close(figure)
     return figure
 
