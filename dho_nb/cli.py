@@ -162,7 +162,11 @@ def _status(args):
     found = [args.sweep] if args.sweep else sorted(p.parent for p in load_settings().runs.glob("*/sweep.json"))
     if not found: raise DhoError(f"there is no sweep below {load_settings().runs}: dho sweep GRID begins one")
     for place in found:
-        sweep = open_sweep(place)
+        try: sweep = open_sweep(place)
+        except DhoError as e:
+            if args.sweep: raise
+            print(f"{place}: {e}")
+            continue
         states = sweep.states()
         print(f"{sweep.grid.name}, in {sweep.folder}\n{_standing(states)}")
         print(*(f"  {r.state:11} {r.run}  {progress_of(sweep.folder/r.run)}" for r in states.itertuples() if r.state in ("running", "interrupted")), sep="\n")

@@ -39,6 +39,7 @@ class Run:
         folder:str|Path="",    # Where; a name made from the configuration below the settings' `runs` if empty
         mode:str="auto",       # Progress, as in `Settings.progress`
     ):
+        if "://" in str(folder): raise DhoError(f"a run works in a folder of this machine, not in {folder}: give one, or let a sweep carry its runs there (dho sweep GRID --out URL)")
         self.config, self.settings, self.method = config, load_settings(), get_method(config.method)
         self.team = current_team()
         self.mode = "none" if not self.team.main else self.settings.progress if mode == "auto" else mode
@@ -52,7 +53,7 @@ class Run:
         self.made = {}
         self.files = "" if self.keys is None else fingerprint(self.manifest, self.keys)
         self.identity = identity(config, self.manifest, self.files)
-        self.folder = Path(folder).expanduser() if folder else self.settings.runs/self.name
+        self.folder = Path(folder).expanduser() if folder else self._home()
         if not self.done: self.val_rows, [enough(self.streams(s.method), s.recipe, self.team) for s in self.stages]  # before a folder is made
         self.lock = FileLock(self.folder/".lock", is_singleton=True)
         if self.team.main: self._claim()
@@ -89,6 +90,12 @@ def _claim(self:Run):
         if "heartbeat" not in left.name: left.unlink(missing_ok=True)  # a sweep's beat belongs to the process that watches
     if self.done: return self._tidy()
     self._sign()
+
+@patch
+def _home(self:Run)->Path:
+    "The folder of its name; the same run's under an older name, where the images' folder was called otherwise"
+    named, same = self.settings.runs/self.name, self.settings.runs.glob(f"*-{self.identity[:8]}/run.json")
+    return named if named.exists() else next((p.parent for p in same if read_json(p).get("identity") == self.identity), named)
 
 @patch
 def _sign(self:Run):

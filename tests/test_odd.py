@@ -217,3 +217,18 @@ def test_a_curve_wants_two_sizes():
 def test_a_manifest_without_needed_labels_takes_what_there_is(tree):
     found = open_manifest(str(tree))
     assert labelled_subset(found, 3, needed=False).name == "3-shot" and json.dumps(found.classes) == '["cat", "dog"]'
+
+
+def test_a_run_goes_on_when_its_images_were_moved(tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DHO_RUNS", str(tmp_path/"runs"))
+    first = distill(make_config(dict(OPTIONS, dataset=str(tree), shots=1, method="ce")), mode="none")
+    os.rename(tree, tmp_path/"renamed")
+    again = Run(make_config(dict(OPTIONS, dataset=str(tmp_path/"renamed"), shots=1, method="ce")), mode="none")
+    assert again.folder == first.folder and again.done and again.name != first.folder.name
+
+
+def test_a_run_is_not_put_where_nobody_looks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fails(lambda: Run(make_config(dict(dataset="digits")), "s3://bucket/run"), "a folder of this machine", "dho sweep")
+    assert not any(tmp_path.iterdir())

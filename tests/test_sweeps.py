@@ -379,6 +379,16 @@ def test_status_and_logs(grid, undisturbed, tmp_path, dho):
     assert code == 2 and "no grid or sweep nothing" in err
 
 
+def test_one_broken_plan_does_not_hide_the_other_sweeps(tmp_path, dho):
+    Sweep(make_grid("good", dict(preset="digits"), dict(seed=[0])), tmp_path/"runs"/"good").begin()
+    (tmp_path/"runs"/"bad").mkdir()
+    (tmp_path/"runs"/"bad"/"sweep.json").write_text("{")
+    code, out, err = dho("status")
+    assert code == 0 and "runs/bad: cannot read" in out and "1 runs: 1 pending" in out, out + err
+    code, out, err = dho("status", "bad")
+    assert code == 2 and "cannot read" in err
+
+
 def test_two_nodes_of_a_cluster_and_one_is_lost(grid, undisturbed, tmp_path):
     ray = pytest.importorskip("ray", reason="needs Ray: pip install 'dho_nb[ray]'")
     from ray.cluster_utils import Cluster
