@@ -122,7 +122,7 @@ def read_table(
     except (pd.errors.ParserError, csv.Error) as e: raise DhoError(f"cannot read {file} as CSV: {e}") from None
     if not table.columns.is_unique: raise DhoError(f"{file}, line 1: column names must differ, found {list(table)}")
     table = table.set_axis(table.index + 2).rename_axis("line").apply(lambda column: column.str.strip())
-    if "label" in table: table["label"] = table["label"].str.normalize("NFC")  # é can be spelt in two ways
+    if "label" in table and not text.isascii(): table["label"] = table["label"].str.normalize("NFC")  # é can be spelt in two ways
     return table[(table != "").any(axis=1)]
 
 def _rows_fit(text, split, file):
