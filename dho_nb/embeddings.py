@@ -8,6 +8,7 @@ __all__ = ['STILL', 'ALIASES', 'READERS', 'view_name', 'store_header', 'Store', 
 
 # %% ../nbs/04_embeddings.ipynb #d193cd06
 import importlib.metadata, json, re, textwrap, unicodedata, zipfile
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 import numpy as np
@@ -375,8 +376,10 @@ def _safetensors(file):
 def _parquet(file):
     needs("parquet", "pyarrow")
     table = pd.read_parquet(file)
-    if len(gone := table.columns[table.isna().any()]): raise DhoError(f"{file}: the column {gone[0]} has empty cells")
-    return {c: np.stack(table[c].to_numpy()) if len(table) and np.ndim(table[c].iloc[0]) else table[c].to_numpy() for c in table}
+    vectors = {c for c in table if table[c].map(np.ndim).any()}
+    for c in vectors:
+        if table[c].isna().any(): raise DhoError(f"{file}: {table[c].isna().sum()} cell(s) of the column {c} are empty: leave those rows out")
+    return {c: np.stack(table[c].to_numpy()) if c in vectors else table[c].to_numpy() for c in table}
 
 def _npy(file):
     "An array, with its names in a text file beside it"
@@ -468,9 +471,10 @@ def match_classes(
     exact, alike = {c: i for i, c in enumerate(classes)}, {}
     for i, c in enumerate(classes): alike.setdefault(simple(c), []).append(i)
     found = [[exact[c]] if c in exact else alike.get(simple(c), []) for c in wanted]
+    times = Counter(map(tuple, found))
     for c, rows in zip(wanted, found):
         if not rows: raise unknown("class among the class embeddings:", c, classes)
-        if len(rows) > 1 or found.count(rows) > 1: raise DhoError(f"class {c!r} cannot be told from others among the class embeddings ({', '.join(classes[r] for r in rows)}): name them exactly")
+        if len(rows) > 1 or times[tuple(rows)] > 1: raise DhoError(f"class {c!r} cannot be told from others among the class embeddings ({', '.join(classes[r] for r in rows)}): name them exactly")
     return [rows[0] for rows in found]
 
 def _unnamed(wanted, count):

@@ -253,13 +253,13 @@ def run_one(
     return read_json(folder/"result.json")
 
 def _same(folder, config, identity):
-    "Refuse the folder of another run, before a kernel is started and after; what files hold is told by the identity"
+    "Refuse the folder of another run, before a kernel is started and after"
     from dho_nb.runs import differences
     found = _said(folder/"run.json")
-    known = {**found.get("config", {}), **{k: getattr(config, k) for k in ("student", "student_weights", "teacher")}}
-    if found and (differs := differences(known, config)):
+    if not found or found["identity"] == identity: return
+    if differs := differences(found["config"], config):
         raise DhoError(f"{folder} belongs to another run ({'; '.join(differs)}): choose another folder, or delete this one")
-    if not (identity and found) or found["identity"] == identity: return
+    if not identity: return
     if (folder/"result.json").exists(): os.replace(folder/"result.json", folder/f"result-{found['identity'][:8]}.json")
     raise DhoError(f"{folder.name} is the run {found['identity'][:8]} now: the images, labels or weights of {config.dataset} were changed while the sweep "
                    "was at work. Bring them back and delete that folder, or begin another sweep with them as they are")
