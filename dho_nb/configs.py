@@ -289,7 +289,7 @@ def _teacher_of(config):
 
 def _student_of(spec):
     "What a student by open_clip depends on: its name, or what its folder or file holds"
-    local = Path(spec.removeprefix("local-dir:")).expanduser().is_dir() or Path(spec.partition("/")[2] or "/").expanduser().is_file()
+    local = Path(spec.removeprefix("local-dir:")).expanduser().joinpath("open_clip_config.json").is_file() or Path(spec.partition("/")[2] or "/").expanduser().is_file()
     return teacher_identity(spec) if local else spec
 
 def weights_file_hash(

@@ -527,9 +527,10 @@ def _image_rows(held, root, file):
     if "paths" not in held: raise DhoError(f"{file} does not say which row is which image: add 'paths', a list with a path per row")
     if rows.ndim != 2 or len(rows) != len(held["paths"]):
         raise DhoError(f"{file}: embeddings of shape {rows.shape} for {len(held['paths'])} paths; expected [{len(held['paths'])}, D]")
-    first = pd.Series(_below(root, held["paths"])).drop_duplicates()
+    names = _below(root, held["paths"])
+    first = pd.Series(names).drop_duplicates()
     place = {path: k for k, path in first.items()}
-    twice = [path for k, path in enumerate(_below(root, held["paths"])) if place[path] != k and not np.array_equal(rows[k], rows[place[path]])]
+    twice = [path for k, path in enumerate(names) if place[path] != k and not np.array_equal(rows[k], rows[place[path]])]
     if twice: raise DhoError(f"{file}: {len(twice)} path(s) occur more than once with different embeddings, e.g. {twice[0]}: keep one row each")
     held["paths"] = [held["paths"][k] for k in first.index]
     return _unit(rows[first.index], held["paths"], file)

@@ -203,7 +203,7 @@ def image_paths(
     found = pictures_below(root)
     for path in found:
         if not path.isascii() and path != path.encode("utf-8", "replace").decode(): raise DhoError(f"file name {path!r} below {root} is not valid UTF-8: rename it")
-        if "\\" in path or path != path.strip() or not path.isprintable() and any(ord(c) < 32 for c in path):
+        if "\\" in path or path != path.strip() or len(path.splitlines()) > 1:
             raise DhoError(f"file name {path!r} below {root} cannot be written into a table: rename it without backslash, line break, or blank at its ends")
     return found
 

@@ -77,11 +77,7 @@ def _luck_part(frame, ours, asked):
 def _tried(make):
     "A part of the page, or why it cannot be made"
     try: return make()
-    except DhoError as e: said = str(e)
-    for words, way in _ADVICE.items(): said = re.sub(words, way, said, flags=re.DOTALL)
-    return f'<p class="bad">{escape(said)}</p>'
-
-_ADVICE = {": make it a row.*": ": dho table with --rows or --columns tells them apart", "; leave one out, or give load.*": "; leave one of their folders out"}
+    except DhoError as e: return f'<p class="bad">{escape(str(e))}</p>'
 
 # %% ../nbs/12d_page.ipynb #86bb7a8c
 def _heads_part(frame, places, labels):
