@@ -1007,6 +1007,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'dho_nb.teachers.weights_hash': ('teachers.html#weights_hash', 'dho_nb/teachers.py'),
                                  'dho_nb.teachers.zero_shot_head': ('teachers.html#zero_shot_head', 'dho_nb/teachers.py')},
             'dho_nb.training': { 'dho_nb.training.Recipe': ('training.html#recipe', 'dho_nb/training.py'),
+                                 'dho_nb.training.Recipe.__post_init__': ('training.html#recipe.__post_init__', 'dho_nb/training.py'),
                                  'dho_nb.training.Said': ('training.html#said', 'dho_nb/training.py'),
                                  'dho_nb.training.Stopped': ('training.html#stopped', 'dho_nb/training.py'),
                                  'dho_nb.training.Stopped._render_traceback_': ( 'training.html#stopped._render_traceback_',

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from .objectives import Method, added, cosine, error_product, pcgrad
 from .processes import Team, common_batch_norm, current_team, shared_model
-from .settings import DhoError, Lines, Redrawn, atomic_path, autocast, derive_seed, in_notebook, pick_precision, progress_mode
+from .settings import DhoError, Lines, Redrawn, atomic_path, autocast, derive_seed, in_notebook, pick_precision, progress_mode, unknown
 from .students import Student
 from .teachers import Teacher
 from .views import Batch, Streams, loader, part_of
@@ -43,6 +43,12 @@ class Recipe:
     precision:str="auto"       # "auto", "fp32", "bf16", "fp16"
     seed:int=0                 # Of what is random inside the model (dropout)
     conflict:bool=False        # Keep an account of how the gradients of labels and teacher agree, step by step
+
+    def __post_init__(self):
+        if self.schedule not in ("cosine", "linear"): raise unknown("schedule", self.schedule, ("cosine", "linear"))
+        for name in ("epochs", "accumulate"):
+            if not (value := getattr(self, name)) >= 1 or value != int(value): raise DhoError(f"a recipe's {name} is a whole number of 1 or more, not {value}")
+        if not self.tau > 0: raise DhoError(f"a recipe's tau lies above 0, not tau={self.tau}")
 
 # %% ../nbs/07_training.ipynb #1538bad7
 def learning_rate(
