@@ -198,7 +198,7 @@ class Trainer:
         self.precision = pick_precision(self.device, recipe.precision)
         self.checkpoint, self.identity, self.workers = checkpoint and Path(checkpoint), identity, workers
         self.check, self.check_every, self.team, self.saving, self.constants = check, check_every, team or current_team(), saving, constants
-        self.steps = recipe.epochs*streams.epoch_steps
+        self.steps = int(recipe.epochs*streams.epoch_steps)
         enough(streams, recipe, self.team)
         if not any(p.requires_grad for p in self.model.parameters()):
             raise DhoError(f"{method.name} has nothing to learn here: neither the backbone (frozen) nor a head; unfreeze it")
@@ -330,7 +330,8 @@ def _close_epoch(self:Trainer):
         raise DhoError(f"the loss became {means['loss']} in epoch {epoch}: lower lr, add warmup_steps or clip, or use precision='fp32'")
     due = self.check and self.check_every and (epoch % self.check_every == 0 or self.step == self.steps)
     group, checked = self.optimiser.param_groups[0], self.check(self.model) if due else {}
-    self.history.append(dict(epoch=epoch, step=self.step, lr=group["lr"]/group["pace"], **means, **checked))
+    plain = {k: v.item() if hasattr(v, "item") else v for k, v in checked.items()}  # a checkpoint keeps them as JSON
+    self.history.append(dict(epoch=epoch, step=self.step, lr=float(group["lr"]/group["pace"]), **means, **plain))
     self.sums = {}
 
 @patch

@@ -286,7 +286,7 @@ class Streams(torch.utils.data.Dataset):
         self.labelled = Pool(labelled, images.keys[labelled], derive_seed(seed, "labelled order"))
         self.unlabelled = Pool(unlabelled, images.keys[unlabelled], derive_seed(seed, "unlabelled order"))
         self.batch = min(batch[0], len(labelled)), batch[1]
-        self.epoch_steps = -(-len(unlabelled)//batch[1]) if len(unlabelled) else -(-len(labelled)//batch[0])
+        self.epoch_steps = int(-(-len(unlabelled)//batch[1]) if len(unlabelled) else -(-len(labelled)//batch[0]))
 
 # %% ../nbs/02_views.ipynb #7c8c23fc
 def plan(
