@@ -1015,6 +1015,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'dho_nb.training.Trainer': ('training.html#trainer', 'dho_nb/training.py'),
                                  'dho_nb.training.Trainer.__init__': ('training.html#trainer.__init__', 'dho_nb/training.py'),
                                  'dho_nb.training.Trainer._apart': ('training.html#trainer._apart', 'dho_nb/training.py'),
+                                 'dho_nb.training.Trainer._checked': ('training.html#trainer._checked', 'dho_nb/training.py'),
                                  'dho_nb.training.Trainer._close_epoch': ('training.html#trainer._close_epoch', 'dho_nb/training.py'),
                                  'dho_nb.training.Trainer._cosines': ('training.html#trainer._cosines', 'dho_nb/training.py'),
                                  'dho_nb.training.Trainer._gradients': ('training.html#trainer._gradients', 'dho_nb/training.py'),

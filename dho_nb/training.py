@@ -329,10 +329,17 @@ def _close_epoch(self:Trainer):
     if not math.isfinite(means["loss"]):
         raise DhoError(f"the loss became {means['loss']} in epoch {epoch}: lower lr, add warmup_steps or clip, or use precision='fp32'")
     due = self.check and self.check_every and (epoch % self.check_every == 0 or self.step == self.steps)
-    group, checked = self.optimiser.param_groups[0], self.check(self.model) if due else {}
+    group, checked = self.optimiser.param_groups[0], self._checked() if due else {}
     plain = {k: v.item() if hasattr(v, "item") else v for k, v in checked.items()}  # a checkpoint keeps them as JSON
     self.history.append(dict(epoch=epoch, step=self.step, lr=float(group["lr"]/group["pace"]), **means, **plain))
     self.sums = {}
+
+@patch
+def _checked(self:Trainer)->dict:
+    "What the check says; the model goes on in the mode that it was in"
+    training = self.model.training
+    try: return self.check(self.model)
+    finally: self.model.train(training)
 
 @patch
 def _summed(self:Trainer)->dict:
