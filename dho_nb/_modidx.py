@@ -1018,6 +1018,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'dho_nb.training.Trainer._checked': ('training.html#trainer._checked', 'dho_nb/training.py'),
                                  'dho_nb.training.Trainer._close_epoch': ('training.html#trainer._close_epoch', 'dho_nb/training.py'),
                                  'dho_nb.training.Trainer._cosines': ('training.html#trainer._cosines', 'dho_nb/training.py'),
+                                 'dho_nb.training.Trainer._fits': ('training.html#trainer._fits', 'dho_nb/training.py'),
                                  'dho_nb.training.Trainer._gradients': ('training.html#trainer._gradients', 'dho_nb/training.py'),
                                  'dho_nb.training.Trainer._join': ('training.html#trainer._join', 'dho_nb/training.py'),
                                  'dho_nb.training.Trainer._mend': ('training.html#trainer._mend', 'dho_nb/training.py'),

@@ -381,7 +381,10 @@ def _read(self:Trainer):
             state, tensors = json.loads(f.metadata()["state"]), {k: f.get_tensor(k) for k in f.keys()}
     except (SafetensorError, KeyError, TypeError, OSError) as e:
         raise DhoError(f"checkpoint {self.checkpoint} cannot be read ({e}): delete it to begin anew") from None
-    if (state["identity"], state["steps"]) != (self.identity, self.steps):
+    same = (state["identity"], state["steps"]) == (self.identity, self.steps)
+    if same and not self._fits(tensors):
+        raise DhoError(f"checkpoint {self.checkpoint} is of another student, or of the same with another part frozen or conflict left out: delete it or use another folder")
+    if not same:
         raise DhoError(f"checkpoint {self.checkpoint} belongs to another run ({state['identity'] or 'unnamed'}, "
                        f"{state['steps']} steps): delete it or use another folder")
     part = lambda kind: {k.removeprefix(kind): v for k, v in tensors.items() if k.startswith(kind)}
@@ -395,6 +398,16 @@ def _read(self:Trainer):
     sums = part("sum.")
     self.sums = {k: sums[k].to(self.device)*self.team.main for k in state["parts"]}
     if self.conflict is not None: self.conflict = tensors["conflict"]
+
+@patch
+def _fits(self:Trainer, tensors)->bool:
+    "Are a checkpoint's tensors those of this model, and of what of it learns?"
+    shapes = lambda found: {k: v.shape for k, v in found.items()}
+    weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    learnt = dict(enumerate(p.shape for group in self.optimiser.param_groups for p in group["params"]))
+    moments = [(k.split("."), v.shape) for k, v in tensors.items() if k.startswith("optim.")]
+    return (shapes(weights) == shapes(self.model.state_dict()) and all(learnt.get(int(i)) == s for (_, i, kind), s in moments if kind != "step")
+            and (self.conflict is None or "conflict" in tensors))
 
 @patch
 def _mend(self:Trainer):
