@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from .objectives import Method, added, cosine, error_product, pcgrad
 from .processes import Team, common_batch_norm, current_team, shared_model
 from .settings import DhoError, Lines, Redrawn, atomic_path, autocast, derive_seed, in_notebook, pick_precision, progress_mode, unknown
-from .students import Student
+from .students import DualHead, Student
 from .teachers import Teacher
 from .views import Batch, Streams, loader, part_of
 
@@ -73,11 +73,11 @@ class Said(NamedTuple):
 
 def live(
     teacher:Teacher,      # A frozen teacher
-    head:Callable,        # Embeddings [N, D] to logits [N, C]: `zero_shot(…)` or a `TipAdapter`
+    head:Callable,        # Embeddings [N, D] to logits [N, C]: `partial(teacher_logits, head=…)` or a `TipAdapter`
     pool=None,            # [rows of the manifest, C] probabilities from the pool's structure
 )->Callable:              # Batch to `Said` on the teacher's device
     "A teacher that looks at a batch's images now"
-    def say(batch): return Said(head(seen := teacher.encode_images(batch.teacher)), seen, _from_pool(pool, batch))
+    def say(batch): return Said(head(seen := teacher.encode_images(_brought(batch))), seen, _from_pool(pool, batch))
     return say
 
 def stored(
@@ -86,8 +86,13 @@ def stored(
     pool=None,            # As for `live`
 )->Callable:              # Batch to `Said`
     "A teacher that looked long ago: the batch carries its embeddings, the model is not needed"
-    def say(batch): return Said(head(seen := batch.teacher.to(device, non_blocking=True).float()), seen, _from_pool(pool, batch))
+    def say(batch): return Said(head(seen := _brought(batch).to(device, non_blocking=True).float()), seen, _from_pool(pool, batch))
     return say
+
+def _brought(batch):
+    "What a batch has for the teacher"
+    if batch.teacher is not None: return batch.teacher
+    raise DhoError("the batch holds nothing for the teacher: give the streams teacher=, the preprocessing of one that looks, or store=, embeddings")
 
 def _from_pool(pool, batch): return None if pool is None else pool[batch.rows[len(batch.labels):].to(pool.device)]
 
@@ -175,6 +180,14 @@ def _paced(model, learnt, recipe):
     sides = ((1.0, [p for p in learnt if id(p) in trunk]), (recipe.head_lr, [p for p in learnt if id(p) not in trunk]))
     return [dict(params=params, lr=recipe.lr*pace, pace=pace) for pace, params in sides if params]
 
+def _trainable(method, model, teach):
+    "Refuse a student of other heads than the method trains, and a method without the teacher that it asks"
+    heads = 1 + (model.kd_head is not None) if isinstance(model, DualHead) else method.heads
+    if heads != method.heads: raise DhoError(f"{method.name} trains a student with heads={method.heads}, and this one has heads={heads}: that would be another method")
+    if method.asks and teach is None: raise DhoError(f"{method.name} asks the teacher at every step: give teach=live(…) or teach=stored(…)")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise DhoError(f"{method.name} has nothing to learn here: neither the backbone (frozen) nor a head; unfreeze it")
+
 class Trainer:
     "Trains a student by a method on streams; stops and goes on anywhere"
     def __init__(self,
@@ -200,8 +213,7 @@ class Trainer:
         self.check, self.check_every, self.team, self.saving, self.constants = check, check_every, team or current_team(), saving, constants
         self.steps = int(recipe.epochs*streams.epoch_steps)
         enough(streams, recipe, self.team)
-        if not any(p.requires_grad for p in self.model.parameters()):
-            raise DhoError(f"{method.name} has nothing to learn here: neither the backbone (frozen) nor a head; unfreeze it")
+        _trainable(method, self.model, teach)
         self.net = shared_model(self.model, self.team)
         self.learnt = [p for p in self.model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(_paced(self.model, self.learnt, recipe), weight_decay=recipe.weight_decay, fused=self.device.type == "cuda")
