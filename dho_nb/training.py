@@ -209,7 +209,7 @@ class Trainer:
         self.device, self.recipe, self.method, self.streams, self.teach = torch.device(device), recipe, method, streams, teach
         self.model, self.preprocess = student.model.to(self.device, memory_format=torch.channels_last), student.preprocess
         self.precision = pick_precision(self.device, recipe.precision)
-        self.checkpoint, self.identity, self.workers = checkpoint and Path(checkpoint), identity, workers
+        self.checkpoint, self.identity, self.workers = checkpoint and Path(checkpoint).expanduser(), identity, workers
         self.check, self.check_every, self.team, self.saving, self.constants = check, check_every, team or current_team(), saving, constants
         self.steps = int(recipe.epochs*streams.epoch_steps)
         enough(streams, recipe, self.team)
