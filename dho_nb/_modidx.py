@@ -623,6 +623,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'dho_nb.objectives.Method.both': ('objectives.html#method.both', 'dho_nb/objectives.py'),
                                    'dho_nb.objectives.Method.teacher': ('objectives.html#method.teacher', 'dho_nb/objectives.py'),
                                    'dho_nb.objectives.Method.weighs': ('objectives.html#method.weighs', 'dho_nb/objectives.py'),
+                                   'dho_nb.objectives._both': ('objectives.html#_both', 'dho_nb/objectives.py'),
                                    'dho_nb.objectives._full': ('objectives.html#_full', 'dho_nb/objectives.py'),
                                    'dho_nb.objectives.added': ('objectives.html#added', 'dho_nb/objectives.py'),
                                    'dho_nb.objectives.binary_kl': ('objectives.html#binary_kl', 'dho_nb/objectives.py'),

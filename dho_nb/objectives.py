@@ -14,7 +14,7 @@ from functools import partial
 from typing import Callable
 import torch
 import torch.nn.functional as F
-from .settings import unknown
+from .settings import DhoError, unknown
 
 # %% ../nbs/06_objectives.ipynb #9863a239
 def _full(logits):
@@ -153,6 +153,7 @@ def wkd_divergence(
     weight:float=30.0,       # Of the transport beside the target's cross-entropy; 30 in WKD's ImageNet experiments
 )->torch.Tensor:             # Scalar
     "WKD-L: the target by cross-entropy, the rest by optimal transport; 0 for an empty batch"
+    if cost is None: raise DhoError("WKD needs cost=, what it costs to mistake one class for another: class_costs(head) of the zero-shot head")
     student, teacher, target = _full(student), _full(teacher), teacher.argmax(-1) if target is None else target
     hit = F.one_hot(target, student.shape[-1]).bool()
     named = -(teacher.softmax(-1)[hit]*student.log_softmax(-1)[hit])
@@ -181,11 +182,15 @@ def feature_distance(
     there = [F.normalize(_full(v), dim=-1) for v in (features, embeddings)]
     return (there[0] - there[1]).square().sum()/max(total or len(features), 1)
 
+def _both(features, embeddings):
+    if features is None or embeddings is None: raise DhoError("feature distillation needs features= of the student, model(images, features=True), and embeddings= of the teacher")
+
 def kd_feature(
     ce_logits, kd_logits, teacher, labels, ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None),  # As for `dho`
     features=None, embeddings=None,  # [L+U, D] of student and teacher
 )->dict:  # loss, feature_unlabelled
     "The teacher's embeddings only, on unlabelled images"
+    _both(features, embeddings)
     value = feature_distance(features[len(labels):], embeddings[len(labels):], totals[1])
     return dict(loss=value, feature_unlabelled=value)
 
@@ -194,6 +199,7 @@ def ce_kd_feature(
     features=None, embeddings=None,  # [L+U, D] of student and teacher
 )->dict:  # loss, ce, feature_labelled, feature_unlabelled
     "Labels through the head, the teacher through the features (paper, table 1: CE+KD feature)"
+    _both(features, embeddings)
     n, ce = len(labels), cross_entropy(ce_logits[:len(labels)], labels, totals[0])
     seen, unseen = feature_distance(features[:n], embeddings[:n], totals[0]), feature_distance(features[n:], embeddings[n:], totals[1])
     return dict(loss=ce_weight*ce + kd_weight*(seen + unseen), ce=ce, feature_labelled=seen, feature_unlabelled=unseen)
@@ -238,6 +244,7 @@ def dho_plus(
     sure=0.9,   # Probability from which on the two together count
 )->dict:  # loss, ce, ce_pool, kd_labelled, kd_unlabelled
     "As `dho`, and what the pool and the CE head are sure of together as a target for the CE head"
+    if pool is None: raise DhoError("dho-plus needs pool=, probabilities of the unlabelled images by their structure: softmax of judge(…).logits")
     parts, logits = dho(ce_logits, kd_logits, teacher, labels, ce_weight, kd_weight, tau, totals), _full(ce_logits[len(labels):])
     together = (logits.detach().log_softmax(-1) + pool.clamp_min(1e-8).log()).softmax(-1)
     counts = (together >= sure).any(-1, keepdim=True)
