@@ -31,6 +31,12 @@ class HeadOutputs:
     kd:torch.Tensor      # [N, C] float32; the same as `ce` for a single head
     labels:torch.Tensor  # [N] int64, -1 where unknown
     rows:torch.Tensor    # [N] int64 positions in the manifest
+
+    def __post_init__(self):
+        for name in ("ce", "kd", "labels", "rows"):
+            value = getattr(self, name).detach().cpu()
+            object.__setattr__(self, name, value.float() if value.dtype in (torch.bfloat16, torch.float16) else value)
+
     def __len__(self): return len(self.labels)
 
     def only(self, keep)->"HeadOutputs":
@@ -60,10 +66,12 @@ def collect(
     mode:str="auto",         # Progress, as in `Settings.progress`
 )->HeadOutputs:
     "Run the student over the centred square of each image"
+    rows = np.asarray(rows) if len(rows) else np.empty(0, np.int64)
+    if rows.dtype == bool: raise DhoError("rows are positions in the manifest, not a mask: np.flatnonzero makes the one of the other")
     seen = over_images(student, student.model, source, rows, device, precision, workers, mode, "evaluating")
     both = [[z.float().cpu() for z in out] for out in seen]
     ce, kd = (torch.cat(z) for z in zip(*both)) if both else (torch.zeros(0, student.model.ce_head.out_features),)*2
-    return HeadOutputs(ce, kd, torch.from_numpy(source.labels[np.asarray(rows)]), torch.as_tensor(np.asarray(rows)))
+    return HeadOutputs(ce, kd, torch.from_numpy(source.labels[rows]), torch.as_tensor(rows))
 
 # %% ../nbs/08_evaluation.ipynb #affeaf8f
 def save_outputs(
@@ -114,6 +122,7 @@ def reliability(
     bins:int=15,                 # Of equal width
 )->pd.DataFrame:                 # One row per bin that has images: share of the images, mean confidence, accuracy
     "How often the answers of each degree of confidence are right"
+    probabilities, labels = probabilities.detach().cpu(), labels.cpu()
     confidence, said = probabilities.max(-1)
     place = (torch.bucketize(confidence, torch.linspace(0, 1, bins + 1), right=True) - 1).clamp_max(bins - 1)
     each = pd.DataFrame(dict(confidence=confidence.double(), accuracy=(said == labels).double()))
@@ -132,13 +141,17 @@ def scores(
     "Top-1, mean per-class and top-5 accuracy, negative log-likelihood, calibration error; NaN without images"
     classes, wanted = probabilities.shape[1], [k for k in _SCORES if k != "top5" or probabilities.shape[1] > 5]
     if not len(labels): return dict.fromkeys(wanted, float("nan"))
-    if (labels < 0).any(): raise DhoError("cannot score images without a label: keep those with labels >= 0")
+    probabilities, labels = probabilities.detach().cpu(), labels.cpu()
+    _labelled(labels)
     own = probabilities[torch.arange(len(labels)), labels].double().clamp_min(1e-12)
     right = (probabilities.argmax(-1) == labels).double()
     found = dict(accuracy=right.mean(), class_accuracy=_by_class(right, labels, classes)[1].nanmean(), nll=-own.log().mean(),
                  ece=torch.tensor(_gap(reliability(probabilities, labels))))
     if classes > 5: found["top5"] = (probabilities.topk(5).indices == labels[:, None]).any(-1).double().mean()
     return {k: found[k].item() for k in wanted}
+
+def _labelled(labels):
+    if (labels < 0).any(): raise DhoError("cannot score images without a label: keep those with labels >= 0")
 
 def _gap(binned): return (binned["share"]*(binned["accuracy"] - binned["confidence"]).abs()).sum()
 
@@ -181,6 +194,7 @@ def per_class(
 )->pd.DataFrame:          # One row per class: images, and the accuracy of CE head, KD head, both (NaN without images)
     "How often each class is recognised; the columns' means are the mean per-class accuracies of `scores`"
     labels = outputs.labels
+    _labelled(labels)
     found = {name: _by_class((p().argmax(-1) == labels).double(), labels, len(classes))
              for name, p in _answers(outputs, alpha, beta).items()}
     columns = {"images": found["both"][0].numpy(), **{name: by.numpy() for name, (_, by) in found.items()}}
@@ -209,7 +223,7 @@ def restricted(
 )->HeadOutputs:           # Logits over K classes
     "The same images, judged among some classes only"
     keep = torch.as_tensor(np.asarray(positions, dtype=np.int64))
-    if keep.min() < 0 or keep.max() >= outputs.ce.shape[1] or len(keep.unique()) < len(keep):
+    if not len(keep) or keep.min() < 0 or keep.max() >= outputs.ce.shape[1] or len(keep.unique()) < len(keep):
         raise DhoError(f"positions must be different classes between 0 and {outputs.ce.shape[1] - 1}, one per class of the shifted set")
     if len(outputs) and outputs.labels.max() >= len(keep):
         raise DhoError(f"a label is {int(outputs.labels.max())} of {len(keep)} kept classes: labels count the kept classes from 0")

@@ -12,12 +12,14 @@ from PIL import Image
 from conftest import ROOT, SMALL, picture
 from dho_nb.configs import known_labels, make_config, open_data
 from dho_nb.embeddings import import_embeddings
+from dho_nb.evaluation import collect
 from dho_nb.labels import Curve, try_teachers
-from dho_nb.manifests import Manifest, from_coop, from_labels, labelled_subset, open_manifest, read_manifest, split_off
+from dho_nb.manifests import Manifest, data_root, from_coop, from_labels, labelled_subset, open_manifest, read_manifest, split_off
 from dho_nb.rehearsal import training_time, workload
 from dho_nb.runs import Run, distill
 from dho_nb.settings import DhoError, load_settings
-from dho_nb.views import read_image
+from dho_nb.students import build_student
+from dho_nb.views import Images, read_image
 
 OPTIONS = dict(teacher="digits", student="tiny", student_weights="", size=16, epochs=1, flip=0.)
 
@@ -232,3 +234,10 @@ def test_a_run_is_not_put_where_nobody_looks(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fails(lambda: Run(make_config(dict(dataset="digits")), "s3://bucket/run"), "a folder of this machine", "dho sweep")
     assert not any(tmp_path.iterdir())
+
+
+def test_rows_are_positions_and_there_may_be_none():
+    student, digits = build_student("tiny", 10, size=16, args=dict(widths=(4, 4))), open_manifest("digits")
+    images = Images(digits, data_root(digits))
+    assert [len(collect(student, images, r, mode="none")) for r in ([], [3, 5], pd.Index([3]), np.array([7], np.uint16))] == [0, 2, 1, 1]
+    fails(lambda: collect(student, images, digits.table["split"].to_numpy() == "val", mode="none"), "np.flatnonzero")
