@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from .manifests import Manifest
 from .maps import stills
-from .settings import DhoError, atomic_path, autocast
+from .settings import DhoError, atomic_path, autocast, reason
 from .students import Student
 
 # %% ../nbs/08_evaluation.ipynb #c14082b2
@@ -88,7 +88,9 @@ def load_outputs(
     file:str|Path,  # What `save_outputs` wrote
 )->tuple[HeadOutputs, list[str]]:  # The outputs and their image ids
     "Read head outputs back"
-    with safe_open(file, "pt") as f: tensors, ids = [f.get_tensor(k) for k in ("ce", "kd", "labels", "rows")], f.metadata()["ids"]
+    try:
+        with safe_open(Path(file).expanduser(), "pt") as f: tensors, ids = [f.get_tensor(k) for k in ("ce", "kd", "labels", "rows")], f.metadata()["ids"]
+    except (OSError, SafetensorError, KeyError, TypeError) as e: raise DhoError(f"{file} holds no head outputs ({reason(e)})") from None
     return HeadOutputs(*tensors), json.loads(ids)
 
 # %% ../nbs/08_evaluation.ipynb #9090ce23

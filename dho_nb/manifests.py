@@ -108,7 +108,8 @@ def read_table(
     file:str|Path,  # A CSV with a header line, comma, semicolon or tab separated; `.gz` is unpacked
 )->pd.DataFrame:    # Strings, empty cells are ""; the index is the line in the file
     "Read a CSV whose first line names the columns, one of them `path`"
-    try: text = (gzip.decompress if Path(file).suffix == ".gz" else bytes)(Path(file).read_bytes()).decode("utf-8-sig")
+    file = Path(file).expanduser()
+    try: text = (gzip.decompress if file.suffix == ".gz" else bytes)(file.read_bytes()).decode("utf-8-sig")
     except (OSError, EOFError, zlib.error) as e: raise DhoError(f"cannot read {file}: {getattr(e, 'strerror', None) or e}") from None
     except UnicodeDecodeError as e:
         raise DhoError(f"cannot read {file}: byte {e.start} is not UTF-8; save it as 'CSV UTF-8'") from None
@@ -152,7 +153,7 @@ def read_manifest(
     templates=None,              # Prompt templates; from the JSON, or a plain one, if None
 )->Manifest:
     "A manifest from a CSV of `path,label,split` and an optional JSON of class names and templates"
-    file = Path(file)
+    file = Path(file).expanduser()
     beside = file.with_name(file.name.removesuffix(".gz")).with_suffix(".json")
     table, facts = read_table(file), _facts(beside) if beside.exists() else {}
     names = table["label"] if "label" in table else pd.Series("", index=table.index)
@@ -236,7 +237,7 @@ def from_folder(
     templates=TEMPLATES,  # Prompt templates
 )->Manifest:
     "A manifest from a class-per-folder tree, with or without split folders above the classes"
-    root = Path(root)
+    root = Path(root).expanduser()
     parts = [PurePosixPath(p).parts for p in image_paths(root)]
     folders = sorted(f.name for f in root.iterdir() if f.is_dir() and not f.name.startswith(HIDDEN))
     split_tree = _is_split_tree(root, folders)
@@ -274,7 +275,8 @@ def from_labels(
 )->Manifest:
     "A manifest from a folder of pictures and a CSV that labels some of them"
     labels = Path(labels).expanduser()
-    root, table, found = Path(root), read_table(labels), image_paths(root)
+    root = Path(root).expanduser()
+    table, found = read_table(labels), image_paths(root)
     there = set(found)
     if "label" not in table: raise DhoError(f"{labels}, line 1: expected columns path,label, found {list(table)}")
     bases = root.absolute(), root.resolve()
@@ -379,7 +381,7 @@ def make_digits(
     root:str|Path,  # Folder to fill; left alone if it exists
 )->Path:            # The data root
     "Write the embedded digits as 8 x 8 grey PNG files, all of them or none"
-    root = Path(root)
+    root = Path(root).expanduser()
     if root.exists(): return root
     from sklearn.datasets import load_digits
     from PIL import Image

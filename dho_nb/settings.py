@@ -225,7 +225,7 @@ def read_json(
     path:str|Path,  # Which file
 ):
     "Read a JSON file; an unreadable one is named"
-    try: return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    try: return json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as e: raise DhoError(f"cannot read {path} as JSON: {e}") from None
 
 # %% ../nbs/00_settings.ipynb #e380a348

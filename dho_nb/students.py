@@ -424,6 +424,7 @@ def load_student(
     backbone:nn.Module|None=None,  # One's own module, if the student was built from one
 )->tuple[Student, dict]:         # The student in evaluation mode, and the facts
     "Read a student back"
+    file = Path(file).expanduser()
     try:
         with safe_open(file, "pt") as f: facts = json.loads((f.metadata() or {})["dho_nb"])
     except (OSError, SafetensorError, KeyError) as e: raise DhoError(f"{file} is no model of dho_nb ({reason(e)})") from None
@@ -432,6 +433,9 @@ def load_student(
     eyes = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["preprocess"].items()}
     spec = _architecture(facts["spec"]) if backbone is None else backbone
     options = {k: facts[k] for k in ("ce_head", "kd_head", "project", "zeta", "frozen") if k in facts}
-    made = build_student(spec, len(facts["classes"]), facts["heads"], size=eyes["size"], args=facts.get("args"), whole=False, **options)
-    made.model.load_state_dict(load_file(file))
+    tensors = load_file(file)
+    last = max(k for k in tensors if k.startswith("ce_head.") and k.endswith("weight"))  # a row per class
+    made = build_student(spec, len(tensors[last]), facts["heads"], size=eyes["size"], args=facts.get("args"), whole=False, **options)
+    try: made.model.load_state_dict(tensors)
+    except RuntimeError as e: raise DhoError(f"{file} holds another network than {'this backbone' if backbone is not None else spec}: {' '.join(str(e).split())[:300]}") from None
     return Student(made.model.eval(), Preprocess(**eyes)), facts

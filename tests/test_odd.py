@@ -7,18 +7,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from conftest import ROOT, SMALL, picture
 from dho_nb.configs import known_labels, make_config, open_data
 from dho_nb.embeddings import import_embeddings
-from dho_nb.evaluation import collect
+from dho_nb.evaluation import HeadOutputs, collect, load_outputs, save_outputs
 from dho_nb.labels import Curve, try_teachers
-from dho_nb.manifests import Manifest, data_root, from_coop, from_labels, labelled_subset, open_manifest, read_manifest, split_off
+from dho_nb.manifests import Manifest, data_root, from_coop, from_labels, labelled_subset, make_digits, open_manifest, read_manifest, split_off, write_manifest
 from dho_nb.rehearsal import training_time, workload
 from dho_nb.runs import Run, distill
-from dho_nb.settings import DhoError, load_settings
-from dho_nb.students import build_student
+from dho_nb.settings import DhoError, load_settings, read_json, write_json
+from dho_nb.students import build_student, load_student, save_student
 from dho_nb.views import Images, read_image
 
 OPTIONS = dict(teacher="digits", student="tiny", student_weights="", size=16, epochs=1, flip=0.)
@@ -241,3 +242,18 @@ def test_rows_are_positions_and_there_may_be_none():
     images = Images(digits, data_root(digits))
     assert [len(collect(student, images, r, mode="none")) for r in ([], [3, 5], pd.Index([3]), np.array([7], np.uint16))] == [0, 2, 1, 1]
     fails(lambda: collect(student, images, digits.table["split"].to_numpy() == "val", mode="none"), "np.flatnonzero")
+
+
+def test_what_is_written_below_home_is_read_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    digits, said = open_manifest("digits"), torch.zeros(2, 10)
+    save_outputs(HeadOutputs(said, said, torch.zeros(2, dtype=torch.int64), torch.arange(2)), "~/outputs.safetensors", digits)
+    assert load_outputs("~/outputs.safetensors")[1] == digits.table["id"][:2].tolist()
+    save_student(build_student("tiny", 10), "~/student.safetensors", spec="tiny")
+    assert load_student("~/student.safetensors")[0].preprocess.size == 32
+    fails(lambda: load_outputs("~/student.safetensors"), "holds no head outputs")
+    fails(lambda: load_outputs(tmp_path/"none.safetensors"), "holds no head outputs")
+    write_manifest(digits, "~/lists")
+    assert len(read_manifest("~/lists/digits.csv")) == 1797
+    write_json("~/facts.json", [1])
+    assert read_json("~/facts.json") == [1] and (make_digits("~/digits")/"one").parent == tmp_path/"digits"
