@@ -42,13 +42,13 @@ class CosineHead(nn.Linear):
 
     def scores(self, unit:torch.Tensor)->torch.Tensor:
         "Directions [N, dim] to what ζ divides"
-        return F.linear(unit, F.normalize(self.weight, dim=-1))
+        return F.linear(unit, F.normalize(self.weight.to(unit.dtype), dim=-1))
 
 # %% ../nbs/05_students.ipynb #8168f4c1
 class ReferenceHead(CosineHead):
     "The published checkpoints' KD head: weight rows keep their lengths, and ζ divides the bias as well"
     def __init__(self, dim:int, classes:int, zeta:float=0.01): super().__init__(dim, classes, zeta, bias=True)
-    def scores(self, unit): return F.linear(unit, self.weight, self.bias)
+    def scores(self, unit): return F.linear(unit, self.weight.to(unit.dtype), self.bias.to(unit.dtype))
 
 class ZeroShotHead(CosineHead):
     "A cosine head of frozen class text embeddings, which `language_init` puts in"
