@@ -137,7 +137,7 @@ def mixture_head(
 class _Mixing:
     "Shares on their way"
     def __init__(self, embeddings, text, zeta, labelled, labels, weight, trust, near, block):
-        self.x, self.trust, self.labelled, (self.close, self.where) = embeddings, trust, labelled, near
+        self.x, self.trust, self.labelled, (self.close, self.where) = embeddings.float() if embeddings.dtype == torch.float64 else embeddings, trust, labelled, near
         self.dtype = torch.float16 if len(embeddings)*len(text) > 2e8 else torch.float32
         self.parts, self.told = torch.arange(len(embeddings), device=embeddings.device).split(block), F.one_hot(labels, len(text)).to(self.dtype)
         self.counts = torch.ones(len(embeddings), 1, device=embeddings.device).index_fill(0, labelled, weight)
@@ -175,7 +175,7 @@ def linear_head(
     steps:int=100,            # Of L-BFGS
 )->torch.Tensor:              # [C, D] to multiply embeddings with
     "A linear probe that begins as the zero-shot head and is held near it"
-    begin = (text/zeta).detach()
+    embeddings, begin = embeddings.float(), (text.float()/zeta).detach()
     probe = begin.clone().requires_grad_()
     solver = torch.optim.LBFGS([probe], max_iter=steps, line_search_fn="strong_wolfe")
     def loss():
