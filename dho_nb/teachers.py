@@ -125,6 +125,8 @@ def zero_shot_head(
     unit:bool=True,    # Prompts and means of length 1; otherwise the plain mean
 )->torch.Tensor:       # [C, D] float32, with `unit` rows of length 1
     "Prompt-ensembled class embeddings"
+    bad = [t for t in templates if t.count("{}") != 1]
+    if bad or not templates: raise DhoError(f"templates are a list of prompts with one {{}} each for the class name, not {templates!r}")
     prompts = [t.replace("{}", c.replace("_", " ")) for c in classes for t in templates]
     means = teacher.encode_texts(prompts, unit=unit).view(len(classes), len(templates), -1).mean(1)
     return F.normalize(means, dim=-1) if unit else means
