@@ -56,7 +56,7 @@ def _checked(table, classes, name):
     missing = {"path", "label", "split"} - set(table)
     if missing: raise DhoError(f"manifest {name}: column(s) {sorted(missing)} are missing; it has {list(table)}")
     table = table.reset_index(drop=True).assign(path=table["path"].astype(str).to_numpy())
-    if "id" not in table: table = table.assign(id=table["path"])
+    table = table.assign(id=table["id"].astype(str).to_numpy() if "id" in table else table["path"])
     for column in ("path",) if table["id"] is table["path"] else ("path", "id"):
         twice = table[column][table[column].duplicated()].unique()
         if len(twice):
@@ -65,7 +65,9 @@ def _checked(table, classes, name):
         raise DhoError(f"manifest {name}: path {row!r} leaves the data root; paths are relative to it and hold no '..'")
     odd = sorted(set(table["split"].unique()) - set(SPLITS))
     if odd: raise unknown(f"split in manifest {name}:", odd[0], SPLITS)
-    try: labels = table["label"].astype(np.int64)
+    try:
+        labels = table["label"].astype(np.int64)
+        if table["label"].dtype.kind == "f" and (labels != table["label"]).any(): raise ValueError("some have a fraction")
     except (ValueError, TypeError) as e: raise DhoError(f"manifest {name}: labels are positions in classes, whole numbers from -1 (unknown) up: {e}") from None
     if len(labels) and not labels.between(-1, len(classes) - 1).all():
         raise DhoError(f"manifest {name}: labels must lie between -1 and {len(classes)-1}")

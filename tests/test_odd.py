@@ -257,3 +257,12 @@ def test_what_is_written_below_home_is_read_there(tmp_path, monkeypatch):
     assert len(read_manifest("~/lists/digits.csv")) == 1797
     write_json("~/facts.json", [1])
     assert read_json("~/facts.json") == [1] and (make_digits("~/digits")/"one").parent == tmp_path/"digits"
+
+
+def test_ids_and_labels_out_of_a_data_frame(tmp_path):
+    table = pd.DataFrame(dict(id=[10, 9, 8], path=[Path("a.png"), Path("b.png"), Path("c.png")], label=[0., 1., 1.], split="train"), index=[5, 5, 7])
+    made = Manifest("mine", table, ("cat", "dog"))
+    np.savez(tmp_path/"own.npz", paths=["c.png", "10", "b.png"], embeddings=np.eye(3), classes=["cat", "dog"], text=np.eye(3)[:2])
+    assert made.table["id"].tolist() == ["10", "9", "8"] and made.table["label"].tolist() == [0, 1, 1]
+    assert import_embeddings(made, tmp_path, tmp_path/"own.npz", folder=tmp_path/"store")([0, 1, 2], [0]*3).tolist() == np.eye(3)[[1, 2, 0]].tolist()
+    fails(lambda: Manifest("mine", table.assign(label=[0.5, 1, 1]), ("cat", "dog")), "a fraction")
