@@ -376,6 +376,8 @@ def _safetensors(file):
 def _parquet(file):
     needs("parquet", "pyarrow")
     table = pd.read_parquet(file)
+    if table.index.dtype.kind in "OSU" and not any(str(c).lower() in ALIASES["paths"] for c in table): table = table.rename_axis("paths").reset_index()
+    table.columns = [*map(str, table)]
     vectors = {c for c in table if table[c].map(np.ndim).any()}
     for c in vectors:
         if table[c].isna().any(): raise DhoError(f"{file}: {table[c].isna().sum()} cell(s) of the column {c} are empty: leave those rows out")
@@ -525,7 +527,7 @@ def _image_rows(held, root, file):
     if "embeddings" not in held: raise DhoError(f"{file} holds class embeddings only: give image embeddings, too")
     rows = np.asarray(held["embeddings"], np.float32)
     if "paths" not in held: raise DhoError(f"{file} does not say which row is which image: add 'paths', a list with a path per row")
-    if rows.ndim != 2 or len(rows) != len(held["paths"]):
+    if rows.ndim != 2 or len(rows) != len(held["paths"]) or not rows.size:
         raise DhoError(f"{file}: embeddings of shape {rows.shape} for {len(held['paths'])} paths; expected [{len(held['paths'])}, D]")
     names = _below(root, held["paths"])
     first = pd.Series(names).drop_duplicates()
