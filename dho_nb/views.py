@@ -199,7 +199,7 @@ def _rendered(images, rows, preprocesses, spec, views):
     for p in preprocesses:
         key = p and (p.size, p.interpolation)
         if p and key not in made:
-            made[key] = torch.from_numpy(np.stack([p.render(*i) for i in zip(pictures, boxes, mirror)]))
+            made[key] = torch.from_numpy(np.array([p.render(*i) for i in zip(pictures, boxes, mirror)], np.uint8).reshape(-1, 3, p.size, p.size))
     return made
 
 # %% ../nbs/02_views.ipynb #171b6480
@@ -342,11 +342,12 @@ def _leave_stopping_to_the_parent(worker):
 
 def loader(
     batches,                  # `Streams`, `Still`, or anything indexed by step
-    steps=None,               # Which, in order; all if None
+    steps=None,               # Which, in order; all if None, save of `Streams`, which have no end
     workers:int=0,            # Processes that decode and cut
     pin:bool=False,           # Page-locked memory, for a GPU
 ):
     "The batches of `steps`, prepared ahead"
+    if steps is None and isinstance(batches, Streams): raise DhoError("streams have no end: say which steps, e.g. range(epochs*streams.epoch_steps)")
     made = torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(len(batches)) if steps is None else steps,
         num_workers=workers, pin_memory=pin, generator=torch.Generator(), worker_init_fn=_leave_stopping_to_the_parent,
         **(dict(prefetch_factor=4) if workers else {}))
