@@ -102,6 +102,7 @@ class DualHead(nn.Module):
         frozen:bool=False,   # Only the heads learn; the backbone stays as it is, in evaluation mode
     ):
         super().__init__()
+        if heads not in (1, 2): raise DhoError(f"a student has one head or two, not heads={heads}")
         width = lambda kind: project if project and kind == "zero-shot" else dim
         self.backbone, self.dim, self.ce_head = backbone, dim, make_head(ce, width(ce), classes, zeta)
         self.kd_head = make_head(kd, width(kd), classes, zeta) if heads == 2 else None
@@ -246,7 +247,7 @@ def build_backbone(
     except Exception as e:
         way = "without internet here, download its weights elsewhere and give the file as student_weights"
         hint = way if pretrained else f"size was {size or 'its own'}, arguments were {args}"
-        raise DhoError(f"student {spec!r} cannot be built ({reason(e, 300)}); {hint}") from None
+        raise DhoError(f"student {spec if isinstance(spec, str) else type(spec).__name__!r} cannot be built ({reason(e, 300)}); {hint}") from None
 
 def _sees_all(spec, module, size):
     "Refuse a side that is no multiple of a ViT's patch: what is left over would be cut off unseen"
@@ -288,7 +289,9 @@ def read_weights(
         raise DhoError(f"weights {file} cannot be read ({reason(e)})") from None
     if not isinstance(found, dict): raise DhoError(f"weights {file} hold a {type(found).__name__}, not a dictionary of tensors")
     for key in ("state_dict", "model", "model_state_dict"): found = found[key] if isinstance(found.get(key), dict) else found
-    return {k: v for k, v in found.items() if isinstance(v, torch.Tensor)}
+    tensors, inside = {k: v for k, v in found.items() if isinstance(v, torch.Tensor)}, [k for k, v in found.items() if isinstance(v, dict)]
+    if inside and not tensors: raise DhoError(f"weights {file} hold several things ({', '.join(map(str, inside))}): save the one that is meant, torch.save(torch.load(FILE)[{inside[-1]!r}], NEW_FILE)")
+    return tensors
 
 # %% ../nbs/05_students.ipynb #a5419110
 PREFIXES = ("module.", "model.", "backbone.", "encoder.", "visual.", "_orig_mod.")
@@ -407,7 +410,8 @@ def save_student(
     model, p = student
     facts = dict(facts, heads=1 if model.kd_head is None else 2, **model.options, preprocess=asdict(p))
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
-    with atomic_path(file) as temporary: save_file(tensors, temporary, {"dho_nb": json.dumps(facts)})
+    text = json.dumps(facts, default=lambda v: v.tolist())  # numpy's and torch's numbers are plain data, too
+    with atomic_path(file) as temporary: save_file(tensors, temporary, {"dho_nb": text})
 
 # %% ../nbs/05_students.ipynb #246d9a84
 def _architecture(spec):
