@@ -288,12 +288,13 @@ def label_next(
     if count < 1: raise DhoError(f"count={count}: ask for 1 image or more")
     folder = run.folder if isinstance(run, Run) else Path(run).expanduser()
     if not (folder/"result.json").exists(): raise DhoError(f"{folder} holds no finished run: give the folder that dho distill left")
-    result, said = read_json(folder/"result.json"), pd.read_csv(folder/"predictions.csv", keep_default_na=False)
+    names = ("label", "prediction", "ce_prediction", "kd_prediction")  # as text: 07 is a name, too
+    result, said = read_json(folder/"result.json"), pd.read_csv(folder/"predictions.csv", keep_default_na=False, dtype=dict.fromkeys(names, str))
     if not METHODS[result["method"]].weighs: raise DhoError(f"{result['method']} has no two heads that could disagree: use a run of dho")
     apart = disagreement(load_outputs(folder/"outputs.safetensors")[0], result["beta"]).numpy().round(4)
     if len(apart) != len(said): raise DhoError(f"predictions.csv and outputs.safetensors of {folder} do not belong together: the dho distill that made them finishes them")
     said["disagreement"] = apart
-    left = said[(said["label"].astype(str) == "") & (said["split"] == "train")].sort_values("disagreement", ascending=False, kind="stable")
+    left = said[(said["label"] == "") & (said["split"] == "train")].sort_values("disagreement", ascending=False, kind="stable")
     if not len(left): raise DhoError(f"{folder} has no unlabelled image in its predictions.csv: there is nothing left to label, or the run had predict='test': the same dho distill with --predict all adds the others")
     turn = left.groupby("prediction").cumcount().to_numpy() if turns else np.zeros(len(left))
     columns = ["path", "disagreement", "prediction", "ce_prediction", "ce_confidence", "kd_prediction", "kd_confidence"]
