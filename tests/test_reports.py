@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -379,3 +380,11 @@ def test_a_record_that_was_damaged_is_named(tmp_path, file, held):
     (tmp_path/"runs.csv").write_text("identity,run,sweep\n1,a,b\n")
     (tmp_path/file).write_bytes(held)
     with pytest.raises(DhoError, match=f"{file}.*bring it back"): records.load(tmp_path)
+
+
+def test_a_run_as_a_page_compares_classes_that_are_called_by_numbers(tmp_path):
+    (tmp_path/"predictions.csv").write_text("path,split,label,prediction,ce_prediction,kd_prediction\na.png,test,007,007,007,08\nb.png,test,08,08,08,08\nc.png,train,,08,08,08\n")
+    cells = read_json(ROOT/"nbs"/"experiments"/"distill.ipynb")["cells"]
+    known = dict(pd=pd, run=SimpleNamespace(folder=tmp_path))
+    exec(next(text for c in cells if "apart =" in (text := "".join(c["source"]))), known)
+    assert known["apart"]["path"].tolist() == ["a.png"], "only one head is right about it"
