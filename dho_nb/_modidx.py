@@ -771,6 +771,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'dho_nb.reports.ResultTable.markdown': ('reports.html#resulttable.markdown', 'dho_nb/reports.py'),
                                 'dho_nb.reports.ResultTable.text': ('reports.html#resulttable.text', 'dho_nb/reports.py'),
                                 'dho_nb.reports._asked': ('reports.html#_asked', 'dho_nb/reports.py'),
+                                'dho_nb.reports._axes': ('reports.html#_axes', 'dho_nb/reports.py'),
                                 'dho_nb.reports._bits': ('reports.html#_bits', 'dho_nb/reports.py'),
                                 'dho_nb.reports._cell': ('reports.html#_cell', 'dho_nb/reports.py'),
                                 'dho_nb.reports._compared': ('reports.html#_compared', 'dho_nb/reports.py'),

@@ -76,7 +76,7 @@ def gains(
     draws:int=2000,         # As for `paired`
 )->pd.DataFrame:            # The other axes, `rows` (the other), gain, low, high, seeds
     "What one method gains over each other, in every setting that both have, as a share of the test images"
-    average = [average] if isinstance(average, str) else list(average)
+    average = _axes(average)
     axes, found = axes_of(frame), []
     if ours not in set(frame[rows]): raise unknown(rows, ours, frame[rows].unique())
     rest = [a for a in axes if a not in (rows, "seed", *average) and (a in frame.attrs.get("axes", []) or frame[a].nunique() > 1)]
@@ -89,6 +89,8 @@ def gains(
     return pd.DataFrame(found, columns=[*rest, rows, *_GAIN])
 
 _GAIN = ("gain", "low", "high", "seeds")
+
+def _axes(average): return [a for a in ([average] if isinstance(average, str) else average) if a != "seed"]  # seeds are averaged anyhow
 
 def _whole(part, average, frame):
     "The runs of those seeds that have every combination of what is averaged"
@@ -301,10 +303,12 @@ def results_table(
 )->ResultTable:
     "Means and standard deviations over seeds, the best marked where the bootstrap supports it, gaps visible"
     listed = lambda v: [v] if isinstance(v, str) else list(v)
-    rows, average, columns = listed(rows), listed(average), [label_axis(frame)] if columns is None else listed(columns)
+    rows, average = listed(rows), _axes(average)
+    columns = [a for a in [label_axis(frame)] if a not in average] if columns is None else listed(columns)
     values, order = value if isinstance(value, dict) else {"": value}, order if isinstance(order, dict) else {rows[-1]: order} if order else {}
     for c in [*rows, *columns, *average, *values.values()]:
         if c not in frame: raise unknown("column", c, frame.columns)
+    for a in {*average} & {*rows, *columns}: raise DhoError(f"{a} is averaged over, so it cannot be a row or a column as well: leave it out of one")
     if against and {*values.values()} != {"accuracy"}: raise DhoError("against compares accuracies, for which every image's answer is kept: leave out value")
     for title, c in values.items():
         if len(frame) and pd.to_numeric(frame[c], errors="coerce").isna().all() and frame[c].notna().any(): raise DhoError(f"column {c} holds no numbers to take means of: give it as rows or columns")
