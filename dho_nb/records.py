@@ -322,12 +322,14 @@ def record(
 )->Path:            # The folder
     "Keep what a sweep found, small enough to commit: runs.csv, right.npz, cells.json, and conflict.csv and surface.csv if there are any"
     folder, place, frame = Path(folder).expanduser(), Path(place).expanduser(), load_placed([place], labels)
-    if folder.exists() and not (folder/"runs.csv").exists() and any(folder.iterdir()):
+    if folder.exists() and not (folder/"runs.csv").exists() and any(p.name not in _BEFORE and not p.name.startswith(".tmp-") for p in folder.iterdir()):
         raise DhoError(f"{folder} is in use and holds no record: choose another folder")
     turn = load_settings().cache/"locks"/digest(str(folder.resolve()))
     turn.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(turn): _kept(folder, place, frame, labels)
     return folder
+
+_BEFORE = ("conflict.csv", "surface.csv", "right.npz", "cells.json")  # what stands in a record before runs.csv, also when its first writing broke off
 
 def _kept(folder, place, frame, labels):
     "Add a place's runs to a record that nobody else writes to"
