@@ -371,12 +371,13 @@ def _note(folder, file, facts, made, licence, expected):
     files, card = {**before.get("files", {}), **made}, folder/"README.md"
     licence, expected = licence or before.get("licence", ""), expected or before.get("estimate")
     text = _card(file, facts, files, licence, expected)
-    edited = card.exists() and card.read_text(encoding="utf-8") != before.get("card")
-    if not edited:
-        with atomic_path(card) as temporary: temporary.write_text(text, encoding="utf-8")
+    there = card.read_text(encoding="utf-8") if card.exists() else None
+    edited = there not in (None, before.get("card"), before.get("card_before"))
     if any(name.endswith(".onnx") for name in files): shutil.copyfile(shipped("experiments")/"predict_onnx.py", folder/"predict_onnx.py")
     write_json(folder/"export.json", dict(model=files_hash(file), source=file.name, made_with=dict(dho_nb=dho_nb.__version__, torch=torch.__version__),
-                                          licence=licence, estimate=expected, files=files, card=text))
+                                          licence=licence, estimate=expected, files=files, card=text, card_before=None if edited else there))
+    if edited: return  # else it may be written anew, also where this breaks off before the next line
+    with atomic_path(card) as temporary: temporary.write_text(text, encoding="utf-8")
 
 # %% ../nbs/13b_export.ipynb #2c2ff0a2
 TEACHER_LICENCES = {
