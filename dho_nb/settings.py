@@ -36,7 +36,8 @@ def reason(
     error:BaseException,  # Somebody else's error
     most:int=200,         # Characters
 )->str:
-    "Kind and first line of an error, to be quoted in a message of ours"
+    "Kind and first line of an error, to be quoted in a message of ours; PyTorch's advice to open what may run code is not"
+    if type(error).__name__ == "UnpicklingError": return "UnpicklingError: it is no file of plain tensors, and what else it holds could run code"
     return f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0][:most]}"
 
 # %% ../nbs/00_settings.ipynb #71b771af
