@@ -220,7 +220,9 @@ def _evaluate(args):
     from dho_nb.deploy import Evaluation
     from dho_nb.evaluation import shift_table
     if args.root and len(args.dataset) > 1: raise DhoError("--root is for one dataset: of several, have each below data in settings.ini")
-    made = {name: Evaluation(args.model, make_config(dict(dataset=name, root=args.root, skip_broken=args.skip_broken)), args.split, args.alpha, args.beta) for name in args.dataset}
+    if args.labels and len(args.dataset) > 1: raise DhoError("--labels is for one folder of images: score the others by themselves")
+    given = dict(root=args.root, labels=args.labels, classes=args.classes, skip_broken=args.skip_broken)
+    made = {name: Evaluation(args.model, make_config(dict(given, dataset=name)), args.split, args.alpha, args.beta) for name in args.dataset}
     for name, found in made.items(): print(f"{name}: {len(found.rows)} images\n{found.table.round(4).to_string()}\n", flush=True)
     one = next(iter(made.values()))
     if len(made) > 1:
@@ -652,10 +654,12 @@ def make_parser(
     evaluate = verb("evaluate", _evaluate, "Score a trained student or a published checkpoint on datasets.")
     evaluate.add_argument("model", help="model.safetensors of a run, vit_b_1.pt … by name, or a file of that kind")
     evaluate.add_argument("--dataset", nargs="+", required=True, metavar="NAME", help="datasets, folders or CSVs; of several, the first is not a shifted one")
+    evaluate.add_argument("--classes", nargs="+", default=[], metavar="OLD=NEW", help="what the model calls the dataset's classes")
     for name, kind, said in (("root", str, "folder of the images, where it is not the dataset itself or in the settings"),
+                             ("labels", str, "CSV of path,label[,split] for the images of a folder; without a split they are train"),
                              ("split", str, "train, val or test [test]"), ("alpha", float, "weight of the CE head [the model's own]"),
                              ("beta", float, "temperature of the KD head [the model's own]")):
-        evaluate.add_argument(f"--{name}", type=kind, default={"root": "", "split": "test"}.get(name), help=said)
+        evaluate.add_argument(f"--{name}", type=kind, default={"root": "", "labels": "", "split": "test"}.get(name), help=said)
     evaluate.add_argument("--skip-broken", action="store_true", help="leave out images that are missing or cannot be decoded")
     _use_verbs(verb)
     verb("check", _check, "Look at images and labels as distill would, without training.", True)
