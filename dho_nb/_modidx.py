@@ -74,6 +74,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'dho_nb.configs.config_from': ('configs.html#config_from', 'dho_nb/configs.py'),
                                 'dho_nb.configs.identity': ('configs.html#identity', 'dho_nb/configs.py'),
                                 'dho_nb.configs.known_labels': ('configs.html#known_labels', 'dho_nb/configs.py'),
+                                'dho_nb.configs.labels_mark': ('configs.html#labels_mark', 'dho_nb/configs.py'),
                                 'dho_nb.configs.listed': ('configs.html#listed', 'dho_nb/configs.py'),
                                 'dho_nb.configs.make_config': ('configs.html#make_config', 'dho_nb/configs.py'),
                                 'dho_nb.configs.open_data': ('configs.html#open_data', 'dho_nb/configs.py'),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VALIDATION', 'TEACHER_HEADS', 'PLACES', 'LATER', 'Config', 'make_config', 'preset', 'config_from', 'plain_parameters',
-           'open_data', 'known_labels', 'without', 'listed', 'settled', 'identity', 'weights_file_hash']
+           'open_data', 'known_labels', 'labels_mark', 'without', 'listed', 'settled', 'identity', 'weights_file_hash']
 
 # %% ../nbs/10_configs.ipynb #883ca461
 import dataclasses, json, math, os
@@ -219,6 +219,15 @@ def known_labels(
     "The labelled images that a run may learn from; a method that learns from the teacher alone does without"
     needed = get_method(config.method).labelled or config.teacher_head != "zero-shot"
     return labelled_subset(manifest, config.shots, config.fraction, config.seed, config.labels_by, needed)
+
+def labels_mark(
+    manifest:Manifest,  # A dataset
+    labelled,           # Positions of its labelled images
+    keys=None,          # [N] content keys; none for a dataset that is known by its name
+)->str:
+    "Hash of labelled images: their names, their labels, what their files hold"
+    shown = replace(manifest, table=manifest.table.iloc[labelled])
+    return digest([manifest_hash(shown), "" if keys is None else fingerprint(shown, keys[labelled])])
 
 def _renamed(manifest, classes, templates):
     "The manifest with other class names, given as old=new, and other prompts"

@@ -492,6 +492,8 @@ def _expected(estimate, file):
     known, (config, result, _) = read_json(Path(estimate).expanduser()/"estimate.json"), _known(file)
     if not result: raise DhoError(f"{estimate} is an estimate of a run's accuracy, and beside {file} is no finished run: leave estimate out")
     differs = differences(known["config"], make_config(config)) or [f"labelled images were {known['labelled']}, now {n}" for n in [result["labelled"]] if n != known["labelled"]]
+    mark = read_json(file.parent/"run.json").get("labels")  # of a run from before there was one, nothing is known
+    if not differs and mark and mark != known.get("labels", mark): differs = ["the labelled images were others"]
     if differs: raise DhoError(f"{estimate} is the estimate of another configuration ({'; '.join(differs)}): run dho estimate for this one")
     return known
 

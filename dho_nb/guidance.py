@@ -213,6 +213,7 @@ def verify_store(
     sample:int=64,       # Embeddings to compute again
 )->pd.DataFrame:         # path, view, cosine
     "Check a store against its checksums and against the live teacher"
+    if folder and not (Path(folder).expanduser()/"header.json").exists(): raise DhoError(f"{folder} is no store: it has no header.json")
     guidance = guidance_for(config, folder)
     return guidance.lookup.verify(guidance.root, guidance.load(), sample)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from .configs import Config, identity, known_labels, open_data
+from .configs import Config, identity, known_labels, labels_mark, open_data
 from .evaluation import HeadOutputs, interpolate, load_outputs, scores
 from .guidance import Guidance
 from .manifests import Manifest, content_keys, fingerprint, rows, write_manifest
@@ -136,7 +136,8 @@ def cross_fit(
     whole = HeadOutputs(*(torch.cat([getattr(o, f) for o, *_ in parts]) for f in ("ce", "kd", "labels")), torch.cat(at))
     teacher = torch.cat([t for *_, t, _ in parts]) if parts[0][2] is not None else None
     fit = CrossFit(whole, teacher, manifest, [r for *_, r in parts], np.repeat(np.arange(folds), [len(a) for a in at]), looked, place)
-    if not most: write_json(place/"estimate.json", dict(config=asdict(config), folds=folds, labelled=len(labelled), table=fit.table.to_dict("index")))
+    if not most: write_json(place/"estimate.json", dict(config=asdict(config), folds=folds, labelled=len(labelled), labels=labels_mark(manifest, labelled, keys),
+                                                        table=fit.table.to_dict("index")))
     return fit
 
 def _dealt(config, folds):

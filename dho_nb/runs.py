@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 import dho_nb
-from .configs import PLACES, Config, identity, known_labels, open_data, settled
+from .configs import PLACES, Config, identity, known_labels, labels_mark, open_data, settled
 from .diagnostics import plot_agreement
 from .heads import Judged
 from .evaluation import (HeadOutputs, agreement, answering, choose, collect, entropy_alpha, head_table, interpolate, load_outputs, per_class, plot_reliability,
@@ -102,7 +102,8 @@ def _sign(self:Run):
     "Say whose folder this is, before anything else is written there; again where somebody has removed it since"
     if (self.folder/"run.json").exists(): return
     write_json(self.folder/"run.json", dict(identity=self.identity, name=self.name, version=dho_nb.__version__,
-                                            manifest=manifest_hash(self.manifest), files=self.files, config=_placed(self.config)))
+                                            manifest=manifest_hash(self.manifest), files=self.files,
+                                            labels=labels_mark(self.manifest, self.subset.rows, self.keys), config=_placed(self.config)))
 
 def _placed(config):
     "Parameters to be written down, with the places that they name as seen from anywhere"

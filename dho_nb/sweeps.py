@@ -492,6 +492,7 @@ def open_sweep(
     if here is None: raise DhoError(f"there is no grid or sweep {place}: give a TOML file, or the folder of a sweep")
     if here.is_file() and here.suffix != ".json": return Sweep(read_grid(here), folder)
     if folder: raise DhoError(f"{here} is a sweep with a folder of its own: leave out {folder}, or give the grid's TOML file")
+    if here.is_dir() and not (here/"sweep.json").exists(): raise DhoError(f"{here} holds no sweep of dho_nb: it has no sweep.json; dho sweep GRID.toml begins one")
     found = read_json(here/"sweep.json" if here.is_dir() else here)
     if not found.get("cells"): raise DhoError(f"{here} holds no sweep of dho_nb: its sweep.json is missing or empty")
     made = Sweep.__new__(Sweep)
