@@ -26,7 +26,7 @@ SECTIONS = {  # folder of the site: title, its notebooks, a line
     "experiments": ("Experiments", "experiments/*", "Notebooks that papermill runs with parameters; an executed copy lies in each run's folder."),
     "benchmarks": ("Benchmarks", "benchmarks/*", "What is claimed about speed and memory, with the notebook that measures it: `make bench`."),
 }
-ORDER = {"paper": ["setups", "eurosat", "beyond", "eurosat_data", "eurosat_teacher", "cost"], "howto": ["own_images", "own_teacher", "sweep", "paper_table", "after_a_crash"],
+ORDER = {"paper": ["setups", "eurosat", "beyond", "eurosat_data", "eurosat_teacher", "cifar10_data", "cost"], "howto": ["own_images", "own_teacher", "sweep", "paper_table", "after_a_crash"],
          "explain": ["two_heads", "conflict", "alpha_beta", "store", "limits"]}
 
 
