@@ -378,7 +378,7 @@ def _parquet(file):
     table = pd.read_parquet(file)
     if table.index.dtype.kind in "OSU" and not any(str(c).lower() in ALIASES["paths"] for c in table): table = table.rename_axis("paths").reset_index()
     table.columns = [*map(str, table)]
-    vectors = {c for c in table if table[c].map(np.ndim).any()}
+    vectors = {c for c in table if table[c].dtype == object and table[c].map(np.ndim).any()}
     for c in vectors:
         if table[c].isna().any(): raise DhoError(f"{file}: {table[c].isna().sum()} cell(s) of the column {c} are empty: leave those rows out")
     return {c: np.stack(table[c].to_numpy()) if c in vectors else table[c].to_numpy() for c in table}

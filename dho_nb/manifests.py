@@ -56,7 +56,8 @@ def _checked(table, classes, name):
     missing = {"path", "label", "split"} - set(table)
     if missing: raise DhoError(f"manifest {name}: column(s) {sorted(missing)} are missing; it has {list(table)}")
     table = table.reset_index(drop=True).assign(path=table["path"].astype(str).to_numpy())
-    table = table.assign(id=table["id"].astype(str).to_numpy() if "id" in table else table["path"])
+    if "id" not in table: table = table.assign(id=table["path"])
+    if not pd.api.types.is_string_dtype(table["id"]): table = table.assign(id=table["id"].astype(str).to_numpy())
     for column in ("path",) if table["id"] is table["path"] else ("path", "id"):
         twice = table[column][table[column].duplicated()].unique()
         if len(twice):
