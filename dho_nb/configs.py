@@ -10,6 +10,7 @@ __all__ = ['VALIDATION', 'TEACHER_HEADS', 'PLACES', 'LATER', 'Config', 'make_con
 import dataclasses, json, math, os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+import numpy as np
 import pandas as pd
 import dho_nb
 from .embeddings import Store, own_identity, read_embeddings
@@ -83,6 +84,7 @@ class Config:
     predict:str="all"            # Which images get a line in predictions.csv: all or test
 
     def __post_init__(self):
+        for f in dataclasses.fields(self): object.__setattr__(self, f.name, _plain(getattr(self, f.name)))
         _validate(self)
         for f in dataclasses.fields(self):
             if f.type is float: object.__setattr__(self, f.name, float(getattr(self, f.name)))
@@ -91,6 +93,10 @@ class Config:
         if method.lambdas and self.validation == "none": object.__setattr__(self, "validation", "few")
 
 # %% ../nbs/10_configs.ipynb #bdd420dd
+def _plain(value):
+    "NumPy's numbers and paths as Python's numbers and text"
+    return value.item() if isinstance(value, np.generic) else os.fspath(value) if isinstance(value, os.PathLike) else value
+
 def _fits(value, kind):
     "Is `value` of the type `kind`? An integer passes for a float, a bool for nothing else"
     if kind is float: return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -56,9 +56,10 @@ def _checked(table, classes, name):
     missing = {"path", "label", "split"} - set(table)
     if missing: raise DhoError(f"manifest {name}: column(s) {sorted(missing)} are missing; it has {list(table)}")
     table = table.reset_index(drop=True).assign(path=table["path"].astype(str).to_numpy())
-    if "id" not in table: table = table.assign(id=table["path"])
+    apart = "id" in table
+    if not apart: table = table.assign(id=table["path"])
     if not pd.api.types.is_string_dtype(table["id"]): table = table.assign(id=table["id"].astype(str).to_numpy())
-    for column in ("path",) if table["id"] is table["path"] else ("path", "id"):
+    for column in ("path", "id") if apart else ("path",):
         twice = table[column][table[column].duplicated()].unique()
         if len(twice):
             raise DhoError(f"manifest {name}: {len(twice)} {column}(s) appear more than once, e.g. {twice[0]!r}; keep one row each")

@@ -338,7 +338,8 @@ def _kept(folder, place, frame, labels):
     old = old[~old["identity"].isin(new["identity"])].reindex(columns=[*new, *(c for c in old if c not in new)], fill_value="")
     bits |= {i: r for i, r in zip(frame["identity"], frame["right"]) if r is not None}
     sweeps = _sweeps_of(folder) | _sweeps_in(place, frame, _sweeps_of(folder))
-    for name, found in (("conflict", conflicts), ("surface", surfaces)): _merge(folder/f"{name}.csv", _tidy(found, folder, place, labels))
+    both = [folder, place] if (folder/"runs.csv").exists() else [place]
+    for name, found in (("conflict", conflicts), ("surface", surfaces)): _write_curves(folder/f"{name}.csv", found(*both, labels=labels))
     _write_bits(folder/"right.npz", bits)
     write_json(folder/"cells.json", sweeps)
     _write_table(folder/"runs.csv", pd.concat([old, new]).fillna(""))
@@ -354,15 +355,9 @@ def _write_bits(file, bits):
         np.savez_compressed(temporary, identity=np.array(names, str), size=np.array([len(bits[n]) for n in names], np.int64),
                             right=np.concatenate([np.empty(0, np.uint8), *(bits[n] for n in names)]))
 
-def _merge(file, new):
-    "Add lines of runs that a record's table lacks"
-    short = lambda v: f"{v:.6g}" if isinstance(v, float) else v
-    if len(new): _write_table(file, pd.concat([_read_text(file), new.astype(object).map(short)]).fillna("") if file.exists() else new)
-
-def _tidy(found, folder, place, labels):
-    "What `conflicts` or `surfaces` finds for runs that the record has nothing about"
-    file = folder/f"{'conflict' if found is conflicts else 'surface'}.csv"
-    return found(place, labels=labels, known=set(_read_text(file)["identity"]) if file.exists() else ())
+def _write_curves(file, table):
+    "What `conflicts` or `surfaces` finds, if it finds any"
+    if len(table): _write_table(file, table)
 
 # %% ../nbs/12_records.ipynb #e03640ea
 def _sweeps_in(place, frame, before):
@@ -391,24 +386,24 @@ def shared_settings(
 def conflicts(
     *places,       # As for `load`
     labels=None,   # As for `load`
-    known=(),      # Identities of runs to leave out
 )->pd.DataFrame:   # identity, labels, step, and columns as in `CONFLICT`; at most 2,000 steps of a run
     "How the gradients of labels and teacher agreed, in the runs that kept an account"
     def read(folder):
         table = pd.read_csv(folder/"conflict.csv")
         return table.iloc[::max(1, -(-len(table)//2000))]
-    return _each(places, labels, known, "conflict.csv", lambda frame: frame[frame["watched"].astype(bool)], read)
+    return _each(places, labels, "conflict.csv", lambda frame: frame[frame["watched"].astype(bool)], read)
 
 def surfaces(
     *places,       # As for `load`
     labels=None,   # As for `load`
-    known=(),      # Identities of runs to leave out
 )->pd.DataFrame:   # identity, labels, α, β, accuracy, nll
-    "The α/β surface on validation images, of the first seed of every DHO cell; a record has those that were first when it was brought up to date"
+    "The α/β surface on validation images, of the first seed of every DHO cell; a record keeps those that were first when it was brought up to date"
     def first(frame):
         frame = frame[(frame.get("method_value", frame["method"]) == "dho") & (frame["validated"] > 0)]
         return frame.drop_duplicates([a for a in axes_of(frame) if a != "seed"] or ["method"])
-    return _each(places, labels, known, "surface.csv", first, _surface)
+    found = _each(places, labels, "surface.csv", first, _surface)
+    cell = [found[c].fillna("") for c in found if c not in ("identity", "seed", "α", "β", "accuracy", "nll")]
+    return found[found.groupby(cell or found.index*0)["identity"].transform("first") == found["identity"]].reset_index(drop=True)
 
 # %% ../nbs/12_records.ipynb #f6f5aabe
 def _surface(folder):
@@ -416,13 +411,13 @@ def _surface(folder):
     found = surface(scored_outputs(folder, read_json(folder/"result.json"))[2])
     return pd.DataFrame(dict(accuracy=found.accuracy.stack(), nll=found.nll.stack())).reset_index()
 
-def _unknown(known, table): return table[~table["identity"].isin(known)]
-
-def _each(places, labels, known, file, which, read):
+def _each(places, labels, file, which, read):
     "Tables of some runs one below the other, with their labels; a record's as they are"
-    tables = [_unknown(known, pd.read_csv(Path(p).expanduser()/file, dtype={a: str for a in ("identity", *BASIC, *load_placed([p]).attrs["axes"])}, keep_default_na=False))
-              for p in places if (Path(p).expanduser()/file).exists() and (Path(p).expanduser()/"runs.csv").exists()]
-    rest, known = [p for p in places if not (Path(p).expanduser()/"runs.csv").exists()], {*known, *(i for t in tables for i in t["identity"])}
+    places, tables, known = [Path(p).expanduser() for p in places], [], set()
+    for p in [p for p in places if (p/file).exists() and (p/"runs.csv").exists()]:
+        table = pd.read_csv(p/file, dtype={a: str for a in ("identity", *BASIC, *load_placed([p]).attrs["axes"])}, keep_default_na=False)
+        tables.append(table[~table["identity"].isin(known)]); known |= {*table["identity"]}
+    rest = [p for p in places if not (p/"runs.csv").exists()]
     frame = load_placed(rest, labels) if rest else pd.DataFrame()
     for line in (which(frame).to_dict("records") if len(frame) else ()):
         if line["identity"] in known or not (Path(line["folder"])/"outputs.safetensors").exists(): continue

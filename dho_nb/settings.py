@@ -198,6 +198,7 @@ def atomic_path(
 ):                  # Yields a temporary path with the same suffix, in the same folder
     "Write to the yielded path; when the block ends without error it takes the place of `path`"
     path = Path(os.path.expanduser(path))
+    if path.is_dir(): raise DhoError(f"{path} is a folder: name a file in it")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{path.name}")
     try:

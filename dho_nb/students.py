@@ -316,6 +316,9 @@ def load_weights(
     if strange and Path(file).suffix == ".safetensors":
         raise DhoError(f"weights {file} name their tensors otherwise ({', '.join([*found][:2])} …) than the student ({', '.join([*wanted][:2])} …), and a .safetensors file "
                        "keeps no order to take them in: rename them, or save them as .npz in the order of the model that they come from")
+    shapes = lambda tensors: [v.shape for v in tensors]
+    if strange and shapes([*found.values()][len(wanted):2*len(wanted)]) == shapes(wanted.values()):
+        raise DhoError(f"weights {file} hold two such models ({', '.join([*found][::len(wanted)][:2])} …): save the tensors of the one that is meant")
     if strange and kind(found)[:len(wanted)] == kind(wanted): found = dict(zip(wanted, found.values()))
     lacking = [k for k in wanted if k not in found]
     unlike = [f"{k} is {tuple(found[k].shape)}, not {tuple(v.shape)}" for k, v in wanted.items()

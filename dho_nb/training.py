@@ -9,7 +9,7 @@ __all__ = ['CONFLICT', 'Recipe', 'learning_rate', 'Said', 'live', 'stored', 'Sto
 # %% ../nbs/07_training.ipynb #2335a7ec
 import json, math, signal, threading, time
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Callable, NamedTuple
 import numpy as np
@@ -180,6 +180,11 @@ def _paced(model, learnt, recipe):
     sides = ((1.0, [p for p in learnt if id(p) in trunk]), (recipe.head_lr, [p for p in learnt if id(p) not in trunk]))
     return [dict(params=params, lr=recipe.lr*pace, pace=pace) for pace, params in sides if params]
 
+def _named(method, recipe):
+    "The identity of a run that was given none: its method, and what of its recipe is not the default"
+    own = [f"{f.name}={value}" for f in fields(recipe) if (value := getattr(recipe, f.name)) != f.default and f.name != "conflict"]
+    return f"{method.name}({', '.join(own)})"
+
 def _trainable(method, model, teach):
     "Refuse a student of other heads than the method trains, and a method without the teacher that it asks"
     heads = 1 + (model.kd_head is not None) if isinstance(model, DualHead) else method.heads
@@ -198,7 +203,7 @@ class Trainer:
         teach:Callable|None=None,      # Batch to `Said`, e.g. `live(…)`; None if the method needs none
         device:torch.device|str="cpu", # Where
         checkpoint:str|Path|None=None, # File to save to and go on from; None keeps nothing
-        identity:str="",               # What the checkpoint belongs to; another one is refused
+        identity:str="",               # What the checkpoint belongs to, another one is refused; if empty, the method with its recipe
         workers:int=0,                 # Processes that prepare batches
         check:Callable|None=None,      # Called with the model after some epochs, returns a dict for the history
         check_every:int=0,             # Epochs between checks; 0 for never
@@ -209,7 +214,7 @@ class Trainer:
         self.device, self.recipe, self.method, self.streams, self.teach = torch.device(device), recipe, method, streams, teach
         self.model, self.preprocess = student.model.to(self.device, memory_format=torch.channels_last), student.preprocess
         self.precision = pick_precision(self.device, recipe.precision)
-        self.checkpoint, self.identity, self.workers = checkpoint and Path(checkpoint).expanduser(), identity, workers
+        self.checkpoint, self.identity, self.workers = checkpoint and Path(checkpoint).expanduser(), identity or _named(method, recipe), workers
         self.check, self.check_every, self.team, self.saving, self.constants = check, check_every, team or current_team(), saving, constants
         self.steps = int(recipe.epochs*streams.epoch_steps)
         enough(streams, recipe, self.team)
@@ -397,8 +402,8 @@ def _read(self:Trainer):
     if same and not self._fits(tensors):
         raise DhoError(f"checkpoint {self.checkpoint} is of another student, or of the same with another part frozen or conflict left out: delete it or use another folder")
     if not same:
-        raise DhoError(f"checkpoint {self.checkpoint} belongs to another run ({state['identity'] or 'unnamed'}, "
-                       f"{state['steps']} steps): delete it or use another folder")
+        raise DhoError(f"checkpoint {self.checkpoint} belongs to another run ({state['identity'] or 'unnamed'}, {state['steps']} steps; "
+                       f"this one is {self.identity}, {self.steps} steps): delete it or use another folder")
     part = lambda kind: {k.removeprefix(kind): v for k, v in tensors.items() if k.startswith(kind)}
     self.model.load_state_dict(part("model."))
     moments = {}
