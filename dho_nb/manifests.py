@@ -254,7 +254,7 @@ def from_folder(
     if empty: raise DhoError(f"class folder(s) {empty} below {root} hold no image: remove them or put pictures in")
     classes = {c: i for i, c in enumerate(sorted(set(label) - {""}))}
     if not classes:
-        raise DhoError(f"{root} has no class folders with pictures; give labels in a CSV of path,label instead (--labels FILE.csv)")
+        raise DhoError(f"{root} has no class folders with pictures; give labels in a CSV of path,label (--labels FILE.csv), or that file as the dataset and this folder as its root")
     table = pd.DataFrame(dict(path=["/".join(p) for p in parts], label=[classes.get(l, -1) for l in label], split=split))
     return Manifest(name or root.resolve().name, table, tuple(classes), templates)
 
