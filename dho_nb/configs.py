@@ -15,7 +15,8 @@ import pandas as pd
 import dho_nb
 from .embeddings import Store, own_identity, read_embeddings
 from .heads import POOL_HEADS
-from .manifests import (LISTS, LabelSubset, Manifest, content_keys, data_root, fingerprint, from_labels, labelled_subset, manifest_hash, manifest_names, missing_images,
+from .manifests import (LISTS, LabelSubset, Manifest, content_keys, data_root, fingerprint, from_labels,
+                              labelled_subset, manifest_hash, manifest_names, missing_images,
                               open_manifest, pictures_below, split_off)
 from .objectives import METHODS, get_method
 from .presets import named
@@ -95,7 +96,8 @@ class Config:
 # %% ../nbs/10_configs.ipynb #bdd420dd
 def _plain(value):
     "NumPy's numbers and paths as Python's numbers and text"
-    return value.item() if isinstance(value, np.generic) else os.fspath(value) if isinstance(value, os.PathLike) else value
+    return (value.item() if isinstance(value, np.generic)
+            else os.fspath(value) if isinstance(value, os.PathLike) else value)
 
 def _fits(value, kind):
     "Is `value` of the type `kind`? An integer passes for a float, a bool for nothing else"
@@ -106,43 +108,52 @@ def _validate(config):
     "Types, ranges and names of a configuration"
     for f in dataclasses.fields(config):
         kind, value = f.type, getattr(config, f.name)
-        if kind is float and isinstance(value, float) and not math.isfinite(value): raise DhoError(f"parameter {f.name} must be a finite number, not {value}")
+        if kind is float and isinstance(value, float) and not math.isfinite(value):
+            raise DhoError(f"parameter {f.name} must be a finite number, not {value}")
         if not _fits(value, kind):
-            raise DhoError(f"parameter {f.name} must be of type {getattr(kind, '__name__', kind)}, not {type(value).__name__} ({value!r})")
+            raise DhoError(f"parameter {f.name} must be of type {getattr(kind, '__name__', kind)}, not "
+                           f"{type(value).__name__} ({value!r})")
     texts = [*config.classes, *config.templates]
     if not all(isinstance(v, str) for v in texts): raise DhoError("classes and templates are lists of strings")
     try: json.dumps(config.student_args)
     except TypeError as e: raise DhoError(f"student_args must be plain data that JSON can hold: {e}") from None
     get_method(config.method)
-    for name, options in (("validation", VALIDATION), ("precision", PRECISIONS), ("pool_head", ("auto", *POOL_HEADS)), ("predict", ("all", "test")),
-                          ("teacher_head", TEACHER_HEADS), ("labels_by", LISTS), ("pixels", ("auto", "map", "files")),
-                          ("schedule", ("cosine", "linear")), ("head_init", ("", "text", "text-ce")),
+    for name, options in (("validation", VALIDATION), ("precision", PRECISIONS), ("pool_head", ("auto", *POOL_HEADS)),
+                          ("predict", ("all", "test")), ("teacher_head", TEACHER_HEADS), ("labels_by", LISTS),
+                          ("pixels", ("auto", "map", "files")), ("schedule", ("cosine", "linear")),
+                          ("head_init", ("", "text", "text-ce")),
                           *((h, [k for k in HEADS if k != "zero-shot"]) for h in ("ce_head", "kd_head"))):
         if getattr(config, name) not in options: raise unknown(name, getattr(config, name), options)
     if config.head_init and not config.student.startswith("open_clip:"):
-        raise DhoError(f"head_init={config.head_init!r} needs a student with a text tower, open_clip:NAME/TAG, and {config.student!r} is none")
+        raise DhoError(f"head_init={config.head_init!r} needs a student with a text tower, open_clip:NAME/TAG, and "
+                       f"{config.student!r} is none")
     bad = [f"{n}={getattr(config, n)} (must be {what})" for n, what, ok in _RANGES if not ok(getattr(config, n))]
     if bad: raise DhoError(f"parameter(s) out of range: {', '.join(bad)}")
-    if config.test > 1 and config.test != int(config.test): raise DhoError(f"test={config.test} is neither a share below 1 nor a whole number")
+    if config.test > 1 and config.test != int(config.test):
+        raise DhoError(f"test={config.test} is neither a share below 1 nor a whole number")
     _validate_views(config.views, config.embeddings)
-    if config.texts and not config.embeddings: raise DhoError("texts are class embeddings to go with embeddings of images: give those, too")
+    if config.texts and not config.embeddings:
+        raise DhoError("texts are class embeddings to go with embeddings of images: give those, too")
     stages = [get_method(m) for m in (config.method, get_method(config.method).first) if m]
     if config.conflict and not any(m.both for m in stages):
-        raise DhoError(f"conflict compares the gradients of labels and teacher, and {config.method} has not both in one step: leave it out, or take sho or dho")
+        raise DhoError(f"conflict compares the gradients of labels and teacher, and {config.method} has not both in "
+                       "one step: leave it out, or take sho or dho")
     if config.shots and config.fraction:
         raise DhoError(f"give shots or fraction, not both (shots={config.shots}, fraction={config.fraction})")
 
 # %% ../nbs/10_configs.ipynb #d061bdda
 def _validate_views(views, embeddings):
-    if isinstance(views, str) and views != "live" or views != "live" and views < 1: raise DhoError(f"views={views!r} is neither a number of 1 or more nor 'live'")
-    if embeddings and views == "live": raise DhoError("views='live' needs a teacher that looks, and embeddings were given: leave one of them out")
+    if isinstance(views, str) and views != "live" or views != "live" and views < 1:
+        raise DhoError(f"views={views!r} is neither a number of 1 or more nor 'live'")
+    if embeddings and views == "live":
+        raise DhoError("views='live' needs a teacher that looks, and embeddings were given: leave one of them out")
 
 # %% ../nbs/10_configs.ipynb #17ad6555
 _above, _from, _share = lambda low: (lambda v: v > low), lambda low: (lambda v: v >= low), lambda v: 0 <= v <= 1
 _RANGES = [*((n, "above 0", _above(0)) for n in ("zeta", "lr", "tau", "beta", "crop")),
            *((n, "1 or more", _from(1)) for n in ("epochs", "batch_labelled", "batch_unlabelled", "accumulate")),
-           *((n, "0 or more", _from(0)) for n in ("shots", "seed", "size", "head_lr", "weight_decay", "warmup_steps", "clip", "ce_weight",
-                                                  "kd_weight", "test")),
+           *((n, "0 or more", _from(0)) for n in ("shots", "seed", "size", "head_lr", "weight_decay", "warmup_steps",
+                                                  "clip", "ce_weight", "kd_weight", "test")),
            *((n, "between 0 and 1", _share) for n in ("fraction", "crop", "flip", "alpha"))]
 
 def make_config(
@@ -150,7 +161,9 @@ def make_config(
 )->Config:
     "A configuration from names and values; an unknown name is an error with the nearest one"
     known = [f.name for f in dataclasses.fields(Config)]
-    if "images" in given: raise DhoError("parameter 'images' is called dataset here: a known dataset's name, a folder, a CSV or a CoOp split")
+    if "images" in given:
+        raise DhoError("parameter 'images' is called dataset here: a known dataset's name, a folder, a CSV or "
+                       "a CoOp split")
     for name in given:
         if name not in known: raise unknown("parameter", name, known)
     if not given.get("dataset"):
@@ -187,16 +200,22 @@ def open_data(
     own, by_name = Path(config.dataset).expanduser(), config.dataset in manifest_names() and not config.labels
     known = by_name and not config.root
     if config.labels and not own.is_dir():
-        raise DhoError(f"labels={config.labels!r} needs dataset to be a folder of images, and {config.dataset!r} is none")
-    manifest = from_labels(own, config.labels, classes=config.classes) if config.labels else open_manifest(config.dataset)
+        raise DhoError(f"labels={config.labels!r} needs dataset to be a folder of images, and "
+                       f"{config.dataset!r} is none")
+    manifest = (from_labels(own, config.labels, classes=config.classes) if config.labels
+                else open_manifest(config.dataset))
     manifest = _renamed(manifest, [] if config.labels else config.classes, config.templates)
-    root = Path(config.root).expanduser() if config.root else own if own.is_dir() and not by_name else data_root(manifest)
+    root = (Path(config.root).expanduser() if config.root else own if own.is_dir() and not by_name
+            else data_root(manifest))
     if known and own.is_dir() and own.resolve() != Path(root).resolve() and pictures_below(own):
-        raise DhoError(f"{own} is the name of a dataset, and of a folder with pictures here: say ./{own} for the folder, or --root {root} for the dataset")
+        raise DhoError(f"{own} is the name of a dataset, and of a folder with pictures here: say ./{own} for the "
+                       f"folder, or --root {root} for the dataset")
     try:
         bad = missing_images(manifest, root).assign(problem="the file is missing")
         if len(bad) and not config.skip_broken: raise DhoError(listed(bad, root))
-    except DhoError as e: raise DhoError(f"{e} (for the folder {own} here, say ./{own})" if by_name and own.is_dir() else str(e)) from None
+    except DhoError as e:
+        raise DhoError(f"{e} (for the folder {own} here, say ./{own})" if by_name and own.is_dir()
+                       else str(e)) from None
     manifest, keys = without(manifest, bad), None
     if config.skip_broken or not known: manifest, keys, bad = _whole(manifest, root, bad, config.skip_broken)
     return (split_off(manifest, "test", config.test) if config.test else manifest), root, bad, None if known else keys
@@ -210,7 +229,9 @@ def _whole(manifest, root, bad, skip):
         found = broken_images(manifest, root, os.cpu_count() or 4)[["id", "problem"]]
         try:
             with atomic_path(memory) as temporary: found.to_csv(temporary, index=False)
-        except OSError as e: raise DhoError(f"the cache {memory.parent} cannot be written to ({reason(e)}): set cache in settings.ini or DHO_CACHE") from None
+        except OSError as e:
+            raise DhoError(f"the cache {memory.parent} cannot be written to ({reason(e)}): set cache in settings.ini "
+                           "or DHO_CACHE") from None
     known = pd.read_csv(memory, dtype=str, keep_default_na=False).set_index("id")["problem"]
     broken = manifest.table[manifest.table["id"].isin(known.index)].assign(problem=lambda t: t["id"].map(known))
     if len(broken) and not skip: raise DhoError(listed(broken, root))
@@ -239,10 +260,12 @@ def _renamed(manifest, classes, templates):
     "The manifest with other class names, given as old=new, and other prompts"
     new = dict(c.split("=", 1) for c in classes if "=" in c)
     if len(new) < len(classes):
-        raise DhoError(f"class names are changed as old=new, e.g. {manifest.classes[0]}=\"a better name\", not {classes}")
+        raise DhoError(f"class names are changed as old=new, e.g. {manifest.classes[0]}=\"a better name\", "
+                       f"not {classes}")
     for old in new:
         if old not in manifest.classes: raise unknown("class", old, manifest.classes)
-    return replace(manifest, classes=tuple(new.get(c, c) for c in manifest.classes), templates=tuple(templates or manifest.templates))
+    return replace(manifest, classes=tuple(new.get(c, c) for c in manifest.classes),
+                   templates=tuple(templates or manifest.templates))
 
 def without(
     manifest:Manifest,  # The dataset
@@ -285,26 +308,34 @@ def identity(
     method = get_method(config.method)
     what["teacher"] = _teacher_of(config) if method.teacher else ""
     if method.lambdas: what["lambdas"] = method.lambdas
-    if config.student.startswith("open_clip:"): what["student"] = f"open_clip:{_student_of(config.student.removeprefix('open_clip:'))}"
-    if config.student_weights not in ("", "pretrained"): what["student_weights"] = weights_file_hash(config.student_weights)
-    return digest(dict(what, manifest=hashed or manifest_hash(manifest), files=files, prompts=list(manifest.templates), version=dho_nb.__version__))
+    if config.student.startswith("open_clip:"):
+        what["student"] = f"open_clip:{_student_of(config.student.removeprefix('open_clip:'))}"
+    if config.student_weights not in ("", "pretrained"):
+        what["student_weights"] = weights_file_hash(config.student_weights)
+    return digest(dict(what, manifest=hashed or manifest_hash(manifest), files=files, prompts=list(manifest.templates),
+                       version=dho_nb.__version__))
 
 def _teacher_of(config):
     "Whose embeddings: a teacher's, or a file's content"
     given = Path(config.embeddings).expanduser()
     if not config.embeddings: return teacher_identity(config.teacher)
-    if given.is_dir() and config.texts: raise DhoError(f"{given} is a store, which keeps its own class embeddings: leave texts out, or import them anew")
+    if given.is_dir() and config.texts:
+        raise DhoError(f"{given} is a store, which keeps its own class embeddings: leave texts out, or "
+                       "import them anew")
     if given.is_dir():
         store = Store(given)
-        return "/".join([store.header["teacher"], store.header.get("precision", ""), teacher_identity(config.teacher) if store.single and not store.brought() else ""])
+        return "/".join([store.header["teacher"], store.header.get("precision", ""),
+                         teacher_identity(config.teacher) if store.single and not store.brought() else ""])
     for file in filter(None, (config.embeddings, config.texts)):
-        if not Path(file).expanduser().is_file(): raise DhoError(f"embeddings {file} do not exist: give a file or the folder of a store")
+        if not Path(file).expanduser().is_file():
+            raise DhoError(f"embeddings {file} do not exist: give a file or the folder of a store")
     spoken = config.texts or "text" in read_embeddings(config.embeddings)
     return f"{own_identity(config.embeddings, config.texts)}{'' if spoken else teacher_identity(config.teacher)}"
 
 def _student_of(spec):
     "What a student by open_clip depends on: its name, or what its folder or file holds"
-    local = Path(spec.removeprefix("local-dir:")).expanduser().joinpath("open_clip_config.json").is_file() or Path(spec.partition("/")[2] or "/").expanduser().is_file()
+    there = lambda *parts: Path(*parts).expanduser().is_file()
+    local = there(spec.removeprefix("local-dir:"), "open_clip_config.json") or there(spec.partition("/")[2] or "/")
     return teacher_identity(spec) if local else spec
 
 def weights_file_hash(

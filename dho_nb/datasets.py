@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from .settings import DhoError, atomic_path, load_settings, read_json, reason, shipped, track, unknown
-from .manifests import (FOLDERS, SPLITS, Manifest, content_keys, data_root, from_coop, image_paths, missing_images,
-                              open_manifest, read_manifest, subset_lists, threaded, write_manifest)
+from .manifests import (FOLDERS, SPLITS, Manifest, content_keys, data_root, from_coop, image_paths,
+                              missing_images, open_manifest, read_manifest, subset_lists, threaded, write_manifest)
 
 # %% ../nbs/01b_datasets.ipynb #b26f3221
 @dataclass(frozen=True)
@@ -53,27 +53,35 @@ _TEN = (
             ("torchvision", "OxfordIIITPet", "oxford-iiit-pet")),
     Dataset("stanford_cars", (6509, 1635, 8041), 196, "http://ai.stanford.edu/~jkrause/cars/car_dataset.html", RESEARCH,
             "", "a photo of a {}.", "split_zhou_StanfordCars.json",
-            by_hand="Its site is gone, and torchvision's download with it. From a copy of cars_train.tgz and cars_test.tgz "
-                    "(mirrors exist, e.g. on Kaggle):\n  tar xzf cars_train.tgz -C {root} && tar xzf cars_test.tgz -C {root}\n"
+            by_hand="Its site is gone, and torchvision's download with it. From a copy of cars_train.tgz and "
+                    "cars_test.tgz "
+                    "(mirrors exist, e.g. on Kaggle):\n  tar xzf cars_train.tgz -C {root} && tar xzf "
+                    "cars_test.tgz -C {root}\n"
                     "so that {root}/cars_train/00001.jpg and {root}/cars_test/00001.jpg exist."),
-    Dataset("flowers102", (4093, 1633, 2463), 102, "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/", "no licence stated",
-            "jpg", "a photo of a {}, a type of flower.", "split_zhou_OxfordFlowers.json", "",
+    Dataset("flowers102", (4093, 1633, 2463), 102, "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
+            "no licence stated", "jpg", "a photo of a {}, a type of flower.", "split_zhou_OxfordFlowers.json", "",
             ("torchvision", "Flowers102", "flowers-102")),
-    Dataset("food101", (50500, 20200, 30300), 101, "https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/", RESEARCH,
-            "images", "a photo of {}, a type of food.", "split_zhou_Food101.json", "coop", ("torchvision", "Food101", "food-101")),
+    Dataset("food101", (50500, 20200, 30300), 101,
+            "https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/", RESEARCH,
+            "images", "a photo of {}, a type of food.", "split_zhou_Food101.json", "coop",
+            ("torchvision", "Food101", "food-101")),
     Dataset("fgvc_aircraft", (3334, 3333, 3333), 100, "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/", RESEARCH,
             "images", "a photo of a {}, a type of aircraft.", "", "aircraft",
             ("torchvision", "FGVCAircraft", "fgvc-aircraft-2013b/data")),
     Dataset("sun397", (15880, 3970, 19850), 397, "https://vision.princeton.edu/projects/2010/SUN/", RESEARCH,
-            "SUN397", "a photo of a {}.", "split_zhou_SUN397.json", "sun397", ("torchvision", "SUN397", "SUN397", "SUN397")),
+            "SUN397", "a photo of a {}.", "split_zhou_SUN397.json", "sun397",
+            ("torchvision", "SUN397", "SUN397", "SUN397")),
     Dataset("dtd", (2820, 1128, 1692), 47, "https://www.robots.ox.ac.uk/~vgg/data/dtd/", "free for research",
             "images", "{} texture.", "split_zhou_DescribableTextures.json", "", ("torchvision", "DTD", "dtd/dtd")),
     Dataset("eurosat", (13500, 5400, 8100), 10, "https://github.com/phelber/EuroSAT", "MIT",
-            "2750", "a centered satellite photo of {}.", "split_zhou_EuroSAT.json", "", ("torchvision", "EuroSAT", "eurosat")),
+            "2750", "a centered satellite photo of {}.", "split_zhou_EuroSAT.json", "",
+            ("torchvision", "EuroSAT", "eurosat")),
     Dataset("ucf101", (7639, 1898, 3783), 101, "https://www.crcv.ucf.edu/data/UCF101.php", "no licence stated",
             "UCF-101-midframes", "a photo of a person doing {}.", "split_zhou_UCF101.json",
-            by_hand="The middle frames of its videos are CoOp's: UCF-101-midframes.zip, which CoOp's DATASETS.md links to "
-                    "on Google Drive (file 10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O):\n  unzip UCF-101-midframes.zip -d {root}\n"
+            by_hand="The middle frames of its videos are CoOp's: UCF-101-midframes.zip, which CoOp's "
+                    "DATASETS.md links to "
+                    "on Google Drive (file 10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O):\n  unzip "
+                    "UCF-101-midframes.zip -d {root}\n"
                     "so that {root}/UCF-101-midframes/Apply_Eye_Makeup/ exists."))
 
 # %% ../nbs/01b_datasets.ipynb #9e6f3115
@@ -82,11 +90,14 @@ _IMAGENET = (
             "images", IMAGENET_TEMPLATES, "", "imagenet",
             by_hand="Register at image-net.org and fetch ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and "
                     "ILSVRC2012_devkit_t12.tar.gz:\n"
-                    "  mkdir -p {root}/images/train {root}/images/val && tar xf ILSVRC2012_img_train.tar -C {root}/images/train\n"
-                    "  cd {root}/images/train && for f in *.tar; do mkdir ${{f%.tar}} && tar xf $f -C ${{f%.tar}} && rm $f; done\n"
+                    "  mkdir -p {root}/images/train {root}/images/val && tar xf ILSVRC2012_img_train.tar -C "
+                    "{root}/images/train\n"
+                    "  cd {root}/images/train && for f in *.tar; do mkdir ${{f%.tar}} && tar xf $f -C ${{f%.tar}} && "
+                    "rm $f; done\n"
                     "  tar xf ILSVRC2012_img_val.tar -C {root}/images/val\n"
                     "  tar xzf ILSVRC2012_devkit_t12.tar.gz -C {root}/images\n"
-                    "A copy that has the folders n01440764 … below train/ already is linked:  ln -s /your/ILSVRC2012 {root}\n"
+                    "A copy that has the folders n01440764 … below train/ already is linked:  ln -s "
+                    "/your/ILSVRC2012 {root}\n"
                     "In the end:  dho data build imagenet"),
     Dataset("imagenet_v2", (0, 0, 10000), 1000, "https://github.com/modestyachts/ImageNetV2", "MIT",
             "imagenetv2-matched-frequency-format-val", IMAGENET_TEMPLATES, "", "wnid_folders",
@@ -126,7 +137,8 @@ def class_positions(
     place = {c: i for i, c in enumerate(classes)}
     gone = [c for c in manifest.classes if c not in place]
     if gone:
-        raise DhoError(f"{manifest.name}: {len(gone)} of its {len(manifest.classes)} classes are none of the model's {len(place)}: "
+        raise DhoError(f"{manifest.name}: {len(gone)} of its {len(manifest.classes)} classes are none of the model's "
+                       f"{len(place)}: "
                        f"{', '.join(gone[:5])}{' …' if len(gone) > 5 else ''}")
     return np.array([place[c] for c in manifest.classes], np.int64)
 
@@ -144,7 +156,8 @@ def check_counts(
     "Refuse a list whose counts are not the paper's, naming those that differ"
     info, found = paper_dataset(manifest.name), split_counts(manifest)
     wrong = [f"{s}: {f:,}, the paper has {c:,}" for s, f, c in zip(SPLITS, found, info.counts) if f != c]
-    wrong += [f"classes: {len(manifest.classes)}, the paper has {info.classes}"] if len(manifest.classes) != info.classes else []
+    if len(manifest.classes) != info.classes:
+        wrong.append(f"classes: {len(manifest.classes)}, the paper has {info.classes}")
     nameless = (manifest.table["label"] < 0).sum()
     wrong += [f"{nameless:,} images are of no class that is known"] if nameless else []
     if wrong: raise DhoError(f"{manifest.name} is not the paper's: {'; '.join(wrong)}")
@@ -194,16 +207,19 @@ def _sun397(info, root, classes):
     if (root/info.split).is_file(): return _from_split(info, root, classes)
     base = next((b for b in (root, root/"SUN397", root/"Partitions") if (b/"Training_01.txt").is_file()), None)
     if base is None:
-        raise DhoError(f"neither {info.split} nor Training_01.txt is below {root}: dho data get sun397 fetches the one; "
+        raise DhoError(f"neither {info.split} nor Training_01.txt is below {root}: dho data get sun397 "
+                       "fetches the one; "
                        "the other is in https://vision.princeton.edu/projects/2010/SUN/download/Partitions.zip")
     place = {c: i for i, c in enumerate(classes)}
-    train, test = ([(p, place.get(_scene(p), -1)) for p in _lines(base/f"{part}_01.txt", info)] for part in ("Training", "Testing"))
+    train, test = ([(p, place.get(_scene(p), -1)) for p in _lines(base/f"{part}_01.txt", info)]
+                   for part in ("Training", "Testing"))
     val = _fifth_off(train)
     made = _table([*((info.prefix + p, l, "val" if p in val else "train") for p, l in train),
                    *((info.prefix + p, l, "test") for p, l in test)])
     strange = set().union(*subset_lists("sun397").values()) - set(made.query("split == 'train'")["path"])
     if strange:
-        raise DhoError(f"{base}/Training_01.txt does not lead to CoOp's split: {len(strange)} images of its few-shot lists are no "
+        raise DhoError(f"{base}/Training_01.txt does not lead to CoOp's split: {len(strange)} images of its few-shot "
+                       "lists are no "
                        f"training images here. Put {SPLITS_AT}/{info.split} into {root}")
     return made
 
@@ -228,7 +244,8 @@ def _folder_labels(paths, wnids):
 def _wnid_folders(info, root, classes):
     "ImageNet-V2, -Sketch, -R, -A: one folder per class; pictures elsewhere are left out"
     found, _ = _pictures(info, root, "sketch")
-    return found.assign(label=_folder_labels(found["path"], dataset_facts(info.name)["wnids"]), split="test").query("label >= 0")
+    return found.assign(label=_folder_labels(found["path"], dataset_facts(info.name)["wnids"]),
+                        split="test").query("label >= 0")
 
 # %% ../nbs/01b_datasets.ipynb #56d5b9ff
 def _imagenet(info, root, classes):
@@ -236,7 +253,8 @@ def _imagenet(info, root, classes):
     wnids = dataset_facts("imagenet")["wnids"]
     found, base = _pictures(info, root, "ILSVRC/Data/CLS-LOC")
     split = [{"train": "train", "val": "test"}.get(i.split("/", 2)[1], "") for i in found["id"]]
-    found = found.assign(label=_folder_labels(found["path"], wnids), split=split).query("split != ''").reset_index(drop=True)
+    found = found.assign(label=_folder_labels(found["path"], wnids),
+                         split=split).query("split != ''").reset_index(drop=True)
     flat = (found["split"] == "test") & (found["id"].str.count("/") == 2)
     if flat.any(): found.loc[flat, "label"] = _solutions(found.loc[flat, "id"], wnids, root, base)
     return found.query("label >= 0")
@@ -246,11 +264,14 @@ def _solutions(images, wnids, *folders):
     "Labels of ImageNet's validation images from Kaggle's list or the devkit in one of the folders; -1 for other images"
     kaggle = next((f/"LOC_val_solution.csv" for f in folders if (f/"LOC_val_solution.csv").is_file()), None)
     meta = next((m for f in folders for m in sorted(f.glob("ILSVRC2012_devkit*/data/meta.mat"))), None)
-    if kaggle: solved = {l.split(",")[0]: l.split(",")[1].split()[0] for l in kaggle.read_text().splitlines()[1:] if "," in l}
+    if kaggle:
+        solved = {l.split(",")[0]: l.split(",")[1].split()[0] for l in kaggle.read_text().splitlines()[1:] if "," in l}
     elif meta: solved = _devkit(meta)
     else:
-        raise DhoError(f"the validation pictures below {folders[-1]} lie in one folder, so their classes have to come from a list: "
-                       f"unpack ILSVRC2012_devkit_t12.tar.gz in {folders[-1]}, or put Kaggle's LOC_val_solution.csv there")
+        raise DhoError(f"the validation pictures below {folders[-1]} lie in one folder, so their classes have to come "
+                       "from a list: "
+                       f"unpack ILSVRC2012_devkit_t12.tar.gz in {folders[-1]}, or put Kaggle's "
+                       "LOC_val_solution.csv there")
     place = {name: wnids.index(w) for name, w in solved.items()}
     return [place.get(PurePosixPath(i).stem, -1) for i in images]
 
@@ -262,7 +283,8 @@ def _devkit(meta):
     return {f"ILSVRC2012_val_{i:08d}": wnid[int(t)] for i, t in enumerate(truth, 1)}
 
 # %% ../nbs/01b_datasets.ipynb #478a7d0b
-BUILDERS = {"coop": _from_split, "aircraft": _aircraft, "sun397": _sun397, "wnid_folders": _wnid_folders, "imagenet": _imagenet}
+BUILDERS = {"coop": _from_split, "aircraft": _aircraft, "sun397": _sun397, "wnid_folders": _wnid_folders,
+            "imagenet": _imagenet}
 
 def build_manifest(
     name:str,           # One of the fifteen
@@ -272,9 +294,11 @@ def build_manifest(
     info, root = paper_dataset(name), data_root(name, root)
     if not info.builder: return open_manifest(name)
     if not root.is_dir():
-        raise DhoError(f"data root {root} of {name} does not exist: dho data get {name}, or name its folder with --root")
+        raise DhoError(f"data root {root} of {name} does not exist: dho data get {name}, or name its "
+                       "folder with --root")
     facts = dataset_facts(name)
-    table, classes, templates = BUILDERS[info.builder](info, root, facts["classes"]), facts.pop("classes"), facts.pop("templates")
+    table = BUILDERS[info.builder](info, root, facts["classes"])
+    classes, templates = facts.pop("classes"), facts.pop("templates")
     made = check_counts(Manifest(name, table, classes, templates))
     write_manifest(made, load_settings().cache/"manifests", compress=True, **facts)
     return made
@@ -286,7 +310,8 @@ def known_keys(
     "What `content_keys` begins with for each file of the published pictures; None where no hashes are shipped"
     file = shipped("data_manifests")/"hashes"/f"{manifest.name}.txt.gz"
     if not file.is_file(): return None
-    keys, order = gzip.decompress(file.read_bytes()).decode().split(), np.argsort(manifest.table["path"].to_numpy(), kind="stable")
+    keys = gzip.decompress(file.read_bytes()).decode().split()
+    order = np.argsort(manifest.table["path"].to_numpy(), kind="stable")
     if len(keys) != len(order): return None
     placed = np.empty(len(keys), object)
     placed[order] = keys
@@ -339,7 +364,9 @@ def check_report(
     for kind, rows in found.groupby("problem"):
         if kind != "extra": lines += [f"  {kind:14} {len(rows):7,}  e.g. {', '.join(rows['path'][:3])}"]
     extra = found.query("problem == 'extra'")["path"]
-    if len(extra): lines += [f"  note: {len(extra):,} pictures that the list does not name, e.g. {extra.iloc[0]}"]
+    if len(extra):
+        strange = f"{len(extra):,} picture{'s'*(len(extra) > 1)} that the list does not name"
+        lines += [f"  note: {strange}, e.g. {extra.iloc[0]}"]
     return "\n".join(lines + ["whole" if (found["problem"] == "extra").all() else "NOT whole"])
 
 # %% ../nbs/01b_datasets.ipynb #ca79d097
@@ -385,8 +412,10 @@ def _download(url, file):
     with urllib.request.urlopen(ask, timeout=60) as answer, atomic_path(file) as temporary:
         size = int(answer.headers.get("Content-Length") or 0)
         parts = iter(lambda: answer.read(2**20), b"")
-        with open(temporary, "wb") as f: f.writelines(track(parts, f"fetching {file.name} (MiB)", total=size//2**20 + 1))
-        if size and temporary.stat().st_size != size: raise OSError(f"{url}: {temporary.stat().st_size:,} of {size:,} bytes came")
+        with open(temporary, "wb") as f:
+            f.writelines(track(parts, f"fetching {file.name} (MiB)", total=size//2**20 + 1))
+        if size and temporary.stat().st_size != size:
+            raise OSError(f"{url}: {temporary.stat().st_size:,} of {size:,} bytes came")
 
 # %% ../nbs/01b_datasets.ipynb #2cdf973a
 SPLIT_BLOBS = {"split_zhou_Food101.json": "39557040ee6501bd32aa8b5dfd75f7941a32f0a7",  # git's hashes of the published files
@@ -400,7 +429,8 @@ def _fetch_split(info, folder):
     data = fetched.read_bytes()
     if hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest() != SPLIT_BLOBS[info.split]:
         fetched.unlink()
-        raise DhoError(f"{SPLITS_AT}/{info.split} is not the file that was published: try again, or see CoOp's DATASETS.md")
+        raise DhoError(f"{SPLITS_AT}/{info.split} is not the file that was published: try again, or see "
+                       "CoOp's DATASETS.md")
     fetched.rename(folder/info.split)
 
 # %% ../nbs/01b_datasets.ipynb #d2c67fc6
@@ -421,7 +451,8 @@ def get_dataset(
     "Fetch a dataset's pictures into the place where its list expects them, or say what a person has to do"
     info, root = paper_dataset(name), data_root(name, root).resolve()  # what is fetched lies beside the real folder, on its disk
     if root.is_dir() and any(root.iterdir()): return _looked_at(info, root)
-    if not info.download: raise DhoError(f"no library downloads {name} ({info.source}).\n" + info.by_hand.format(root=root))
+    if not info.download:
+        raise DhoError(f"no library downloads {name} ({info.source}).\n" + info.by_hand.format(root=root))
     stage = root.with_name(f".dho-get-{name}")
     shutil.rmtree(stage/"whole", ignore_errors=True)
     try:
@@ -429,10 +460,12 @@ def get_dataset(
         _fetch_split(info, whole)
     except DhoError: raise
     except Exception as e:
-        raise DhoError(f"{name} did not arrive whole ({reason(e)}): the same command goes on; what has come is in {stage}. "
+        raise DhoError(f"{name} did not arrive whole ({reason(e)}): the same command goes on; what has come is "
+                       f"in {stage}. "
                        f"By hand: {info.source}, unpacked so that the pictures are below {root/info.prefix}") from None
     lacks = _lacks(info, whole)
-    if lacks: raise DhoError(f"{name} was fetched but is not whole: {lacks}. It is in {stage}; remove that to begin anew")
+    if lacks:
+        raise DhoError(f"{name} was fetched but is not whole: {lacks}. It is in {stage}; remove that to begin anew")
     for archive in (f for f in whole.rglob("*") if f.suffix in ARCHIVES): archive.unlink()
     if root.is_dir(): root.rmdir()
     whole.rename(root)
@@ -445,8 +478,10 @@ def _looked_at(info, root):
     except OSError: pass
     lacks = _lacks(info, root)
     if not lacks: return root
-    raise DhoError(f"{root} exists, and nothing in it is overwritten; but it is not whole: {lacks}. Complete it, or move it away, "
-                   f"or name another folder with --root" + (".\n" + info.by_hand.format(root=root) if info.by_hand else ""))
+    raise DhoError(f"{root} exists, and nothing in it is overwritten; but it is not whole: {lacks}. Complete it, or "
+                   "move it away, "
+                   f"or name another folder with --root"
+                   + (".\n" + info.by_hand.format(root=root) if info.by_hand else ""))
 
 # %% ../nbs/01b_datasets.ipynb #fe0d3cfa
 def manifests_page(
@@ -454,17 +489,20 @@ def manifests_page(
 )->str:                # Markdown
     "Sources, licences, counts beside the paper's, and the hash of every file"
     folder = Path(folder)
-    columns = "dataset", "classes", "train / val / test", "the paper's", "list", "pictures from", "licence of the pictures"
+    columns = ("dataset", "classes", "train / val / test", "the paper's", "list", "pictures from",
+               "licence of the pictures")
     lines = [_INTRO, f"| {' | '.join(columns)} |", "|" + "---|"*len(columns)]
     slashed = lambda counts: " / ".join(f"{c:,}" for c in counts)
     for name in ("digits", *DATASETS):
         facts, csv = read_json(folder/f"{name}.json"), next(folder.glob(f"{name}.csv*"), None)
         ours = slashed(split_counts(read_manifest(csv))) if csv else "–"
         papers = slashed(facts["counts"]) if "counts" in facts else "–"
-        lines += [f"| `{name}` | {len(facts['classes']):,} | {ours} | {papers} | {'here' if csv else f'`dho data build {name}`'} | "
+        lines += [f"| `{name}` | {len(facts['classes']):,} | {ours} | {papers} | "
+                  f"{'here' if csv else f'`dho data build {name}`'} | "
                   f"{facts['source']} | {facts['licence']} |"]
     lines += ["", "## Files", "", "| file | bytes | sha256 |", "|---|---:|---|"]
-    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != "README.md" and "__pycache__" not in f.parts)
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != "README.md"
+                   and "__pycache__" not in f.parts)
     hashed = lambda f: hashlib.sha256(f.read_bytes()).hexdigest()
     lines += [f"| `{f.relative_to(folder).as_posix()}` | {f.stat().st_size:,} | `{hashed(f)}` |" for f in files]
     return "\n".join(lines) + "\n"

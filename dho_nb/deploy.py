@@ -24,8 +24,8 @@ from .configs import Config, make_config, open_data, plain_parameters
 from .evaluation import HeadOutputs, answering, collect, head_table
 from .manifests import SUFFIXES, fingerprint, manifest_hash, pictures_below, rows
 from .objectives import METHODS
-from .settings import (DhoError, atomic_path, digest, load_settings, needs, pick_device, pick_precision, pick_workers, read_json, reason, track, unknown,
-                             write_json)
+from .settings import (DhoError, atomic_path, digest, load_settings, needs, pick_device, pick_precision,
+                             pick_workers, read_json, reason, track, unknown, write_json)
 from .students import Student, build_student, load_student
 from .teachers import files_hash
 from .views import Images, Preprocess, centre_boxes, read_image, to_rgb
@@ -40,12 +40,14 @@ def published_file(
     "A published checkpoint, fetched from Hugging Face unless it is here"
     path = Path(name).expanduser()
     if path.is_file(): return path
-    if path.name not in PUBLISHED or str(name) != path.name: raise unknown("checkpoint: no such file, and no published", str(name), PUBLISHED)
+    if path.name not in PUBLISHED or str(name) != path.name:
+        raise unknown("checkpoint: no such file, and no published", str(name), PUBLISHED)
     from huggingface_hub import hf_hub_download
     try: return Path(hf_hub_download(REPOSITORY, path.name))
     except Exception as e:
         where = f"https://huggingface.co/{REPOSITORY}/resolve/main/{path.name}"
-        raise DhoError(f"{path.name} cannot be fetched ({reason(e)}): download it elsewhere from {where} and give its path") from None
+        raise DhoError(f"{path.name} cannot be fetched ({reason(e)}): download it elsewhere from {where} and "
+                       "give its path") from None
 
 # %% ../nbs/13_deploy.ipynb #ff749810
 def clip_vit(
@@ -69,18 +71,22 @@ def read_published(
     try: found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as e: raise DhoError(f"checkpoint {file} cannot be read ({reason(e)})") from None
     held = found.get("model_state_dict") if isinstance(found, dict) else None
-    if not isinstance(held, dict): raise DhoError(f"checkpoint {file} has no model_state_dict: it is none of the published code")
+    if not isinstance(held, dict):
+        raise DhoError(f"checkpoint {file} has no model_state_dict: it is none of the published code")
     tensors = {k.removeprefix("module."): v.float() for k, v in held.items()}
-    wanted = ("backbone.conv1.weight", "backbone.positional_embedding", "backbone.proj", "ce_head.weight", "kd_head.weight")
+    wanted = ("backbone.conv1.weight", "backbone.positional_embedding", "backbone.proj", "ce_head.weight",
+              "kd_head.weight")
     lacking = [k for k in wanted if k not in tensors]
-    if lacking: raise DhoError(f"checkpoint {file} is no ViT student of the published code: it has no {', '.join(lacking)}")
+    if lacking:
+        raise DhoError(f"checkpoint {file} is no ViT student of the published code: it has no {', '.join(lacking)}")
     return tensors, {k: v for k, v in found.items() if k != "model_state_dict"}
 
 def _measures(tensors):
     "The arguments of `clip_vit`, from the shapes of its tensors"
     (width, _, patch, _), dim = tensors["backbone.conv1.weight"].shape, tensors["backbone.proj"].shape[1]
     grid = round((len(tensors["backbone.positional_embedding"]) - 1)**.5)
-    layers = sum(k.startswith("backbone.transformer.resblocks.") and k.endswith(".attn.in_proj_weight") for k in tensors)
+    layers = sum(k.startswith("backbone.transformer.resblocks.") and k.endswith(".attn.in_proj_weight")
+                 for k in tensors)
     return dict(size=grid*patch, patch=patch, width=width, layers=layers, dim=dim)
 
 # %% ../nbs/13_deploy.ipynb #a11b4211
@@ -93,16 +99,21 @@ def load_published(
     file = published_file(name)
     tensors, said = read_published(file)
     count, args = len(tensors["ce_head.weight"]), _measures(tensors)
-    if classes is not None and len(classes) != count: raise DhoError(f"checkpoint {file} has {count} classes, and {len(classes)} names were given")
+    if classes is not None and len(classes) != count:
+        raise DhoError(f"checkpoint {file} has {count} classes, and {len(classes)} names were given")
     def number(name, default=0.5):
         try: return float(said.get(name, default))
-        except (TypeError, ValueError): raise DhoError(f"checkpoint {file}: {name} is {said[name]!r}, where a number is expected") from None
+        except (TypeError, ValueError):
+            raise DhoError(f"checkpoint {file}: {name} is {said[name]!r}, where a number is expected") from None
     spec, alpha = "dho_nb.deploy:clip_vit", number("alpha")
     student = build_student(spec, count, size=args["size"], args=args, kd_head="reference")
     try: student.model.load_state_dict(tensors)
-    except RuntimeError as e: raise DhoError(f"checkpoint {file} does not fit a CLIP ViT of {args} ({' '.join(str(e).split())[:300]})") from None
-    facts = dict(spec=spec, args=args, classes=list(classes or _numbered(count)), named=classes is not None, heads=2, **student.model.options,
-                 alpha=1 - alpha if old_alpha else alpha, beta=number("beta"), source=file.name)
+    except RuntimeError as e:
+        raise DhoError(f"checkpoint {file} does not fit a CLIP ViT of {args} "
+                       f"({' '.join(str(e).split())[:300]})") from None
+    facts = dict(spec=spec, args=args, classes=list(classes or _numbered(count)), named=classes is not None, heads=2,
+                 **student.model.options, alpha=1 - alpha if old_alpha else alpha, beta=number("beta"),
+                 source=file.name)
     facts.update({"reported_accuracy": number("acc")/100} if "acc" in said else {})
     return Student(student.model.eval(), student.preprocess), facts
 
@@ -138,10 +149,13 @@ def model_file(
     if path.is_file(): return path
     if path.is_dir():
         if found := [path/f for f in MODELS if (path/f).is_file()]: return found[0]
-        raise DhoError(f"folder {name} holds no model: none of {', '.join(MODELS)} is there; a run leaves its own when it is finished")
+        raise DhoError(f"folder {name} holds no model: none of {', '.join(MODELS)} is there; a run leaves its own when "
+                       "it is finished")
     if path.suffix in (".safetensors", ".onnx"):
-        raise DhoError(f"model {name} does not exist: give a file of this library, the folder of a run, owner/name on the Hub, or one of {', '.join(PUBLISHED)}")
-    return _fetched(*re.split("@", there, maxsplit=1)) if re.fullmatch(r"[\w.-]+/[\w.-]+(@\S+)?", there) and path.suffix != ".pt" else published_file(name)
+        raise DhoError(f"model {name} does not exist: give a file of this library, the folder of a run, owner/name on "
+                       f"the Hub, or one of {', '.join(PUBLISHED)}")
+    return (_fetched(*re.split("@", there, maxsplit=1))
+            if re.fullmatch(r"[\w.-]+/[\w.-]+(@\S+)?", there) and path.suffix != ".pt" else published_file(name))
 
 def _fetched(repo, revision=None):
     "The model of a repository on the Hub"
@@ -155,7 +169,8 @@ def _fetched(repo, revision=None):
     raise DhoError(f"{repo} on the Hub holds no model of this library: none of {', '.join(MODELS)}")
 
 def _not_there(repo, error):
-    return DhoError(f"model {repo}: no such file or folder here, and it cannot be fetched from the Hub ({reason(error)})")
+    return DhoError(f"model {repo}: no such file or folder here, and it cannot be fetched from the Hub "
+                    f"({reason(error)})")
 
 # %% ../nbs/13_deploy.ipynb #7d24d7c5
 def load_model(
@@ -164,8 +179,11 @@ def load_model(
 )->tuple[Student, dict]:           # The student in evaluation mode, and the facts about it
     "A trained student, whoever wrote it"
     file = model_file(name)
-    if file.suffix == ".onnx": raise DhoError(f"{file.name} is an exported graph, and no student can be made of it: Predictor opens it")
-    if file.suffix == ".pt2": raise DhoError(f"{file.name} may hold pickles: torch.export.load opens one that you trust, this library the .safetensors or .onnx beside it")
+    if file.suffix == ".onnx":
+        raise DhoError(f"{file.name} is an exported graph, and no student can be made of it: Predictor opens it")
+    if file.suffix == ".pt2":
+        raise DhoError(f"{file.name} may hold pickles: torch.export.load opens one that you trust, this library the "
+                       ".safetensors or .onnx beside it")
     return load_student(file, backbone) if file.suffix == ".safetensors" else load_published(file)
 
 # %% ../nbs/13_deploy.ipynb #ec9580d1
@@ -178,7 +196,8 @@ def class_columns(
     if not own and len(classes) == len(known): return list(range(len(known)))
     strange = [c for c in classes if c not in known]
     if not strange: return [known.index(c) for c in classes]
-    raise DhoError(f"{len(strange)} of the dataset's {len(classes)} classes are unknown to the model, which has {len(known)}: "
+    raise DhoError(f"{len(strange)} of the dataset's {len(classes)} classes are unknown to the model, which has "
+                   f"{len(known)}: "
                    f"{', '.join(strange[:3])}; rename them with classes, as old=new")
 
 # %% ../nbs/13_deploy.ipynb #c649ee36
@@ -207,12 +226,14 @@ class Evaluation:
         (self.student, self.facts), self.config, self.split = load_model(checkpoint), config, split
         self.file = model_file(checkpoint)
         self.manifest, self.root, _, keys = open_data(config)
-        self.rows, self.columns = rows(self.manifest, split, labelled=True), class_columns(self.facts, self.manifest.classes)
-        if not len(self.rows): raise DhoError(f"{self.manifest.name} has no labelled images in its {split} split: choose another")
+        self.rows = rows(self.manifest, split, labelled=True)
+        self.columns = class_columns(self.facts, self.manifest.classes)
+        if not len(self.rows):
+            raise DhoError(f"{self.manifest.name} has no labelled images in its {split} split: choose another")
         self.alpha, self.beta = weights_of(self.facts, alpha, beta)
         files = "" if keys is None else fingerprint(self.manifest, keys)
-        self.identity = digest([files_hash(self.file), manifest_hash(self.manifest), files, split, self.alpha, self.beta, config.precision,
-                                dho_nb.__version__])
+        self.identity = digest([files_hash(self.file), manifest_hash(self.manifest), files, split, self.alpha,
+                                self.beta, config.precision, dho_nb.__version__])
 
 # %% ../nbs/13_deploy.ipynb #52e0dcc4
 @patch(as_prop=True)
@@ -220,7 +241,8 @@ def outputs(self:Evaluation)->HeadOutputs:
     "Both heads' logits for the dataset's classes, collected at the first call"
     if "_outputs" not in vars(self):
         s = load_settings()
-        device, source = pick_device(s.device), Images(self.manifest, self.root, at_least=2*self.student.preprocess.size)
+        device = pick_device(s.device)
+        source = Images(self.manifest, self.root, at_least=2*self.student.preprocess.size)
         precision, workers = pick_precision(device, self.config.precision), pick_workers(s.workers, device)
         found = collect(self.student, source, self.rows, device, precision, workers, s.progress)
         self._outputs = replace(found, ce=found.ce[:, self.columns], kd=found.kd[:, self.columns])
@@ -230,7 +252,8 @@ def outputs(self:Evaluation)->HeadOutputs:
 def table(self:Evaluation)->pd.DataFrame:
     "Rows CE head, KD head and both, or the single head: accuracy, nll, ece"
     method = METHODS.get(self.facts.get("method"))
-    return answering(head_table(self.outputs, self.alpha, self.beta), self.facts["heads"], method.answers if method else "both")
+    return answering(head_table(self.outputs, self.alpha, self.beta), self.facts["heads"],
+                     method.answers if method else "both")
 
 # %% ../nbs/13_deploy.ipynb #380151e9
 @patch
@@ -242,9 +265,9 @@ def write(self:Evaluation,
     file = (Path(out).expanduser() if out else load_settings().runs/"evaluations"/name)/"evaluation.json"
     if file.exists() and read_json(file).get("identity") != self.identity:
         raise DhoError(f"{file} is of another evaluation: choose another folder with out, or delete it")
-    write_json(file, dict(checkpoint=self.file.name, dataset=self.manifest.name, split=self.split, tested=len(self.rows), alpha=self.alpha,
-                          beta=self.beta, heads=self.table.to_dict("index"), about=self.facts, identity=self.identity,
-                          version=dho_nb.__version__))
+    write_json(file, dict(checkpoint=self.file.name, dataset=self.manifest.name, split=self.split,
+                          tested=len(self.rows), alpha=self.alpha, beta=self.beta, heads=self.table.to_dict("index"),
+                          about=self.facts, identity=self.identity, version=dho_nb.__version__))
     return file
 
 # %% ../nbs/13_deploy.ipynb #5699171e
@@ -258,7 +281,8 @@ def evaluation_from(
     for name in given:
         if name not in (*own, *IMAGES): raise unknown("parameter", name, (*own, *IMAGES))
     for name in ("checkpoint", "split"):
-        if not isinstance(given.get(name), str) or not given[name]: raise DhoError(f"parameter {name} must be a name, not {given.get(name)!r}")
+        if not isinstance(given.get(name), str) or not given[name]:
+            raise DhoError(f"parameter {name} must be a name, not {given.get(name)!r}")
     asked = {k: given.pop(k, None) for k in own}
     weights = {k: asked[k] for k in ("alpha", "beta") if asked[k] is not None}
     return Evaluation(config=make_config({**given, **weights}), **asked)
@@ -272,11 +296,13 @@ class Fused(torch.nn.Module):
     ):
         super().__init__()
         self.model, (self.alpha, self.beta), self.single = student.model, weights_of(facts), facts["heads"] == 1
-        for name in ("mean", "std"): self.register_buffer(name, torch.tensor(getattr(student.preprocess, name)).view(-1, 1, 1))
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(getattr(student.preprocess, name)).view(-1, 1, 1))
 
     def forward(self,
         pixels:torch.Tensor,  # [N, S, S, 3] uint8, as picture libraries have them
     )->tuple:                 # Probabilities [N, C] of both heads together, of the CE head, of the KD head at β; of a single head only the first
+        "Pixels to probabilities (paper, equation 8)"
         images = (pixels.permute(0, 3, 1, 2).float()/255 - self.mean)/self.std
         ce, kd = self.model(images.contiguous() if torch.compiler.is_compiling() else images)
         if self.single: return (ce.softmax(-1),)
@@ -291,7 +317,8 @@ class Predictor:
         facts:dict,  # About the model
     ):
         eyes = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["preprocess"].items()}
-        self.answer, self.facts, self.preprocess, self.classes = answer, facts, Preprocess(**eyes), np.array(facts["classes"], dtype=object)
+        self.answer, self.facts, self.preprocess = answer, facts, Preprocess(**eyes)
+        self.classes = np.array(facts["classes"], dtype=object)
 
     @classmethod
     def from_pretrained(cls,
@@ -373,7 +400,8 @@ def look(
 )->np.ndarray|str:
     "As `see`, or what is wrong, in words"
     try: return see(item, eyes)
-    except DhoError as e: return re.sub(r": (restore it|repair or remove).*", "", str(e).removeprefix(f"image {item} "), flags=re.DOTALL)
+    except DhoError as e:
+        return re.sub(r": (restore it|repair or remove).*", "", str(e).removeprefix(f"image {item} "), flags=re.DOTALL)
     except Exception as e: return f"cannot be decoded ({reason(e)})"
 
 # %% ../nbs/13_deploy.ipynb #972ee46a
@@ -388,7 +416,8 @@ def decided(
     if len(first) == 1: return np.full(len(first[0]), "single", dtype=object)
     if alpha in (0, 1): return np.full(len(first[0]), "ce" if alpha else "kd", dtype=object)
     both, ce, kd = first
-    return np.select([(both == ce) & (both == kd), both == ce, both == kd], ["both", "ce", "kd"], "combination").astype(object)
+    return np.select([(both == ce) & (both == kd), both == ce, both == kd], ["both", "ce", "kd"],
+                     "combination").astype(object)
 
 # %% ../nbs/13_deploy.ipynb #97befac8
 @patch
@@ -416,18 +445,22 @@ def each(self:Predictor,
 def _records(self:Predictor, items, seen, top, probabilities):
     "A record for each picture of a batch"
     whole = [i for i, s in enumerate(seen) if isinstance(s, np.ndarray)]
-    answers = self.answer(np.stack([seen[i] for i in whole])) if whole else [np.empty((0, len(self.classes)))]*(2*self.facts["heads"] - 1)
+    answers = (self.answer(np.stack([seen[i] for i in whole])) if whole
+               else [np.empty((0, len(self.classes)))]*(2*self.facts["heads"] - 1))
     said, place = decided(answers, weights_of(self.facts)[0]), {i: row for row, i in enumerate(whole)}
     for i, item in enumerate(items):
         name = getattr(item, "filename", "") if isinstance(item, Image.Image) else str(item)
-        if i in place: yield dict(file=name, **self._record([p[place[i]] for p in answers], said[place[i]], top, probabilities), problem="")
+        if i in place:
+            yield dict(file=name,
+                       **self._record([p[place[i]] for p in answers], said[place[i]], top, probabilities), problem="")
         else: yield dict(file=name, **dict.fromkeys(self._columns(probabilities)), problem=seen[i])
 
 @patch
 def _columns(self:Predictor, probabilities):
     "What is said about a picture"
     heads = ["ce_prediction", "ce_probability", "kd_prediction", "kd_probability"] if self.facts["heads"] == 2 else []
-    return ["prediction", "probability", *heads, "decided", "top", *([f"p({c})" for c in self.classes] if probabilities else [])]
+    return ["prediction", "probability", *heads, "decided", "top",
+            *([f"p({c})" for c in self.classes] if probabilities else [])]
 
 @patch
 def _record(self:Predictor, answers, decided, top, probabilities):
@@ -448,7 +481,8 @@ def predict(self:Predictor,
     mode:str="auto",
 )->pd.DataFrame:               # One row per image
     "What the model says about pictures: prediction, probability, each head's own answer, who decided, the likeliest classes"
-    return pd.DataFrame(self.each(images, top, probabilities, batch, threads, mode), columns=["file", *self._columns(probabilities), "problem"])
+    return pd.DataFrame(self.each(images, top, probabilities, batch, threads, mode),
+                        columns=["file", *self._columns(probabilities), "problem"])
 
 # %% ../nbs/13_deploy.ipynb #dc300aeb
 FORMATS = ("csv", "jsonl")
@@ -486,13 +520,15 @@ def write_predictions(
 )->tuple[int, int]:    # Pictures, and how many of them had a problem
     "Write records as they come; a file is whole or not there"
     form = form_of(out, form)
-    if isinstance(out, (str, Path)) and Path(out).exists(): raise DhoError(f"{out} is there already: choose another file, or delete it")
+    if isinstance(out, (str, Path)) and Path(out).exists():
+        raise DhoError(f"{out} is there already: choose another file, or delete it")
     told = [0, 0]
     def counted():
         for record in records:
             told[0] += 1; told[1] += bool(record["problem"])
             yield record
     with atomic_path(out) if isinstance(out, (str, Path)) else nullcontext() as temporary:
-        with open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") if temporary else nullcontext(out) as stream:
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace",
+                  newline="") if temporary else nullcontext(out) as stream:
             stream.writelines(as_lines(counted(), form))
     return tuple(told)

@@ -36,7 +36,8 @@ def conflict(
     "How far the losses pull the same way, on the trunk and on the head; 0 where each has a head of its own"
     names = list(dict.fromkeys([*ce, *kd]))
     some = lambda gradients, trunk: [gradients.get(n) for n in names if n.startswith("backbone.") == trunk]
-    return {f"{part} cosine": cosine(some(ce, part == "trunk"), some(kd, part == "trunk")) for part in ("trunk", "head")}
+    return {f"{part} cosine": cosine(some(ce, part == "trunk"), some(kd, part == "trunk"))
+            for part in ("trunk", "head")}
 
 # %% ../nbs/09_diagnostics.ipynb #69e4e2f7
 def gradient_conflict(
@@ -68,7 +69,8 @@ def plot_conflict(
 ):                    # A matplotlib figure
     "The cosines and the product of the errors over training: every value, and a running mean"
     from matplotlib import pyplot as plt
-    table = lambda h: pd.DataFrame(h) if isinstance(h, (pd.DataFrame, list)) else pd.DataFrame(np.asarray(h), columns=CONFLICT)
+    named = lambda h: isinstance(h, (pd.DataFrame, list))
+    table = lambda h: pd.DataFrame(h) if named(h) else pd.DataFrame(np.asarray(h), columns=CONFLICT)
     histories = {name: table(h) for name, h in histories.items()}
     lacking = [name for name, h in histories.items() if not {*CONFLICT} <= {*h}]
     if lacking: raise DhoError(f"nothing noted about {', '.join(lacking)}: train with conflict=True")
@@ -76,10 +78,12 @@ def plot_conflict(
     for axis, column in zip(axes, CONFLICT):
         axis.axhline(0, color="grey", lw=.8)
         for (name, h), look in zip(histories.items(), looks or [dict(color=f"C{k}") for k in range(len(histories))]):
-            at, near = h["epoch"] if "epoch" in h else h.index, h[column].rolling(max(1, len(h)//15), min_periods=1, center=True)
+            at = h["epoch"] if "epoch" in h else h.index
+            near = h[column].rolling(max(1, len(h)//15), min_periods=1, center=True)
             axis.plot(at, h[column], color=look["color"], alpha=.25, lw=.8)
             axis.plot(at, near.mean(), label=name, **look)
-        axis.set(title=column, xlabel="epoch" if "epoch" in h else "step", ylabel="cosine" if "cosine" in column else "inner product")
+        axis.set(title=column, xlabel="epoch" if "epoch" in h else "step",
+                 ylabel="cosine" if "cosine" in column else "inner product")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.suptitle(title)
     plt.close(figure)
@@ -161,7 +165,8 @@ def linear_evaluation(
 )->dict:                          # As `scores`; the C that was chosen, and its validation accuracy (NaN where there was no choice)
     "Accuracy of a linear classifier on frozen features"
     labels = torch.as_tensor(train_labels)
-    if (labels < 0).any(): raise DhoError("linear evaluation needs labels for all training features: keep those with labels >= 0")
+    if (labels < 0).any():
+        raise DhoError("linear evaluation needs labels for all training features: keep those with labels >= 0")
     mean, std = train_features.mean(0).to(device), train_features.std(0).clamp_min(1e-6).to(device)
     look = lambda features: lambda rows: (features[rows].to(device) - mean)/std
     y, classes = labels.to(device), int(labels.max()) + 1
@@ -187,7 +192,8 @@ def _held_out(labels, seed, fold=5):
     rank = pd.Series(order).groupby(labels.numpy()[order]).cumcount().to_numpy()
     held = torch.zeros(len(labels), dtype=torch.bool)
     held[torch.from_numpy(order[rank % fold == fold - 1])] = True
-    if not held.any(): raise DhoError(f"C is chosen on every {fold}th image of a class, and no class has {fold}: give one C")
+    if not held.any():
+        raise DhoError(f"C is chosen on every {fold}th image of a class, and no class has {fold}: give one C")
     return held
 
 # %% ../nbs/09_diagnostics.ipynb #e3f8f66f
@@ -219,7 +225,8 @@ def head_cost(
     "Parameters, multiply-adds per image and (with `batch`) images per second with one head and with two"
     make = lambda heads: build_student(spec, classes, heads, size=size, args=args)
     with torch.device("meta"): counts = [_counted(make(heads)) for heads in (1, 2)]
-    table = pd.DataFrame(counts, ["one head", "two heads"], ["parameters", "multiply-adds", "FLOPs as in the paper"], dtype=float)
+    table = pd.DataFrame(counts, ["one head", "two heads"],
+                         ["parameters", "multiply-adds", "FLOPs as in the paper"], dtype=float)
     table.loc["ratio"] = table.loc["two heads"]/table.loc["one head"]
     if batch:
         pace = np.array(_paces([make(heads) for heads in (1, 2)], batch, rounds, torch.device(device)))

@@ -27,7 +27,9 @@ from .views import Images, Preprocess, ViewSpec, render
 # %% ../nbs/04_embeddings.ipynb #273f3931
 STILL = -1  # The view that evaluation uses: the centred square
 
-def view_name(view:int)->str:
+def view_name(
+    view:int,  # Number of a view; `STILL` for the centred square
+)->str:
     "Name of a view's array"
     return "still" if view == STILL else f"view{view:03d}"
 
@@ -38,7 +40,8 @@ def store_header(
     teacher:Teacher|None=None,  # Loaded, for what only it knows
 )->dict:
     "What a store of this teacher's embeddings must say about itself"
-    asked = dict(kind="embeddings", teacher=teacher_identity(spec), views=dict(asdict(views), scale=list(views.scale), ratio=list(views.ratio)),
+    asked = dict(kind="embeddings", teacher=teacher_identity(spec),
+                 views=dict(asdict(views), scale=list(views.scale), ratio=list(views.ratio)),
                  **(dict(precision=precision) if precision else {}), dtype="float16", layout=1)
     if teacher is None: return asked
     eyes, versions = teacher.preprocess, {n: importlib.metadata.version(n) for n in ("torch", "open_clip_torch")}
@@ -56,8 +59,11 @@ class Store(ChunkStore):
         if not asked and not Path(folder).expanduser().joinpath("header.json").exists():
             raise DhoError(f"{folder} is no store: it has no header.json")
         super().__init__(folder, asked or {})
-        if self.single and self.header["layout"] < 2: raise DhoError(f"{folder} was imported by a version that could mix up rows: import its embeddings anew, into another folder")
-        if self.header.get("kind") != "embeddings": raise DhoError(f"{folder} is a store of {self.header.get('kind')}, not of embeddings")
+        if self.single and self.header["layout"] < 2:
+            raise DhoError(f"{folder} was imported by a version that could mix up rows: import its embeddings anew, "
+                           "into another folder")
+        if self.header.get("kind") != "embeddings":
+            raise DhoError(f"{folder} is a store of {self.header.get('kind')}, not of embeddings")
 
     @property
     def preprocess(self)->Preprocess|None:
@@ -98,7 +104,8 @@ def open_store(
 )->Store:
     "The store that belongs to a dataset, a teacher and a way to draw views; made if there is none"
     asked = store_header(spec, views, precision)
-    slug = re.sub(r"[^\w.-]+", "-", spec.split("/random")[0] if "/random" in spec else Path(spec).name if Path(spec).expanduser().exists() else spec)
+    called = Path(spec).name if Path(spec).expanduser().exists() else spec
+    slug = re.sub(r"[^\w.-]+", "-", spec.split("/random")[0] if "/random" in spec else called)
     folder = Path(folder or load_settings().cache/"stores"/f"{name}-{slug[-40:]}-{digest(asked)[:8]}").expanduser()
     return Store(folder, asked if (folder/"header.json").exists() else store_header(spec, views, precision, load()))
 
@@ -146,16 +153,20 @@ def has(self:Lookup,
 @patch
 def _there(self:Lookup, rows, view):
     "Refuse to give what is not there"
-    if view not in self.known or not self.known[view][rows].all(): self.known[view] = self.has(np.arange(len(self.rows)), view)
+    if view not in self.known or not self.known[view][rows].all():
+        self.known[view] = self.has(np.arange(len(self.rows)), view)
     gone, path = rows[~self.known[view][rows]], self.manifest.table["path"]
     if len(gone) and self.store.single:
-        raise DhoError(f"{len(gone)} image(s) have no embedding, e.g. {path.iloc[gone[0]]}: embed them, too, or leave them out with skip_broken")
+        raise DhoError(f"{len(gone)} image(s) have no embedding, e.g. {path.iloc[gone[0]]}: embed them, too, or leave "
+                       "them out with skip_broken")
     if len(gone):
-        raise DhoError(f"store {self.store.folder} has no {view_name(view)} of {path.iloc[gone[0]]}: fill it (dho store fill), or ask for fewer views")
+        raise DhoError(f"store {self.store.folder} has no {view_name(view)} of {path.iloc[gone[0]]}: fill it (dho "
+                       "store fill), or ask for fewer views")
 
 @patch
 def _damaged(self:Lookup, row):
-    raise DhoError(f"store {self.store.folder}: the embedding of {self.manifest.table['path'].iloc[row]} is all zeros, so the files "
+    raise DhoError(f"store {self.store.folder}: the embedding of {self.manifest.table['path'].iloc[row]} is all zeros, "
+                   "so the files "
                    "are damaged: dho store fill --repair makes what is damaged anew")
 
 # %% ../nbs/04_embeddings.ipynb #a0e61b90
@@ -178,7 +189,8 @@ def embed(self:Lookup,
     self.store.agree(dict(weights=weights_hash(teacher.model)))
     before, make = teacher.looked, _Cut(self, root)
     put = lambda chunk, names, pixels: [self._put(chunk, n, teacher.encode_images(p)) for n, p in zip(names, pixels)]
-    fill(self.store, missing, make, put, f"embedding {self.manifest.name} with {teacher.name}", workers, mode, teacher.device.type == "cuda")
+    fill(self.store, missing, make, put, f"embedding {self.manifest.name} with {teacher.name}", workers, mode,
+         teacher.device.type == "cuda")
     self.known = {}
     return teacher.looked - before
 
@@ -209,7 +221,8 @@ def _put(self:Lookup, chunk, name, embeddings):
     bad = ~(torch.isfinite(rows).all(1) & (rows != 0).any(1)).cpu().numpy()
     for i in np.flatnonzero(bad)[:1]:
         image = self.store.images["id"].iloc[self.store.bounds[chunk] + i]
-        raise DhoError(f"the teacher's embedding of {image} is not a number, or all zeros: try precision='fp32'; if it stays, its weights are damaged")
+        raise DhoError(f"the teacher's embedding of {image} is not a number, or all zeros: try precision='fp32'; if it "
+                       "stays, its weights are damaged")
     self.store.arrays[name].put(chunk, rows.cpu().numpy())
 
 # %% ../nbs/04_embeddings.ipynb #e8bbbda6
@@ -231,7 +244,8 @@ class _Cut:
         self.images.kept = {}
         self.images.kept = {row: self.images[row]}
         number = lambda name: None if name == "still" else np.array([int(name.removeprefix("view"))])
-        return torch.cat([render(self.images, np.array([row]), [self.eyes], self.spec if n != "still" else None, number(n))[0] for n in names])
+        return torch.cat([render(self.images, np.array([row]), [self.eyes], self.spec if n != "still" else None,
+                                 number(n))[0] for n in names])
 
 # %% ../nbs/04_embeddings.ipynb #d8df06bc
 @patch
@@ -239,7 +253,8 @@ def brought(self:Store)->dict[str, torch.Tensor]:
     "Class embeddings [D] by name that came with the images'; empty if none did"
     file = self.folder/"classes.safetensors"
     if not file.exists(): return {}
-    with safe_open(file, "pt") as held: return dict(zip(json.loads(held.metadata()["classes"]), held.get_tensor("text")))
+    with safe_open(file, "pt") as held:
+        return dict(zip(json.loads(held.metadata()["classes"]), held.get_tensor("text")))
 
 @patch
 def head(self:Store,
@@ -264,7 +279,8 @@ def head(self:Store,
 def _speaks(self:Store, teacher):
     "Refuse a text encoder that cannot be the one that belongs to embeddings made elsewhere"
     if teacher.dim == self.header["dim"]: return
-    raise DhoError(f"{teacher.name} makes embeddings of {teacher.dim} dimensions, the images' have {self.header['dim']}: "
+    raise DhoError(f"{teacher.name} makes embeddings of {teacher.dim} dimensions, the images' have "
+                   f"{self.header['dim']}: "
                    "name the model that they are from (--teacher), or bring its class embeddings (--texts)")
 
 # %% ../nbs/04_embeddings.ipynb #485f54f4
@@ -280,16 +296,20 @@ def verify(self:Lookup,
     views = self.store.filled()
     for v in views:
         if len(bad := self.store.view(v).broken()):
-            raise DhoError(f"store {self.store.folder}: {len(bad)} chunk(s) of {view_name(v)} are damaged: dho store fill --repair makes them anew")
+            raise DhoError(f"store {self.store.folder}: {len(bad)} chunk(s) of {view_name(v)} are damaged: dho store "
+                           "fill --repair makes them anew")
     there = [np.flatnonzero(self.has(np.arange(len(self.rows)), v)) for v in views]
-    if not sum(map(len, there)): raise DhoError(f"store {self.store.folder} holds nothing of {self.manifest.name} yet: fill it (dho store fill)")
+    if not sum(map(len, there)):
+        raise DhoError(f"store {self.store.folder} holds nothing of {self.manifest.name} yet: fill it (dho store fill)")
     pairs = np.concatenate([np.stack([r, np.full(len(r), v)], 1) for r, v in zip(there, views)])
     taken = np.random.default_rng(seed).permutation(len(pairs))[:sample]
     images = Images(self.manifest, root, self.store.header["at_least"], 0)
-    found = pd.DataFrame([dict(path=self.manifest.table["path"].iloc[r], view=view_name(v), cosine=self._cosine(r, v, images, teacher)) for r, v in pairs[taken].tolist()])
+    found = pd.DataFrame([dict(path=self.manifest.table["path"].iloc[r], view=view_name(v),
+                               cosine=self._cosine(r, v, images, teacher)) for r, v in pairs[taken].tolist()])
     worst = found.loc[found["cosine"].idxmin()]
     if not worst["cosine"] >= least:
-        raise DhoError(f"store {self.store.folder} does not agree with {teacher.name}: {(~(found['cosine'] >= least)).sum()} of {len(found)} embeddings "
+        raise DhoError(f"store {self.store.folder} does not agree with {teacher.name}: "
+                       f"{(~(found['cosine'] >= least)).sum()} of {len(found)} embeddings "
                        f"are below a cosine of {least}, e.g. {worst['path']}, {worst['view']}: {worst['cosine']:.4f}")
     return found
 
@@ -331,29 +351,37 @@ def _take(source, target):
     lists = lambda store: store.images.groupby("chunk")[["id", "key"]].agg(tuple).apply(tuple, axis=1)
     with target.locked():
         target._list()
-        strange = source.images[~source.images["chunk"].isin(lists(source)[lambda l: l.isin(set(lists(target)))].index)] if len(target.images) else source.images
+        shared = lists(source)[lambda l: l.isin(set(lists(target)))].index if len(target.images) else []
+        strange = source.images[~source.images["chunk"].isin(shared)]
         target._extend(strange.assign(chunk=pd.factorize(strange["chunk"])[0]))
     number = pd.Series(lists(target).index, index=lists(target))
     there = number[lists(source)].to_numpy()
     for view in source.filled():
         old, new = source.view(view), target.view(view)
-        if len(bad := old.broken()): raise DhoError(f"store {source.folder}: {len(bad)} chunk(s) of {view_name(view)} are damaged: dho store fill --repair")
-        for chunk in np.flatnonzero(old.done & ~new.done[there]): new.put(int(there[chunk]), old[slice(*source.bounds[chunk:chunk + 2])])
+        if len(bad := old.broken()):
+            raise DhoError(f"store {source.folder}: {len(bad)} chunk(s) of {view_name(view)} are damaged: dho store "
+                           "fill --repair")
+        for chunk in np.flatnonzero(old.done & ~new.done[there]):
+            new.put(int(there[chunk]), old[slice(*source.bounds[chunk:chunk + 2])])
         new.flush()
     for file in source.folder.glob("*.safetensors"):  # class embeddings
         with atomic_path(target.folder/file.name) as temporary: temporary.write_bytes(file.read_bytes())
 
 # %% ../nbs/04_embeddings.ipynb #50079bc0
 ALIASES = {
-    "paths": "paths path files file filenames filename file_names image_paths image_path names name images image_ids image_id ids id".split(),
-    "embeddings": "embeddings embedding image_embeddings image_embedding image_features features feature vectors vector emb embeds x".split(),
+    "paths": "paths path files file filenames filename file_names image_paths image_path names name images image_ids "
+             "image_id ids id".split(),
+    "embeddings": "embeddings embedding image_embeddings image_embedding image_features features feature vectors "
+                  "vector emb embeds x".split(),
     "classes": "classes class class_names classnames class_name categories".split(),
-    "text": "text texts text_embeddings text_features class_embeddings classifier zeroshot_weights head prompts".split()}
+    "text": "text texts text_embeddings text_features class_embeddings classifier zeroshot_weights "
+            "head prompts".split()}
 
 def _named(found, kind):
     "The entry of `found` that goes by one of the names of `kind`, or None"
     lower, kinds = {k.lower(): k for k in found}, dict(paths="OSU", classes="OSUiu").get(kind, "fiu")
-    return next((found[lower[a]] for a in ALIASES[kind] if a in lower and np.asarray(found[lower[a]]).dtype.kind in kinds), None)
+    return next((found[lower[a]] for a in ALIASES[kind]
+                 if a in lower and np.asarray(found[lower[a]]).dtype.kind in kinds), None)
 
 def _strings(values, file):
     "Names as a list of strings"
@@ -367,27 +395,34 @@ def _npz(file):
         with np.load(file, allow_pickle=False) as held: return {k: held[k] for k in held.files}
     except ValueError as e:
         if "allow_pickle" not in str(e): raise
-        raise DhoError(f"{file} holds Python objects, which are not loaded: save names as np.array(list_of_strings) and embeddings as one array of numbers") from None
+        raise DhoError(f"{file} holds Python objects, which are not loaded: save names as np.array(list_of_strings) "
+                       "and embeddings as one array of numbers") from None
 
 def _safetensors(file):
-    with safe_open(file, "pt") as f: held, notes = {k: f.get_tensor(k).float().numpy() for k in f.keys()}, f.metadata() or {}
+    with safe_open(file, "pt") as f:
+        held, notes = {k: f.get_tensor(k).float().numpy() for k in f.keys()}, f.metadata() or {}
     return {**held, **{k: json.loads(v) for k, v in notes.items() if v.startswith("[")}}
 
 def _parquet(file):
     needs("parquet", "pyarrow")
     table = pd.read_parquet(file)
-    if table.index.dtype.kind in "OSU" and not any(str(c).lower() in ALIASES["paths"] for c in table): table = table.rename_axis("paths").reset_index()
+    if table.index.dtype.kind in "OSU" and not any(str(c).lower() in ALIASES["paths"] for c in table):
+        table = table.rename_axis("paths").reset_index()
     table.columns = [*map(str, table)]
     vectors = {c for c in table if table[c].dtype == object and table[c].map(np.ndim).any()}
     for c in vectors:
-        if table[c].isna().any(): raise DhoError(f"{file}: {table[c].isna().sum()} cell(s) of the column {c} are empty: leave those rows out")
+        if table[c].isna().any():
+            raise DhoError(f"{file}: {table[c].isna().sum()} cell(s) of the column {c} are empty: leave those rows out")
     return {c: np.stack(table[c].to_numpy()) if c in vectors else table[c].to_numpy() for c in table}
 
 def _npy(file):
     "An array, with its names in a text file beside it"
     beside = _beside(file)
-    if beside is None: raise DhoError(f"{file} does not say which row is which: put {Path(file).stem}.txt beside it, a path (or class name) per line")
-    names = beside.read_text(encoding="utf-8-sig").splitlines() if beside.suffix == ".txt" else read_table(beside)["path"].tolist()
+    if beside is None:
+        raise DhoError(f"{file} does not say which row is which: put {Path(file).stem}.txt beside it, a path (or class "
+                       "name) per line")
+    names = (beside.read_text(encoding="utf-8-sig").splitlines() if beside.suffix == ".txt"
+             else read_table(beside)["path"].tolist())
     try: return dict(paths=[n for n in names if n.strip()], embeddings=np.load(file, allow_pickle=False))
     except ValueError as e: raise DhoError(f"cannot read {file}: {e}") from None
 
@@ -401,19 +436,22 @@ def read_embeddings(
     file = Path(file).expanduser()
     if not file.is_file(): raise DhoError(f"embeddings {file} do not exist")
     if file.suffix.lower() not in READERS:
-        raise DhoError(f"embeddings {file}: expected one of {', '.join(READERS)}; what torch.save wrote becomes one by np.savez(\"clip.npz\", paths=…, embeddings=…)")
+        raise DhoError(f"embeddings {file}: expected one of {', '.join(READERS)}; what torch.save wrote becomes one by "
+                       "np.savez(\"clip.npz\", paths=…, embeddings=…)")
     try: found = READERS[file.suffix.lower()](file)
     except (OSError, EOFError, ValueError, TypeError, SafetensorError, KeyError, zipfile.BadZipFile) as e:
         raise e if isinstance(e, DhoError) else DhoError(f"embeddings {file} cannot be read: {e}") from None
     known = {kind: _named(found, kind) for kind in ALIASES}
-    if known["embeddings"] is None and known["text"] is None and found and len({(np.shape(v), np.asarray(v).dtype.kind) for v in found.values()}) == 1:
+    alike = lambda: len({(np.shape(v), np.asarray(v).dtype.kind) for v in found.values()}) == 1
+    if known["embeddings"] is None and known["text"] is None and alike():
         known.update(paths=[*found], embeddings=np.stack([np.asarray(v).reshape(-1) for v in found.values()]))
     of = known["embeddings"] if known["text"] is None else known["text"]
     if np.asarray(known["classes"]).dtype.kind in "iu" and np.size(known["classes"]) not in np.shape(of): known["classes"] = None  # the images' labels
     for kind in ("paths", "classes"):
         if known[kind] is not None: known[kind] = _strings(known[kind], file)
     if known["embeddings"] is None and known["text"] is None:
-        raise DhoError(f"{file} holds {textwrap.shorten(', '.join(found), 200, placeholder=' …') or 'nothing'}: expected 'paths' and 'embeddings', or 'classes' and 'text'")
+        raise DhoError(f"{file} holds {textwrap.shorten(', '.join(found), 200, placeholder=' …') or 'nothing'}: "
+                       "expected 'paths' and 'embeddings', or 'classes' and 'text'")
     return {k: v for k, v in known.items() if v is not None}
 
 # %% ../nbs/04_embeddings.ipynb #a8f54cf8
@@ -476,7 +514,9 @@ def match_classes(
     times = Counter(map(tuple, found))
     for c, rows in zip(wanted, found):
         if not rows: raise unknown("class among the class embeddings:", c, classes)
-        if len(rows) > 1 or times[tuple(rows)] > 1: raise DhoError(f"class {c!r} cannot be told from others among the class embeddings ({', '.join(classes[r] for r in rows)}): name them exactly")
+        if len(rows) > 1 or times[tuple(rows)] > 1:
+            raise DhoError(f"class {c!r} cannot be told from others among the class embeddings "
+                           f"({', '.join(classes[r] for r in rows)}): name them exactly")
     return [rows[0] for rows in found]
 
 def _unnamed(wanted, count):
@@ -484,7 +524,8 @@ def _unnamed(wanted, count):
     if set(wanted) == {*map(str, range(count))}: return [*map(int, wanted)]
     counted = sorted(wanted, key=lambda c: [int(p) if k % 2 else p for k, p in enumerate(re.split(r"([0-9]+)", c))])
     if count == len(wanted) and not counted != wanted == sorted(wanted): return [*range(count)]
-    why = "for" if count != len(wanted) else f"in an order that is theirs, {', '.join(counted[:3])} … or {', '.join(wanted[:3])} …, for"
+    why = ("for" if count != len(wanted) else f"in an order that is theirs, {', '.join(counted[:3])} … or "
+                                              f"{', '.join(wanted[:3])} …, for")
     raise DhoError(f"{count} class embeddings without names {why} {len(wanted)} classes: give their names as 'classes'")
 
 # %% ../nbs/04_embeddings.ipynb #bc279d3f
@@ -493,11 +534,13 @@ def own_identity(
     texts:str|Path="",      # A file of class embeddings, if they are not in the first
 )->str:
     "What a result with these embeddings depends on: what the files hold, and how rows are matched"
-    return "own-" + digest([2] + [files_hash(part) for f in (embeddings, texts) if f for part in (Path(f).expanduser(), _beside(f)) if part], 16)
+    return "own-" + digest([2] + [files_hash(part) for f in (embeddings, texts) if f
+                                  for part in (Path(f).expanduser(), _beside(f)) if part], 16)
 
 def _beside(file):
     "The file that names the rows of a .npy"
-    return next((p for s in (".txt", ".csv") if (p := Path(file).expanduser().with_suffix(s)).exists()), None) if Path(file).suffix == ".npy" else None
+    return (next((p for s in (".txt", ".csv") if (p := Path(file).expanduser().with_suffix(s)).exists()),
+                 None) if Path(file).suffix == ".npy" else None)
 
 def import_embeddings(
     manifest:Manifest,      # The images
@@ -511,11 +554,13 @@ def import_embeddings(
     held, name = read_embeddings(embeddings), own_identity(embeddings, texts)
     rows = _image_rows(held, root, embeddings)
     found = match_paths(manifest, root, held["paths"])
-    asked = dict(kind="embeddings", teacher=name, views={}, dim=int(rows.shape[1]), dtype="float16", chunk=CHUNK, layout=2)
+    asked = dict(kind="embeddings", teacher=name, views={}, dim=int(rows.shape[1]), dtype="float16",
+                 chunk=CHUNK, layout=2)
     store = Store(folder or load_settings().cache/"stores"/f"{manifest.name}-{name}", asked)
     lookup, here = Lookup(store, manifest, keys), np.flatnonzero(found >= 0)
-    if not len(here): raise DhoError(f"none of the {len(rows)} embeddings in {embeddings} belongs to an image of {manifest.name}: "
-                                     f"paths are like {held['paths'][0]!r} there, and like {manifest.table['path'].iloc[0]!r} here")
+    if not len(here):
+        raise DhoError(f"none of the {len(rows)} embeddings in {embeddings} belongs to an image of {manifest.name}: "
+                       f"paths are like {held['paths'][0]!r} there, and like {manifest.table['path'].iloc[0]!r} here")
     lookup.write(here, rows[found[here]])
     lookup.own_text(_as_text(read_embeddings(texts)) if texts else held, texts or embeddings)
     lookup.unmatched = _unmatched(manifest, held["paths"], found)
@@ -526,33 +571,41 @@ def _image_rows(held, root, file):
     "Image embeddings as float32 rows of length 1"
     if "embeddings" not in held: raise DhoError(f"{file} holds class embeddings only: give image embeddings, too")
     rows = np.asarray(held["embeddings"], np.float32)
-    if "paths" not in held: raise DhoError(f"{file} does not say which row is which image: add 'paths', a list with a path per row")
+    if "paths" not in held:
+        raise DhoError(f"{file} does not say which row is which image: add 'paths', a list with a path per row")
     if rows.ndim != 2 or len(rows) != len(held["paths"]) or not rows.size:
-        raise DhoError(f"{file}: embeddings of shape {rows.shape} for {len(held['paths'])} paths; expected [{len(held['paths'])}, D]")
+        raise DhoError(f"{file}: embeddings of shape {rows.shape} for {len(held['paths'])} paths; expected "
+                       f"[{len(held['paths'])}, D]")
     names = _below(root, held["paths"])
     first = pd.Series(names).drop_duplicates()
     place = {path: k for k, path in first.items()}
-    twice = [path for k, path in enumerate(names) if place[path] != k and not np.array_equal(rows[k], rows[place[path]])]
-    if twice: raise DhoError(f"{file}: {len(twice)} path(s) occur more than once with different embeddings, e.g. {twice[0]}: keep one row each")
+    twice = [path for k, path in enumerate(names)
+             if place[path] != k and not np.array_equal(rows[k], rows[place[path]])]
+    if twice:
+        raise DhoError(f"{file}: {len(twice)} path(s) occur more than once with different embeddings, e.g. {twice[0]}: "
+                       "keep one row each")
     held["paths"] = [held["paths"][k] for k in first.index]
     return _unit(rows[first.index], held["paths"], file)
 
 def _as_text(held):
     "A file of class embeddings may use the general names"
-    return dict(text=held.get("text", held.get("embeddings")), **({"classes": c} if (c := held.get("classes", held.get("paths"))) else {}))
+    return dict(text=held.get("text", held.get("embeddings")),
+                **({"classes": c} if (c := held.get("classes", held.get("paths"))) else {}))
 
 def _unit(rows, names, file):
     "Rows at length 1; one that has no direction is named"
     size = np.linalg.norm(rows, axis=-1, keepdims=True)
     bad = np.flatnonzero(~(np.isfinite(size) & (size > 0)).reshape(len(rows), -1).all(1))
-    if len(bad): raise DhoError(f"{file}: {len(bad)} embedding(s) are all zeros or not a number, e.g. that of {names[bad[0]]}")
+    if len(bad):
+        raise DhoError(f"{file}: {len(bad)} embedding(s) are all zeros or not a number, e.g. that of {names[bad[0]]}")
     return rows/size
 
 def _unmatched(manifest, paths, found):
     "What is on one side only"
     spare = np.setdiff1d(np.arange(len(paths)), found)
     images = pd.DataFrame(dict(path=manifest.table["path"].to_numpy()[found < 0], problem="image without an embedding"))
-    return pd.concat([images, pd.DataFrame(dict(path=[paths[i] for i in spare], problem="embedding without an image"))], ignore_index=True)
+    return pd.concat([images, pd.DataFrame(dict(path=[paths[i] for i in spare], problem="embedding without an image"))],
+                     ignore_index=True)
 
 # %% ../nbs/04_embeddings.ipynb #fb26d37a
 @patch
@@ -577,15 +630,20 @@ def own_text(self:Lookup, held, file):
     "Keep class embeddings that were made elsewhere, if there are any"
     if "text" not in held: return
     text = np.asarray(held["text"], np.float32)
-    if text.ndim not in (2, 3) or not text.size: raise DhoError(f"{file}: class embeddings of shape {text.shape}; expected [classes, D], or [classes, prompts, D]")
+    if text.ndim not in (2, 3) or not text.size:
+        raise DhoError(f"{file}: class embeddings of shape {text.shape}; expected [classes, D], or "
+                       "[classes, prompts, D]")
     if text.ndim == 2 and text.shape[0] == self.store.header["dim"] != text.shape[1]: text = text.T
     if text.shape[-1] != self.store.header["dim"]:
-        raise DhoError(f"{file}: class embeddings have {text.shape[-1]} dimensions, image embeddings {self.store.header['dim']}: take both after the projection")
+        raise DhoError(f"{file}: class embeddings have {text.shape[-1]} dimensions, image embeddings "
+                       f"{self.store.header['dim']}: take both after the projection")
     names = held.get("classes") or [*map(str, range(len(text)))]
-    if len(names) != len(text): raise DhoError(f"{file}: {len(names)} class names for {len(text)} class embeddings; give one name each")
+    if len(names) != len(text):
+        raise DhoError(f"{file}: {len(names)} class names for {len(text)} class embeddings; give one name each")
     text = _unit(text, names, file)
     text = _unit(text.mean(1), names, file) if text.ndim == 3 else text
     rows = match_classes(self.manifest.classes, held.get("classes"), len(text))
     if "classes" not in held: text, names = text[rows], self.manifest.classes
     with atomic_path(self.store.folder/"classes.safetensors") as temporary:
-        save_file(dict(text=torch.from_numpy(np.ascontiguousarray(text))), temporary, dict(classes=json.dumps([*names])))
+        save_file(dict(text=torch.from_numpy(np.ascontiguousarray(text))), temporary,
+                  dict(classes=json.dumps([*names])))

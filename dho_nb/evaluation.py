@@ -39,8 +39,10 @@ class HeadOutputs:
 
     def __len__(self): return len(self.labels)
 
-    def only(self, keep)->"HeadOutputs":
-        "Some of the images, by a boolean mask or positions"
+    def only(self,
+        keep,  # [N] bool, or positions, or a slice
+    )->"HeadOutputs":
+        "Some of the images"
         return HeadOutputs(self.ce[keep], self.kd[keep], self.labels[keep], self.rows[keep])
 
 # %% ../nbs/08_evaluation.ipynb #0ec1e43d
@@ -67,7 +69,8 @@ def collect(
 )->HeadOutputs:
     "Run the student over the centred square of each image"
     rows = np.asarray(rows) if len(rows) else np.empty(0, np.int64)
-    if rows.dtype == bool: raise DhoError("rows are positions in the manifest, not a mask: np.flatnonzero makes the one of the other")
+    if rows.dtype == bool:
+        raise DhoError("rows are positions in the manifest, not a mask: np.flatnonzero makes the one of the other")
     seen = over_images(student, student.model, source, rows, device, precision, workers, mode, "evaluating")
     both = [[z.float().cpu() for z in out] for out in seen]
     ce, kd = (torch.cat(z) for z in zip(*both)) if both else (torch.zeros(0, student.model.ce_head.out_features),)*2
@@ -89,8 +92,10 @@ def load_outputs(
 )->tuple[HeadOutputs, list[str]]:  # The outputs and their image ids
     "Read head outputs back"
     try:
-        with safe_open(Path(file).expanduser(), "pt") as f: tensors, ids = [f.get_tensor(k) for k in ("ce", "kd", "labels", "rows")], f.metadata()["ids"]
-    except (OSError, SafetensorError, KeyError, TypeError) as e: raise DhoError(f"{file} holds no head outputs ({reason(e)})") from None
+        with safe_open(Path(file).expanduser(), "pt") as f:
+            tensors, ids = [f.get_tensor(k) for k in ("ce", "kd", "labels", "rows")], f.metadata()["ids"]
+    except (OSError, SafetensorError, KeyError, TypeError) as e:
+        raise DhoError(f"{file} holds no head outputs ({reason(e)})") from None
     return HeadOutputs(*tensors), json.loads(ids)
 
 # %% ../nbs/08_evaluation.ipynb #9090ce23
@@ -147,8 +152,8 @@ def scores(
     _labelled(labels)
     own = probabilities[torch.arange(len(labels)), labels].double().clamp_min(1e-12)
     right = (probabilities.argmax(-1) == labels).double()
-    found = dict(accuracy=right.mean(), class_accuracy=_by_class(right, labels, classes)[1].nanmean(), nll=-own.log().mean(),
-                 ece=torch.tensor(_gap(reliability(probabilities, labels))))
+    found = dict(accuracy=right.mean(), class_accuracy=_by_class(right, labels, classes)[1].nanmean(),
+                 nll=-own.log().mean(), ece=torch.tensor(_gap(reliability(probabilities, labels))))
     if classes > 5: found["top5"] = (probabilities.topk(5).indices == labels[:, None]).any(-1).double().mean()
     return {k: found[k].item() for k in wanted}
 
@@ -209,7 +214,8 @@ def agreement(
     beta:float=1.0,       # As for `interpolate`
 )->dict:                  # Shares of all images, in [0, 1]
     "Who is right where: groups, what combining the heads leaves wrong of each, and how often the heads agree"
-    if not len(outputs) or (outputs.labels < 0).any(): raise DhoError("the agreement of the heads needs images with labels")
+    if not len(outputs) or (outputs.labels < 0).any():
+        raise DhoError("the agreement of the heads needs images with labels")
     first = [z.argmax(-1) for z in (outputs.ce, outputs.kd, interpolate(outputs, alpha, beta))]
     ce, kd, combined = (z == outputs.labels for z in first)
     groups = dict(both_right=ce & kd, ce_only=ce & ~kd, kd_only=~ce & kd, both_wrong=~ce & ~kd)
@@ -226,9 +232,11 @@ def restricted(
     "The same images, judged among some classes only"
     keep = torch.as_tensor(np.asarray(positions, dtype=np.int64))
     if not len(keep) or keep.min() < 0 or keep.max() >= outputs.ce.shape[1] or len(keep.unique()) < len(keep):
-        raise DhoError(f"positions must be different classes between 0 and {outputs.ce.shape[1] - 1}, one per class of the shifted set")
+        raise DhoError(f"positions must be different classes between 0 and {outputs.ce.shape[1] - 1}, one per class of "
+                       "the shifted set")
     if len(outputs) and outputs.labels.max() >= len(keep):
-        raise DhoError(f"a label is {int(outputs.labels.max())} of {len(keep)} kept classes: labels count the kept classes from 0")
+        raise DhoError(f"a label is {int(outputs.labels.max())} of {len(keep)} kept classes: labels count the kept "
+                       "classes from 0")
     return HeadOutputs(outputs.ce[:, keep], outputs.kd[:, keep], outputs.labels, outputs.rows)
 
 # %% ../nbs/08_evaluation.ipynb #112ef193
@@ -244,7 +252,8 @@ def shift_table(
     means = {"mean over shifts": table.drop(index=validation, errors="ignore").mean()}
     if validation in sets: means["mean with validation"] = table.mean()
     table = pd.concat([table, pd.DataFrame(means).T])
-    table.insert(0, "images", pd.Series({name: len(o) for name, o in sets.items()}).reindex(table.index).astype("Int64"))
+    table.insert(0, "images", pd.Series({name: len(o) for name, o in sets.items()}).reindex(table.index)
+                 .astype("Int64"))
     return table
 
 # %% ../nbs/08_evaluation.ipynb #2d5efbea
@@ -339,14 +348,17 @@ def plot_surface(
     figure.colorbar(axis.imshow(values, aspect="auto", origin="lower", cmap="viridis"), label="accuracy")
     alphas, betas = list(found.accuracy.index), list(found.accuracy.columns)
     each = max(1, len(alphas)//5)
-    axis.set(xlabel="α (weight of the CE head)", ylabel="β (temperature of the KD head)", title=title or "Accuracy for every α and β",
-             xticks=range(0, len(alphas), each), xticklabels=alphas[::each], yticks=range(len(betas)), yticklabels=betas)
+    axis.set(xlabel="α (weight of the CE head)", ylabel="β (temperature of the KD head)",
+             title=title or "Accuracy for every α and β", xticks=range(0, len(alphas), each),
+             xticklabels=alphas[::each], yticks=range(len(betas)), yticklabels=betas)
     if mark is not None:
         at = np.abs(np.array(alphas) - mark[0]).argmin(), np.abs(np.log(np.array(betas)/mark[1])).argmin()
-        (side, align), up = (-8, "right") if at[0] > len(alphas)/2 else (8, "left"), 9 if at[1] < len(betas) - 1 else -16
+        side, align = (-8, "right") if at[0] > len(alphas)/2 else (8, "left")
+        up = 9 if at[1] < len(betas) - 1 else -16
         dark = [withStroke(linewidth=3, foreground="black")]
         axis.plot(*at, marker="o", ms=11, mfc="none", mec="white", mew=2, path_effects=dark)
-        axis.annotate(f"α={mark[0]:g}, β={mark[1]:g}", at, xytext=(side, up), ha=align, textcoords="offset points", color="white", fontsize=8, path_effects=dark)
+        axis.annotate(f"α={mark[0]:g}, β={mark[1]:g}", at, xytext=(side, up), ha=align, textcoords="offset points",
+                      color="white", fontsize=8, path_effects=dark)
     plt.close(figure)
     return figure
 
@@ -358,13 +370,14 @@ def plot_reliability(
 ):                        # A matplotlib figure
     "A panel for each: accuracy in bins of confidence as bars, the gap to the diagonal, and where the images are"
     from matplotlib import pyplot as plt
-    figure, axes = plt.subplots(2, len(answers), figsize=(.4 + 2.4*len(answers), 3.3), sharex=True, sharey="row", squeeze=False,
-                                height_ratios=[3, 1], layout="constrained")
+    figure, axes = plt.subplots(2, len(answers), figsize=(.4 + 2.4*len(answers), 3.3), sharex=True,
+                                sharey="row", squeeze=False, height_ratios=[3, 1], layout="constrained")
     for (name, p), (above, below) in zip(answers.items(), axes.T):
         table = reliability(p, labels, bins)
         at, gap = (table.index + .5)/bins, (table["accuracy"] - table["confidence"])
         above.bar(at, table["accuracy"], 1/bins, color="#0072b2", edgecolor="white", lw=.5, label="accuracy")
-        above.bar(at, -gap, 1/bins, table["accuracy"], fc="none", ec="#d55e00", hatch="////", lw=.5, label="gap to confidence")
+        above.bar(at, -gap, 1/bins, table["accuracy"], fc="none", ec="#d55e00", hatch="////", lw=.5,
+                  label="gap to confidence")
         above.plot([0, 1], [0, 1], color="grey", lw=.8, ls="--")
         above.set(title=f"{name}: ECE {100*_gap(table):.1f} %", xlim=(0, 1), ylim=(0, 1))
         above.title.set_fontsize(9)
@@ -385,7 +398,9 @@ def predictions(
     table = manifest.table.iloc[outputs.rows.numpy()][["path", "split", "label"]].reset_index(drop=True)
     names = np.array([*manifest.classes, ""], dtype=object)
     table["label"] = names[table["label"]]
-    answers = {"": interpolate(outputs, alpha, beta), "ce_": outputs.ce.softmax(-1), "kd_": (outputs.kd/beta).softmax(-1)}
+    answers = {"": interpolate(outputs, alpha, beta), "ce_": outputs.ce.softmax(-1),
+               "kd_": (outputs.kd/beta).softmax(-1)}
     for prefix, p in answers.items():
-        table[f"{prefix}prediction"], table[f"{prefix}confidence"] = names[p.argmax(-1).numpy()], p.max(-1).values.numpy().round(4)
+        table[f"{prefix}prediction"] = names[p.argmax(-1).numpy()]
+        table[f"{prefix}confidence"] = p.max(-1).values.numpy().round(4)
     return table

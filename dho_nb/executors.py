@@ -17,8 +17,10 @@ import pandas as pd
 from fastcore.basics import patch
 from .forks import ForkServer
 from .grids import Grid
-from .settings import DhoError, Redrawn, in_notebook, load_settings, needs, progress_mode, reason, span, unknown, write_json
-from .sweeps import NOTEBOOKS, Busy, Ended, Slot, Sweep, Task, disk_is_full, is_url, mistaken, run_one, state_of, stores_of, supervised
+from .settings import (DhoError, Redrawn, in_notebook, load_settings, needs, progress_mode, reason, span,
+                             unknown, write_json)
+from .sweeps import (NOTEBOOKS, Busy, Ended, Slot, Sweep, Task, disk_is_full, is_url, mistaken, run_one, state_of,
+                           stores_of, supervised)
 
 # %% ../nbs/11b_executors.ipynb #54b5f291
 def attempt(
@@ -34,7 +36,8 @@ def attempt(
     except Ended as e: return dict(kind="stopped", text=str(e))
     except Exception as e:
         text = str(e) if isinstance(e, DhoError) else reason(e)
-        kind = "full" if disk_is_full(load_settings().cache if is_url(folder) else folder, text) else "lost" if slot.gpu and not gpu_answers(slot.gpu) else "failed"
+        kind = ("full" if disk_is_full(load_settings().cache if is_url(folder) else folder, text)
+                else "lost" if slot.gpu and not gpu_answers(slot.gpu) else "failed")
         return dict(kind=kind, text=text)
     return dict(kind="done", text="", accuracy=found["accuracy"], seconds=time.monotonic() - began)
 
@@ -43,7 +46,9 @@ def gpu_answers(
 )->bool:
     "Does a GPU still compute, asked from a process of its own?"
     ask = "import torch; torch.ones(8, device='cuda').sum().item()"
-    try: return subprocess.run([sys.executable, "-c", ask], env=dict(os.environ, CUDA_VISIBLE_DEVICES=gpu), capture_output=True, timeout=120).returncode == 0
+    try:
+        return subprocess.run([sys.executable, "-c", ask], env=dict(os.environ, CUDA_VISIBLE_DEVICES=gpu),
+                              capture_output=True, timeout=120).returncode == 0
     except subprocess.TimeoutExpired: return False
 
 # %% ../nbs/11b_executors.ipynb #25a794a8
@@ -83,7 +88,8 @@ class Board:
         "What came of a run"
         with self.changed:
             try: getattr(self, f"_{told['kind']}")(task, told)
-            except Exception as e: self._failed(task, dict(told, text=f"its result cannot be brought here ({reason(e)})"))
+            except Exception as e:
+                self._failed(task, dict(told, text=f"its result cannot be brought here ({reason(e)})"))
             finally:
                 self.running.pop(task.run, None)
                 self.changed.notify_all()
@@ -102,11 +108,13 @@ def _done(self:Board, task, told):
     self.took.append(told["seconds"])
     if told["accuracy"] is not None: self.best = max(self.best, (told["accuracy"], task.run), key=lambda b: b[0] or 0)
     accuracy = "" if told["accuracy"] is None else f"accuracy {100*told['accuracy']:.1f} %  "
-    self.show.line(f"{self.counts['done']}/{len(self.sweep.tasks)}  {task.run}  {accuracy}({span(told['seconds'])}{self.left})")
+    self.show.line(f"{self.counts['done']}/{len(self.sweep.tasks)}  {task.run}  "
+                   f"{accuracy}({span(told['seconds'])}{self.left})")
 
 @patch
 def _failed(self:Board, task, told):
-    self.tries[task.run] = attempts = max(self.tries.get(task.run, 0) + 1, state_of(self.sweep.place(task), self.sweep.grid.retries)["attempts"])
+    self.tries[task.run] = attempts = max(self.tries.get(task.run, 0) + 1,
+                                          state_of(self.sweep.place(task), self.sweep.grid.retries)["attempts"])
     again = attempts <= self.sweep.grid.retries and not mistaken(told["text"])
     if again: self.pending.append(task)
     else: self.counts["failed"] += 1
@@ -123,14 +131,16 @@ def _stopped(self:Board, task, told):
 @patch
 def _lost(self:Board, task, told):
     self.lost[task.run] = self.lost.get(task.run, 0) + 1
-    if self.lost[task.run] > MOST_LOST: return self._failed(task, dict(told, text=f"lost {self.lost[task.run]} times: {told['text']}"))
+    if self.lost[task.run] > MOST_LOST:
+        return self._failed(task, dict(told, text=f"lost {self.lost[task.run]} times: {told['text']}"))
     self.pending.appendleft(task)
     self.show.line(f"lost  {task.run} goes elsewhere: {told['text'].splitlines()[0]}")
 
 @patch
 def _full(self:Board, task, told):
     self.pending.appendleft(task)
-    self.halted = self.halted or f"the disk is full ({self.sweep.folder}): free some space, then the same command goes on from where it was"
+    self.halted = (self.halted or f"the disk is full ({self.sweep.folder}): free some space, then the same command "
+                                  "goes on from where it was")
 
 @patch(as_prop=True)
 def left(self:Board)->str:
@@ -173,8 +183,11 @@ def table_text(
     "How a sweep stands, in a few lines"
     b, now = board, time.time()
     best = f"   best {100*b.best[0]:.1f} % ({b.best[1]})" if b.best[0] is not None else ""
-    head = f"{b.counts['done']} of {len(b.sweep.tasks)} done, {b.counts['failed']} failed, {len(b.running)} running, {len(b.pending) + len(b.later)} waiting{b.left}{best}"
-    lines = [f"  {where:8} {run}   {progress_of(b.sweep.folder/run)}   {span(now - began)}" for run, (where, began) in sorted(dict(b.running).items())]
+    waiting = len(b.pending) + len(b.later)
+    head = (f"{b.counts['done']} of {len(b.sweep.tasks)} done, {b.counts['failed']} failed, "
+            f"{len(b.running)} running, {waiting} waiting{b.left}{best}")
+    lines = [f"  {where:8} {run}   {progress_of(b.sweep.folder/run)}   {span(now - began)}"
+             for run, (where, began) in sorted(dict(b.running).items())]
     return "\n".join([head, *lines])
 
 def progress_of(
@@ -182,7 +195,8 @@ def progress_of(
 )->str:
     "The last step that a run's log tells of"
     try:
-        with open(folder/"log.txt", "rb") as log: log.seek(max(0, os.fstat(log.fileno()).st_size - 2000)); said = log.read().decode(errors="replace")
+        with open(folder/"log.txt", "rb") as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - 2000)); said = log.read().decode(errors="replace")
     except OSError: return ""
     said = re.findall(r"(?:step|embedding[^\n]*?) \d+/\d+(?:, loss [\d.]+)?", said.rsplit("── ", 1)[-1])
     return said[-1] if said else "at work"
@@ -195,8 +209,11 @@ def slots_here(
     stop=None,      # As in `Slot`
 )->list:            # Of `Slot`
     "The slots of this machine"
-    if min(jobs, cpus) < 0 or per_gpu < 1: raise DhoError(f"jobs and cpus must be 0 or more and per_gpu 1 or more, not jobs={jobs}, cpus={cpus}, per_gpu={per_gpu}")
-    gpus, cores = _gpus()*per_gpu, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if min(jobs, cpus) < 0 or per_gpu < 1:
+        raise DhoError(f"jobs and cpus must be 0 or more and per_gpu 1 or more, not jobs={jobs}, cpus={cpus}, "
+                       f"per_gpu={per_gpu}")
+    gpus = _gpus()*per_gpu
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = jobs or len(gpus) or max(1, cores//(cpus or 2))
     names = [gpus[i % len(gpus)] if gpus else "" for i in range(count)]
     return [Slot(f"GPU {g}" if g else f"CPU {i}", g, cpus or max(1, cores//count), stop) for i, g in enumerate(names)]
@@ -207,7 +224,8 @@ def _gpus():
     if load_settings().device == "cpu": return []
     import torch
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [g.strip() for g in shown.split(",") if g.strip()] if shown and torch.cuda.is_available() else [str(i) for i in range(torch.cuda.device_count())]
+    return ([g.strip() for g in shown.split(",") if g.strip()] if shown and torch.cuda.is_available()
+            else [str(i) for i in range(torch.cuda.device_count())])
 
 # %% ../nbs/11b_executors.ipynb #46c70c1d
 def _local(board, slots):
@@ -223,7 +241,8 @@ def _local(board, slots):
         alive.discard(slot)
         board.slots = max(len(alive), 1)
         board.show.line(f"GPU {slot.gpu} does not answer any more; {len(alive)} slot(s) left")
-        if not alive: board.halt("no GPU answers any more: see to them, then the same command goes on from where it was")
+        if not alive:
+            board.halt("no GPU answers any more: see to them, then the same command goes on from where it was")
     threads = [threading.Thread(target=work, args=(s,), daemon=True) for s in slots]
     with server:
         for t in threads: t.start()
@@ -250,15 +269,20 @@ def fill_stores(
         if not missing: continue
         tell(f"store: {missing:,} of {whole:,} embeddings of {config.dataset} by {config.teacher}")
         parts = list({s.gpu: s for s in slots}.values())
-        with ThreadPoolExecutor(len(parts)) as pool: list(pool.map(lambda k: _fill(config, sweep.folder/".stores", k + 1, len(parts), parts[k]), range(len(parts))))
+        with ThreadPoolExecutor(len(parts)) as pool:
+            list(pool.map(lambda k: _fill(config, sweep.folder/".stores", k + 1, len(parts), parts[k]),
+                          range(len(parts))))
 
 def _fill(config, folder, part, parts, slot):
     "A part of a store, in a process of its own"
     from dho_nb.sweeps import reason_of
     folder = folder/f"{part}"
     write_json(folder/"config.json", asdict(config))
-    code, said = supervised(["-m", "dho_nb.cli", "store", "fill", "--config", str(folder/"config.json"), "--part", f"{part}/{parts}"], folder, slot)
-    if code: raise DhoError(f"the teacher's store for {config.dataset} could not be filled: {reason_of(said, code)}\nits log is {folder/'log.txt'}")
+    code, said = supervised(["-m", "dho_nb.cli", "store", "fill", "--config", str(folder/"config.json"), "--part",
+                             f"{part}/{parts}"], folder, slot)
+    if code:
+        raise DhoError(f"the teacher's store for {config.dataset} could not be filled: {reason_of(said, code)}\nits "
+                       f"log is {folder/'log.txt'}")
 
 # %% ../nbs/11b_executors.ipynb #ecbec1a0
 def run_sweep(
@@ -281,7 +305,9 @@ def run_sweep(
     sweep.begin()
     if retry: [(sweep.place(t)/"failed.json").unlink(missing_ok=True) for t in sweep.chosen(only)]
     board = Board(sweep, mode, only)
-    if board.pending: _work(board, executor, dict(jobs=jobs or sweep.grid.jobs, per_gpu=per_gpu, address=address, cpus=cpus or sweep.grid.cpus, gpus=gpus))
+    if board.pending:
+        _work(board, executor, dict(jobs=jobs or sweep.grid.jobs, per_gpu=per_gpu, address=address,
+                                    cpus=cpus or sweep.grid.cpus, gpus=gpus))
     return sweep.states()
 
 def _work(board, executor, asked):
@@ -307,10 +333,14 @@ def _on_ray(board, asked):
     needs("ray", "ray")
     import ray
     cpus = asked["cpus"] or 1
-    here = {k: v for k, v in os.environ.items() if k.startswith("DHO_") or k in ("PYTHONPATH", "HF_HOME", "OMP_NUM_THREADS")}
-    if not ray.is_initialized(): ray.init(address=asked["address"] or None, log_to_driver=False, logging_level="error", runtime_env=dict(env_vars=here))
+    here = {k: v for k, v in os.environ.items() if k.startswith("DHO_")
+            or k in ("PYTHONPATH", "HF_HOME", "OMP_NUM_THREADS")}
+    if not ray.is_initialized():
+        ray.init(address=asked["address"] or None, log_to_driver=False, logging_level="error",
+                 runtime_env=dict(env_vars=here))
     share = dict(num_cpus=cpus, num_gpus=asked["gpus"], max_retries=0)
-    fill_stores(board.sweep, list(board.pending), slots_here(1, cpus=cpus, stop=lambda: bool(board.halted)), board.show.line)
+    fill_stores(board.sweep, list(board.pending), slots_here(1, cpus=cpus, stop=lambda: bool(board.halted)),
+                board.show.line)
     do, given = ray.remote(**share)(_remote), {}
     while not board.halted:
         board.slots = _room(ray, cpus, asked["gpus"])
@@ -326,7 +356,8 @@ def _on_ray(board, asked):
 @lru_cache
 def _server_here(threads): return ForkServer(threads)  # one in each of Ray's processes, which outlive a task
 
-def _remote(task, folder, threads, keep_model): return attempt(task, folder, Slot(threads=threads, start=_server_here(threads).start), keep_model)
+def _remote(task, folder, threads, keep_model):
+    return attempt(task, folder, Slot(threads=threads, start=_server_here(threads).start), keep_model)
 
 def _room(ray, cpus, gpus):
     "Runs that the cluster has room for now"
@@ -358,10 +389,14 @@ def slurm_script(
     todo = {t.run for t in sweep.todo()}
     missing = [i for i, t in enumerate(sweep.tasks) if t.run in todo]
     if not missing: raise DhoError(f"every run of {sweep.folder} is done: there is nothing to submit")
-    given = {"job-name": sweep.grid.name, "array": f"{_ranges(missing)}%{at_most}", "ntasks": 1, "gpus-per-task": 1, "cpus-per-task": cpus or sweep.grid.cpus or 8,
+    given = {"job-name": sweep.grid.name, "array": f"{_ranges(missing)}%{at_most}", "ntasks": 1, "gpus-per-task": 1,
+             "cpus-per-task": cpus or sweep.grid.cpus or 8,
              "output": f"{str(sweep.folder).replace('%', '%%')}/slurm-%A_%a.out", **(options or {})}
     place = Path(grid_file).expanduser().resolve()
-    command = shlex.join([sys.executable, "-m", "dho_nb.cli", "sweep", str(place), *(["--out", sweep.url or str(sweep.folder)] if place.is_file() else []), *(["--cpus", str(cpus)] if cpus else []), *(["--record", str(Path(record).expanduser().resolve())] if record else [])])
+    command = shlex.join([sys.executable, "-m", "dho_nb.cli", "sweep", str(place),
+                          *(["--out", sweep.url or str(sweep.folder)] if place.is_file() else []),
+                          *(["--cpus", str(cpus)] if cpus else []),
+                          *(["--record", str(Path(record).expanduser().resolve())] if record else [])])
     return "\n".join([
         "#!/bin/bash", *(f"#SBATCH --{k}={shlex.quote(str(v)) if ' ' in str(v) else v}" for k, v in given.items()), "",
         "# Fill the teachers' stores first, on a machine with a GPU, so that the jobs find them:",

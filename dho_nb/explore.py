@@ -31,7 +31,8 @@ def label_changes(
         place, now = place[moves], after[moves]
     columns = {"position": int, "alpha": float, "before": int, "after": int, "label": int}
     table = torch.cat(found).numpy() if found else np.empty((0, len(columns)))
-    return pd.DataFrame(table, columns=list(columns)).astype(columns).sort_values(["alpha", "position"], ignore_index=True)
+    return pd.DataFrame(table,
+                        columns=list(columns)).astype(columns).sort_values(["alpha", "position"], ignore_index=True)
 
 # %% ../nbs/08b_explore.ipynb #9038ff33
 class Explorer:
@@ -46,8 +47,11 @@ class Explorer:
         betas=BETAS,          # Of the surface and the slider
         show:int=12,          # Pictures
     ):
-        self.outputs, self.look, self.classes = outputs, images if callable(images) else images.__getitem__, list(classes)
-        self.surface, self.alphas, self.betas, self.show = surface(outputs, alphas, betas), list(alphas), list(betas), show
+        self.outputs = outputs
+        self.look = images if callable(images) else images.__getitem__
+        self.classes = list(classes)
+        self.surface = surface(outputs, alphas, betas)
+        self.alphas, self.betas, self.show = list(alphas), list(betas), show
         self.at, self.known, self.canvas = (float(alpha), self._nearest(beta)), {}, None
         self._controls()
 
@@ -57,7 +61,8 @@ class Explorer:
     def now(self)->dict:
         "α, β, and the accuracy and negative log-likelihood at the nearest place of the surface"
         a, beta = int(np.abs(np.array(self.alphas) - self.at[0]).argmin()), self.at[1]
-        return dict(alpha=self.at[0], beta=beta, accuracy=float(self.surface.accuracy.iloc[a][beta]), nll=float(self.surface.nll.iloc[a][beta]))
+        return dict(alpha=self.at[0], beta=beta, accuracy=float(self.surface.accuracy.iloc[a][beta]),
+                    nll=float(self.surface.nll.iloc[a][beta]))
 
     def move(self, alpha=None, beta=None):
         "Go to another place, as the sliders do"
@@ -82,7 +87,8 @@ def _controls(self:Explorer):
 @patch
 def _repr_mimebundle_(self:Explorer, **kw):
     "The sliders in a notebook that runs, the picture wherever they cannot move"
-    still = {"image/png": base64.b64encode(self.png()).decode(), "text/plain": "Explorer({alpha:g}, {beta:g}): accuracy {accuracy:.3f}".format(**self.now)}
+    still = {"image/png": base64.b64encode(self.png()).decode(),
+             "text/plain": "Explorer({alpha:g}, {beta:g}): accuracy {accuracy:.3f}".format(**self.now)}
     live = self.box._repr_mimebundle_(**kw) if in_notebook() else None
     return {**still, **(live[0] if isinstance(live, tuple) else live or {})}
 
@@ -117,14 +123,18 @@ def _paper(self:Explorer):
     across = min(6, self.show)
     self.canvas = Figure(figsize=(10, 3.1 + 1.6*-(-self.show//across)), layout="constrained")
     above, below = self.canvas.subfigures(2, 1, height_ratios=[3.1, 1.6*-(-self.show//across)])
-    (self.chart, self.curve), self.frames = above.subplots(1, 2), below.subplots(-(-self.show//across), across, squeeze=False).ravel()
+    (self.chart, self.curve), self.frames = (above.subplots(1, 2),
+                                             below.subplots(-(-self.show//across), across, squeeze=False).ravel())
     values, ticks = self.surface.accuracy.T.to_numpy(), range(len(self.betas))
-    shown = self.chart.pcolormesh(self.alphas, ticks, values, cmap="viridis", norm=Normalize(values.min(), values.max()), shading="nearest")
+    shown = self.chart.pcolormesh(self.alphas, ticks, values, cmap="viridis",
+                                  norm=Normalize(values.min(), values.max()), shading="nearest")
     above.colorbar(shown, ax=self.chart, label="accuracy")
-    self.chart.set(xlabel="α (weight of the CE head)", ylabel="β (temperature of the KD head)", yticks=ticks, yticklabels=self.betas)
+    self.chart.set(xlabel="α (weight of the CE head)", ylabel="β (temperature of the KD head)", yticks=ticks,
+                   yticklabels=self.betas)
     self.mark, = self.chart.plot([0], [0], "o", ms=11, mfc="none", mec="white", mew=2)
     self.range = values.min() - .02, values.max() + .02
-    below.suptitle("Changes nearest to α. Above each picture the answer for a smaller α, below it from that α on; the one in force is green if right, red if wrong", fontsize=9)
+    below.suptitle("Changes nearest to α. Above each picture the answer for a smaller α, below it from that α on; the "
+                   "one in force is green if right, red if wrong", fontsize=9)
 
 @patch
 def _place(self:Explorer):
@@ -153,7 +163,8 @@ def _gallery(self:Explorer):
 @patch
 def _one(self:Explorer, frame, change):
     "A picture between its two answers; the one that holds is coloured by whether it is right"
-    passed, words = self.at[0] >= change.alpha, {False: self.classes[change.before], True: f"{self.classes[change.after]}, from {change.alpha:.2f}"}
+    passed = self.at[0] >= change.alpha
+    words = {False: self.classes[change.before], True: f"{self.classes[change.after]}, from {change.alpha:.2f}"}
     frame.imshow(np.asarray(self.look(int(self.outputs.rows[change.position]))), cmap="gray")
     for later, which, put in ((False, change.before, frame.set_title), (True, change.after, frame.set_xlabel)):
         colour = "#666666" if later != passed else "#009e73" if which == change.label else "#d55e00"

@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'OUTPUTS', 'LAYERS', 'TOLERANCE', 'TEACHER_LICENCES', 'SHARE
            'cost', 'export', 'export_folder', 'teacher_licence', 'model_card', 'push_to_hub']
 
 # %% ../nbs/13b_export.ipynb #269ea89d
-import io, json, logging, os, re, shutil, tempfile, time, warnings
+import io, json, os, re, shutil, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -18,12 +18,14 @@ import pandas as pd
 import torch
 import dho_nb
 from .configs import Config, make_config, open_data
-from .deploy import Fused, class_columns, list_images, load_model, look, model_file, onnx_session, torch_answer, weights_of
+from .deploy import (Fused, class_columns, list_images, load_model, look, model_file, onnx_session,
+                           torch_answer, weights_of)
 from .evaluation import HeadOutputs, answering, head_table, interpolate, load_outputs
 from .manifests import rows
 from .objectives import METHODS
 from .runs import differences
-from .settings import DhoError, atomic_path, load_settings, needs, read_json, reason, shipped, unknown, write_json
+from .settings import (DhoError, atomic_path, hushed, load_settings, needs, read_json, reason, shipped, unknown,
+                             write_json)
 from .students import Student, load_student, save_student
 from .teachers import files_hash
 from .views import Preprocess
@@ -32,19 +34,14 @@ from .views import Preprocess
 @contextmanager
 def _quiet():
     "Exporters log their inner life; what counts is in the error"
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally: logging.disable(before)
+    with hushed(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()): yield
 
 def _refused(facts, kind, error):
     "Why a student cannot be exported, from the cause at the bottom of the error"
     while error.__cause__ or error.__context__: error = error.__cause__ or error.__context__
     why = re.sub(r"\x1b\[\d+m", "", reason(error))
-    return DhoError(f"student {facts.get('spec') or 'of your own'} cannot be exported to {kind} ({why}): write that part without branches on "
+    return DhoError(f"student {facts.get('spec') or 'of your own'} cannot be exported to {kind} ({why}): write that "
+                    "part without branches on "
                     "values and with PyTorch's own operations, or use the .safetensors with Predictor")
 
 def to_graph(
@@ -55,7 +52,8 @@ def to_graph(
     side, fused = student.preprocess.size, Fused(student, facts).cpu().eval()
     example, batch = torch.zeros(2, side, side, 3, dtype=torch.uint8), torch.export.Dim("batch")
     try:
-        with _quiet(), torch.no_grad(): graph = torch.export.export(fused, (example,), dynamic_shapes={"pixels": {0: batch}})
+        with _quiet(), torch.no_grad():
+            graph = torch.export.export(fused, (example,), dynamic_shapes={"pixels": {0: batch}})
     except Exception as e: raise _refused(facts, "a graph", e) from None
     for node in graph.graph.nodes: node.meta.pop("stack_trace", None)
     return graph
@@ -75,9 +73,11 @@ def write_onnx(
     outputs = list(OUTPUTS[:2*facts["heads"] - 1])
     try:
         with _quiet():
-            made = torch.onnx.export(graph, (), dynamo=True, opset_version=opset, dynamic_shapes={"pixels": {0: "batch"}},
-                                     input_names=["pixels"], output_names=outputs, verbose=False)
-            if made.model.opset_imports[""] != opset: raise DhoError(f"opset={opset} cannot be written here: 18 can, and what onnxscript knows above it")
+            made = torch.onnx.export(graph, (), dynamo=True, opset_version=opset,
+                                     dynamic_shapes={"pixels": {0: "batch"}}, input_names=["pixels"],
+                                     output_names=outputs, verbose=False)
+            if made.model.opset_imports[""] != opset:
+                raise DhoError(f"opset={opset} cannot be written here: 18 can, and what onnxscript knows above it")
             for node in made.model.graph: node.metadata_props.clear()
             made.model.metadata_props["dho_nb"] = json.dumps(facts)
             made.save(file, external_data=False)
@@ -115,7 +115,8 @@ def sample(
     found = rows(manifest, split, labelled=True if split == "test" else None)
     found = found[np.unique(np.linspace(0, len(found) - 1, most).astype(int))] if 0 < most < len(found) else found
     columns = np.array([*class_columns(facts, manifest.classes), -1])
-    return Sample([root/p for p in manifest.table["path"].iloc[found]], columns[manifest.table["label"].iloc[found]], f"{split} images of {manifest.name}")
+    return Sample([root/p for p in manifest.table["path"].iloc[found]], columns[manifest.table["label"].iloc[found]],
+                  f"{split} images of {manifest.name}")
 
 # %% ../nbs/13b_export.ipynb #a7a0f32f
 def own_sample(
@@ -130,7 +131,8 @@ def own_sample(
 def _unread(pictures, way):
     "Why there is nothing to look at"
     if not pictures.files: return DhoError(f"there are no {pictures.source}: {way}")
-    return DhoError(f"none of the {len(pictures.files)} {pictures.source} can be read: {way.replace('give', 'give other', 1)}")
+    return DhoError(f"none of the {len(pictures.files)} {pictures.source} can be read: "
+                    f"{way.replace('give', 'give other', 1)}")
 
 def batches(
     pictures:Sample,   # Which
@@ -155,7 +157,8 @@ def reference(
     ce, kd = student.model(student.preprocess.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
     if facts["heads"] == 1: return [ce.softmax(-1).numpy()]
     (alpha, beta), nobody = weights_of(facts), torch.full((len(ce),), -1)
-    return [p.numpy() for p in (interpolate(HeadOutputs(ce, kd, nobody, nobody), alpha, beta), ce.softmax(-1), (kd/beta).softmax(-1))]
+    return [p.numpy() for p in (interpolate(HeadOutputs(ce, kd, nobody, nobody), alpha, beta), ce.softmax(-1),
+                                (kd/beta).softmax(-1))]
 
 def largest_difference(
     answer,            # Of a graph, on arrays
@@ -204,7 +207,8 @@ def _edges(model):
                 if node.op_type in LAYERS: found.append(node.name)
                 elif node.op_type != "Shape": todo += further(node)
         return found
-    return met(["pixels"], used, lambda n: list(n.output)) + met([o.name for o in model.graph.output], made, lambda n: list(n.input))
+    return met(["pixels"], used, lambda n: list(n.output)) + met([o.name for o in model.graph.output],
+                                                                 made, lambda n: list(n.input))
 
 class _Ranges:
     "Calibration images as onnxruntime wants them: in equal batches, one at a time"
@@ -232,8 +236,9 @@ def quantise(
     with tempfile.TemporaryDirectory() as place, _quiet():
         ready = Path(place)/"ready.onnx"
         quant_pre_process(str(file), str(ready), skip_symbolic_shape=True)
-        quantize_static(str(ready), str(out), _Ranges(np.concatenate(seen)), quant_format=QuantFormat.QDQ, per_channel=True, reduce_range=True,
-                        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, op_types_to_quantize=list(LAYERS),
+        quantize_static(str(ready), str(out), _Ranges(np.concatenate(seen)), quant_format=QuantFormat.QDQ,
+                        per_channel=True, reduce_range=True, activation_type=QuantType.QUInt8,
+                        weight_type=QuantType.QInt8, op_types_to_quantize=list(LAYERS),
                         nodes_to_exclude=_edges(onnx.load(ready)), calibrate_method=CalibrationMethod.Percentile,
                         extra_options=dict(CalibPercentile=99.99, CalibStridedMinMax=1))
 
@@ -250,7 +255,8 @@ def cost(
     first, then, labels = (np.concatenate(part) for part in zip(*said))
     known = labels >= 0
     right = lambda guess: float((guess == labels)[known].mean()) if known.any() else None
-    return dict(scored=int(len(labels)), accuracy=right(then), accuracy_before=right(first), same=float((first == then).mean()))
+    return dict(scored=int(len(labels)), accuracy=right(then), accuracy_before=right(first),
+                same=float((first == then).mean()))
 
 # %% ../nbs/13b_export.ipynb #41e93c7d
 TOLERANCE = 1e-4
@@ -272,16 +278,20 @@ def export(
 )->pd.DataFrame:                  # One row per file: what was checked and measured
     "A model as a file that is checked against PyTorch, measured and described"
     if kind not in KINDS: raise unknown("kind of export", kind, KINDS)
-    if check < 1 or score < 0: raise DhoError(f"check={check} and score={score}: an export is checked on 1 picture or more, and scored on 0 (all) or more")
+    if check < 1 or score < 0:
+        raise DhoError(f"check={check} and score={score}: an export is checked on 1 picture or more, and scored on 0 "
+                       "(all) or more")
     if int8 and kind != "onnx": raise DhoError(f"int8 is made from ONNX: use kind='onnx', not {kind!r}")
     file, (student, facts) = model_file(name), load_model(name, backbone)
-    facts, expected = dict(facts, preprocess=dict(vars(student.preprocess)), version=dho_nb.__version__), _expected(estimate, file) if estimate else None
+    facts, expected = dict(facts, preprocess=dict(vars(student.preprocess)),
+                           version=dho_nb.__version__), _expected(estimate, file) if estimate else None
     folder, data = export_folder(file, out), _data(file, config) if not images or int8 and not calibrate else None
     tried = own_sample(images, check) if images else sample(data, facts, "test", check)
     ranges = (own_sample(calibrate, check) if calibrate else sample(data, facts, "train", check)) if int8 else None
     scored = sample(data, facts, "test", score) if data else own_sample(images, score)
     if not scored.files and images: scored = own_sample(images, score)
-    made = {KINDS[kind]: _write(student, facts, folder/KINDS[kind], kind, tried, opset, backbone, lambda: _begun(folder, file))}
+    made = {KINDS[kind]: _write(student, facts, folder/KINDS[kind], kind, tried, opset,
+                                backbone, lambda: _begun(folder, file))}
     if int8: made["model-int8.onnx"] = _write_int8(student, folder, ranges, scored)
     _note(folder, file, facts, made, licence, expected)
     return pd.DataFrame(made).T.rename_axis("file")
@@ -294,25 +304,31 @@ def export_folder(
     "Where an export goes: a new folder, an empty one, or an earlier export of the same model"
     file = model_file(name)
     local = (file.parent/"run.json").exists() or file.name == KINDS["safetensors"] and "snapshots" not in file.parts
-    folder = Path(out).expanduser() if out else file.parent/"export" if local else load_settings().runs/"exports"/file.stem
+    folder = (Path(out).expanduser() if out else file.parent/"export" if local
+              else load_settings().runs/"exports"/file.stem)
     if folder.exists() and not folder.is_dir(): raise DhoError(f"{folder} is a file: choose another folder with out")
     held = [p for p in folder.iterdir() if not p.name.startswith(".")] if folder.exists() else []
-    if held and not (folder/"export.json").exists(): raise DhoError(f"{folder} is in use and holds no export: choose another folder with out")
+    if held and not (folder/"export.json").exists():
+        raise DhoError(f"{folder} is in use and holds no export: choose another folder with out")
     if held and read_json(folder/"export.json").get("model") != files_hash(file):
         raise DhoError(f"{folder} holds the export of another model: choose another folder with out, or delete it")
     return folder
 
 def _begun(folder, file):
     "Note whose export a folder is, before anything else is in it"
-    if not (folder/"export.json").exists(): write_json(folder/"export.json", dict(model=files_hash(file), source=file.name, files={}))
+    if not (folder/"export.json").exists():
+        write_json(folder/"export.json", dict(model=files_hash(file), source=file.name, files={}))
 
 def _data(file, config):
     "The dataset that a configuration names, or that the run beside a model was made from"
     note = file.parent/"run.json"
-    if config is None and not note.exists(): raise DhoError("an export is checked on real pictures, and int8 takes its ranges from "
-                                                                "some: give them with images and calibrate, or name a dataset")
+    if config is None and not note.exists():
+        raise DhoError("an export is checked on real pictures, and int8 takes its ranges from "
+                           "some: give them with images and calibrate, or name a dataset")
     try: return open_data(config or make_config(read_json(note)["config"]))
-    except DhoError as e: raise DhoError(f"the pictures to check on are not at hand ({str(e).splitlines()[0]}): give others with images, or name a dataset") from None
+    except DhoError as e:
+        raise DhoError(f"the pictures to check on are not at hand ({str(e).splitlines()[0]}): give others with images, "
+                       "or name a dataset") from None
 
 # %% ../nbs/13b_export.ipynb #bee035b6
 def _write(student, facts, file, kind, pictures, opset, backbone, begin):
@@ -326,9 +342,11 @@ def _write(student, facts, file, kind, pictures, opset, backbone, begin):
             answer = torch_answer(Fused(load_student(temporary, backbone)[0], facts), "cpu")
         checked, apart = largest_difference(answer, student, facts, pictures)
         if not apart <= TOLERANCE:
-            raise DhoError(f"{file.name} is not written: on {checked} {pictures.source} its probabilities are up to {apart:.2g} from PyTorch's, and {TOLERANCE:g} is allowed")
+            raise DhoError(f"{file.name} is not written: on {checked} {pictures.source} its probabilities are up to "
+                           f"{apart:.2g} from PyTorch's, and {TOLERANCE:g} is allowed")
         begin()
-    found = dict(megabytes=round(file.stat().st_size/1e6, 3), checked=checked, on=pictures.source, largest_difference=apart)
+    found = dict(megabytes=round(file.stat().st_size/1e6, 3), checked=checked, on=pictures.source,
+                 largest_difference=apart)
     if kind != "onnx": return found
     with _threads():
         ours = latency(torch_answer(Fused(student, facts), "cpu"), eyes.size)
@@ -349,7 +367,8 @@ def _session_answer(file):
 
 def _speed(answer, side):
     "Milliseconds in onnxruntime, and on how many threads"
-    with _threads() as count: return dict(ms=round(latency(answer, side), 3), ms_of_32=round(latency(answer, side, 32, 5), 3), threads=count)
+    with _threads() as count:
+        return dict(ms=round(latency(answer, side), 3), ms_of_32=round(latency(answer, side, 32, 5), 3), threads=count)
 
 # %% ../nbs/13b_export.ipynb #79c9c21b
 def _write_int8(student, folder, ranges, pictures):
@@ -358,11 +377,12 @@ def _write_int8(student, folder, ranges, pictures):
     with atomic_path(file) as temporary:
         try: quantise(folder/KINDS["onnx"], temporary, ranges, eyes)
         except DhoError: raise
-        except Exception as e: raise DhoError(f"int8 cannot be made of this student ({reason(e)}); model.onnx is whole") from None
+        except Exception as e:
+            raise DhoError(f"int8 cannot be made of this student ({reason(e)}); model.onnx is whole") from None
         answer = _session_answer(temporary)
         found = cost(_session_answer(folder/KINDS["onnx"]), answer, pictures, eyes)
-    return dict(megabytes=round(file.stat().st_size/1e6, 3), on=pictures.source, calibrated=len(ranges.files), calibrated_on=ranges.source, **found,
-                **_speed(answer, eyes.size))
+    return dict(megabytes=round(file.stat().st_size/1e6, 3), on=pictures.source, calibrated=len(ranges.files),
+                calibrated_on=ranges.source, **found, **_speed(answer, eyes.size))
 
 # %% ../nbs/13b_export.ipynb #30ce371c
 def _note(folder, file, facts, made, licence, expected):
@@ -373,16 +393,20 @@ def _note(folder, file, facts, made, licence, expected):
     text = _card(file, facts, files, licence, expected)
     there = card.read_text(encoding="utf-8") if card.exists() else None
     edited = there not in (None, before.get("card"), before.get("card_before"))
-    if any(name.endswith(".onnx") for name in files): shutil.copyfile(shipped("experiments")/"predict_onnx.py", folder/"predict_onnx.py")
-    write_json(folder/"export.json", dict(model=files_hash(file), source=file.name, made_with=dict(dho_nb=dho_nb.__version__, torch=torch.__version__),
-                                          licence=licence, estimate=expected, files=files, card=text, card_before=None if edited else there))
+    if any(name.endswith(".onnx") for name in files):
+        shutil.copyfile(shipped("experiments")/"predict_onnx.py", folder/"predict_onnx.py")
+    write_json(folder/"export.json", dict(model=files_hash(file), source=file.name,
+                                          made_with=dict(dho_nb=dho_nb.__version__, torch=torch.__version__),
+                                          licence=licence, estimate=expected, files=files, card=text,
+                                          card_before=None if edited else there))
     if edited: return  # else it may be written anew, also where this breaks off before the next line
     with atomic_path(card) as temporary: temporary.write_text(text, encoding="utf-8")
 
 # %% ../nbs/13b_export.ipynb #2c2ff0a2
 TEACHER_LICENCES = {
-    "openai": "MIT; its authors' model card names deployment as out of scope", "laion": "MIT", "mscoco_finetuned_laion": "MIT", "datacomp_": "MIT",
-    "commonpool": "MIT", "merged2b": "MIT", "datacomp1b": "Apache-2.0", "webli": "Apache-2.0", "metaclip": "CC BY-NC 4.0: not for commercial use",
+    "openai": "MIT; its authors' model card names deployment as out of scope", "laion": "MIT",
+    "mscoco_finetuned_laion": "MIT", "datacomp_": "MIT", "commonpool": "MIT", "merged2b": "MIT",
+    "datacomp1b": "Apache-2.0", "webli": "Apache-2.0", "metaclip": "CC BY-NC 4.0: not for commercial use",
     "datacompdr": "Apple's model licence: research only", "dfn": "Apple's model licence: research only"}
 
 def teacher_licence(
@@ -392,7 +416,8 @@ def teacher_licence(
     import open_clip
     if teacher == "digits": return "Apache-2.0, made with this library"
     name, _, tag = teacher.partition("/")
-    found = next((text for start, text in TEACHER_LICENCES.items() if tag.startswith(start)), "not known here") if (name, tag) in open_clip.list_pretrained() else "not known here"
+    found = (next((text for start, text in TEACHER_LICENCES.items() if tag.startswith(start)),
+                  "not known here") if (name, tag) in open_clip.list_pretrained() else "not known here")
     page = (open_clip.get_pretrained_cfg(name, tag) or {}).get("hf_hub", "").rstrip("/")
     return found + (f"; see huggingface.co/{page}" if page else "; ask whoever made the weights")
 
@@ -403,11 +428,15 @@ def _known(file):
     if not (here/"result.json").exists(): return {}, {}, None
     config, result = read_json(here/"run.json")["config"], read_json(here/"result.json")
     if not result["tested"] or not (here/"outputs.safetensors").exists(): return config, result, None
-    outputs, split = load_outputs(here/"outputs.safetensors")[0], pd.read_csv(here/"predictions.csv", usecols=["split"])["split"]
-    if len(split) != len(outputs): raise DhoError(f"predictions.csv and outputs.safetensors of {here} do not belong together: the dho distill that made them finishes them")
+    outputs = load_outputs(here/"outputs.safetensors")[0]
+    split = pd.read_csv(here/"predictions.csv", usecols=["split"])["split"]
+    if len(split) != len(outputs):
+        raise DhoError(f"predictions.csv and outputs.safetensors of {here} do not belong together: the dho distill "
+                       "that made them finishes them")
     tested = torch.from_numpy((split == "test").to_numpy(copy=True)) & (outputs.labels >= 0)
     method = METHODS[result["method"]]
-    return config, result, answering(head_table(outputs.only(tested), result["alpha"], result["beta"]), method.heads, method.answers)
+    return config, result, answering(head_table(outputs.only(tested), result["alpha"], result["beta"]), method.heads,
+                                     method.answers)
 
 def _bare(name):
     "A path's last part; a name as it is"
@@ -416,7 +445,8 @@ def _bare(name):
 def _lines(table, head):
     "A data frame or a dict as a Markdown table"
     table = pd.Series(table, name="").to_frame() if isinstance(table, dict) else table
-    rows = [[str(i), *("" if v is None or v != v else f"{v:.4g}" if isinstance(v, float) else str(v) for v in row)] for i, row in zip(table.index, table.to_numpy(dtype=object))]
+    rows = [[str(i), *("" if v is None or v != v else f"{v:.4g}" if isinstance(v, float) else str(v) for v in row)]
+            for i, row in zip(table.index, table.to_numpy(dtype=object))]
     cells = [[head, *map(str, table.columns)], ["---"]*(1 + table.shape[1]), *rows]
     return "\n".join("| " + " | ".join(_plain(c) for c in row) + " |" for row in cells)
 
@@ -438,17 +468,21 @@ def model_card(
 def _card(file, facts, files, licence, expected):
     config, result, figures = _known(file)
     title = facts.get("run") or facts.get("source") or file.stem
-    parts = [_header(title, result, licence), f"# {title}\n\n{_about(facts)}", _use(files), _figures(facts, result, figures, expected),
-             _files(files), _origin(facts, config, result), _limits(facts, result, figures), _licences(config, result, licence)]
+    parts = [_header(title, result, licence), f"# {title}\n\n{_about(facts)}", _use(files),
+             _figures(facts, result, figures, expected), _files(files), _origin(facts, config, result),
+             _limits(facts, result, figures), _licences(config, result, licence)]
     return "\n\n".join(p for p in parts if p) + "\n"
 
 # %% ../nbs/13b_export.ipynb #9c5670d2
 def _header(title, result, licence):
     "What the Hub reads"
     from huggingface_hub import EvalResult, ModelCardData
-    scored = lambda metric, value: EvalResult("image-classification", result["dataset"], result["dataset"], metric, round(value, 4), dataset_split="test")
-    found = [scored("accuracy", result["accuracy"]), scored("expected_calibration_error", result["ece"])] if result.get("accuracy") is not None else None
-    about = ModelCardData(model_name=title, library_name="dho_nb", pipeline_tag="image-classification", license=licence or None, eval_results=found,
+    scored = lambda metric, value: EvalResult("image-classification", result["dataset"], result["dataset"], metric,
+                                              round(value, 4), dataset_split="test")
+    found = ([scored("accuracy", result["accuracy"]),
+              scored("expected_calibration_error", result["ece"])] if result.get("accuracy") is not None else None)
+    about = ModelCardData(model_name=title, library_name="dho_nb", pipeline_tag="image-classification",
+                          license=licence or None, eval_results=found,
                           tags=["image-classification", "knowledge-distillation", "dual-head-optimization"])
     return f"---\n{about.to_yaml()}\n---"
 
@@ -456,15 +490,21 @@ def _about(facts):
     "What it is"
     two, size, classes = facts["heads"] == 2, facts["preprocess"]["size"], facts["classes"]
     alpha, beta = weights_of(facts)
-    said = (f"An image classifier for {len(classes)} classes: `{facts.get('spec') or 'an own backbone'}` under {'two heads' if two else 'one head'}. It takes the "
-            f"centred square of a picture, resized to {size} × {size} pixels ({facts['preprocess']['interpolation']}), and returns a probability for every class.")
-    mixed = f"\n\nIts answer is α · softmax(CE head) + (1 − α) · softmax(KD head / β), with α = {alpha:g} and β = {beta:g}." if two else ""
-    return f"{said}{mixed}\n\nClasses: {_plain(', '.join(classes[:50]))}{f' … and {len(classes) - 50} more' if len(classes) > 50 else ''}."
+    said = (f"An image classifier for {len(classes)} classes: `{facts.get('spec') or 'an own backbone'}` under "
+            f"{'two heads' if two else 'one head'}. It takes the "
+            f"centred square of a picture, resized to {size} × {size} pixels ({facts['preprocess']['interpolation']}), "
+            "and returns a probability for every class.")
+    mixed = (f"\n\nIts answer is α · softmax(CE head) + (1 − α) · softmax(KD head / β), with α = {alpha:g} and β "
+             f"= {beta:g}." if two else "")
+    more = f" … and {len(classes) - 50} more" if len(classes) > 50 else ""
+    return f"{said}{mixed}\n\nClasses: {_plain(', '.join(classes[:50]))}{more}."
 
 def _use(files):
     "How to ask it"
-    shown = [f"with onnxruntime, numpy and pillow alone:\n\n```\npython predict_onnx.py {n} photo.jpg\n```" for n in files if n.endswith(".onnx")]
-    ours = "with dho_nb (`pip install dho_nb`):\n\n```python\nfrom dho_nb.deploy import Predictor\nPredictor.from_pretrained(\".\").predict(\"photo.jpg\")\n```"
+    shown = [f"with onnxruntime, numpy and pillow alone:\n\n```\npython predict_onnx.py {n} photo.jpg\n```"
+             for n in files if n.endswith(".onnx")]
+    ours = ("with dho_nb (`pip install dho_nb`):\n\n```python\nfrom dho_nb.deploy import Predictor\n"
+            "Predictor.from_pretrained(\".\").predict(\"photo.jpg\")\n```")
     return "## Use\n\n" + "\n\n".join([*shown[:1], ours])
 
 # %% ../nbs/13b_export.ipynb #5138abf5
@@ -472,87 +512,119 @@ def _figures(facts, result, figures, expected):
     "How good it is"
     if figures is None and expected: return f"## Figures\n\n{_crossed(expected)}"
     if figures is None:
-        told = f"Its makers report an accuracy of {facts['reported_accuracy']:.4g}." if "reported_accuracy" in facts else "Nothing is recorded about its accuracy."
+        told = (f"Its makers report an accuracy of {facts['reported_accuracy']:.4g}." if "reported_accuracy" in facts
+                else "Nothing is recorded about its accuracy.")
         return f"## Figures\n\n{'No test image had a label: nothing is known about its accuracy.' if result else told}"
     columns = {"accuracy": "accuracy", "nll": "negative log-likelihood", "ece": "calibration error (ECE, 15 bins)"}
     table = figures[list(columns)].rename(columns=columns).copy()
-    if result.get("teacher_accuracy") is not None: table.loc[f"teacher, {result.get('teacher_head', 'zero-shot')}"] = [result["teacher_accuracy"], result["teacher_nll"], result["teacher_ece"]]
+    if result.get("teacher_accuracy") is not None:
+        teacher = f"teacher, {result.get('teacher_head', 'zero-shot')}"
+        table.loc[teacher] = [result[f"teacher_{k}"] for k in ("accuracy", "nll", "ece")]
     note = "The KD head alone is at temperature 1. " if "both" in table.index else ""
-    return (f"## Figures\n\nOn {result['tested']} test images of {result['dataset']}:\n\n{_lines(table, 'answer of')}\n\n{note}The calibration error is how far a "
+    return (f"## Figures\n\nOn {result['tested']} test images of "
+            f"{result['dataset']}:\n\n{_lines(table, 'answer of')}\n\n{note}The calibration error is how far a "
             "stated probability is from how often it is right." + (f"\n\n{_crossed(expected)}" if expected else ""))
 
 def _crossed(expected):
     "What students like this one do with labelled images that they did not see"
-    shown = {name: {"accuracy": f"{v['accuracy']:.3f}", "95 % interval": f"{v['low']:.3f} to {v['high']:.3f}", "negative log-likelihood": v["nll"]} for name, v in expected["table"].items()}
-    return (f"Cross-fitted: {expected['folds']} students were trained as this one was, each without a part of the {expected['labelled']} labelled images, and asked about that part.\n\n"
-            f"{_lines(pd.DataFrame(shown).T, 'answer of')}\n\nThis one has seen all the labels. The figures hold for pictures like the labelled ones.")
+    shown = {name: {"accuracy": f"{v['accuracy']:.3f}", "95 % interval": f"{v['low']:.3f} to {v['high']:.3f}",
+                    "negative log-likelihood": v["nll"]} for name, v in expected["table"].items()}
+    return (f"Cross-fitted: {expected['folds']} students were trained as this one was, each without a part of the "
+            f"{expected['labelled']} labelled images, and asked about that part.\n\n"
+            f"{_lines(pd.DataFrame(shown).T, 'answer of')}\n\nThis one has seen all the labels. The figures hold for "
+            "pictures like the labelled ones.")
 
 def _expected(estimate, file):
     "A cross-fit's note, if it is about the run beside a model"
     known, (config, result, _) = read_json(Path(estimate).expanduser()/"estimate.json"), _known(file)
-    if not result: raise DhoError(f"{estimate} is an estimate of a run's accuracy, and beside {file} is no finished run: leave estimate out")
-    differs = differences(known["config"], make_config(config)) or [f"labelled images were {known['labelled']}, now {n}" for n in [result["labelled"]] if n != known["labelled"]]
+    if not result:
+        raise DhoError(f"{estimate} is an estimate of a run's accuracy, and beside {file} is no finished run: leave "
+                       "estimate out")
+    differs = (differences(known["config"], make_config(config))
+               or [f"labelled images were {known['labelled']}, now {n}" for n in [result["labelled"]]
+                   if n != known["labelled"]])
     mark = read_json(file.parent/"run.json").get("labels")  # of a run from before there was one, nothing is known
     if not differs and mark and mark != known.get("labels", mark): differs = ["the labelled images were others"]
-    if differs: raise DhoError(f"{estimate} is the estimate of another configuration ({'; '.join(differs)}): run dho estimate for this one")
+    if differs:
+        raise DhoError(f"{estimate} is the estimate of another configuration ({'; '.join(differs)}): run dho estimate "
+                       "for this one")
     return known
 
 def _files(files):
     "What was exported, and what was measured"
     if not files: return ""
-    names = {"megabytes": "MB", "largest_difference": "largest difference from PyTorch", "checked": "on pictures", "ms": "ms for one picture", "ms_of_32": "ms each of 32",
-             "torch_ms": "ms for one in PyTorch"}
+    names = {"megabytes": "MB", "largest_difference": "largest difference from PyTorch", "checked": "on pictures",
+             "ms": "ms for one picture", "ms_of_32": "ms each of 32", "torch_ms": "ms for one in PyTorch"}
     table = pd.DataFrame({n: {names[k]: v for k, v in f.items() if k in names} for n, f in files.items()}).T
-    threads = next((f" with {f['threads']} thread{'s'*(f['threads'] > 1)}" for f in files.values() if "threads" in f), "")
+    count = next((f["threads"] for f in files.values() if "threads" in f), 0)
+    threads = f" with {count} thread{'s'*(count > 1)}" if count else ""
     lost = [_lost(f) for f in files.values() if "same" in f]
-    return "\n\n".join([f"## Files\n\n{_lines(table, 'file')}", *lost, f"Times are medians on the CPU that exported it{threads}, in onnxruntime unless said otherwise."])
+    return "\n\n".join([f"## Files\n\n{_lines(table, 'file')}", *lost,
+                        f"Times are medians on the CPU that exported it{threads}, in onnxruntime unless "
+                        "said otherwise."])
 
 def _lost(found):
     "What int8 costs, in a sentence"
-    right = f"its accuracy is {found['accuracy']:.4g} where it was {found['accuracy_before']:.4g}, and " if found["accuracy"] is not None else ""
-    return (f"int8 took its ranges from {found['calibrated']} {found['calibrated_on']}. On {found['scored']} {found['on']} {right}its prediction is the same for {100*found['same']:.1f} %.")
+    right = (f"its accuracy is {found['accuracy']:.4g} where it was "
+             f"{found['accuracy_before']:.4g}, and " if found["accuracy"] is not None else "")
+    return (f"int8 took its ranges from {found['calibrated']} {found['calibrated_on']}. On {found['scored']} "
+            f"{found['on']} {right}its prediction is the same for {100*found['same']:.1f} %.")
 
 # %% ../nbs/13b_export.ipynb #5095a8d0
-_CHOSEN = {"none": "fixed beforehand", "few": "chosen on a few labelled validation images", "full": "chosen on the validation split"}
+_CHOSEN = {"none": "fixed beforehand", "few": "chosen on a few labelled validation images",
+           "full": "chosen on the validation split"}
 
 def _origin(facts, config, result):
     "What it was made from"
-    if not result: return f"## Origin\n\nNot recorded beside the model{', which was read from ' + facts['source'] if facts.get('source') else ''}."
+    if not result:
+        source = f", which was read from {facts['source']}" if facts.get("source") else ""
+        return f"## Origin\n\nNot recorded beside the model{source}."
     method, taught = METHODS[result["method"]], METHODS[result["method"]].teacher
     found = {
-        "data": result["dataset"], "labels used": f"{result['labelled']} images ({result['labels']})", "unlabelled images": result["unlabelled"],
-        "method": f"{result['method']}: {method.about}", "teacher": _bare(result["teacher"]) if taught else "none",
+        "data": result["dataset"], "labels used": f"{result['labelled']} images ({result['labels']})",
+        "unlabelled images": result["unlabelled"], "method": f"{result['method']}: {method.about}",
+        "teacher": _bare(result["teacher"]) if taught else "none",
         "teacher's head": f"{result['teacher_head']}, ζ = {config['zeta']:g}" if taught else None,
-        "student's first weights": _bare(config["student_weights"]) or "random", "epochs": config["epochs"], "seed": result["seed"],
-        "α and β": _CHOSEN[result["validation"]] if method.weighs else None,
-        "made with": f"dho_nb {result['machine']['dho_nb']}, torch {result['machine']['torch']}, {result['machine']['precision']}"}
+        "student's first weights": _bare(config["student_weights"]) or "random", "epochs": config["epochs"],
+        "seed": result["seed"], "α and β": _CHOSEN[result["validation"]] if method.weighs else None,
+        "made with": f"dho_nb {result['machine']['dho_nb']}, torch {result['machine']['torch']}, "
+                     f"{result['machine']['precision']}"}
     return "## Origin\n\n" + _lines({k: v for k, v in found.items() if v is not None}, "")
 
 def _limits(facts, result, figures):
     "What it is not for"
-    told = [f"It knows {len(facts['classes'])} classes and nothing else: a picture of anything else gets one of them, often with confidence.",
-            "It sees the centred square only; what lies beside it is lost.",
-            "Its figures, the calibration too, hold for pictures like the test images; on others they are to be measured again." if figures is not None else
-            "No figures stand behind its probabilities: measure them on your own labelled pictures before you rely on them.",
-            "What the teacher takes for granted about pictures and words, the student has learnt as well." if result and METHODS[result["method"]].teacher else ""]
+    told = [f"It knows {len(facts['classes'])} classes and nothing else: a picture of anything else gets one of them, "
+            "often with confidence.", "It sees the centred square only; what lies beside it is lost.",
+            "Its figures, the calibration too, hold for pictures like the test images; on others they are to be "
+            "measured again." if figures is not None else
+            "No figures stand behind its probabilities: measure them on your own labelled pictures before you "
+            "rely on them.", "What the teacher takes for granted about pictures and words, the student has "
+                             "learnt as well." if result and METHODS[result["method"]].teacher else ""]
     return "## Limits\n\n" + "\n".join(f"- {t}" for t in told if t)
 
 def _licences(config, result, licence):
     "Whose terms apply"
     own = config.get("embeddings") and "embeddings made elsewhere: ask whoever made them"
     told = {"this model": licence or "not stated by whoever exported it"}
-    if result and METHODS[result["method"]].teacher: told[f"teacher's weights, {_bare(result['teacher'])}"] = own or teacher_licence(result["teacher"])
-    if config.get("student_weights") == "pretrained": told[f"student's first weights, {config['student']}"] = _student_licence(config["student"])
-    elif config.get("student_weights"): told[f"student's first weights, {_bare(config['student_weights'])}"] = "not known here; ask whoever made the file"
+    if result and METHODS[result["method"]].teacher:
+        told[f"teacher's weights, {_bare(result['teacher'])}"] = own or teacher_licence(result["teacher"])
+    if config.get("student_weights") == "pretrained":
+        told[f"student's first weights, {config['student']}"] = _student_licence(config["student"])
+    elif config.get("student_weights"):
+        told[f"student's first weights, "
+             f"{_bare(config['student_weights'])}"] = "not known here; ask whoever made the file"
     told["images"] = "those of the dataset; they are not part of the model"
-    return "## Licences\n\n" + _lines(told, "") + "\n\nAs known to the library when this was written; the sources are what counts."
+    return ("## Licences\n\n" + _lines(told, "") + "\n\nAs known to the library when this was written; the sources are "
+                                                   "what counts.")
 
 def _student_licence(spec):
     "What is known about the licence of a student's pretrained weights"
     import timm
     if spec.startswith("open_clip:"): return teacher_licence(spec.removeprefix("open_clip:"))
-    found = timm.get_pretrained_cfg(spec.removeprefix("timm:"), allow_unregistered=True) if not spec.startswith("torchvision:") else None
-    return f"{found.license or 'not known here'}; see huggingface.co/{found.hf_hub_id}" if found else "not known here; ask whoever made the weights"
+    found = (timm.get_pretrained_cfg(spec.removeprefix("timm:"),
+                                     allow_unregistered=True) if not spec.startswith("torchvision:") else None)
+    return (f"{found.license or 'not known here'}; see huggingface.co/{found.hf_hub_id}" if found
+            else "not known here; ask whoever made the weights")
 
 # %% ../nbs/13b_export.ipynb #f1095968
 SHARED = ("model.onnx", "model-int8.onnx", "model.safetensors", "README.md", "export.json", "predict_onnx.py")
@@ -566,13 +638,18 @@ def push_to_hub(
 )->str:                       # Address of the commit
     "Put an export on the Hugging Face Hub"
     folder = Path(folder).expanduser()
-    if not (folder/"export.json").exists(): raise DhoError(f"{folder} holds no export: make one with dho export, or export()")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo): raise DhoError(f"repo={repo!r}: a repository on the Hub is called owner/name")
-    if not [n for n in SHARED[:3] if (folder/n).exists()]: raise DhoError(f"{folder} holds no model to share: .pt2 may hold pickles; export another kind")
+    if not (folder/"export.json").exists():
+        raise DhoError(f"{folder} holds no export: make one with dho export, or export()")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise DhoError(f"repo={repo!r}: a repository on the Hub is called owner/name")
+    if not [n for n in SHARED[:3] if (folder/n).exists()]:
+        raise DhoError(f"{folder} holds no model to share: .pt2 may hold pickles; export another kind")
     from huggingface_hub import HfApi
     api = HfApi(token=token)
     try:
         api.create_repo(repo, private=private, exist_ok=True)
-        return str(api.upload_folder(folder_path=folder, repo_id=repo, allow_patterns=list(SHARED), commit_message=message or "A student of dho_nb").commit_url)
+        return str(api.upload_folder(folder_path=folder, repo_id=repo, allow_patterns=list(SHARED),
+                                     commit_message=message or "A student of dho_nb").commit_url)
     except Exception as e:
-        raise DhoError(f"{repo} cannot be written on the Hub ({reason(e)}): log in with hf auth login, or set HF_TOKEN, and call again") from None
+        raise DhoError(f"{repo} cannot be written on the Hub ({reason(e)}): log in with hf auth login, or set "
+                       "HF_TOKEN, and call again") from None

@@ -18,9 +18,10 @@ from .settings import DhoError, atomic_path, read_json
 
 # %% ../nbs/12c_figures.ipynb #9e63ae06
 COLOURS = ("#d55e00", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#000000", "#7f7f7f")
-_LOOKED = ("dho", "ce", "sho", "sskd", "dhkd", "ce-kd-feature", "dho-f", "kd", "kd-feature", "pcgrad", "dkd", "wkd", "dkd-dho", "wkd-dho",
-           "sho-tuned", "kd-then-ssl", "dho-plus")
-_OWN = {"dho": dict(lw=2.4, zorder=5), "dho-plus": dict(color="#6a3d9a", ls="-", lw=2.4, zorder=5), "sho-tuned": dict(color=COLOURS[2]), "kd-then-ssl": dict(color=COLOURS[3])}
+_LOOKED = ("dho", "ce", "sho", "sskd", "dhkd", "ce-kd-feature", "dho-f", "kd", "kd-feature", "pcgrad", "dkd", "wkd",
+           "dkd-dho", "wkd-dho", "sho-tuned", "kd-then-ssl", "dho-plus")
+_OWN = {"dho": dict(lw=2.4, zorder=5), "dho-plus": dict(color="#6a3d9a", ls="-", lw=2.4, zorder=5),
+        "sho-tuned": dict(color=COLOURS[2]), "kd-then-ssl": dict(color=COLOURS[3])}
 
 def looks(
     names,      # Of methods, or whatever has a line of its own
@@ -28,7 +29,8 @@ def looks(
     "Colour, marker and line of each; the library's methods look the same everywhere"
     every = [*_LOOKED, *(n for n in dict.fromkeys(names) if n not in _LOOKED)]
     colours, lines = [COLOURS[0], *COLOURS[1:]*len(every)], ["-", "--", "-.", ":", (0, (6, 2))]
-    made = {n: dict(color=c, marker=m, ls=l) for n, c, m, l in zip(every, colours, cycle("osD^vPX*hp<>d"), cycle(lines))}
+    made = {n: dict(color=c, marker=m, ls=l)
+            for n, c, m, l in zip(every, colours, cycle("osD^vPX*hp<>d"), cycle(lines))}
     return {n: made[n] | _OWN.get(n, {}) for n in dict.fromkeys(names)}
 
 @contextmanager
@@ -36,8 +38,9 @@ def style():
     "Matplotlib's settings of the figures here, for a while"
     from matplotlib import pyplot as plt
     settings = {"axes.prop_cycle": plt.cycler(color=COLOURS), "axes.spines.top": False, "axes.spines.right": False,
-                "grid.color": "#e4e4e4", "grid.linewidth": .6, "axes.axisbelow": True, "axes.titlesize": 10, "axes.labelsize": 9, "xtick.labelsize": 8,
-                "ytick.labelsize": 8, "legend.fontsize": 8, "legend.frameon": False, "lines.markersize": 5, "errorbar.capsize": 2,
+                "grid.color": "#e4e4e4", "grid.linewidth": .6, "axes.axisbelow": True, "axes.titlesize": 10,
+                "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8,
+                "legend.frameon": False, "lines.markersize": 5, "errorbar.capsize": 2,
                 "pdf.fonttype": 42, "svg.hashsalt": "dho_nb", "figure.facecolor": "white", "text.parse_math": False}
     with plt.rc_context(settings): yield
 
@@ -61,10 +64,14 @@ def plot_bars(
     by = 100*frame.groupby(rows, sort=False)["accuracy"].agg(["mean", "std"])
     with style():
         figure, axis = plt.subplots(figsize=(1.6 + .75*len(by), 3), layout="constrained")
-        axis.bar(by.index, by["mean"], yerr=None if by["std"].isna().all() else by["std"].fillna(0), color=[looks(by.index)[m]["color"] for m in by.index])
-        for level in 100*zero_shot_of(frame).drop_duplicates(): axis.axhline(level, color="#555555", ls="--", lw=1, label="teacher, zero-shot")
-        axis.set(ylabel="test accuracy, %", ylim=(0, 100), title=title or f"{frame['dataset'].iloc[0]}, {frame['labels'].iloc[0]}, {frame['seed'].nunique()} seed(s)")
-        if max(map(len, by.index)) > 9: plt.setp(axis.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
+        axis.bar(by.index, by["mean"], yerr=None if by["std"].isna().all() else by["std"].fillna(0),
+                 color=[looks(by.index)[m]["color"] for m in by.index])
+        for level in 100*zero_shot_of(frame).drop_duplicates():
+            axis.axhline(level, color="#555555", ls="--", lw=1, label="teacher, zero-shot")
+        axis.set(ylabel="test accuracy, %", ylim=(0, 100), title=title
+                 or f"{frame['dataset'].iloc[0]}, {frame['labels'].iloc[0]}, {frame['seed'].nunique()} seed(s)")
+        if max(map(len, by.index)) > 9:
+            plt.setp(axis.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
         if axis.get_legend_handles_labels()[0]: figure.legend(loc="outside lower right")
     plt.close(figure)
     return figure
@@ -76,9 +83,11 @@ def save_figure(
     name:str,          # Without a suffix
 )->list:               # Of paths
     "Write a figure as PDF, SVG and PNG; the same figure gives the same bytes"
-    files, dates = [Path(folder)/f"{name}.{kind}" for kind in ("pdf", "svg", "png")], dict(pdf={"CreationDate": None}, svg={"Date": None}, png={})
+    files = [Path(folder)/f"{name}.{kind}" for kind in ("pdf", "svg", "png")]
+    dates = dict(pdf={"CreationDate": None}, svg={"Date": None}, png={})
     for file in files:
-        with style(), atomic_path(file) as temporary: figure.savefig(temporary, dpi=200, metadata=dates[file.suffix[1:]])
+        with style(), atomic_path(file) as temporary:
+            figure.savefig(temporary, dpi=200, metadata=dates[file.suffix[1:]])
     return files
 
 # %% ../nbs/12c_figures.ipynb #79fed942
@@ -87,8 +96,10 @@ def _panels(frame, panels):
     if not panels: return {"": frame}
     parts = dict(tuple(frame.groupby(panels, sort=False)))
     axes = [a for a in axes_of(frame) if a != panels]
-    whole = frame[frame.groupby(axes, sort=False)[panels].transform("nunique") == len(parts)].assign(per_class=lambda f: f["labelled"]/f["classes"])
-    whole = whole.groupby(axes, sort=False, as_index=False).agg(accuracy=("accuracy", "mean"), labelled=("per_class", "mean")).assign(classes=1)
+    whole = (frame[frame.groupby(axes, sort=False)[panels].transform("nunique") == len(parts)]
+             .assign(per_class=lambda f: f["labelled"]/f["classes"]))
+    means = dict(accuracy=("accuracy", "mean"), labelled=("per_class", "mean"))
+    whole = whole.groupby(axes, sort=False, as_index=False).agg(**means).assign(classes=1)
     return {**parts, **({"average": whole} if panels == "dataset" and len(parts) > 1 and len(whole) else {})}
 
 def plot_shots(
@@ -100,17 +111,22 @@ def plot_shots(
     "Accuracy against labels"
     from matplotlib import pyplot as plt
     if panels is None: panels = next((p for p in ("dataset", "student") if p in frame and frame[p].nunique() > 1), "")
-    if "classes" not in frame: raise DhoError("labels per class are not known of these runs: their outputs.safetensors are gone")
+    if "classes" not in frame:
+        raise DhoError("labels per class are not known of these runs: their outputs.safetensors are gone")
     frame = once(frame, axes_of(frame))
     uniform(frame, axes_of(frame), [rows, label_axis(frame), "seed", panels])
-    parts, names, free = _panels(frame, panels), ordered(frame[rows], order), label_free(frame) if rows == "method" else set()
+    parts = _panels(frame, panels)
+    names = ordered(frame[rows], order)
+    free = label_free(frame) if rows == "method" else set()
     with style():
         columns = min(4, len(parts))
         lines = -(-len(parts)//columns)
-        figure, axes = plt.subplots(lines, columns, figsize=(.6 + 3.6*columns, 3.3*lines + .7), squeeze=False, sharey=panels == "student", layout="constrained")
+        figure, axes = plt.subplots(lines, columns, figsize=(.6 + 3.6*columns, 3.3*lines + .7), squeeze=False,
+                                    sharey=panels == "student", layout="constrained")
         zero = {title: 100*zero_shot_of(part).groupby(level=0).mean().mean() for title, part in parts.items()}
         if "average" in parts: zero["average"] = np.mean([zero[t] for t in parts if t != "average"])
-        for axis, (title, part) in zip(axes.flat, parts.items()): _shots(axis, part, rows, names, free, zero[title]); axis.set_title(title)
+        for axis, (title, part) in zip(axes.flat, parts.items()):
+            _shots(axis, part, rows, names, free, zero[title]); axis.set_title(title)
         for axis in axes[:, 0]: axis.set_ylabel("test accuracy, %")
         for axis in axes.flat[len(parts):]: axis.set_visible(False)
         known = {l: h for a in axes.flat for h, l in zip(*a.get_legend_handles_labels())}
@@ -148,13 +164,17 @@ def plot_conflicts(
     found = conflicts(*places, labels=labels)
     if not len(found): raise DhoError("no run has kept an account of its gradients: run some with conflict=True")
     axes = [a for a in found if a not in ("identity", "step", *CONFLICT)]
-    if by is None: by = [a for a in axes if a not in ("seed", "method") and found[a].nunique() > 1] + ["method"]*("method" in axes) or axes[:1]
+    if by is None:
+        by = ([a for a in axes if a not in ("seed", "method") and found[a].nunique() > 1]
+              + ["method"]*("method" in axes) or axes[:1])
     by = [by] if isinstance(by, str) else list(by)
-    histories = {", ".join(map(str, key)): part.groupby("step")[list(CONFLICT)].mean() for key, part in found.groupby(by, sort=False)}
+    histories = {", ".join(map(str, key)): part.groupby("step")[list(CONFLICT)].mean()
+                 for key, part in found.groupby(by, sort=False)}
     ends = [tuple(key.rsplit(", ", 1)) if by[-1] == "method" and ", " in key else ("", key) for key in histories]
     dashes = dict(zip(dict.fromkeys(rest for rest, _ in ends), cycle(["-", "--", ":", "-."])))
     own = looks([last for _, last in ends])
-    with style(): return plot_conflict(histories, title, [dict(color=own[last]["color"], ls=dashes[rest]) for rest, last in ends])
+    with style():
+        return plot_conflict(histories, title, [dict(color=own[last]["color"], ls=dashes[rest]) for rest, last in ends])
 
 def plot_surfaces(
     *places,          # As for `load`
@@ -171,7 +191,8 @@ def plot_surfaces(
     return made
 
 # %% ../nbs/12c_figures.ipynb #909b374a
-_GROUPS = {"both right": ("both_right", "#009e73"), "only the CE head": ("ce_only", "#0072b2"), "only the KD head": ("kd_only", "#e69f00"),
+_GROUPS = {"both right": ("both_right", "#009e73"), "only the CE head": ("ce_only", "#0072b2"),
+           "only the KD head": ("kd_only", "#e69f00"),
            "neither": ("both_wrong", "#999999")}
 
 def plot_agreements(
@@ -184,12 +205,15 @@ def plot_agreements(
     from matplotlib.patches import Patch
     if panels is None: panels = next((p for p in ("dataset", "student") if p in frame and frame[p].nunique() > 1), "")
     two, axis_of = frame[frame["method"] == method], label_axis(frame)
-    two = once(two.dropna(subset="agreement_both_right"), axes_of(frame)) if "agreement_both_right" in two else two.iloc[:0]
-    if not len(two): raise DhoError(f"no run of {method} says how its heads agree: name a method of two heads that are combined")
+    two = (once(two.dropna(subset="agreement_both_right"), axes_of(frame)) if "agreement_both_right" in two
+           else two.iloc[:0])
+    if not len(two):
+        raise DhoError(f"no run of {method} says how its heads agree: name a method of two heads that are combined")
     parts = dict(tuple(two.groupby(panels, sort=False))) if panels else {method: two}
     with style():
         most = max(p[axis_of].nunique() for p in parts.values())
-        figure, axes = plt.subplots(1, len(parts), figsize=(2.4 + 4*len(parts), 1 + .34*most), squeeze=False, layout="constrained")
+        figure, axes = plt.subplots(1, len(parts), figsize=(2.4 + 4*len(parts), 1 + .34*most), squeeze=False,
+                                    layout="constrained")
         for ax, (title, part) in zip(axes[0], parts.items()): _agreed(ax, part, axis_of, title)
         shown = [*axes[0, 0].get_legend_handles_labels()[0], Patch(fc="#bbbbbb", hatch="////", ec="white", lw=0)]
         _legend(figure, shown, [*_GROUPS, "left wrong by both together"])
@@ -201,7 +225,8 @@ def _agreed(ax, part, by, title):
     means = 100*part.groupby(by)[[c for c in part if c.startswith("agreement_")]].mean().loc[ordered(part[by])[::-1]]
     start = np.zeros(len(means))
     for label, (key, colour) in _GROUPS.items():
-        share, left = means[f"agreement_{key}"].to_numpy(), means.get(f"agreement_{key}_left", pd.Series(0, means.index)).to_numpy()
+        share = means[f"agreement_{key}"].to_numpy()
+        left = means.get(f"agreement_{key}_left", pd.Series(0, means.index)).to_numpy()
         ax.barh(means.index, share - left, left=start, color=colour, label=label)
         ax.barh(means.index, left, left=start + share - left, color=colour, alpha=.35, hatch="////", ec="white", lw=0)
         start = start + share
@@ -223,6 +248,7 @@ def plot_reliabilities(
         if not (folder/"outputs.safetensors").exists(): continue
         test = scored_outputs(folder, read_json(folder/"result.json"))[0]
         name = ", ".join(line[a] for a in axes if frame[a].nunique() > 1) or method
-        parts = {"CE head": test.ce.softmax(-1), "KD head": test.kd.softmax(-1), "both": interpolate(test, line["alpha"], line["beta"])}
+        parts = {"CE head": test.ce.softmax(-1), "KD head": test.kd.softmax(-1),
+                 "both": interpolate(test, line["alpha"], line["beta"])}
         with style(): made[name] = plot_reliability(parts, test.labels)
     return made

@@ -11,8 +11,8 @@ from importlib import import_module
 from importlib.metadata import EntryPoint
 
 # %% ../nbs/10b_forks.ipynb #c3d58f0e
-PRELOAD = ("papermill.cli", "ipykernel.kernelapp", "IPython.core.completerlib", "IPython.extensions.storemagic", "matplotlib.pyplot",
-           "pandas.io.formats.style", "torch._dynamo", "dho_nb.runs")
+PRELOAD = ("papermill.cli", "ipykernel.kernelapp", "IPython.core.completerlib", "IPython.extensions.storemagic",
+           "matplotlib.pyplot", "pandas.io.formats.style", "torch._dynamo", "dho_nb.runs")
 
 def serve():
     "The server's own process: import, then fork for every order on the standard input"
@@ -120,7 +120,8 @@ def provisioner(**facts):
     class Forked(LocalProvisioner):
         async def launch_kernel(self, cmd, **options):
             spare, Spare.kernel = Spare.kernel, None
-            if not spare or os.path.realpath(cmd[0]) != os.path.realpath(sys.executable) or "-m" not in cmd: return await super().launch_kernel(cmd, **options)
+            if not spare or os.path.realpath(cmd[0]) != os.path.realpath(sys.executable) or "-m" not in cmd:
+                return await super().launch_kernel(cmd, **options)
             self.cwd = str(options.get("cwd") or os.getcwd())
             spare.begin(cmd, self.cwd, {k: v for k, v in options["env"].items() if v != "dho-fork"})
             self.process, self.pid, self.pgid = spare, spare.pid, spare.pid
@@ -136,7 +137,8 @@ class Fork:
 
     def wait(self, timeout=None):
         with self.server.changed:
-            if not self.server.changed.wait_for(lambda: self.returncode is not None, timeout): raise subprocess.TimeoutExpired("fork", timeout)
+            if not self.server.changed.wait_for(lambda: self.returncode is not None,
+                                                timeout): raise subprocess.TimeoutExpired("fork", timeout)
         return self.returncode
 
     def kill(self):
@@ -151,9 +153,12 @@ class ForkServer:
         self.threads, self.modules, self.process, self.changed = threads, modules, None, threading.Condition()
 
     def _begin(self):
-        env = dict(os.environ, PYTHONUNBUFFERED="1", **(dict(OMP_NUM_THREADS=str(self.threads)) if self.threads else {}))
-        self.process = subprocess.Popen([sys.executable, "-Xfrozen_modules=off", "-c", "from dho_nb.forks import serve; serve()", *self.modules], env=env,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+        env = dict(os.environ, PYTHONUNBUFFERED="1",
+                   **(dict(OMP_NUM_THREADS=str(self.threads)) if self.threads else {}))
+        self.process = subprocess.Popen([sys.executable, "-Xfrozen_modules=off", "-c",
+                                         "from dho_nb.forks import serve; serve()", *self.modules], env=env,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                        start_new_session=True)
         self.forks = []
         threading.Thread(target=self._listen, args=(self.process, self.forks), daemon=True).start()
 
@@ -201,4 +206,5 @@ def fresh(
     "The same, in a process that begins with nothing"
     from dho_nb.processes import end_with_parent
     with open(log, "ab") as to:
-        return subprocess.Popen([sys.executable, *command], env=env, stdout=to, stderr=to, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_parent)
+        return subprocess.Popen([sys.executable, *command], env=env, stdout=to, stderr=to, stdin=subprocess.DEVNULL,
+                                start_new_session=True, preexec_fn=end_with_parent)

@@ -33,17 +33,23 @@ class Cell:
 
     @property
     def name(self)->str:
-        parts = [label if re.match(r"[^\W\d]", label) or re.search("[a-z%]$", label) else axis + label for axis, label in self.labels.items()]
+        parts = [label if re.match(r"[^\W\d]", label) or re.search("[a-z%]$", label) else axis + label
+                 for axis, label in self.labels.items()]
         return re.sub(r"[^\w.-]+", "-", "-".join(parts).replace("%", "pct"))[:120].strip("-") or "run"
 
 # %% ../nbs/11_grids.ipynb #3cf417ec
 def _multiplied(base, axes):
     "A cell for every combination of the axes' values"
     for name, values in axes.items():
-        if not isinstance(values, list) or not values: raise DhoError(f"axis {name} must be a list of one value or more, not {values!r}")
-        if len(set(map(label_of, values))) < len(values): raise DhoError(f"axis {name} has two values of the same name: {list(map(label_of, values))}")
-    amounts = [a for a, values in axes.items() if any({"shots", "fraction"} & ({*v} if isinstance(v, dict) else {a}) for v in values)]
-    if len(amounts) > 1: raise DhoError(f"axes {' and '.join(amounts)} both say how many labels: make one of them, labels = [{{shots = 1}}, {{fraction = 0.01}}]")
+        if not isinstance(values, list) or not values:
+            raise DhoError(f"axis {name} must be a list of one value or more, not {values!r}")
+        if len(set(map(label_of, values))) < len(values):
+            raise DhoError(f"axis {name} has two values of the same name: {list(map(label_of, values))}")
+    amounts = [a for a, values in axes.items()
+               if any({"shots", "fraction"} & ({*v} if isinstance(v, dict) else {a}) for v in values)]
+    if len(amounts) > 1:
+        raise DhoError(f"axes {' and '.join(amounts)} both say how many labels: make one of them, labels = [{{shots = "
+                       f"1}}, {{fraction = 0.01}}]")
     for values in product(*axes.values()):
         given = dict(base)
         for axis, value in zip(axes, values):
@@ -82,9 +88,12 @@ class Grid:
 
     def __post_init__(self):
         for name, kind in (("name", str), ("keep_models", bool), ("jobs", int), ("cpus", int), ("retries", int)):
-            if type(getattr(self, name)) is not kind: raise DhoError(f"grid {self.name}: {name} must be of type {kind.__name__}, not {getattr(self, name)!r}")
-        if not re.fullmatch(r"[\w][\w.-]*", self.name): raise DhoError(f"grid name {self.name!r} becomes a folder: use letters, digits, '-', '_' and '.'")
-        if min(self.jobs, self.cpus, self.retries) < 0: raise DhoError(f"grid {self.name}: jobs, cpus and retries must be 0 or more")
+            if type(getattr(self, name)) is not kind:
+                raise DhoError(f"grid {self.name}: {name} must be of type {kind.__name__}, not {getattr(self, name)!r}")
+        if not re.fullmatch(r"[\w][\w.-]*", self.name):
+            raise DhoError(f"grid name {self.name!r} becomes a folder: use letters, digits, '-', '_' and '.'")
+        if min(self.jobs, self.cpus, self.retries) < 0:
+            raise DhoError(f"grid {self.name}: jobs, cpus and retries must be 0 or more")
         if not self.cells: raise DhoError(f"grid {self.name} has no runs: give it axes, or fewer exclusions")
 
     @property
@@ -103,14 +112,19 @@ def make_grid(
     **more,            # keep_models, jobs, cpus, retries
 )->Grid:
     "A grid from plain data"
-    for key, value, kind, way in (("base", base, dict, "[base]"), ("axes", axes, dict, "[axes]"), ("exclude", exclude, (list, tuple), "[[exclude]]"), ("also", also, (list, tuple), "[[also]]")):
-        if value is not None and not isinstance(value, kind): raise DhoError(f"{key} of the grid {name} is {value!r}: write it as {way}, with what belongs to it below")
+    for key, value, kind, way in (("base", base, dict, "[base]"), ("axes", axes, dict, "[axes]"),
+                                  ("exclude", exclude, (list, tuple), "[[exclude]]"),
+                                  ("also", also, (list, tuple), "[[also]]")):
+        if value is not None and not isinstance(value, kind):
+            raise DhoError(f"{key} of the grid {name} is {value!r}: write it as {way}, with what belongs to it below")
     blocks, cells = [dict(axes=axes or {}, exclude=exclude), *also] if axes or not also else list(also), []
     for block in blocks:
         for key in block:
             if key not in ("base", "axes", "exclude"): raise unknown("key in also", key, ("base", "axes", "exclude"))
-            if not isinstance(block[key], dict if key != "exclude" else (list, tuple)): raise DhoError(f"{key} in also of the grid {name} is {block[key]!r}: write it as [also.{key}]")
-        cells += _without(list(_multiplied({**(base or {}), **block.get("base", {})}, block.get("axes", {}))), block.get("exclude", ()))
+            if not isinstance(block[key], dict if key != "exclude" else (list, tuple)):
+                raise DhoError(f"{key} in also of the grid {name} is {block[key]!r}: write it as [also.{key}]")
+        cells += _without(list(_multiplied({**(base or {}), **block.get("base", {})}, block.get("axes", {}))),
+                          block.get("exclude", ()))
     twice = {digest(c.parameters): c for c in cells}
     return Grid(name, tuple(twice.values()), **more)
 
@@ -130,8 +144,10 @@ def read_grid(
 )->Grid:
     "A grid from a file; a name that does not exist is an error with the nearest one that does"
     try: found = tomllib.loads(Path(file).read_text(encoding="utf-8"))
-    except OSError as e: raise DhoError(f"cannot read the grid {file} ({e.strerror}): give the path of a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e: raise DhoError(f"cannot read the grid {file} as TOML: {e}") from None
+    except OSError as e:
+        raise DhoError(f"cannot read the grid {file} ({e.strerror}): give the path of a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise DhoError(f"cannot read the grid {file} as TOML: {e}") from None
     known = ("name", "base", "axes", "exclude", "also", "keep_models", "jobs", "cpus", "retries")
     for key in found:
         if key not in known: raise unknown(f"key in {file}:", key, known)

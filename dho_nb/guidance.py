@@ -67,10 +67,12 @@ class Guidance:
 def _open(self:Guidance, folder)->Lookup:
     "The store that this configuration means, joined with its images"
     c, given = self.config, Path(self.config.embeddings).expanduser()
-    if c.embeddings and not given.is_dir(): return import_embeddings(self.manifest, self.root, given, c.texts, self.keys)
+    if c.embeddings and not given.is_dir():
+        return import_embeddings(self.manifest, self.root, given, c.texts, self.keys)
     if self.own: return Lookup(Store(given), self.manifest, self.keys)
     if c.embeddings: return Lookup(Store(given, store_header(c.teacher, self.spec)), self.manifest, self.keys)
-    return Lookup(open_store(self.manifest.name, c.teacher, self.spec, self.load, folder, self.precision), self.manifest, self.keys)
+    return Lookup(open_store(self.manifest.name, c.teacher, self.spec, self.load, folder, self.precision),
+                  self.manifest, self.keys)
 
 @patch(as_prop=True)
 def eyes(self:Guidance)->Preprocess|None:
@@ -79,7 +81,9 @@ def eyes(self:Guidance)->Preprocess|None:
     return self.load().preprocess if self.live and get_method(self.config.method).teacher else None
 
 @patch
-def uncovered(self:Guidance, wanted)->pd.DataFrame:
+def uncovered(self:Guidance,
+    wanted,        # [N] positions in the manifest
+)->pd.DataFrame:   # Their lines, with a column `problem`
     "Rows of the manifest's table that own embeddings say nothing about"
     gone = np.asarray(wanted)[~self.lookup.has(wanted, STILL)] if self.own and self.lookup else []
     return self.manifest.table.iloc[gone].assign(problem="it has no embedding")
@@ -106,7 +110,8 @@ def prepare(self:Guidance,
     method, began = get_method(self.config.method), time.monotonic()
     if not method.teacher: return {}
     if self.live: return {"teacher": f"{self.load().name}, looking live"}
-    if self.own: return {"teacher": f"embeddings made elsewhere, {len(self.lookup.store.images)} images, {self._speaker()}"}
+    if self.own:
+        return {"teacher": f"embeddings made elsewhere, {len(self.lookup.store.images)} images, {self._speaker()}"}
     do = lambda wanted, views: self.lookup.embed(wanted, views, self.root, self.load, self.workers, self.mode, part)
     made = do(train, range(self.cycle)) + do(scored, [STILL])
     took = f" ({made} computed now, in {time.monotonic() - began:.0f} s)" if made else " (all there already)"
@@ -115,7 +120,8 @@ def prepare(self:Guidance,
 @patch
 def _speaker(self:Guidance)->str:
     "Where the classes' embeddings come from, with own embeddings of images"
-    return "classes likewise" if self.lookup.store.brought() else f"classes by the text encoder of {self.config.teacher}"
+    return ("classes likewise" if self.lookup.store.brought()
+            else f"classes by the text encoder of {self.config.teacher}")
 
 # %% ../nbs/10_guidance.ipynb #1641d3a0
 @patch(as_prop=True)
@@ -124,26 +130,35 @@ def head(self:Guidance)->torch.Tensor:
     names = self.manifest.classes, self.manifest.templates
     if "_head" not in vars(self):
         texts = teacher_identity(self.config.teacher) if self.own else ""
-        self._head = self.lookup.store.head(*names, self.load, texts) if self.lookup else zero_shot_head(self.load(), *names)
+        self._head = (self.lookup.store.head(*names, self.load, texts) if self.lookup
+                      else zero_shot_head(self.load(), *names))
         self._head = self._head.to(self.device)
     return self._head
 
 @patch
-def centred(self:Guidance, wanted)->torch.Tensor:
-    "Embeddings [N, D] of centred squares"
+def centred(self:Guidance,
+    wanted,        # [N] positions in the manifest
+)->torch.Tensor:   # [N, D] float32 of length 1
+    "Embeddings of centred squares"
     if self.lookup: return self.lookup(wanted, np.full(len(wanted), STILL)).float().to(self.device)
     images, teacher = Images(self.manifest, self.root, 2*self.eyes.size), self.load()
     seen = stills(images, wanted, self.eyes, self.device, self.workers, self.mode, "asking the teacher")
     return torch.cat([torch.zeros(0, teacher.dim, device=self.device), *map(teacher.encode_images, seen)])
 
 @patch
-def views_of(self:Guidance, wanted, most:int=10)->torch.Tensor:
-    "Embeddings [V, N, D] of training views"
-    if self.lookup: return torch.stack([self.lookup(wanted, np.full(len(wanted), v)) for v in range(max(self.cycle, 1))]).float().to(self.device)
+def views_of(self:Guidance,
+    wanted,        # [N] positions in the manifest
+    most:int=10,   # Views of a live teacher, at most
+)->torch.Tensor:   # [V, N, D] float32 of length 1
+    "Embeddings of training views"
+    if self.lookup:
+        views = [self.lookup(wanted, np.full(len(wanted), v)) for v in range(max(self.cycle, 1))]
+        return torch.stack(views).float().to(self.device)
     images, eyes = Images(self.manifest, self.root, 2*self.eyes.size), [self.eyes]
     cut = lambda v, part: render(images, part, eyes, self.spec, np.full(len(part), v))[0]
     parts = [wanted[k:k + 64] for k in range(0, len(wanted), 64)]
-    return torch.stack([torch.cat([self.load().encode_images(cut(v, p)) for p in parts]) for v in range(min(most, self.config.epochs))])
+    return torch.stack([torch.cat([self.load().encode_images(cut(v, p)) for p in parts])
+                        for v in range(min(most, self.config.epochs))])
 
 # %% ../nbs/10_guidance.ipynb #41c56947
 @patch
@@ -158,7 +173,10 @@ def answer(self:Guidance,
     return tip_adapter_f(self.views_of(labelled), truth[labelled], self.head, c.zeta, chosen, seed=c.seed)
 
 @patch
-def teach(self:Guidance, answer, pool=None):
+def teach(self:Guidance,
+    answer,     # From `answer`: embeddings [N, D] to logits [N, C]
+    pool=None,  # [rows of the manifest, C] probabilities, for `dho-plus`
+):
     "Batch to what the teacher says, for a `Trainer`"
     return stored(answer, self.device, pool) if self.lookup else live(self.load(), answer, pool)
 
@@ -168,7 +186,8 @@ def judged(self:Guidance,
     labelled,    # Those of them whose labels may be used
 )->Judged:       # About the rows of `train`
     "What the pool's own structure says about it, by the head that the configuration names"
-    seen = sum(self.lookup(train, np.full(len(train), v)).float() for v in range(self.cycle)).to(self.device) if self.cycle else self.centred(train)
+    whole = lambda: sum(self.lookup(train, np.full(len(train), v)).float() for v in range(self.cycle))
+    seen = whole().to(self.device) if self.cycle else self.centred(train)
     truth = torch.from_numpy(self.manifest.table["label"].to_numpy(np.int64, copy=True)[labelled]).to(self.device)
     where = torch.from_numpy(np.searchsorted(train, labelled)).to(self.device)
     pool = F.normalize(seen, dim=-1)
@@ -213,7 +232,8 @@ def verify_store(
     sample:int=64,       # Embeddings to compute again
 )->pd.DataFrame:         # path, view, cosine
     "Check a store against its checksums and against the live teacher"
-    if folder and not (Path(folder).expanduser()/"header.json").exists(): raise DhoError(f"{folder} is no store: it has no header.json")
+    if folder and not (Path(folder).expanduser()/"header.json").exists():
+        raise DhoError(f"{folder} is no store: it has no header.json")
     guidance = guidance_for(config, folder)
     return guidance.lookup.verify(guidance.root, guidance.load(), sample)
 

@@ -47,7 +47,8 @@ def _cells(embeddings, looked_through=16):
     faiss.omp_set_num_threads(torch.get_num_threads())
     n, width = embeddings.shape
     cells = max(1, min(int(4*n**.5), n//39))
-    index = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(width), width, cells, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+    index = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(width), width, cells, faiss.ScalarQuantizer.QT_fp16,
+                                          faiss.METRIC_INNER_PRODUCT)
     index.nprobe = looked_through
     index.train(embeddings[::max(1, n//(64*cells))].float().numpy())
     for part in embeddings.split(65536): index.add(part.float().numpy())
@@ -137,12 +138,15 @@ def mixture_head(
 class _Mixing:
     "Shares on their way"
     def __init__(self, embeddings, text, zeta, labelled, labels, weight, trust, near, block):
-        self.x, self.trust, self.labelled, (self.close, self.where) = embeddings.float() if embeddings.dtype == torch.float64 else embeddings, trust, labelled, near
+        self.x = embeddings.float() if embeddings.dtype == torch.float64 else embeddings
+        self.trust, self.labelled, (self.close, self.where) = trust, labelled, near
         self.dtype = torch.float16 if len(embeddings)*len(text) > 2e8 else torch.float32
-        self.parts, self.told = torch.arange(len(embeddings), device=embeddings.device).split(block), F.one_hot(labels, len(text)).to(self.dtype)
+        self.parts = torch.arange(len(embeddings), device=embeddings.device).split(block)
+        self.told = F.one_hot(labels, len(text)).to(self.dtype)
         self.counts = torch.ones(len(embeddings), 1, device=embeddings.device).index_fill(0, labelled, weight)
         self.prior = lambda part: teacher_logits(embeddings[part], text, zeta)
-        self.shares = torch.cat([self.prior(p).softmax(1).to(self.dtype) for p in self.parts]).index_copy(0, labelled, self.told)
+        self.shares = (torch.cat([self.prior(p).softmax(1).to(self.dtype) for p in self.parts])
+                       .index_copy(0, labelled, self.told))
 
     def begin(self, most=8):
         "Means of the images that zero-shot takes first for each class, and of the labelled ones"
@@ -189,13 +193,15 @@ def linear_head(
 # %% ../nbs/03b_heads.ipynb #9ba1ce79
 def _zero_shot(pool, text, zeta, labelled, labels, near, wanted): return teacher_logits(pool[wanted], text, zeta)
 
-def _linear(pool, text, zeta, labelled, labels, near, wanted): return pool[wanted].float() @ linear_head(pool[labelled].float(), labels, text, zeta).T
+def _linear(pool, text, zeta, labelled, labels, near,
+            wanted): return pool[wanted].float() @ linear_head(pool[labelled].float(), labels, text, zeta).T
 
 def _tip_adapter(pool, text, zeta, labelled, labels, near, wanted):
     adapter = tip_adapter_f(pool[labelled][None].float(), labels, text, zeta)
     return torch.cat([adapter(part.float()) for part in pool[wanted].split(8192)])
 
-def _mixture(pool, text, zeta, labelled, labels, near, wanted): return mixture_head(pool, text, zeta, labelled, labels, near=near)[wanted]
+def _mixture(pool, text, zeta, labelled, labels, near,
+             wanted): return mixture_head(pool, text, zeta, labelled, labels, near=near)[wanted]
 
 POOL_HEADS = {"zero-shot": _zero_shot, "linear": _linear, "tip-adapter-f": _tip_adapter, "mixture": _mixture}
 
@@ -244,12 +250,14 @@ def judge(
     if name not in ("auto", *POOL_HEADS): raise unknown("pool head", name, ["auto", *POOL_HEADS])
     near, names = near or neighbours(pool), [name] if name != "auto" else list(POOL_HEADS)
     whole = lambda n: POOL_HEADS[n](pool, text, zeta, labelled, labels, near, slice(None))
-    if len(labels) == 0 or torch.bincount(labels, minlength=len(text)).min() < 2: return _unjudged(whole, "mixture" if name == "auto" else name)
+    if len(labels) == 0 or torch.bincount(labels, minlength=len(text)).min() < 2:
+        return _unjudged(whole, "mixture" if name == "auto" else name)
     turn = torch.empty_like(labels)
     turn[labels.argsort(stable=True)] = torch.arange(len(labels), device=labels.device) % folds
     found = {n: _held_out(POOL_HEADS[n], pool, text, zeta, labelled, labels, near, turn) for n in names}
     table = pd.DataFrame({n: _score(logits, labels) for n, logits in found.items()}).T
-    best = _likeliest(table, {n: F.cross_entropy(logits/table.loc[n, "temperature"], labels, reduction="none") for n, logits in found.items()})
+    best = _likeliest(table, {n: F.cross_entropy(logits/table.loc[n, "temperature"], labels, reduction="none")
+                              for n, logits in found.items()})
     return Judged(table, best, table.loc[best, "temperature"], whole(best)/table.loc[best, "temperature"])
 
 def _likeliest(table, losses):
@@ -275,4 +283,5 @@ def _held_out(head, pool, text, zeta, labelled, labels, near, turn):
 
 def _score(logits, labels):
     t = temperature(logits, labels)
-    return dict(accuracy=(logits.argmax(1) == labels).sum().item()/len(labels), nll=F.cross_entropy(logits/t, labels).item(), temperature=t)
+    return dict(accuracy=(logits.argmax(1) == labels).sum().item()/len(labels),
+                nll=F.cross_entropy(logits/t, labels).item(), temperature=t)

@@ -20,7 +20,8 @@ from .guidance import Guidance
 from .manifests import Manifest, content_keys, fingerprint, rows, write_manifest
 from .objectives import METHODS
 from .runs import Run, distill
-from .settings import DhoError, digest, key64, load_settings, mix64, pick_device, pick_workers, read_json, write_json
+from .settings import (DhoError, digest, key64, load_settings, mix64, pick_device, pick_workers,
+                             read_json, write_json)
 from .teachers import teacher_logits
 
 # %% ../nbs/12b_labels.ipynb #d6a63b4f
@@ -42,7 +43,8 @@ def deal(
 )->np.ndarray:    # [N] int, the fold of each image
     "Spread labelled images over folds, class by class"
     labels = np.asarray(labels)
-    if not 2 <= folds <= len(labels): raise DhoError(f"folds={folds}: give 2 or more, and no more than the {len(labels)} labelled images")
+    if not 2 <= folds <= len(labels):
+        raise DhoError(f"folds={folds}: give 2 or more, and no more than the {len(labels)} labelled images")
     fold = np.empty(len(labels), np.int64)
     fold[np.lexsort((mix64(seed, key64(ids)), labels))] = np.arange(len(labels)) % folds
     return fold
@@ -62,7 +64,9 @@ def hold_out(
         order = train[np.lexsort((mix64(seed, key64(ids[train])), labels[train]))]
         train = order[pd.Series(labels[order]).groupby(labels[order]).cumcount().to_numpy() < most]
     bare = [manifest.classes[c] for c in np.setdiff1d(np.unique(labels[labelled]), labels[train])]
-    if bare: raise DhoError(f"class(es) {bare} have no labelled image left when some are held out: label a second one of each")
+    if bare:
+        raise DhoError(f"class(es) {bare} have no labelled image left when some are held out: label a "
+                       "second one of each")
     shown = np.union1d(np.union1d(train, held), rows(manifest, "val"))
     table["label"] = np.where(np.isin(np.arange(len(table)), shown), labels, -1)
     table.loc[held, "split"] = "test"
@@ -98,7 +102,8 @@ def answers(self:CrossFit)->dict:  # Name to probabilities [N, C]
 def right(self:CrossFit)->pd.DataFrame:  # [N] rows, a column for everybody
     "Who is right about which image"
     labels = self.outputs.labels
-    return pd.DataFrame({n: (p.argmax(-1) == labels).numpy() for n, p in self.answers.items()}, index=self.manifest.table["path"].iloc[self.outputs.rows.numpy()].to_numpy())
+    return pd.DataFrame({n: (p.argmax(-1) == labels).numpy() for n, p in self.answers.items()},
+                        index=self.manifest.table["path"].iloc[self.outputs.rows.numpy()].to_numpy())
 
 # %% ../nbs/12b_labels.ipynb #3e4d1942
 @patch(as_prop=True)
@@ -107,15 +112,20 @@ def table(self:CrossFit)->pd.DataFrame:
     found, right = {}, self.right
     for name, p in self.answers.items():
         low, high = interval(right[name].sum(), len(p))
-        found[name] = dict(images=len(p), accuracy=right[name].mean(), low=low, high=high, nll=scores(p, self.outputs.labels)["nll"])
+        found[name] = dict(images=len(p), accuracy=right[name].mean(), low=low, high=high,
+                           nll=scores(p, self.outputs.labels)["nll"])
     return pd.DataFrame(found).T.astype({"images": int})
 
 @patch(as_prop=True)
 def cost(self:CrossFit)->pd.DataFrame:
     "What the teacher's look and the training of each fold took"
-    names = {"labelled": "labelled", "unlabelled": "unlabelled", "tested": "held_out", "teacher_looked": "teacher_looked", "seconds": "seconds"}
-    folds = pd.DataFrame(self.results, index=[f"fold {k + 1}" for k in range(len(self.results))])[list(names)].rename(columns=names)
-    return pd.concat([pd.DataFrame(dict(teacher_looked=self.looked[0], seconds=round(self.looked[1], 1)), index=["teacher"]), folds])[list(folds)].astype({c: "Int64" for c in list(folds)[:4]})
+    names = {"labelled": "labelled", "unlabelled": "unlabelled", "tested": "held_out",
+             "teacher_looked": "teacher_looked", "seconds": "seconds"}
+    folds = pd.DataFrame(self.results,
+                         index=[f"fold {k + 1}" for k in range(len(self.results))])[list(names)].rename(columns=names)
+    return pd.concat([pd.DataFrame(dict(teacher_looked=self.looked[0], seconds=round(self.looked[1], 1)),
+                                   index=["teacher"]),
+                                   folds])[list(folds)].astype({c: "Int64" for c in list(folds)[:4]})
 
 # %% ../nbs/12b_labels.ipynb #91ba8f9f
 def cross_fit(
@@ -129,28 +139,35 @@ def cross_fit(
     manifest, root, keys, labelled, fold = _dealt(config, folds)
     mark = digest([identity(config, manifest, "" if keys is None else fingerprint(manifest, keys)), folds, most], 8)
     place = Path(folder).expanduser() if folder else load_settings().runs/"crossfit"/f"{manifest.name}-{mark}"
-    lists, looked = [hold_out(manifest, labelled, labelled[fold == k], most, config.seed) for k in range(folds)], _look(config, manifest, root, labelled, mode)
-    parts = [_fold(replace(config, root=str(root)), l, place/f"{k + 1}-of-{folds}{f'-{most}-shot' if most else ''}", mode) for k, l in enumerate(lists)]
+    lists = [hold_out(manifest, labelled, labelled[fold == k], most, config.seed) for k in range(folds)]
+    looked = _look(config, manifest, root, labelled, mode)
+    parts = [_fold(replace(config, root=str(root)), l, place/f"{k + 1}-of-{folds}{f'-{most}-shot' if most else ''}",
+                   mode) for k, l in enumerate(lists)]
     position = {i: k for k, i in enumerate(manifest.table["id"])}
     at = [torch.tensor([position[i] for i in ids]) for _, ids, _, _ in parts]
     whole = HeadOutputs(*(torch.cat([getattr(o, f) for o, *_ in parts]) for f in ("ce", "kd", "labels")), torch.cat(at))
     teacher = torch.cat([t for *_, t, _ in parts]) if parts[0][2] is not None else None
-    fit = CrossFit(whole, teacher, manifest, [r for *_, r in parts], np.repeat(np.arange(folds), [len(a) for a in at]), looked, place)
-    if not most: write_json(place/"estimate.json", dict(config=asdict(config), folds=folds, labelled=len(labelled), labels=labels_mark(manifest, labelled, keys),
-                                                        table=fit.table.to_dict("index")))
+    fit = CrossFit(whole, teacher, manifest, [r for *_, r in parts],
+                   np.repeat(np.arange(folds), [len(a) for a in at]), looked, place)
+    if not most:
+        write_json(place/"estimate.json", dict(config=asdict(config), folds=folds, labelled=len(labelled),
+                                               labels=labels_mark(manifest, labelled, keys),
+                                               table=fit.table.to_dict("index")))
     return fit
 
 def _dealt(config, folds):
     "The dataset, its labelled images, and each one's fold"
     manifest, root, _, keys = open_data(config)
     labelled = known_labels(config, manifest).rows
-    return manifest, root, keys, labelled, deal(*(manifest.table[c].to_numpy()[labelled] for c in ("id", "label")), folds, config.seed)
+    return manifest, root, keys, labelled, deal(*(manifest.table[c].to_numpy()[labelled] for c in ("id", "label")),
+                                                folds, config.seed)
 
 def _look(config, manifest, root, labelled, mode):
     "Have the teacher look once for all folds; how many looks it took, and seconds"
     s, began = load_settings(), time.time()
     device = pick_device(s.device)
-    guidance = Guidance(config, manifest, root, content_keys(manifest, root), device, pick_workers(s.workers, device), s.progress if mode == "auto" else mode)
+    guidance = Guidance(config, manifest, root, content_keys(manifest, root), device, pick_workers(s.workers, device),
+                        s.progress if mode == "auto" else mode)
     guidance.prepare(rows(manifest, "train"), np.union1d(labelled, rows(manifest, "val", labelled=True)))
     return guidance.looked, time.time() - began
 
@@ -158,7 +175,8 @@ def _look(config, manifest, root, labelled, mode):
 def _fold(config, manifest, folder, mode):
     "A fold's student on its held-out images: outputs, their ids, what the teacher says, the result"
     file = write_manifest(manifest, folder.with_name(f"{folder.name}-list"))
-    config = replace(config, dataset=str(file), labels="", classes=[], templates=[], shots=0, fraction=0.0, labels_by="nested", test=0.0, predict="test")
+    config = replace(config, dataset=str(file), labels="", classes=[], templates=[], shots=0, fraction=0.0,
+                     labels_by="nested", test=0.0, predict="test")
     run = distill(config, folder, mode)
     run.evaluate()
     held, ids = run.part("test"), run.manifest.table["id"].to_numpy()
@@ -171,11 +189,13 @@ def _fold(config, manifest, folder, mode):
 def by_class(self:CrossFit)->pd.DataFrame:
     "For each class: labelled images, how many everybody gets right, and the teacher's most frequent wrong answer"
     labels, names = self.outputs.labels.numpy(), np.array(self.manifest.classes, dtype=object)
-    found = pd.concat([pd.Series(1, self.right.index, name="labelled"), self.right], axis=1).reset_index(drop=True).groupby(names[labels]).sum().rename_axis("class")
+    found = pd.concat([pd.Series(1, self.right.index, name="labelled"), self.right],
+                      axis=1).reset_index(drop=True).groupby(names[labels]).sum().rename_axis("class")
     if self.teacher is not None:
         said = self.teacher.argmax(-1).numpy()
         wrong = pd.Series(names[said])[said != labels]
-        found["teacher_errs_to"] = wrong.groupby(names[labels][said != labels]).agg(lambda s: s.mode()[0]).reindex(found.index, fill_value="")
+        found["teacher_errs_to"] = (wrong.groupby(names[labels][said != labels]).agg(lambda s: s.mode()[0])
+                                    .reindex(found.index, fill_value=""))
     return found.reindex([n for n in names if n in found.index])
 
 # %% ../nbs/12b_labels.ipynb #af29f1fe
@@ -189,14 +209,18 @@ def try_teachers(
     labelled, s, found = known_labels(config, manifest).rows, load_settings(), {}
     labels, device = torch.from_numpy(manifest.table["label"].to_numpy()[labelled].copy()), pick_device(s.device)
     for name in teachers:
-        guidance = Guidance(replace(config, method="kd", teacher=name, teacher_head="zero-shot", views="live", embeddings="", texts="", conflict=False), manifest, root, keys, device, pick_workers(s.workers, device), mode)
+        guidance = Guidance(replace(config, method="kd", teacher=name, teacher_head="zero-shot", views="live",
+                                    embeddings="", texts="", conflict=False), manifest, root, keys, device,
+                                    pick_workers(s.workers, device), mode)
         head, began = guidance.head, time.time()
         said = teacher_logits(guidance.centred(labelled), head, config.zeta).softmax(-1).cpu()
         took = 1e3*(time.time() - began)/len(labels)
         right = int((said.argmax(-1) == labels).sum())
         low, high = interval(right, len(labels))
-        found[name] = dict(images=len(labels), accuracy=right/len(labels), low=low, high=high, nll=scores(said, labels)["nll"], dimensions=head.shape[1], ms_per_image=took)
-    return pd.DataFrame(found).T.astype({"images": int, "dimensions": int}).rename_axis("teacher").sort_values("accuracy", ascending=False, kind="stable")
+        found[name] = dict(images=len(labels), accuracy=right/len(labels), low=low, high=high,
+                           nll=scores(said, labels)["nll"], dimensions=head.shape[1], ms_per_image=took)
+    return (pd.DataFrame(found).T.astype({"images": int, "dimensions": int}).rename_axis("teacher")
+            .sort_values("accuracy", ascending=False, kind="stable"))
 
 # %% ../nbs/12b_labels.ipynb #7c88f080
 @dataclass(frozen=True, eq=False)
@@ -208,7 +232,8 @@ class Curve:
     @property
     def table(self)->pd.DataFrame:
         each = [interval(r.sum(), len(r)) for r in self.right]
-        return pd.DataFrame(dict(labels=self.labels, accuracy=self.right.mean(1), low=[l for l, _ in each], high=[h for _, h in each]))
+        return pd.DataFrame(dict(labels=self.labels, accuracy=self.right.mean(1), low=[l for l, _ in each],
+                                 high=[h for _, h in each]))
 
 def learning_curve(
     config:Config,        # As for `cross_fit`
@@ -225,12 +250,15 @@ def learning_curve(
 
 def _sizes(config, shots, folds):
     "Labels per class to train with, and last 0 for all, without those that would be all"
-    if min(shots, default=1) < 1: raise DhoError(f"a curve goes over numbers of labels per class of 1 or more, not {list(shots)}")
+    if min(shots, default=1) < 1:
+        raise DhoError(f"a curve goes over numbers of labels per class of 1 or more, not {list(shots)}")
     manifest, _, _, labelled, fold = _dealt(config, folds)
     labels = manifest.table["label"].to_numpy()[labelled]
     trained = lambda most: sum(np.bincount(labels[fold != k]).clip(max=most).sum() for k in range(folds))
     fewer = [most for most in sorted(set(shots)) if most and trained(most) < trained(len(labels))]
-    if not fewer: raise DhoError(f"a curve needs two numbers of labels, and {list(shots)} per class are all that there are: give fewer")
+    if not fewer:
+        raise DhoError(f"a curve needs two numbers of labels, and {list(shots)} per class are all that there "
+                       "are: give fewer")
     return [*fewer, 0]
 
 # %% ../nbs/12b_labels.ipynb #978530ce
@@ -250,7 +278,8 @@ def expect(self:Curve,
     some = np.random.default_rng(seed).integers(0, self.right.shape[1], (draws, self.right.shape[1]))
     drawn = _power_law(self.labels, self.right[:, some].mean(-1).T, np.asarray(labels))
     low, high = np.quantile(drawn, [.025, .975], axis=0)
-    return pd.DataFrame(dict(labels=labels, accuracy=_power_law(self.labels, self.right.mean(1), np.asarray(labels)), low=low, high=high))
+    return pd.DataFrame(dict(labels=labels, accuracy=_power_law(self.labels, self.right.mean(1), np.asarray(labels)),
+                             low=low, high=high))
 
 @patch
 def plot(self:Curve,
@@ -260,11 +289,14 @@ def plot(self:Curve,
     from matplotlib import pyplot as plt
     figure, axis = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
     seen, guess = self.table, self.expect(np.geomspace(self.labels.min(), max(labels), 40))
-    axis.fill_between(guess["labels"], guess["low"], guess["high"], color="#0072b2", alpha=.15, lw=0, label="power law, 95 % band")
+    axis.fill_between(guess["labels"], guess["low"], guess["high"], color="#0072b2", alpha=.15, lw=0,
+                      label="power law, 95 % band")
     axis.plot(guess["labels"], guess["accuracy"], color="#0072b2", ls="--", lw=1)
-    axis.errorbar(seen["labels"], seen["accuracy"], [seen["accuracy"] - seen["low"], seen["high"] - seen["accuracy"]], fmt="o", color="#d55e00", capsize=3, label="cross-fitted, 95 % interval")
+    axis.errorbar(seen["labels"], seen["accuracy"], [seen["accuracy"] - seen["low"], seen["high"] - seen["accuracy"]],
+                  fmt="o", color="#d55e00", capsize=3, label="cross-fitted, 95 % interval")
     ticks = sorted({round(v) for v in [*self.labels, *labels]})
-    axis.set(xscale="log", xlabel="labelled images that train", ylabel="accuracy on images that were held out", ylim=(0, 1), xticks=ticks, xticklabels=ticks)
+    axis.set(xscale="log", xlabel="labelled images that train", ylabel="accuracy on images that were held out",
+             ylim=(0, 1), xticks=ticks, xticklabels=ticks)
     axis.minorticks_off(); axis.legend(fontsize=8, loc="lower right")
     plt.close(figure)
     return figure
@@ -288,15 +320,23 @@ def label_next(
     "The unlabelled images that the two heads disagree about most"
     if count < 1: raise DhoError(f"count={count}: ask for 1 image or more")
     folder = run.folder if isinstance(run, Run) else Path(run).expanduser()
-    if not (folder/"result.json").exists(): raise DhoError(f"{folder} holds no finished run: give the folder that dho distill left")
+    if not (folder/"result.json").exists():
+        raise DhoError(f"{folder} holds no finished run: give the folder that dho distill left")
     names = ("label", "prediction", "ce_prediction", "kd_prediction")  # as text: 07 is a name, too
-    result, said = read_json(folder/"result.json"), pd.read_csv(folder/"predictions.csv", keep_default_na=False, dtype=dict.fromkeys(names, str))
-    if not METHODS[result["method"]].weighs: raise DhoError(f"{result['method']} has no two heads that could disagree: use a run of dho")
+    result = read_json(folder/"result.json")
+    said = pd.read_csv(folder/"predictions.csv", keep_default_na=False, dtype=dict.fromkeys(names, str))
+    if not METHODS[result["method"]].weighs:
+        raise DhoError(f"{result['method']} has no two heads that could disagree: use a run of dho")
     apart = disagreement(load_outputs(folder/"outputs.safetensors")[0], result["beta"]).numpy().round(4)
-    if len(apart) != len(said): raise DhoError(f"predictions.csv and outputs.safetensors of {folder} do not belong together: the dho distill that made them finishes them")
+    if len(apart) != len(said):
+        raise DhoError(f"predictions.csv and outputs.safetensors of {folder} do not belong together: the dho distill "
+                       "that made them finishes them")
     said["disagreement"] = apart
-    left = said[(said["label"] == "") & (said["split"] == "train")].sort_values("disagreement", ascending=False, kind="stable")
-    if not len(left): raise DhoError(f"{folder} has no unlabelled image in its predictions.csv: there is nothing left to label, or the run had predict='test': the same dho distill with --predict all adds the others")
+    left = said[(said["label"] == "") & (said["split"] == "train")]
+    left = left.sort_values("disagreement", ascending=False, kind="stable")
+    if not len(left):
+        raise DhoError(f"{folder} has no unlabelled image in its predictions.csv: there is nothing left to label, or "
+                       "the run had predict='test': the same dho distill with --predict all adds the others")
     turn = left.groupby("prediction").cumcount().to_numpy() if turns else np.zeros(len(left))
     columns = ["path", "disagreement", "prediction", "ce_prediction", "ce_confidence", "kd_prediction", "kd_confidence"]
     return left.iloc[np.argsort(turn, kind="stable")][columns].head(count).reset_index(drop=True)

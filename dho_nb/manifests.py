@@ -45,10 +45,12 @@ def _check_names(name, classes, templates):
     "Refuse class names that repeat and templates that cannot be filled"
     twice = {c for c in classes if list(classes).count(c) > 1} if len(set(classes)) < len(classes) else ()
     if twice: raise DhoError(f"manifest {name}: class names must differ, these repeat: {sorted(twice)}")
-    if len(classes) < 2: raise DhoError(f"manifest {name}: a classifier needs at least two classes, found {list(classes)}")
+    if len(classes) < 2:
+        raise DhoError(f"manifest {name}: a classifier needs at least two classes, found {list(classes)}")
     bad = [t for t in templates if t.count("{}") != 1]
     if bad or not templates:
-        raise DhoError(f"manifest {name}: a prompt template holds exactly one {{}} for the class name, not {bad or 'none at all'}")
+        raise DhoError(f"manifest {name}: a prompt template holds exactly one {{}} for the class name, not "
+                       f"{bad or 'none at all'}")
 
 # %% ../nbs/01_manifests.ipynb #ad2887b5
 def _checked(table, classes, name):
@@ -62,15 +64,19 @@ def _checked(table, classes, name):
     for column in ("path", "id") if apart else ("path",):
         twice = table[column][table[column].duplicated()].unique()
         if len(twice):
-            raise DhoError(f"manifest {name}: {len(twice)} {column}(s) appear more than once, e.g. {twice[0]!r}; keep one row each")
+            raise DhoError(f"manifest {name}: {len(twice)} {column}(s) appear more than once, e.g. {twice[0]!r}; keep "
+                           "one row each")
     for row in table["path"][_leaves(table["path"])]:
         raise DhoError(f"manifest {name}: path {row!r} leaves the data root; paths are relative to it and hold no '..'")
     odd = sorted(set(table["split"].unique()) - set(SPLITS))
     if odd: raise unknown(f"split in manifest {name}:", odd[0], SPLITS)
     try:
         labels = table["label"].astype(np.int64)
-        if table["label"].dtype.kind == "f" and (labels != table["label"]).any(): raise ValueError("some have a fraction")
-    except (ValueError, TypeError) as e: raise DhoError(f"manifest {name}: labels are positions in classes, whole numbers from -1 (unknown) up: {e}") from None
+        if table["label"].dtype.kind == "f" and (labels != table["label"]).any():
+            raise ValueError("some have a fraction")
+    except (ValueError, TypeError) as e:
+        raise DhoError(f"manifest {name}: labels are positions in classes, whole numbers from -1 "
+                       f"(unknown) up: {e}") from None
     if len(labels) and not labels.between(-1, len(classes) - 1).all():
         raise DhoError(f"manifest {name}: labels must lie between -1 and {len(classes)-1}")
     return table.assign(label=labels)[["id", "path", "label", "split"]]
@@ -114,15 +120,19 @@ def read_table(
     "Read a CSV whose first line names the columns, one of them `path`"
     file = Path(file).expanduser()
     try: text = (gzip.decompress if file.suffix == ".gz" else bytes)(file.read_bytes()).decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error) as e: raise DhoError(f"cannot read {file}: {getattr(e, 'strerror', None) or e}") from None
+    except (OSError, EOFError, zlib.error) as e:
+        raise DhoError(f"cannot read {file}: {getattr(e, 'strerror', None) or e}") from None
     except UnicodeDecodeError as e:
         raise DhoError(f"cannot read {file}: byte {e.start} is not UTF-8; save it as 'CSV UTF-8'") from None
     head = text.split("\n", 1)[0].strip()
     split = next((s for s in ",;\t" if "path" in [h.strip().strip('"').lower() for h in head.split(s)]), None)
-    if split is None: raise DhoError(f"{file}, line 1: expected a header line such as 'path,label', found {head[:80]!r}")
-    style = dict(sep=split, dtype=str, keep_default_na=False, skipinitialspace=True, skip_blank_lines=False, index_col=False)
+    if split is None:
+        raise DhoError(f"{file}, line 1: expected a header line such as 'path,label', found {head[:80]!r}")
+    style = dict(sep=split, dtype=str, keep_default_na=False, skipinitialspace=True, skip_blank_lines=False,
+                 index_col=False)
     try:
-        with warnings.catch_warnings(record=True) as said: table = pd.read_csv(io.StringIO(text), **style).rename(columns=lambda c: c.strip().lower())
+        with warnings.catch_warnings(record=True) as said:
+            table = pd.read_csv(io.StringIO(text), **style).rename(columns=lambda c: c.strip().lower())
         if any(issubclass(w.category, pd.errors.ParserWarning) for w in said): _rows_fit(text, split, file)
     except (pd.errors.ParserError, csv.Error) as e: raise DhoError(f"cannot read {file} as CSV: {e}") from None
     if not table.columns.is_unique: raise DhoError(f"{file}, line 1: column names must differ, found {list(table)}")
@@ -135,7 +145,8 @@ def _rows_fit(text, split, file):
     for line, cells in enumerate(csv.reader(io.StringIO(text), delimiter=split, skipinitialspace=True), 1):
         if line == 1: names = len(cells)
         if any(c.strip() for c in cells[names:]):
-            raise DhoError(f"{file}, line {line}: {len(cells)} cells under {names} column names; put a name that holds a {split!r} in quotes")
+            raise DhoError(f"{file}, line {line}: {len(cells)} cells under {names} column names; put a name that holds "
+                           f"a {split!r} in quotes")
 
 # %% ../nbs/01_manifests.ipynb #bba137c5
 def _labels(names, classes, where):
@@ -165,15 +176,18 @@ def read_manifest(
     split = table["split"].replace("", "train") if "split" in table else "train"
     paths = table["path"].str.replace("\\", "/")
     odd = paths.str.contains(r"//|(?:^|/)\.(?:/|$)")
-    table = table.assign(label=_labels(names, classes, file), split=split, path=paths.where(~odd, paths[odd].map(lambda p: PurePosixPath(p).as_posix())))
-    return Manifest(file.name.removesuffix(".gz").removesuffix(".csv"), table, tuple(classes), tuple(templates or facts.get("templates") or TEMPLATES))
+    table = table.assign(label=_labels(names, classes, file), split=split,
+                         path=paths.where(~odd, paths[odd].map(lambda p: PurePosixPath(p).as_posix())))
+    return Manifest(file.name.removesuffix(".gz").removesuffix(".csv"), table, tuple(classes),
+                    tuple(templates or facts.get("templates") or TEMPLATES))
 
 def _facts(file):
     "Class names and templates beside a CSV, or an error that says how they are written"
     found = read_json(file)
     texts = lambda v: isinstance(v, list) and all(isinstance(t, str) for t in v)
     if isinstance(found, dict) and texts(found.get("classes", [])) and texts(found.get("templates", [])): return found
-    raise DhoError(f'{file} goes with the CSV of its name and should hold {{"classes": ["…"], "templates": ["…"]}}: correct it, or rename one of the two')
+    raise DhoError(f'{file} goes with the CSV of its name and should hold {{"classes": ["…"], "templates": ["…"]}}: '
+                   'correct it, or rename one of the two')
 
 # %% ../nbs/01_manifests.ipynb #11ec5869
 def write_manifest(
@@ -194,7 +208,8 @@ def write_manifest(
     return target
 
 # %% ../nbs/01_manifests.ipynb #e2eac7bf
-SUFFIXES = frozenset(".jpg .jpeg .jfif .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .avif .heic .heif .jp2".split())
+SUFFIXES = frozenset(".jpg .jpeg .jfif .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .avif "
+                     ".heic .heif .jp2".split())
 RAW = frozenset(".bmp .tif .tiff .ppm .pgm .pbm .pnm".split())
 HIDDEN = (".", "__MACOSX", "@eaDir")  # how folders begin that systems make for themselves
 UNLABELLED = frozenset(("unlabelled", "unlabeled"))
@@ -207,9 +222,11 @@ def image_paths(
     "Every picture below `root` by suffix, hidden ones left out, linked folders followed once"
     found = pictures_below(root)
     for path in found:
-        if not path.isascii() and path != path.encode("utf-8", "replace").decode(): raise DhoError(f"file name {path!r} below {root} is not valid UTF-8: rename it")
+        if not path.isascii() and path != path.encode("utf-8", "replace").decode():
+            raise DhoError(f"file name {path!r} below {root} is not valid UTF-8: rename it")
         if "\\" in path or path != path.strip() or len(path.splitlines()) > 1:
-            raise DhoError(f"file name {path!r} below {root} cannot be written into a table: rename it without backslash, line break, or blank at its ends")
+            raise DhoError(f"file name {path!r} below {root} cannot be written into a table: rename it without "
+                           "backslash, line break, or blank at its ends")
     return found
 
 def pictures_below(
@@ -221,7 +238,8 @@ def pictures_below(
         raise DhoError(f"image folder {root} does not exist" if not root.exists() else f"{root} is not a folder")
     for here, folders, files in os.walk(root, followlinks=True):
         folders[:] = sorted(f for f in folders if not f.startswith(HIDDEN))
-        if (real := os.path.realpath(here)) in seen or Path(here) != root and _is_run(here, files): folders[:] = []; continue
+        if (real := os.path.realpath(here)) in seen or Path(here) != root and _is_run(here, files):
+            folders[:] = []; continue
         seen.add(real)
         pictures = [f for f in files if not f.startswith(".") and Path(f).suffix.lower() in SUFFIXES]
         found += [Path(here, f).relative_to(root).as_posix() for f in pictures]
@@ -247,15 +265,19 @@ def from_folder(
     split_tree = _is_split_tree(root, folders)
     depth = 1 if split_tree else 0
     split = [SPLIT_FOLDERS.get(p[0].lower(), "train") if split_tree and len(p) > 1 else "train" for p in parts]
-    label = [_class_name(p[depth]) if len(p) > depth + 1 and not {p[0].lower(), p[depth].lower()} & UNLABELLED else "" for p in parts]
-    named = {_class_name(c.name) for f in (map(root.joinpath, folders) if split_tree and depth else [root]) if f.name.lower() not in UNLABELLED
+    label = [_class_name(p[depth]) if len(p) > depth + 1 and not {p[0].lower(), p[depth].lower()} & UNLABELLED else ""
+             for p in parts]
+    named = {_class_name(c.name) for f in (map(root.joinpath, folders) if split_tree and depth else [root])
+             if f.name.lower() not in UNLABELLED
              for c in f.iterdir() if c.is_dir() and not c.name.startswith(HIDDEN)} - UNLABELLED
     empty = sorted(n for n in named if n.lower() not in UNLABELLED and n not in set(label))
     if empty: raise DhoError(f"class folder(s) {empty} below {root} hold no image: remove them or put pictures in")
     classes = {c: i for i, c in enumerate(sorted(set(label) - {""}))}
     if not classes:
-        raise DhoError(f"{root} has no class folders with pictures; give labels in a CSV of path,label (--labels FILE.csv), or that file as the dataset and this folder as its root")
-    table = pd.DataFrame(dict(path=["/".join(p) for p in parts], label=[classes.get(l, -1) for l in label], split=split))
+        raise DhoError(f"{root} has no class folders with pictures; give labels in a CSV of path,label (--labels "
+                       "FILE.csv), or that file as the dataset and this folder as its root")
+    table = pd.DataFrame(dict(path=["/".join(p) for p in parts],
+                              label=[classes.get(l, -1) for l in label], split=split))
     return Manifest(name or root.resolve().name, table, tuple(classes), templates)
 
 # %% ../nbs/01_manifests.ipynb #c165d1b5
@@ -266,7 +288,8 @@ def _is_split_tree(root, folders):
     inside = [{c.name for c in (root/f).iterdir() if c.is_dir()} for f in splits + others]
     alike = bool(splits) and len(inside[0]) > 1 and all(i == inside[0] for i in inside)
     if others and (alike or len(splits) > 1 and "train" in map(SPLIT_FOLDERS.get, map(str.lower, splits))):
-        raise DhoError(f"{root} holds split folders {splits} and beside them {others}: move those away, or name the folder that you mean")
+        raise DhoError(f"{root} holds split folders {splits} and beside them {others}: move those away, or name the "
+                       "folder that you mean")
     return bool(splits) and not others
 
 # %% ../nbs/01_manifests.ipynb #a60b7774
@@ -284,7 +307,8 @@ def from_labels(
     there = set(found)
     if "label" not in table: raise DhoError(f"{labels}, line 1: expected columns path,label, found {list(table)}")
     bases = root.absolute(), root.resolve()
-    table = table[[c for c in ("path", "label", "split") if c in table]].assign(path=[_relative(p, root, bases, there, labels, line) for line, p in table["path"].items()])
+    table = (table[[c for c in ("path", "label", "split") if c in table]]
+             .assign(path=[_relative(p, root, bases, there, labels, line) for line, p in table["path"].items()]))
     for line, path in table["path"][table["path"].duplicated()].items():
         raise DhoError(f"{labels}, line {line}: {path!r} is labelled twice; keep one line")
     classes = tuple(classes or sorted(set(table["label"]) - {""}))
@@ -304,13 +328,15 @@ def _relative(path, root, bases, found, labels, line):
     for base in bases if Path(path).is_absolute() else ():
         if Path(path).is_relative_to(base): path = Path(path).relative_to(base).as_posix()
     path = PurePosixPath(path).as_posix()
-    if Path(path).is_absolute() or ".." in path.split("/"): raise DhoError(f"{labels}, line {line}: path {path!r} leaves the data root {root}")
+    if Path(path).is_absolute() or ".." in path.split("/"):
+        raise DhoError(f"{labels}, line {line}: path {path!r} leaves the data root {root}")
     if path in found: return path
     for other in (unicodedata.normalize(form, path) for form in ("NFC", "NFD")):
         if other in found: return other
     if (root/path).is_file(): return path
     near = [f for f in found if PurePosixPath(f).name.lower() == PurePosixPath(path).name.lower()] or found
-    raise DhoError(f"{labels}, line {line}: {unknown('image', path, sorted(near)[:1000])}"[:600] if found else f"{root} holds no picture")
+    raise DhoError(f"{labels}, line {line}: {unknown('image', path, sorted(near)[:1000])}"[:600] if found
+                   else f"{root} holds no picture")
 
 # %% ../nbs/01_manifests.ipynb #ea201538
 def from_coop(
@@ -325,7 +351,8 @@ def from_coop(
     if lacking: raise DhoError(f"{file} is no CoOp split: it lacks {lacking}")
     odd = [e for split in SPLITS for e in data[split] if not (isinstance(e, list) and len(e) == 3)]
     if odd: raise DhoError(f"{file} is no CoOp split: expected [path, label, class name], found {odd[0]!r}")
-    listed = [(str(PurePosixPath(prefix, path)), int(label), split, called) for split in SPLITS for path, label, called in data[split]]
+    listed = [(str(PurePosixPath(prefix, path)), int(label), split, called) for split in SPLITS
+              for path, label, called in data[split]]
     names = {label: called for _, label, _, called in listed}
     if sorted(names) != list(range(len(names))): raise DhoError(f"{file}: labels are not 0 … {len(names)-1}")
     table = pd.DataFrame([l[:3] for l in listed], columns=["path", "label", "split"])
@@ -341,7 +368,8 @@ def digits_manifest(
     "scikit-learn's handwritten digits: 1,097 training, 200 validation and 500 test images"
     from sklearn.datasets import load_digits
     labels = load_digits().target
-    table = pd.DataFrame(dict(path=[f"{DIGIT_NAMES[l]}/{i:04d}.png" for i, l in enumerate(labels)], label=labels, split="train"))
+    table = pd.DataFrame(dict(path=[f"{DIGIT_NAMES[l]}/{i:04d}.png" for i, l in enumerate(labels)], label=labels,
+                              split="train"))
     return split_off(split_off(Manifest("digits", table, DIGIT_NAMES, DIGIT_TEMPLATES), "test", 500), "val", 200)
 
 # %% ../nbs/01_manifests.ipynb #db02483d
@@ -360,7 +388,8 @@ def split_off(
     place = _rank_in_class(manifest.table["id"].to_numpy()[here], labels, derive_seed(seed, "split", split))
     counts = np.bincount(labels)[labels]
     if count > (place < counts - 1).sum():
-        raise DhoError(f"cannot move {count} of {len(here)} labelled training images to {split!r}: each class keeps one to learn from")
+        raise DhoError(f"cannot move {count} of {len(here)} labelled training images to {split!r}: each class keeps "
+                       "one to learn from")
     share = np.where(place < counts - 1, (place + _offset(labels))/counts, np.inf)
     moved = here[np.argsort(share, kind="stable")[:count]]
     table = manifest.table.copy()
@@ -421,17 +450,21 @@ def open_manifest(
     if path.suffix == ".json" and path.exists(): return from_coop(path)
     if path.name.endswith((".csv", ".csv.gz")) and path.exists(): return read_manifest(path)
     if _awaits_rows(dataset):
-        raise DhoError(f"{dataset}: its classes and prompts come with the package, its list of images is made from your copy: "
-                       f"dho data build {dataset} --root FOLDER (dho data get {dataset} fetches the pictures, or says where they are)")
+        raise DhoError(f"{dataset}: its classes and prompts come with the package, its list of images is made "
+                       "from your copy: "
+                       f"dho data build {dataset} --root FOLDER (dho data get {dataset} fetches the pictures, or says "
+                       "where they are)")
     raise unknown("dataset", dataset, [*files, "a folder", "a .csv", "a split_zhou_*.json"])
 
 def _awaits_rows(dataset):
     "Does the package know this dataset's classes, but not its images?"
-    return Path(dataset).name == dataset and dataset not in manifest_files() and (shipped("data_manifests")/f"{dataset}.json").is_file()
+    return (Path(dataset).name == dataset and dataset not in manifest_files()
+            and (shipped("data_manifests")/f"{dataset}.json").is_file())
 
 # %% ../nbs/01_manifests.ipynb #e94555c4
-FOLDERS = {"caltech101": "caltech-101", "flowers102": "oxford_flowers", "food101": "food-101", "imagenet_v2": "imagenetv2",
-           "imagenet_sketch": "imagenet-sketch", "imagenet_r": "imagenet-rendition", "imagenet_a": "imagenet-adversarial"}
+FOLDERS = {"caltech101": "caltech-101", "flowers102": "oxford_flowers", "food101": "food-101",
+           "imagenet_v2": "imagenetv2", "imagenet_sketch": "imagenet-sketch", "imagenet_r": "imagenet-rendition",
+           "imagenet_a": "imagenet-adversarial"}
 
 def data_root(
     manifest:Manifest|str,  # The dataset, or its name
@@ -452,7 +485,8 @@ def missing_images(
     "Rows whose file does not exist below `root`; one listing of the folder, not one look per file"
     if not Path(root).is_dir():
         way = f"dho data get {manifest.name} brings them or says how, " if manifest.name in manifest_names() else ""
-        raise DhoError(f"data root {root} of {manifest.name} does not exist: put the images there, {way}or name their folder (--root, or data in settings.ini)")
+        raise DhoError(f"data root {root} of {manifest.name} does not exist: put the images there, {way}or name their "
+                       "folder (--root, or data in settings.ini)")
     there = set(image_paths(root))
     gone = [p not in there and not Path(root, p).is_file() for p in manifest.table["path"]]
     return manifest.table[gone]
@@ -475,7 +509,8 @@ def content_keys(
     "A key for what each file holds: its size and its first and last 64 KiB, or all of it where it is not compressed"
     def key(path):
         try:
-            with open(Path(root, path), "rb") as f: return hashlib.blake2b(_telling(f, Path(path).suffix.lower()), digest_size=8).hexdigest()
+            with open(Path(root, path), "rb") as f:
+                return hashlib.blake2b(_telling(f, Path(path).suffix.lower()), digest_size=8).hexdigest()
         except OSError: return "unreadable"
     return np.array(list(threaded(key, manifest.table["path"])), dtype=object)
 
@@ -492,7 +527,8 @@ def fingerprint(
     keys,                # [N] from `content_keys`
 )->str:                  # 16 hexadecimal characters
     "Hash of what the files hold, whatever the order of the rows and wherever the folder lies"
-    return hashlib.sha256("\n".join(sorted(f"{name}\0{key}" for name, key in zip(manifest.table["id"], keys))).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(sorted(f"{name}\0{key}" for name, key in zip(manifest.table["id"], keys)))
+                          .encode()).hexdigest()[:16]
 
 # %% ../nbs/01_manifests.ipynb #5caa9833
 @dataclass(frozen=True)
@@ -528,14 +564,17 @@ def labelled_subset(
         bare = [manifest.classes[i] for i in np.flatnonzero(counts == 0)]
         raise DhoError(f"{manifest.name}: no labelled training image for class(es) {bare}; "
                        "label at least one each, or leave the class out")
-    if by == "nested": return LabelSubset(name, seed, here[_nested(manifest, here, labels, counts, shots, fraction, seed)])
-    chosen = _reference(manifest, here, labels, fraction) if by == "reference" else _listed(manifest, here, name, seed, by)
+    if by == "nested":
+        return LabelSubset(name, seed, here[_nested(manifest, here, labels, counts, shots, fraction, seed)])
+    chosen = (_reference(manifest, here, labels, fraction) if by == "reference"
+              else _listed(manifest, here, name, seed, by))
     return LabelSubset(f"{name} {by}", seed, np.sort(chosen))
 
 # %% ../nbs/01_manifests.ipynb #7a7bef1f
 def _nested(manifest, here, labels, counts, shots, fraction, seed):
     "Which of the rows `here` come first in their class"
-    quota = shots or (_quota(counts, fraction*len(rows(manifest, "train")), manifest.name, fraction) if fraction else counts.max())
+    quota = (shots or (_quota(counts, fraction*len(rows(manifest, "train")), manifest.name, fraction) if fraction
+                       else counts.max()))
     return _rank_in_class(manifest.table["id"].to_numpy()[here], labels, derive_seed(seed, "labels")) < quota
 
 # %% ../nbs/01_manifests.ipynb #bc6e7941
@@ -545,7 +584,8 @@ def _quota(counts, target, name, fraction):
     totals = np.array([np.minimum(counts, k).sum() for k in options])
     best = int(options[np.abs(totals - target).argmin()])
     if best: return best
-    raise DhoError(f"{name}: fraction {fraction:g} is {target:.1f} images for {len(counts)} classes, so a class would get no label; "
+    raise DhoError(f"{name}: fraction {fraction:g} is {target:.1f} images for {len(counts)} classes, so a class would "
+                   "get no label; "
                    f"at least {len(counts)/2/counts.sum():.2g} is needed, or give shots=1")
 
 # %% ../nbs/01_manifests.ipynb #052246b0
@@ -564,19 +604,23 @@ def _listed(manifest, here, name, seed, by):
     lists = subset_lists(manifest.name)
     key = "-".join([by, name.removesuffix("-shot").removesuffix("%"), *([str(seed)] if by == "coop" else [])])
     if key not in lists:
-        known, asked = sorted(k for k in lists if k.startswith(by)), f"{name} labels" + (f" and seed {seed}" if by == "coop" else "")
+        known = sorted(k for k in lists if k.startswith(by))
+        asked = f"{name} labels" + (f" and seed {seed}" if by == "coop" else "")
         raise DhoError(f"{manifest.name} has no {by} list of {asked}: there are {', '.join(known) or 'none'}; "
                        "labels_by='nested' works everywhere")
     paths = manifest.table["path"].iloc[here]
     found = pd.Index(paths if "/" in lists[key][0] else [p.rpartition("/")[2] for p in paths]).get_indexer(lists[key])
     if (found >= 0).all(): return here[found]
-    raise DhoError(f"{(found < 0).sum()} of the {len(found)} images of {key} are no labelled training images of {manifest.name}, "
-                   f"e.g. {np.array(lists[key])[found < 0][0]!r}: is its manifest whole? (dho data check {manifest.name})")
+    raise DhoError(f"{(found < 0).sum()} of the {len(found)} images of {key} are no labelled training images of "
+                   f"{manifest.name}, "
+                   f"e.g. {np.array(lists[key])[found < 0][0]!r}: is its manifest whole? (dho data check "
+                   f"{manifest.name})")
 
 # %% ../nbs/01_manifests.ipynb #eb41af9e
 def _reference(manifest, here, labels, fraction):
     "Rows that the published code's class-balanced sampler takes"
-    if not fraction: raise DhoError("the reference's sampler knows fractions only: give fraction, or labels_by='nested' for shots")
+    if not fraction:
+        raise DhoError("the reference's sampler knows fractions only: give fraction, or labels_by='nested' for shots")
     order = here[np.lexsort((manifest.table["path"].to_numpy()[here], labels))]
     counts, draw = np.bincount(labels), np.random.RandomState(13)
     asked = _carried(counts, fraction)

@@ -15,7 +15,8 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from PIL import Image
 from .manifests import Manifest
-from .settings import DhoError, atomic_path, digest, key64, load_settings, mix64, progress_mode, read_json, reason, track, write_json
+from .settings import (DhoError, atomic_path, digest, key64, load_settings, mix64, progress_mode, read_json,
+                             reason, track, write_json)
 from .views import Preprocess, Still, centre_boxes, loader, read_image
 
 # %% ../nbs/02b_maps.ipynb #c7ef0a81
@@ -46,7 +47,8 @@ class Chunked:
     def done(self)->np.ndarray:
         "[chunks] bool: which are filled"
         sums = np.fromfile(self.sums, "<u4") if self.sums.exists() else np.empty(0, np.uint32)
-        sums = np.concatenate([sums, np.zeros(max(len(self.bounds) - 1 - len(sums), 0), np.uint32)])[:len(self.bounds) - 1]
+        sums = np.concatenate([sums,
+                               np.zeros(max(len(self.bounds) - 1 - len(sums), 0), np.uint32)])[:len(self.bounds) - 1]
         sums[list(self.waiting)] = 1
         return sums != 0
 
@@ -146,21 +148,27 @@ class ChunkStore:
                 if any(not p.name.startswith(".") for p in self.folder.iterdir()):
                     raise DhoError(f"{self.folder} holds other files and no store: choose another folder")
                 write_json(self.folder/"header.json", asked)
-        except OSError as e: raise DhoError(f"the store {self.folder} cannot be made ({reason(e)}): set cache in settings.ini or DHO_CACHE") from None
+        except OSError as e:
+            raise DhoError(f"the store {self.folder} cannot be made ({reason(e)}): set cache in settings.ini "
+                           "or DHO_CACHE") from None
 
     def locked(self): return FileLock(self.folder/".lock", is_singleton=True)
 
     def agree(self, asked:dict):
         "Refuse a store whose header says otherwise"
         differs = [f"{k} is {_short(old)}, asked for {_short(new)}" for k, old, new in _differences(self.header, asked)]
-        if differs: raise DhoError(f"store {self.folder} holds something else: {'; '.join(differs)}. Choose another folder, or delete it")
+        if differs:
+            raise DhoError(f"store {self.folder} holds something else: {'; '.join(differs)}. Choose another folder, "
+                           "or delete it")
 
 # %% ../nbs/02b_maps.ipynb #7e9a5193
 def _differences(old, new, path=""):
     "What differs between two nested dicts, for the keys of the second"
     for k, value in new.items():
-        if isinstance(value, dict) and isinstance(old.get(k), dict): yield from _differences(old[k], value, f"{path}{k}.")
-        elif not path.startswith("made_with") and old.get(k) != (list(value) if isinstance(value, tuple) else value): yield path + k, old.get(k), value
+        if isinstance(value, dict) and isinstance(old.get(k), dict):
+            yield from _differences(old[k], value, f"{path}{k}.")
+        elif not path.startswith("made_with") and old.get(k) != (list(value) if isinstance(value, tuple) else value):
+            yield path + k, old.get(k), value
 
 def _short(value, most=60): return repr(value) if len(repr(value)) <= most else f"{repr(value)[:most]}…"
 
@@ -170,8 +178,10 @@ def _list(self:ChunkStore):
     "Read the list of images"
     file = self.folder/"images.csv"
     kinds = dict(id=str, key=str, chunk=np.int64)
-    self.images = pd.read_csv(file, dtype=kinds, keep_default_na=False) if file.exists() else pd.DataFrame({k: pd.Series(dtype=t) for k, t in kinds.items()})
-    self.bounds = np.concatenate([[0], np.cumsum(np.bincount(self.images["chunk"]))]) if len(self.images) else np.zeros(1, np.int64)
+    self.images = (pd.read_csv(file, dtype=kinds, keep_default_na=False) if file.exists()
+                   else pd.DataFrame({k: pd.Series(dtype=t) for k, t in kinds.items()}))
+    self.bounds = (np.concatenate([[0], np.cumsum(np.bincount(self.images["chunk"]))]) if len(self.images)
+                   else np.zeros(1, np.int64))
     self.place = pd.Series(np.arange(len(self.images)), index=_names(self.images["id"], self.images["key"]))
     self.place, self.arrays = self.place[~self.place.index.duplicated(keep="last")], {}
 
@@ -197,7 +207,8 @@ def array(self:ChunkStore, name:str, item, dtype)->Chunked:
 @patch
 def done(self:ChunkStore, name:str)->np.ndarray:
     "[chunks] bool: where an array is filled, whether it exists or not"
-    return self.arrays[name].done if name in self.arrays else Chunked(self.folder/f"{name}.npy", (), "u1", self.bounds).done
+    if name in self.arrays: return self.arrays[name].done
+    return Chunked(self.folder/f"{name}.npy", (), "u1", self.bounds).done
 
 # %% ../nbs/02b_maps.ipynb #0257e437
 @patch
@@ -239,7 +250,8 @@ def _extend(self:ChunkStore, new):
 def _tidy(self:ChunkStore):
     "Have the header count the images, and remove what a killed process left half written an hour ago or more"
     if self.header.get("images", {}).get("count", 0) != len(self.images):
-        self.header["images"] = dict(count=len(self.images), hash=digest(self.images[["id", "key"]].to_numpy().tolist(), 16))
+        self.header["images"] = dict(count=len(self.images),
+                                     hash=digest(self.images[["id", "key"]].to_numpy().tolist(), 16))
         write_json(self.folder/"header.json", self.header)
     for left in self.folder.glob(".tmp-*"):
         try:
@@ -302,9 +314,11 @@ def fill(
     claims, waiting = Claims(store.folder/".claims"), False
     try:
         while pieces := missing():
-            mine = (k for k, (chunk, names) in enumerate(pieces) if claims.take(chunk) and not _filled(store, chunk, names))
+            mine = (k for k, (chunk, names) in enumerate(pieces)
+                    if claims.take(chunk) and not _filled(store, chunk, names))
             made = loader(Work(pieces, make), mine, workers=workers, pin=pin)
-            count = sum(1 for k, what in track(made, label, mode, len(pieces)) if _put(store, claims, put, pieces[k], what))
+            count = sum(1 for k, what in track(made, label, mode, len(pieces))
+                        if _put(store, claims, put, pieces[k], what))
             _settle(store, claims, list(claims.held))
             if not count and missing(): waiting = waiting or _say_waiting(store, mode); time.sleep(.5)
         claims.tidy()
@@ -330,7 +344,8 @@ def _settle(store, claims, spans):
 # %% ../nbs/02b_maps.ipynb #0613f68a
 _FILTERS = {
     "bilinear": lambda x: (1 - x).clamp_min(0),
-    "bicubic": lambda x: torch.where(x < 1, 1.5*x**3 - 2.5*x**2 + 1, torch.where(x < 2, -.5*x**3 + 2.5*x**2 - 4*x + 2, 0*x)),
+    "bicubic": lambda x: torch.where(x < 1, 1.5*x**3 - 2.5*x**2 + 1,
+                                     torch.where(x < 2, -.5*x**3 + 2.5*x**2 - 4*x + 2, 0*x)),
     "lanczos": lambda x: torch.where(x < 3, torch.sinc(x)*torch.sinc(x/3), 0*x)}
 
 def _weights(low, high, before, after, how):
@@ -350,7 +365,8 @@ def cut(
     eyes:Preprocess,        # Size and interpolation
 )->torch.Tensor:            # [N, 3, size, size] uint8
     "Cut, resize (antialiased) and perhaps mirror, as `Preprocess.render` does"
-    left, top, right, bottom = boxes.to(pictures.device, torch.float32 if pictures.device.type == "mps" else torch.float64).T
+    left, top, right, bottom = boxes.to(pictures.device,
+                                        torch.float32 if pictures.device.type == "mps" else torch.float64).T
     along = _weights(left, right, pictures.shape[3], eyes.size, eyes.interpolation)
     down = _weights(top, bottom, pictures.shape[2], eyes.size, eyes.interpolation)
     along = torch.where(mirror.to(pictures.device)[:, None, None], along.flip(1), along)
@@ -387,7 +403,8 @@ class ImageMap(ChunkStore):
         self.manifest, self.root, self.side = manifest, Path(root), side
         self.labels = manifest.table["label"].to_numpy(np.int64, copy=True)
         self.content = np.full(len(manifest), "", object) if keys is None else np.asarray(keys)
-        asked = dict(kind="pixels", side=side, interpolation="bicubic", at_least=2*side, dtype="uint8", chunk=CHUNK, layout=1)
+        asked = dict(kind="pixels", side=side, interpolation="bicubic", at_least=2*side, dtype="uint8",
+                     chunk=CHUNK, layout=1)
         super().__init__(folder or load_settings().cache/"maps"/f"{manifest.name}-{side}", asked)
         self.resident = None
         self._bind()
@@ -397,7 +414,8 @@ class ImageMap(ChunkStore):
     @property
     def bytes(self)->int: return 3*self.side**2*len(self.manifest)
 
-    def _arrays(self): return [self.array("pixels", (3, self.side, self.side), "uint8"), self.array("sizes", (2,), "int32")]
+    def _arrays(self): return [self.array("pixels", (3, self.side, self.side), "uint8"),
+                               self.array("sizes", (2,), "int32")]
 
     def _bind(self):
         "Where this manifest's pictures are, and how wide and high they were"
@@ -421,7 +439,8 @@ def build(self:ImageMap,
     "Decode what is not there yet"
     self.add(self.manifest.table["id"], self.content, np.zeros(len(self.manifest), int), ["pixels", "sizes"])
     self._bind()
-    if self.missing(): fill(self, self.missing, _Decode(self), self._write, f"decoding {self.manifest.name}", workers, mode)
+    if self.missing():
+        fill(self, self.missing, _Decode(self), self._write, f"decoding {self.manifest.name}", workers, mode)
     self._bind()
     return self
 
@@ -446,7 +465,8 @@ class _Decode:
     def _small(self, path):
         "A picture's pixels [3, side, side], and how wide and high it was"
         picture = read_image(self.root/path, self.at_least)
-        return np.asarray(picture.resize((self.side, self.side), Image.Resampling.BICUBIC)).transpose(2, 0, 1), picture.info["whole"]
+        return (np.asarray(picture.resize((self.side, self.side), Image.Resampling.BICUBIC)).transpose(2, 0, 1),
+                picture.info["whole"])
 
 # %% ../nbs/02b_maps.ipynb #a3943867
 @patch
@@ -457,24 +477,35 @@ def to_device(self:ImageMap,
     "Keep the whole map on a GPU if it fits"
     if torch.device(device).type != "cuda" or self.bytes > share*torch.cuda.mem_get_info(device)[0]: return False
     self.resident = torch.empty(len(self.rows), 3, self.side, self.side, dtype=torch.uint8, device=device)
-    for k in range(0, len(self.rows), 1024): self.resident[k:k + 1024] = self.fetch(np.arange(k, min(k + 1024, len(self.rows))))
+    for k in range(0, len(self.rows), 1024):
+        self.resident[k:k + 1024] = self.fetch(np.arange(k, min(k + 1024, len(self.rows))))
     return True
 
 @patch
-def fetch(self:ImageMap, rows)->torch.Tensor:
-    "Uncut pictures [N, 3, side, side] uint8 by their positions in the manifest"
-    if (self.rows[rows] < 0).any(): raise DhoError(f"the image map of {self.manifest.name} is not there yet: call build() first")
+def fetch(self:ImageMap,
+    rows,          # [N] positions in the manifest
+)->torch.Tensor:   # [N, 3, side, side] uint8
+    "Uncut pictures"
+    if (self.rows[rows] < 0).any():
+        raise DhoError(f"the image map of {self.manifest.name} is not there yet: call build() first")
     return torch.from_numpy(self._arrays()[0][self.rows[rows]])
 
 @patch
-def carried(self:ImageMap, rows):
+def carried(self:ImageMap,
+    rows,  # [N] positions in the manifest
+):         # As `fetch`, or None
     "What a batch has to carry: the uncut pictures, or nothing"
     return None if self.resident is not None else self.fetch(rows)
 
 @patch
-def see(self:ImageMap, batch, eyes:Preprocess, device="cpu")->torch.Tensor:
+def see(self:ImageMap,
+    batch,            # A `Batch` with its boxes
+    eyes:Preprocess,  # Of the student
+    device="cpu",     # Where to cut
+)->torch.Tensor:      # [L+U, 3, S, S] uint8
     "The views of a batch, cut on the device"
-    whole = self.resident[batch.rows.to(device)] if batch.student is None else batch.student.to(device, non_blocking=True)
+    whole = (self.resident[batch.rows.to(device)] if batch.student is None
+             else batch.student.to(device, non_blocking=True))
     return cut(whole, batch.boxes, batch.mirror, eyes)
 
 # %% ../nbs/02b_maps.ipynb #d211ce69

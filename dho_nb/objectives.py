@@ -39,7 +39,8 @@ def kl_divergence(
 )->torch.Tensor:            # Scalar
     "Mean KL divergence from teacher to student in nats; 0 for an empty batch"
     log_p, log_q = (F.log_softmax(_full(z)/tau, -1) for z in (teacher, student))
-    return F.kl_div(log_q, log_p, reduction="sum", log_target=True)/max(total or len(student), 1)*(tau**2 if scaled else 1)
+    mean = F.kl_div(log_q, log_p, reduction="sum", log_target=True)/max(total or len(student), 1)
+    return mean*(tau**2 if scaled else 1)
 
 # %% ../nbs/06_objectives.ipynb #4884efd2
 def dho(
@@ -64,7 +65,7 @@ def dho(
 # %% ../nbs/06_objectives.ipynb #80965e25
 def ce(
     ce_logits, kd_logits, teacher, labels,  # As for `dho`; only `ce_logits` and `labels` matter
-    ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None),
+    ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None),  # Likewise; only `totals` matters
 )->dict:  # loss, ce
     "Labelled images only: plain supervised learning"
     value = cross_entropy(ce_logits[:len(labels)], labels, totals[0])
@@ -72,7 +73,7 @@ def ce(
 
 def kd(
     ce_logits, kd_logits, teacher, labels,  # As for `dho`; the labels are not used
-    ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None),
+    ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None),  # Likewise; the weights are not used
 )->dict:  # loss, kd_unlabelled
     "The teacher only, on unlabelled images: zero-shot distillation"
     n = len(labels)
@@ -85,7 +86,8 @@ def sskd(
 )->dict:  # loss, ce, kd_unlabelled
     "Labelled images for one head, unlabelled ones for the other (paper, table 1: SSKD)"
     n = len(labels)
-    ce, kd_unlabelled = cross_entropy(ce_logits[:n], labels, totals[0]), kl_divergence(kd_logits[n:], teacher[n:], tau, totals[1])
+    ce = cross_entropy(ce_logits[:n], labels, totals[0])
+    kd_unlabelled = kl_divergence(kd_logits[n:], teacher[n:], tau, totals[1])
     return dict(loss=ce_weight*ce + kd_weight*kd_unlabelled, ce=ce, kd_unlabelled=kd_unlabelled)
 
 # %% ../nbs/06_objectives.ipynb #a7ff9b55
@@ -134,7 +136,7 @@ def transport(
     blur:float=0.05,       # Entropic regularisation
     steps:int=10,          # Of Sinkhorn's iteration
 )->torch.Tensor:           # [N]
-    "Entropic optimal transport cost from student to teacher; differentiable"
+    "Entropic optimal transport cost from student to teacher (Sinkhorn; Cuturi, 2013); differentiable"
     kernel, tiny = torch.exp(-cost/blur), 1e-30
     left = torch.full_like(student, 1/student.shape[-1])
     for _ in range(steps):
@@ -153,7 +155,9 @@ def wkd_divergence(
     weight:float=30.0,       # Of the transport beside the target's cross-entropy; 30 in WKD's ImageNet experiments
 )->torch.Tensor:             # Scalar
     "WKD-L: the target by cross-entropy, the rest by optimal transport; 0 for an empty batch"
-    if cost is None: raise DhoError("WKD needs cost=, what it costs to mistake one class for another: class_costs(head) of the zero-shot head")
+    if cost is None:
+        raise DhoError("WKD needs cost=, what it costs to mistake one class for another: class_costs(head) of the "
+                       "zero-shot head")
     student, teacher, target = _full(student), _full(teacher), teacher.argmax(-1) if target is None else target
     hit = F.one_hot(target, student.shape[-1]).bool()
     named = -(teacher.softmax(-1)[hit]*student.log_softmax(-1)[hit])
@@ -165,7 +169,8 @@ def targeted(
     divergence:Callable,  # `dkd_divergence` or `wkd_divergence`
 )->Callable:              # An objective
     "Labels through the CE head, the teacher through the KD head by a divergence that asks for a target class"
-    def objective(ce_logits, kd_logits, teacher, labels, ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None), **extra):
+    def objective(ce_logits, kd_logits, teacher, labels, ce_weight=0.5, kd_weight=0.5, tau=2.0,
+                  totals=(None, None), **extra):
         target = torch.cat([labels, teacher[len(labels):].argmax(-1)])
         parts = iter(target.split([len(labels), len(target) - len(labels)]))
         distil = lambda s, t, tau, total: divergence(s, t, tau, total, target=next(parts), **extra)
@@ -183,7 +188,9 @@ def feature_distance(
     return (there[0] - there[1]).square().sum()/max(total or len(features), 1)
 
 def _both(features, embeddings):
-    if features is None or embeddings is None: raise DhoError("feature distillation needs features= of the student, model(images, features=True), and embeddings= of the teacher")
+    if features is None or embeddings is None:
+        raise DhoError("feature distillation needs features= of the student, model(images, features=True), and "
+                       "embeddings= of the teacher")
 
 def kd_feature(
     ce_logits, kd_logits, teacher, labels, ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None),  # As for `dho`
@@ -201,20 +208,28 @@ def ce_kd_feature(
     "Labels through the head, the teacher through the features (paper, table 1: CE+KD feature)"
     _both(features, embeddings)
     n, ce = len(labels), cross_entropy(ce_logits[:len(labels)], labels, totals[0])
-    seen, unseen = feature_distance(features[:n], embeddings[:n], totals[0]), feature_distance(features[n:], embeddings[n:], totals[1])
+    seen = feature_distance(features[:n], embeddings[:n], totals[0])
+    unseen = feature_distance(features[n:], embeddings[n:], totals[1])
     return dict(loss=ce_weight*ce + kd_weight*(seen + unseen), ce=ce, feature_labelled=seen, feature_unlabelled=unseen)
 
 # %% ../nbs/06_objectives.ipynb #4a6247e3
-def dot(a, b)->torch.Tensor:  # Lists of tensors, with None for 0
+def dot(
+    a, b,          # Gradients: lists of tensors, with None for 0
+)->torch.Tensor:   # Scalar
     "Inner product of two gradients, in float32 at least"
     both = [(_full(x)*_full(y)).sum() for x, y in zip(a, b) if x is not None and y is not None]
     return torch.stack(both).sum() if both else torch.zeros(())
 
-def cosine(a, b)->torch.Tensor:  # Lists of tensors, with None for 0
+def cosine(
+    a, b,          # Gradients: lists of tensors, with None for 0
+)->torch.Tensor:   # Scalar in [-1, 1]
     "Cosine of the angle between two gradients, each taken as one long vector; NaN where one of them is zero"
     return dot(a, b)/(dot(a, a).sqrt()*dot(b, b).sqrt())
 
-def added(a, b, factor=1.)->list:  # Lists of tensors, with None for 0
+def added(
+    a, b,             # Gradients: lists of tensors, with None for 0
+    factor:float=1.,  # Of b
+)->list:              # Likewise
     "a + factor·b"
     return [x if y is None else factor*y if x is None else x + factor*y for x, y in zip(a, b)]
 
@@ -244,8 +259,11 @@ def dho_plus(
     sure=0.9,   # Probability from which on the two together count
 )->dict:  # loss, ce, ce_pool, kd_labelled, kd_unlabelled
     "As `dho`, and what the pool and the CE head are sure of together as a target for the CE head"
-    if pool is None: raise DhoError("dho-plus needs pool=, probabilities of the unlabelled images by their structure: softmax of judge(…).logits")
-    parts, logits = dho(ce_logits, kd_logits, teacher, labels, ce_weight, kd_weight, tau, totals), _full(ce_logits[len(labels):])
+    if pool is None:
+        raise DhoError("dho-plus needs pool=, probabilities of the unlabelled images by their structure: softmax of "
+                       "judge(…).logits")
+    parts = dho(ce_logits, kd_logits, teacher, labels, ce_weight, kd_weight, tau, totals)
+    logits = _full(ce_logits[len(labels):])
     together = (logits.detach().log_softmax(-1) + pool.clamp_min(1e-8).log()).softmax(-1)
     counts = (together >= sure).any(-1, keepdim=True)
     told = -(counts*together*logits.log_softmax(-1)).sum()/max(totals[1] or len(logits), 1)
@@ -281,13 +299,21 @@ class Method:
     lambdas:tuple=()         # Values of λ between which validation chooses
     first:str=""             # Method of the first half of the epochs
     @property
-    def asks(self)->bool: return self.objective not in (ce, self_training)  # the teacher, at every step?
+    def asks(self)->bool:
+        "Does it ask the teacher at every step?"
+        return self.objective not in (ce, self_training)
     @property
-    def teacher(self)->bool: return self.asks or bool(self.first)           # is there one at all?
+    def teacher(self)->bool:
+        "Is there a teacher at all?"
+        return self.asks or bool(self.first)
     @property
-    def both(self)->bool: return self.asks and self.labelled                # labels and teacher in one step?
+    def both(self)->bool:
+        "Are labels and teacher in one step?"
+        return self.asks and self.labelled
     @property
-    def weighs(self)->bool: return self.heads == 2 and self.answers == "both"
+    def weighs(self)->bool:
+        "Do both heads answer, weighed by α and β?"
+        return self.heads == 2 and self.answers == "both"
 
 # %% ../nbs/06_objectives.ipynb #a8066ece
 _dkd, _wkd, _features = targeted(dkd_divergence), targeted(wkd_divergence), ("features", "embeddings")
@@ -296,13 +322,17 @@ _dhkd = partial(dho, distil=binary_kl)
 METHODS = {m.name: m for m in (
     Method("ce", ce, 1, True, False, "cross-entropy on the labelled images"),
     Method("kd", kd, 1, False, True, "distillation on the unlabelled images, no labels: KD (logit)"),
-    Method("kd-feature", kd_feature, 2, False, True, "the teacher's embeddings on unlabelled images, its class embeddings as head: KD (feature)",
+    Method("kd-feature", kd_feature, 2, False, True,
+           "the teacher's embeddings on unlabelled images, its class embeddings as head: KD (feature)",
            "kd", _features, kd_head="zero-shot"),
     Method("sho", dho, 1, True, True, "both losses on one head: CE+KD (logit) in the paper"),
-    Method("ce-kd-feature", ce_kd_feature, 1, True, True, "labels on the head, the teacher's embeddings on the features: CE+KD (feature)", needs=_features),
-    Method("sskd", sskd, 2, True, True, "two heads, labelled images for one, unlabelled for the other; the CE head answers: SSKD", "ce"),
+    Method("ce-kd-feature", ce_kd_feature, 1, True, True,
+           "labels on the head, the teacher's embeddings on the features: CE+KD (feature)", needs=_features),
+    Method("sskd", sskd, 2, True, True,
+           "two heads, labelled images for one, unlabelled for the other; the CE head answers: SSKD", "ce"),
     Method("dhkd", _dhkd, 2, True, True, "two heads, binary KL on the second; the CE head answers: DHKD", "ce"),
-    Method("pcgrad", dho, 1, True, True, "both losses on one head, conflicting gradients projected: PCGrad", surgery=True),
+    Method("pcgrad", dho, 1, True, True,
+           "both losses on one head, conflicting gradients projected: PCGrad", surgery=True),
     Method("dkd", _dkd, 1, True, True, "both losses on one head, decoupled KL: DKD"),
     Method("wkd", _wkd, 1, True, True, "both losses on one head, optimal transport: WKD-L", needs=("cost",)),
     Method("dho", dho, 2, True, True, "both losses, each on a head of its own: Dual-Head Optimization"),
@@ -310,9 +340,11 @@ METHODS = {m.name: m for m in (
     Method("dkd-dho", _dkd, 2, True, True, "DHO with decoupled KL on the KD head: DKD+DHO"),
     Method("wkd-dho", _wkd, 2, True, True, "DHO with optimal transport on the KD head: WKD+DHO", needs=("cost",)),
     Method("sho-tuned", dho, 1, True, True, "one head, λ chosen on validation images", lambdas=(.1, .5, .9, .99)),
-    Method("dho-plus", dho_plus, 2, True, True, "DHO, and what the CE head and the pool's own structure are sure of as labels for it: ours", "ce", ("pool",),
+    Method("dho-plus", dho_plus, 2, True, True,
+           "DHO, and what the CE head and the pool's own structure are sure of as labels for it: ours", "ce", ("pool",),
            head_lr=.1),
-    Method("kd-then-ssl", self_training, 1, True, True, "the teacher first, then labels and own sure answers", first="kd"))}
+    Method("kd-then-ssl", self_training, 1, True, True,
+           "the teacher first, then labels and own sure answers", first="kd"))}
 
 def get_method(
     name:str,  # One of `METHODS`

@@ -33,7 +33,8 @@ def _image(figure, caption=""):
     with style(): figure.savefig(held, format="svg", metadata={"Date": None})
     data = base64.b64encode(held.getvalue()).decode()
     words = escape(caption)
-    return f'<figure><img alt="{words}" src="data:image/svg+xml;base64,{data}"><figcaption>{words}</figcaption></figure>'
+    return (f'<figure><img alt="{words}" src="data:image/svg+xml;base64,{data}">'
+            f"<figcaption>{words}</figcaption></figure>")
 
 def _listed_html(table, left=False):
     "A data frame as a plain HTML table"
@@ -41,7 +42,8 @@ def _listed_html(table, left=False):
     cell = lambda v: escape("" if v is None or v != v else f"{v:.4g}" if isinstance(v, float) else str(v))
     rows = "".join(f"<tr>{''.join(f'<td>{cell(v)}</td>' for v in row)}</tr>" for row in shown.itertuples(index=False))
     heads = "".join(f"<th>{escape(str(c))}</th>" for c in shown.columns)
-    return f'<div class="wide"><table class="{"left" if left else ""}"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+    table = f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody>"
+    return f'<div class="wide"><table class="{"left" if left else ""}">{table}</table></div>'
 
 # %% ../nbs/12d_page.ipynb #cc4d3522
 def _spread(frame, asked):
@@ -58,7 +60,8 @@ def _accuracy_part(frame, asked):
     parts = frame.groupby(rest, sort=False) if rest else [((), frame)]
     said, free = [], _spread(frame, asked)
     for key, part in parts:
-        here = asked[np.logical_and.reduce([asked[c] == k for c, k in zip(rest, key) if c in asked] or [np.ones(len(asked), bool)])]
+        here = asked[np.logical_and.reduce([asked[c] == k for c, k in zip(rest, key) if c in asked]
+                                           or [np.ones(len(asked), bool)])]
         here = everywhere(here, free, axis) if {"method", axis} <= {*here} else None
         table = results_table(everywhere(part, free, axis), columns=axis, expected=here, teacher=True)
         said.append(f"<h3>{escape(', '.join(key))}</h3>" * bool(key) + f'<div class="wide">{table._repr_html_()}</div>')
@@ -70,9 +73,12 @@ def _luck_part(frame, ours, asked):
     if ours not in set(frame["method"]) or frame["method"].nunique() < 2: return ""
     found = gains(everywhere(frame, _spread(frame, asked)), ours)
     if not len(found): return ""
-    alone = " No pair shares more than one seed, so that the intervals say nothing about seeds."*int(found["seeds"].max() < 2)
-    return (f"<p>What {escape(ours)} gains over each other method, in percentage points, with the 95 % interval of a paired bootstrap "
-            f"over seeds and test images.{alone}</p>" + _listed_html(gains_table(found, label_axis(frame))) + _listed_html(counted(found).round(2)))
+    alone = (" No pair shares more than one seed, so that the intervals say nothing "
+             "about seeds."*int(found["seeds"].max() < 2))
+    return (f"<p>What {escape(ours)} gains over each other method, in percentage points, with the 95 % interval of a "
+            "paired bootstrap "
+            f"over seeds and test images.{alone}</p>" + _listed_html(gains_table(found, label_axis(frame)))
+            + _listed_html(counted(found).round(2)))
 
 def _tried(make):
     "A part of the page, or why it cannot be made"
@@ -83,18 +89,21 @@ def _tried(make):
 def _heads_part(frame, places, labels):
     "What the two heads know, where their gradients and their weights lie"
     two = frame[(frame.get("method_value", frame["method"]) == "dho")]
-    known, caption = "agreement_both_right" in two and two["agreement_both_right"].notna().any(), "Which head is right where, on the test images"
+    known = "agreement_both_right" in two and two["agreement_both_right"].notna().any()
+    caption = "Which head is right where, on the test images"
     said = _tried(lambda: _image(plot_agreements(two, two["method"].iloc[0]), caption)) if known else ""
     watched = frame["watched"].astype(bool).any() if len(frame) else False
     if watched or any((Path(p).expanduser()/"conflict.csv").exists() for p in places):
-        said += _tried(lambda: _image(plot_conflicts(*places, labels=labels), "How the gradients of labels and teacher agree"))
+        said += _tried(lambda: _image(plot_conflicts(*places, labels=labels),
+                                      "How the gradients of labels and teacher agree"))
     for caption, made in (("surface", plot_surfaces), ("reliability", plot_reliabilities)):
         said += _many([_image(f, f"{name}: {caption}") for name, f in made(*places, labels=labels).items()])
     return said
 
 def _many(images, most=6):
     "Some images side by side, and the others behind a line to be clicked"
-    rest = f"<details><summary>{len(images) - most} more</summary>{_many(images[most:], len(images))}</details>" if len(images) > most else ""
+    rest = (f"<details><summary>{len(images) - most} more</summary>{_many(images[most:], len(images))}</details>"
+            if len(images) > most else "")
     return f'<div class="many">{"".join(images[:most])}</div>{rest}' if images else ""
 
 def _missing_part(asked, frame):
@@ -102,7 +111,8 @@ def _missing_part(asked, frame):
     missing = asked[asked["state"] == "missing"].drop(columns=["state", "sweep"]) if len(asked) else asked
     others = {k: v for k, v in frame.attrs["skipped"].items() if not len(missing) or k not in set(missing["run"])}
     return ((_listed_html(missing, True) if len(missing) else "")
-            + (_listed_html(pd.DataFrame([dict(folder=k, reason=v) for k, v in others.items()]), True) if others else ""))
+            + (_listed_html(pd.DataFrame([dict(folder=k, reason=v) for k, v in others.items()]),
+                            True) if others else ""))
 
 # %% ../nbs/12d_page.ipynb #66260739
 MADE_BY = '<meta name="generator" content="dho_nb">'  # by which a page of ours is known, and may be made again
@@ -117,11 +127,14 @@ def html_report(
     "One HTML page of tables, figures, gaps and settings, with nothing outside it"
     places, file = [places] if isinstance(places, (str, Path)) else list(places), Path(file).expanduser()
     frame, asked, shared = load(*places, labels=labels), expected(*places), shared_settings(*places)
-    if not len(frame): raise DhoError(f"no run in {', '.join(map(str, places))} is finished: a report needs one at least")
+    if not len(frame):
+        raise DhoError(f"no run in {', '.join(map(str, places))} is finished: a report needs one at least")
     title = title or ", ".join(filter(None, dict.fromkeys(frame["sweep"]))) or Path(places[0]).resolve().name
-    runs = frame[[*axes_of(frame), *(c for c in ("accuracy", "ce_accuracy", "kd_accuracy", "ece", "alpha", "beta", "seconds", "run") if c in frame)]].dropna(axis=1, how="all")
+    runs = frame[[*axes_of(frame), *(c for c in ("accuracy", "ce_accuracy", "kd_accuracy", "ece", "alpha", "beta",
+                                                 "seconds", "run") if c in frame)]].dropna(axis=1, how="all")
     settings = pd.DataFrame([(k, str(v)) for k, v in shared.items()], columns=["setting", "value"])
-    parts = {"Accuracy": _tried(lambda: _accuracy_part(frame, asked)), "Is it more than luck?": _tried(lambda: _luck_part(frame, ours, asked)),
+    parts = {"Accuracy": _tried(lambda: _accuracy_part(frame, asked)),
+             "Is it more than luck?": _tried(lambda: _luck_part(frame, ours, asked)),
              "Heads": _heads_part(frame, places, labels), "Not there": _missing_part(asked, frame),
              "Settings": _listed_html(settings, True) if len(settings) else "",
              "Runs": f"<details><summary>all {len(runs)}</summary>{_listed_html(runs.round(4))}</details>"}
@@ -139,7 +152,8 @@ def _summary(frame, asked):
     for a in axes_of(frame):
         values = ordered(frame[a])
         said.append(f"{a}: {', '.join(map(str, values[:12]))}{' …'*(len(values) > 12)}")
-    if frame["dataset"].nunique() == 1 and "dataset" not in axes_of(frame): said.append(f"dataset: {frame['dataset'].iloc[0]}")
+    if frame["dataset"].nunique() == 1 and "dataset" not in axes_of(frame):
+        said.append(f"dataset: {frame['dataset'].iloc[0]}")
     return " · ".join(said)
 
 def _page(title, summary, parts):
@@ -147,6 +161,8 @@ def _page(title, summary, parts):
     name = lambda heading: re.sub(r"\W+", "-", heading.lower()).strip("-")
     links = "".join(f'<a href="#{name(h)}">{escape(h)}</a>' for h in parts)
     body = "".join(f'<section id="{name(h)}"><h2>{escape(h)}</h2>{part}</section>' for h, part in parts.items())
-    return (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">{MADE_BY}<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{escape(title)}</title><style>{_CSS}</style></head><body><h1>{escape(title)}</h1><p>{escape(summary)}</p>"
+    return (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">{MADE_BY}<meta name="viewport" '
+            'content="width=device-width, initial-scale=1">'
+            f"<title>{escape(title)}</title><style>{_CSS}</style></head>"
+            f"<body><h1>{escape(title)}</h1><p>{escape(summary)}</p>"
             f"<nav>{links}</nav>{body}</body></html>\n")

@@ -11,14 +11,15 @@ from .settings import unknown
 
 # %% ../nbs/09b_presets.ipynb #14c27ede
 FEWSHOT = dict(
-    dataset="caltech101", shots=1, teacher="RN50/openai", epochs=200, batch_labelled=64, batch_unlabelled=64, lr=1e-3, weight_decay=1e-2,
-    validation="full")
+    dataset="caltech101", shots=1, teacher="RN50/openai", epochs=200, batch_labelled=64, batch_unlabelled=64, lr=1e-3,
+    weight_decay=1e-2, validation="full")
 IMAGENET = dict(
-    dataset="imagenet", shots=1, teacher="RN50/openai", epochs=20, batch_labelled=256, batch_unlabelled=256, lr=1e-3, weight_decay=1e-2,
-    alpha=0.4, beta=0.5)
+    dataset="imagenet", shots=1, teacher="RN50/openai", epochs=20, batch_labelled=256, batch_unlabelled=256, lr=1e-3,
+    weight_decay=1e-2, alpha=0.4, beta=0.5)
 LOWSHOT = dict(
-    dataset="imagenet", fraction=0.01, labels_by="reference", epochs=32, batch_labelled=256, batch_unlabelled=256, lr=5e-5, weight_decay=5e-2,
-    warmup_steps=5000, ce_weight=1.0, kd_weight=1.0, alpha=0.5, beta=0.5, student_weights="pretrained", head_init="text", kd_head="cosine")
+    dataset="imagenet", fraction=0.01, labels_by="reference", epochs=32, batch_labelled=256, batch_unlabelled=256,
+    lr=5e-5, weight_decay=5e-2, warmup_steps=5000, ce_weight=1.0, kd_weight=1.0, alpha=0.5, beta=0.5,
+    student_weights="pretrained", head_init="text", kd_head="cosine")
 LINEAR = {**LOWSHOT, "frozen": True, "epochs": 20, "beta": 1.0}
 
 # %% ../nbs/09b_presets.ipynb #03abbc62
@@ -44,18 +45,25 @@ _TEN = "one of ten datasets; 1 GPU"
 _OURS = "ImageNet; 4 RTX 4090, {} h"
 _LOW = "ImageNet; 8 RTX 4090, {} h"
 _MAIN = (
-    Preset("digits", dict(dataset="digits", fraction=0.01, teacher="digits", student="tiny", student_weights="", size=16, epochs=20,
-                          lr=3e-3, flip=0.0, views=20, precision="fp32"), "", "nothing; one CPU core, 20 s"),
+    Preset("digits", dict(dataset="digits", fraction=0.01, teacher="digits", student="tiny", student_weights="",
+                          size=16, epochs=20, lr=3e-3, flip=0.0, views=20, precision="fp32"),
+           "", "nothing; one CPU core, 20 s"),
     Preset("paper/fewshot-resnet18", {**FEWSHOT, **STUDENTS["resnet18"]}, "tables 13, 15, 18; figures 3, 4, 6", _TEN),
     Preset("paper/fewshot-mobilenetv2", {**FEWSHOT, **STUDENTS["mobilenetv2"]}, "figure 5", _TEN),
-    Preset("paper/imagenet-fewshot-resnet18", {**IMAGENET, **STUDENTS["resnet18-scratch"]}, "tables 1, 14", _OURS.format(6)),
-    Preset("paper/imagenet-fewshot-resnet50", {**IMAGENET, **STUDENTS["resnet50-dino"]}, "tables 1, 5, 18, 19; figures 9, 13",
-           _OURS.format(8) + "; DINO's weights"),
-    Preset("paper/imagenet-lowshot-vitb16-from-vitl14", {**LOWSHOT, **STUDENTS["vitb16"], **TEACHERS["vitl14"]}, "tables 3, 6, 17", _LOW.format(28)),
-    Preset("paper/imagenet-lowshot-vitb16-from-vith14", {**LOWSHOT, **STUDENTS["vitb16"], **TEACHERS["vith14"]}, "tables 3, 17", _LOW.format(40)),
-    Preset("paper/imagenet-lowshot-vitl14-from-vith14", {**LOWSHOT, **STUDENTS["vitl14"], **TEACHERS["vith14"]}, "tables 3, 17", _LOW.format(80)),
-    Preset("paper/imagenet-linear-vitb16-from-vitl14", {**LINEAR, **STUDENTS["vitb16"], **TEACHERS["vitl14"]}, "table 2", "ImageNet and its shifted sets"),
-    Preset("reference/fewshot-resnet18", {**FEWSHOT, **STUDENTS["resnet18"], "schedule": "linear", "warmup_steps": 0.1, "views": "live"},
+    Preset("paper/imagenet-fewshot-resnet18", {**IMAGENET, **STUDENTS["resnet18-scratch"]}, "tables 1, 14",
+           _OURS.format(6)),
+    Preset("paper/imagenet-fewshot-resnet50", {**IMAGENET, **STUDENTS["resnet50-dino"]},
+           "tables 1, 5, 18, 19; figures 9, 13", _OURS.format(8) + "; DINO's weights"),
+    Preset("paper/imagenet-lowshot-vitb16-from-vitl14", {**LOWSHOT, **STUDENTS["vitb16"], **TEACHERS["vitl14"]},
+           "tables 6, 17", _LOW.format(28)),
+    Preset("paper/imagenet-lowshot-vitb16-from-vith14", {**LOWSHOT, **STUDENTS["vitb16"], **TEACHERS["vith14"]},
+           "tables 3, 17", _LOW.format(40)),
+    Preset("paper/imagenet-lowshot-vitl14-from-vith14", {**LOWSHOT, **STUDENTS["vitl14"], **TEACHERS["vith14"]},
+           "tables 3, 17", _LOW.format(80)),
+    Preset("paper/imagenet-linear-vitb16-from-vitl14", {**LINEAR, **STUDENTS["vitb16"], **TEACHERS["vitl14"]},
+           "table 2", "ImageNet and its shifted sets"),
+    Preset("reference/fewshot-resnet18",
+           {**FEWSHOT, **STUDENTS["resnet18"], "schedule": "linear", "warmup_steps": 0.1, "views": "live"},
            "", _TEN + "; the published code's schedule and live teacher"))
 
 # %% ../nbs/09b_presets.ipynb #20f16cfb
@@ -66,10 +74,12 @@ _FEWSHOT_TEACHER = dict(method="dho-f", alpha=0.2)
 _ROWS = {
     "table1": [(base, m, _FEWSHOT_TEACHER if m == "dho-f" else dict(method=m)) for base in (_RN18, _RN50)
                for m in ("kd", "ce", "ce-kd-feature", "sho", "sskd", "dhkd", "dho", "dho-f")],
-    "table2": [(_LE, "linear-evaluation", dict(method="ce")), (_LE, "dho-labelled-only", dict(unlabelled=False)), (_LE, "dho", {})],
-    "table3": [(base, m, dict(method=m)) for base in _LOWS for m in ("sho", "dho")],
+    "table2": [(_LE, "linear-evaluation", dict(method="ce")), (_LE, "dho-labelled-only", dict(unlabelled=False)),
+               (_LE, "dho", {})],
+    "table3": [(base, m, dict(method=m)) for base in _LOWS[1:] for m in ("sho", "dho")],
     "table5": [(_RN50, m, dict(method=m, shots=16)) for m in ("ce-kd-feature", "sho", "dho")],
-    "table6": [(_BL, "no-init", dict(head_init="", kd_head="linear")), (_BL, "init-ce", dict(head_init="text-ce", kd_head="linear")),
+    "table6": [(_BL, "no-init", dict(head_init="", kd_head="linear")),
+               (_BL, "init-ce", dict(head_init="text-ce", kd_head="linear")),
                (_BL, "init-both", dict(kd_head="linear")), (_BL, "aligned", {})],
     "table13": [(_FEW, m, dict(method=m)) for m in ("sho", "pcgrad", "dho")],
     "table14": [(_RN18, m, dict(method=m)) for m in ("dkd", "dkd-dho", "wkd", "wkd-dho")],
@@ -90,7 +100,8 @@ _ROWS = {
 def _row(table, base, row, changes):
     "A row of a table as a preset"
     found = next(p for p in _MAIN if p.name == base)
-    return Preset(f"paper/{table}/{base.removeprefix('paper/')}/{row}", {**found.parameters, **changes}, table, found.takes)
+    return Preset(f"paper/{table}/{base.removeprefix('paper/')}/{row}", {**found.parameters, **changes},
+                  table, found.takes)
 
 ALL = {p.name: p for p in (*_MAIN, *(_row(table, *row) for table, rows in _ROWS.items() for row in rows))}
 PRESETS = {name: p.parameters for name, p in ALL.items()}

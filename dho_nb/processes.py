@@ -64,7 +64,7 @@ class Team:
         return value
 
     def share(self, rows)->np.ndarray:
-        "This process's part of some rows: every so-manieth"
+        "This process's part of some rows: every `world`-th, beginning with its rank"
         return np.asarray(rows)[self.rank::self.world]
 
     def whole(self, part:torch.Tensor, count:int)->torch.Tensor:
@@ -129,4 +129,5 @@ def shared_model(
     if cuda: model = convert_sync_batchnorm(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer versions of torch call the same thing by another name
-        return nn.parallel.DistributedDataParallel(model, device_ids=[team.device.index] if cuda else None, broadcast_buffers=False)
+        return nn.parallel.DistributedDataParallel(model, device_ids=[team.device.index] if cuda else None,
+                                                   broadcast_buffers=False)

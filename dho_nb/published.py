@@ -37,7 +37,8 @@ class Ours:
 
     def _repr_markdown_(self):
         missing = len(self.asked) - len(self.runs)
-        return f"**{len(self.runs):,} of {len(self.asked):,} runs.**" + f" The others: `dho sweep nbs/paper/grids/{self.name}.toml`"*(missing > 0)
+        return (f"**{len(self.runs):,} of {len(self.asked):,} runs.**"
+                + f" The others: `dho sweep nbs/paper/grids/{self.name}.toml`"*(missing > 0))
 
 def ours(
     name:str,     # A grid of the paper, e.g. "table1"
@@ -51,7 +52,8 @@ def ours(
     runs.attrs = asked.attrs = dict(axes=[*asked])
     return Ours(name, runs, asked, places)
 
-_FIGURES = ("run", "sweep", *(f"{k}accuracy" for k in ("", "ce_", "kd_", "entropy_", "teacher_", "val_")), "tested", "right", "test", "watched")
+_FIGURES = ("run", "sweep", *(f"{k}accuracy" for k in ("", "ce_", "kd_", "entropy_", "teacher_", "val_")), "tested",
+            "right", "test", "watched")
 
 def _of(runs, asked):
     "Runs whose labels are asked for; a twin that kept an account of its gradients only where two of that name are"
@@ -91,7 +93,8 @@ def shifted(
         folder = load_settings().runs/run["sweep"]/run["run"]
         file = folder/"shifts"/name/(f"{alpha:g}-{beta:g}" if None not in (alpha, beta) else "")/"evaluation.json"
         if evaluate and not file.exists():
-            Evaluation(folder/"model.safetensors", make_config(dict(dataset=name)), "test", alpha, beta).write(file.parent)
+            Evaluation(folder/"model.safetensors", make_config(dict(dataset=name)), "test", alpha,
+                       beta).write(file.parent)
         return [*read_json(file)["heads"].values()][-1]["accuracy"] if file.exists() else float("nan")
     found = {f"{name}_accuracy": [accuracy(run, name) for run in runs.to_dict("records")] for name in sets}
     made = runs.assign(**{k: pd.Series(v, runs.index, dtype=float) for k, v in found.items()})

@@ -17,8 +17,8 @@ from .settings import DhoError, atomic_path, digest, load_settings, read_json, r
 
 # %% ../nbs/12_records.ipynb #4fc4cc1f
 BASIC = ("dataset", "student", "method", "labels", "seed")
-_TEXT = {*BASIC, *(f"{b}_value" for b in BASIC), "run", "sweep", "identity", "test", "teacher", "teacher_head", "validation", "views",
-         "machine_device", "machine_precision"}
+_TEXT = {*BASIC, *(f"{b}_value" for b in BASIC), "run", "sweep", "identity", "test", "teacher", "teacher_head",
+         "validation", "views", "machine_device", "machine_precision"}
 _FIRST = ("accuracy", "ce_accuracy", "kd_accuracy", "val_accuracy", "alpha", "beta", "identity")
 
 def _plain(values):
@@ -29,7 +29,8 @@ def _flat(result):
     "A result as one level of plain values"
     machine = {k: v for k, v in (result.get("machine") or {}).items() if k in ("device", "processes", "precision")}
     result = _plain(result)
-    nested = {f"{k}_{n}": v for k, part in {**result, "machine": machine}.items() if isinstance(part, dict) for n, v in part.items()}
+    nested = {f"{k}_{n}": v for k, part in {**result, "machine": machine}.items() if isinstance(part, dict)
+              for n, v in part.items()}
     return {**{k: v for k, v in result.items() if not isinstance(v, (dict, list)) and k != "agreement"}, **nested}
 
 def _text(value):
@@ -41,7 +42,8 @@ def _numbers(values):
     "A column of text as truth values, integers or floats, if that is what it holds"
     known = [v for v in values if v]
     if known and len(known) == len(values) and {*known} <= {"True", "False"}: return [v == "True" for v in values]
-    if known and len(known) == len(values) and all(re.fullmatch(r"-?\d+", v) for v in values): return [int(v) for v in values]
+    if known and len(known) == len(values) and all(re.fullmatch(r"-?\d+", v) for v in values):
+        return [int(v) for v in values]
     try: return [float(v) if v else np.nan for v in values]
     except ValueError: return list(values)
 
@@ -49,7 +51,7 @@ def _frame(lines, axes, skipped):
     "Lines of text as a tidy frame"
     first = ["run", "sweep", *axes, *BASIC, *_FIRST]
     place = lambda c: (c == "right", first.index(c) if c in first else len(first), c)
-    columns = sorted({k for line in lines for k in line} or {"run", "sweep", *axes, *BASIC, *_FIRST, "right"}, key=place)
+    columns = sorted({k for line in lines for k in line} or {*first, "right"}, key=place)
     lines = pd.DataFrame([{c: line.get(c, "") for c in columns} for line in lines], columns=columns)
     for c in lines:
         if c not in {*_TEXT, *axes, "right"}: lines[c] = _numbers(lines[c].tolist())
@@ -62,7 +64,8 @@ def _may_choose(outputs, ids, split, found):
     from dho_nb.manifests import Manifest, labelled_subset
     here = np.flatnonzero((split == "val") & (outputs.labels.numpy() >= 0))
     if found["validation"] == "none" or len(here) == found["validated"]: return here[:found["validated"]]
-    table, classes = pd.DataFrame(dict(path=ids, label=outputs.labels.numpy(), split="train")).iloc[here], outputs.ce.shape[1]
+    table = pd.DataFrame(dict(path=ids, label=outputs.labels.numpy(), split="train")).iloc[here]
+    classes = outputs.ce.shape[1]
     few = min(max(1, round(found["labelled"]/classes)), 4)
     return here[labelled_subset(Manifest("val", table, map(str, range(classes))), few, seed=int(found["seed"])).rows]
 
@@ -113,9 +116,12 @@ def _line(folder, labels, sweep, cache):
     "A finished run as one line of text and its bits; and what is wrong with its outputs, if anything"
     found, problem = read_json(folder/"result.json"), ""
     try: told = cache.told(folder, found)
-    except FileNotFoundError as e: told, problem = {}, f"{Path(e.filename).name} is not there: no pairing, no validation accuracy"
-    except Exception as e: told, problem = {}, f"its outputs cannot be read ({reason(e)}): no pairing, no validation accuracy"
-    facts = {k: _text(v) for k, v in {**_flat(found), **told, "watched": (folder/"conflict.csv").exists()}.items() if k != "right"}
+    except FileNotFoundError as e:
+        told, problem = {}, f"{Path(e.filename).name} is not there: no pairing, no validation accuracy"
+    except Exception as e:
+        told, problem = {}, f"its outputs cannot be read ({reason(e)}): no pairing, no validation accuracy"
+    facts = {k: _text(v) for k, v in {**_flat(found), **told, "watched": (folder/"conflict.csv").exists()}.items()
+             if k != "right"}
     facts = {f"{k}_value" if k in labels else k: v for k, v in facts.items()}
     return dict(run=folder.name, sweep=sweep, **labels, **facts, right=_unpacked(told.get("right"))), problem
 
@@ -133,7 +139,8 @@ def _sweep(place):
 def _wanted(place):
     "A folder's run folders with their labels, the sweep's name and axes, and the folders that are no longer asked for"
     one = (place/"run.json").exists()
-    home, folders = (place.parent, [place]) if one else (place, sorted(p for p in place.iterdir() if (p/"run.json").exists()))
+    home, folders = ((place.parent, [place]) if one
+                     else (place, sorted(p for p in place.iterdir() if (p/"run.json").exists())))
     known = _sweep(home)
     if not known: return [(p, {}) for p in folders], "" if one else place.name, [], {}
     cells = [(home/c["run"], c["labels"]) for c in known["cells"] if not one or c["run"] == place.name]
@@ -166,11 +173,15 @@ def load_placed(
     "The frame of `load` with a column `folder`: a run's own, or its record's"
     lines, axes, skipped, seen = [], [], {}, set()
     for place in [Path(p).expanduser() for p in places]:
-        if not place.is_dir(): raise DhoError(f"{place} does not exist: give a sweep's folder, a folder of runs, one run or a record")
+        if not place.is_dir():
+            raise DhoError(f"{place} does not exist: give a sweep's folder, a folder of runs, one run or a record")
         record = (place/"runs.csv").exists()
         found, its_axes, left = _from_record(place) if record else _from_folders(place, labels)
-        if not (found or left or record): raise DhoError(f"{place} holds no runs of dho_nb: give a sweep's folder, a folder of runs, one run or a record")
-        if (place/"run.json").exists() and not found: raise DhoError(f"{place} has no result ({left.get(place.name)}): finish the run first")
+        if not (found or left or record):
+            raise DhoError(f"{place} holds no runs of dho_nb: give a sweep's folder, a folder of runs, one "
+                           "run or a record")
+        if (place/"run.json").exists() and not found:
+            raise DhoError(f"{place} has no result ({left.get(place.name)}): finish the run first")
         lines += [dict(line, folder=str(folder)) for line, folder in found if line["identity"] not in seen]
         seen |= {line["identity"] for line, _ in found}
         axes, skipped = list(dict.fromkeys([*axes, *its_axes])), {**skipped, **left}
@@ -191,7 +202,8 @@ def write_csv(
     file:str|Path,       # Where
 ):
     "One line per run, as text that a spreadsheet reads; without the bits"
-    with atomic_path(file) as temporary: frame.drop(columns="right", errors="ignore").to_csv(temporary, index=False, lineterminator="\n")
+    with atomic_path(file) as temporary:
+        frame.drop(columns="right", errors="ignore").to_csv(temporary, index=False, lineterminator="\n")
 
 # %% ../nbs/12_records.ipynb #2554c1ac
 def expected(
@@ -200,11 +212,14 @@ def expected(
     "The runs that sweeps ask for, and whether they are there"
     rows, axes = [], []
     for place in [Path(p).expanduser() for p in places]:
-        for known, state in _kept_sweeps(place) if (place/"runs.csv").exists() else [(_sweep(place), lambda c: _state(place/c["run"]))]:
+        alone = lambda place=place: [(_sweep(place), lambda c: _state(place/c["run"]))]
+        for known, state in _kept_sweeps(place) if (place/"runs.csv").exists() else alone():
             axes = list(dict.fromkeys([*axes, *known.get("axes", [])]))
             for cell in known.get("cells", []):
-                rows.append(dict(run=cell["run"], sweep=known["name"], **cell["labels"], state=["missing", "done"][not state(cell)], reason=state(cell)))
-    frame = pd.DataFrame(rows, columns=["run", "sweep", *axes, "state", "reason"]).fillna("").drop_duplicates(["run", "sweep", *axes], ignore_index=True)
+                rows.append(dict(run=cell["run"], sweep=known["name"], **cell["labels"],
+                                 state=["missing", "done"][not state(cell)], reason=state(cell)))
+    frame = (pd.DataFrame(rows, columns=["run", "sweep", *axes, "state", "reason"]).fillna("")
+             .drop_duplicates(["run", "sweep", *axes], ignore_index=True))
     frame.attrs = dict(axes=axes)
     return frame
 
@@ -216,9 +231,11 @@ def _kept_sweeps(place):
 def _read_text(file):
     "A record's table as text"
     try: table = pd.read_csv(file, dtype=str, keep_default_na=False)
-    except (ValueError, OSError) as e: raise DhoError(f"{file} cannot be read ({reason(e)}): bring it back from version control") from None
+    except (ValueError, OSError) as e:
+        raise DhoError(f"{file} cannot be read ({reason(e)}): bring it back from version control") from None
     if "identity" in table: return table
-    raise DhoError(f"{file} has no column identity, but {', '.join(table)[:80]}: a spreadsheet may have saved it with other separators; bring it back from version control")
+    raise DhoError(f"{file} has no column identity, but {', '.join(table)[:80]}: a spreadsheet may have saved it with "
+                   "other separators; bring it back from version control")
 
 # %% ../nbs/12_records.ipynb #5f14501f
 def axes_of(
@@ -227,7 +244,9 @@ def axes_of(
     "The columns that name a run: which sweep, student, method, number of labels, seed"
     own = [a for a in frame.attrs.get("axes", []) if a in frame]
     for basic in BASIC:
-        if basic in frame and basic not in own and not (own and len(frame) and frame.groupby(own)[basic].nunique().max() <= 1): own.append(basic)
+        follows = lambda: own and len(frame) and frame.groupby(own)[basic].nunique().max() <= 1
+        if basic in frame and basic not in own and not follows():
+            own.append(basic)
     return own
 
 def label_axis(
@@ -236,7 +255,8 @@ def label_axis(
     "The axis that tells the number of labels: `labels`, or the one that decides it"
     axes = axes_of(frame)
     if "labels" in axes: return "labels"
-    decides = axes if "labels" not in frame else [a for a in axes if frame[a].nunique() > 1 and frame.groupby(a)["labels"].nunique().max() == 1]
+    decides = (axes if "labels" not in frame
+               else [a for a in axes if frame[a].nunique() > 1 and frame.groupby(a)["labels"].nunique().max() == 1])
     named = [a for a in AMOUNTS if a in decides]
     return [*named, *(decides if "labels" in frame and frame["labels"].nunique() > 1 else []), "labels"][0]
 
@@ -255,7 +275,8 @@ def once(
     if len(same) and same.duplicated(axes).any():
         pair = same[same[axes].eq(same[same.duplicated(axes)].iloc[0][axes]).all(axis=1)]
         runs = " and ".join(pair["run"].astype(str)) if "run" in pair else f"{len(pair)} rows"
-        raise DhoError(f"two runs are both {', '.join(f'{a} {v}' for a, v in pair.iloc[0][axes].items())}: {runs}; leave one of their folders out, "
+        raise DhoError(f"two runs are both {', '.join(f'{a} {v}' for a, v in pair.iloc[0][axes].items())}: {runs}; "
+                       "leave one of their folders out, "
                        "or in Python give load(…, labels=…) an axis that tells them apart")
     return frame[~twice].sort_index()
 
@@ -268,8 +289,10 @@ def uniform(
     held = [a for a in used if a in frame]
     for a in [a for a in axes if a not in used]:
         if frame.groupby(held)[a].nunique().max() > 1 if held else frame[a].nunique() > 1:
-            raise DhoError(f"{a} varies within a cell ({', '.join(map(str, frame[a].unique()[:6]))}): make it a row or a column (dho table --rows, --columns), "
-                           f"or in Python give average={a!r}, or keep one of them, frame[frame[{a!r}] == {str(frame[a].iloc[0])!r}]")
+            raise DhoError(f"{a} varies within a cell ({', '.join(map(str, frame[a].unique()[:6]))}): make it a row or "
+                           "a column (dho table --rows, --columns), "
+                           f"or in Python give average={a!r}, or keep one of them, frame[frame[{a!r}] == "
+                           f"{str(frame[a].iloc[0])!r}]")
 
 # %% ../nbs/12_records.ipynb #6d5314d0
 def _natural(label):
@@ -294,8 +317,10 @@ def _from_record(place):
     "As `_from_folders`, from a record"
     table, bits, sweeps = _read_text(place/"runs.csv"), _read_bits(place/"right.npz"), _sweeps_of(place)
     named = lambda labels: frozenset((a, v) for a, v in labels if v)
-    asked = {(n, c["identity"], named(c["labels"].items())): i for i, (n, c) in enumerate((n, c) for n, k in sweeps.items() for c in k["cells"])}
-    cell = lambda line: (line["sweep"], line["identity"], named((a, line.get(a)) for a in sweeps[line["sweep"]]["axes"]))
+    asked = {(n, c["identity"], named(c["labels"].items())): i
+             for i, (n, c) in enumerate((n, c) for n, k in sweeps.items() for c in k["cells"])}
+    cell = lambda line: (line["sweep"], line["identity"],
+                         named((a, line.get(a)) for a in sweeps[line["sweep"]]["axes"]))
     found, skipped = [], {}
     for i, line in enumerate(table.to_dict("records")):
         key = cell(line) if sweeps.get(line["sweep"], {}).get("cells") else None
@@ -310,7 +335,8 @@ def _read_bits(file):
     "Identity to packed bits"
     if not file.exists(): return {}
     try:
-        with np.load(file, allow_pickle=False) as held: return dict(zip(held["identity"].tolist(), np.split(held["right"], held["size"].cumsum()[:-1])))
+        with np.load(file, allow_pickle=False) as held:
+            return dict(zip(held["identity"].tolist(), np.split(held["right"], held["size"].cumsum()[:-1])))
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as e:
         raise DhoError(f"{file} cannot be read ({reason(e)}): bring it back from version control") from None
 
@@ -322,24 +348,29 @@ def record(
 )->Path:            # The folder
     "Keep what a sweep found, small enough to commit: runs.csv, right.npz, cells.json, and conflict.csv and surface.csv if there are any"
     folder, place, frame = Path(folder).expanduser(), Path(place).expanduser(), load_placed([place], labels)
-    if folder.exists() and not (folder/"runs.csv").exists() and any(p.name not in _BEFORE and not p.name.startswith(".tmp-") for p in folder.iterdir()):
+    strange = lambda: any(p.name not in _BEFORE and not p.name.startswith(".tmp-") for p in folder.iterdir())
+    if folder.exists() and not (folder/"runs.csv").exists() and strange():
         raise DhoError(f"{folder} is in use and holds no record: choose another folder")
     turn = load_settings().cache/"locks"/digest(str(folder.resolve()))
     turn.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(turn): _kept(folder, place, frame, labels)
     return folder
 
-_BEFORE = ("conflict.csv", "surface.csv", "right.npz", "cells.json")  # what stands in a record before runs.csv, also when its first writing broke off
+# What stands in a record before runs.csv, also when its first writing broke off
+_BEFORE = ("conflict.csv", "surface.csv", "right.npz", "cells.json")
 
 def _kept(folder, place, frame, labels):
     "Add a place's runs to a record that nobody else writes to"
-    old, bits = _read_text(folder/"runs.csv") if (folder/"runs.csv").exists() else pd.DataFrame(columns=["identity"]), _read_bits(folder/"right.npz")
+    old = _read_text(folder/"runs.csv") if (folder/"runs.csv").exists() else pd.DataFrame(columns=["identity"])
+    bits = _read_bits(folder/"right.npz")
     new = frame.drop(columns=["right", "folder"], errors="ignore").map(_text)
-    old = old[~old["identity"].isin(new["identity"])].reindex(columns=[*new, *(c for c in old if c not in new)], fill_value="")
+    columns = [*new, *(c for c in old if c not in new)]
+    old = old[~old["identity"].isin(new["identity"])].reindex(columns=columns, fill_value="")
     bits |= {i: r for i, r in zip(frame["identity"], frame["right"]) if r is not None}
     sweeps = _sweeps_of(folder) | _sweeps_in(place, frame, _sweeps_of(folder))
     both = [folder, place] if (folder/"runs.csv").exists() else [place]
-    for name, found in (("conflict", conflicts), ("surface", surfaces)): _write_curves(folder/f"{name}.csv", found(*both, labels=labels))
+    for name, found in (("conflict", conflicts), ("surface", surfaces)):
+        _write_curves(folder/f"{name}.csv", found(*both, labels=labels))
     _write_bits(folder/"right.npz", bits)
     write_json(folder/"cells.json", sweeps)
     _write_table(folder/"runs.csv", pd.concat([old, new]).fillna(""))
@@ -352,7 +383,8 @@ def _write_bits(file, bits):
     "Packed bits in the order of the identities"
     names = sorted(bits)
     with atomic_path(file) as temporary:
-        np.savez_compressed(temporary, identity=np.array(names, str), size=np.array([len(bits[n]) for n in names], np.int64),
+        np.savez_compressed(temporary, identity=np.array(names, str),
+                            size=np.array([len(bits[n]) for n in names], np.int64),
                             right=np.concatenate([np.empty(0, np.uint8), *(bits[n] for n in names)]))
 
 def _write_curves(file, table):
@@ -367,7 +399,8 @@ def _sweeps_in(place, frame, before):
     known, shared = _sweep(home), shared_settings(place)
     name = known.get("name") or (frame["sweep"].iloc[0] if len(frame) else "")
     if strangers(before.get(name, {}).get("cells", ()), known.get("cells", ())):
-        raise DhoError(f"the record has another sweep called {name} already, of other images: give the grid's file another name, or use another record")
+        raise DhoError(f"the record has another sweep called {name} already, of other images: give the grid's file "
+                       "another name, or use another record")
     held = before.get(name, {}).get("settings", shared)
     return {name: dict(name=name, axes=known.get("axes") or frame.attrs["axes"], cells=known.get("cells", []),
                        settings={k: v for k, v in shared.items() if held.get(k) == v})}
@@ -380,7 +413,8 @@ def shared_settings(
     for place in [Path(p).expanduser() for p in places]:
         if (place/"runs.csv").exists(): configs += [k["settings"] for k in _sweeps_of(place).values()]; continue
         configs += [_plain(read_json(p/"run.json")["config"]) for p, _ in _wanted(place)[0] if not _state(p)]
-    return {k: v for k, v in (configs[0] if configs else {}).items() if all(k in c and c[k] == v for c in configs) and v not in ("", [], {})}
+    return {k: v for k, v in (configs[0] if configs else {}).items() if all(k in c and c[k] == v for c in configs)
+            and v not in ("", [], {})}
 
 # %% ../nbs/12_records.ipynb #b315bbbb
 def conflicts(
@@ -403,7 +437,8 @@ def surfaces(
         return frame.drop_duplicates([a for a in axes_of(frame) if a != "seed"] or ["method"])
     found = _each(places, labels, "surface.csv", first, _surface)
     cell = [found[c].fillna("") for c in found if c not in ("identity", "seed", "α", "β", "accuracy", "nll")]
-    return found[found.groupby(cell or found.index*0)["identity"].transform("first") == found["identity"]].reset_index(drop=True)
+    return (found[found.groupby(cell or found.index*0)["identity"].transform("first") == found["identity"]]
+            .reset_index(drop=True))
 
 # %% ../nbs/12_records.ipynb #f6f5aabe
 def _surface(folder):
@@ -415,12 +450,14 @@ def _each(places, labels, file, which, read):
     "Tables of some runs one below the other, with their labels; a record's as they are"
     places, tables, known = [Path(p).expanduser() for p in places], [], set()
     for p in [p for p in places if (p/file).exists() and (p/"runs.csv").exists()]:
-        table = pd.read_csv(p/file, dtype={a: str for a in ("identity", *BASIC, *load_placed([p]).attrs["axes"])}, keep_default_na=False)
+        table = pd.read_csv(p/file, dtype={a: str for a in ("identity", *BASIC, *load_placed([p]).attrs["axes"])},
+                            keep_default_na=False)
         tables.append(table[~table["identity"].isin(known)]); known |= {*table["identity"]}
     rest = [p for p in places if not (p/"runs.csv").exists()]
     frame = load_placed(rest, labels) if rest else pd.DataFrame()
     for line in (which(frame).to_dict("records") if len(frame) else ()):
         if line["identity"] in known or not (Path(line["folder"])/"outputs.safetensors").exists(): continue
         table = read(Path(line["folder"]))
-        tables.append(pd.concat([pd.DataFrame([{k: line[k] for k in ("identity", *axes_of(frame))}]*len(table), index=table.index), table], axis=1))
+        tables.append(pd.concat([pd.DataFrame([{k: line[k] for k in ("identity", *axes_of(frame))}]*len(table),
+                                              index=table.index), table], axis=1))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["identity"])

@@ -39,7 +39,8 @@ class _Noise(Images):
     "Pictures that nobody has taken"
     def __init__(self, manifest, side): super().__init__(manifest, "."); self.side = side
     def __getitem__(self, row):
-        picture = Image.fromarray(np.random.default_rng(int(row)).integers(0, 256, (self.side, self.side, 3), dtype=np.uint8))
+        picture = Image.fromarray(np.random.default_rng(int(row))
+                                  .integers(0, 256, (self.side, self.side, 3), dtype=np.uint8))
         picture.info["whole"] = picture.size
         return picture
 
@@ -63,7 +64,8 @@ def _student(config, classes, dim):
     "The student with random weights"
     import open_clip
     name, _, tag = config.student.removeprefix("open_clip:").partition("/")
-    spec = f"open_clip:{name}/random" if config.student.startswith("open_clip:") and tag and name in open_clip.list_models() else config.student
+    spec = (f"open_clip:{name}/random"
+            if config.student.startswith("open_clip:") and tag and name in open_clip.list_models() else config.student)
     return new_student(replace(config, student=spec, student_weights=""), classes, lambda: _head(classes, dim))
 
 # %% ../nbs/11_rehearsal.ipynb #1f6bc8cd
@@ -73,8 +75,10 @@ def _streams(config, method, manifest, eyes, dim, batch):
     known = labelled_subset(manifest, config.shots, config.fraction, config.seed, by).rows
     others = train if config.include_labelled else np.setdiff1d(train, known)
     said = lambda r, v: F.normalize(torch.from_numpy(np.random.default_rng(0).normal(size=(len(r), dim))), dim=1).half()
-    return Streams(_Noise(manifest, eyes.size), known, others, eyes, None, ViewSpec(0, (config.crop, 1.), flip=config.flip), batch,
-                   (method.labelled, method.unlabelled and config.unlabelled), config.seed, 0, None, said if method.asks else None)
+    return Streams(_Noise(manifest, eyes.size), known, others, eyes, None,
+                   ViewSpec(0, (config.crop, 1.), flip=config.flip), batch,
+                   (method.labelled, method.unlabelled and config.unlabelled), config.seed, 0, None,
+                   said if method.asks else None)
 
 def _step(config, stage, manifest, student, dim):
     "The loss of one small step of a stage on noise, backwards, too"
@@ -82,8 +86,10 @@ def _step(config, stage, manifest, student, dim):
     recipe = replace(stage.recipe, epochs=1, warmup_steps=0, accumulate=1, precision="fp32")
     cost = {"cost": class_costs(head)} if "cost" in method.needs else {}
     streams = _streams(config, method, manifest, student.preprocess, dim, (2, 2))
-    pool = torch.full((len(manifest), len(manifest.classes)), 1/len(manifest.classes)) if "pool" in method.needs else None
-    trainer = Trainer(student, method, streams, recipe, stored(partial(teacher_logits, head=head, zeta=config.zeta), pool=pool), **cost)
+    pool = (torch.full((len(manifest), len(manifest.classes)),
+                       1/len(manifest.classes)) if "pool" in method.needs else None)
+    trainer = Trainer(student, method, streams, recipe,
+                      stored(partial(teacher_logits, head=head, zeta=config.zeta), pool=pool), **cost)
     trainer.train_step(streams[0])
     return trainer.sums["loss"].item()
 
@@ -94,20 +100,26 @@ def rehearse(
     "Build model, streams and objective of a run, take a step on noise, and count"
     method, manifest, (dim, side) = get_method(config.method), _imagined(config), teacher_shape(config.teacher)
     student, stages = _student(config, len(manifest.classes), dim), stages_of(config)
-    streams = _streams(config, method, manifest, student.preprocess, dim, (config.batch_labelled, config.batch_unlabelled))
+    streams = _streams(config, method, manifest, student.preprocess, dim,
+                       (config.batch_labelled, config.batch_unlabelled))
     for stage in stages: enough(streams, stage.recipe, current_team())
     losses = [_step(config, stage, manifest, student, dim) for stage in stages]
     counts = {s: len(rows(manifest, s)) for s in ("train", "val", "test")}
     learnt, size = sum(p.numel() for p in student.model.parameters() if p.requires_grad), overhead(student.model)
     views = min(config.views, config.epochs) if config.views != "live" else 0
     stored_bytes = store_bytes(config, counts, dim)
-    told = "none: it looks at every batch" if not views else f"{views} views of {counts['train']:,} images at {dim} numbers: {bytes_text(stored_bytes)}"
+    told = (f"{views} views of {counts['train']:,} images at {dim} numbers: {bytes_text(stored_bytes)}" if views
+            else "none: it looks at every batch")
     return pd.Series({
-        "method": method.about, "dataset": f"{manifest.name}, {len(manifest.classes)} classes, " + ", ".join(f"{n:,} {s}" for s, n in counts.items()),
-        "labelled images": f"{len(streams.labelled):,}", "unlabelled images": f"{len(streams.unlabelled)*streams.use[1]:,}",
-        "student": f"{config.student} at {student.preprocess.size} px", "parameters": f"{int(size['total']):,}, of which {learnt:,} learn",
-        "second head adds": f"{size['overhead_percent']} %", "teacher": f"{config.teacher} at {side} px" if method.teacher else "none",
-        "teacher's store": told if method.teacher else "none", "steps": f"{sum(s.recipe.epochs for s in stages)*streams.epoch_steps:,} ({streams.epoch_steps:,} an epoch)",
+        "method": method.about, "dataset": f"{manifest.name}, {len(manifest.classes)} classes, "
+        + ", ".join(f"{n:,} {s}" for s, n in counts.items()), "labelled images": f"{len(streams.labelled):,}",
+        "unlabelled images": f"{len(streams.unlabelled)*streams.use[1]:,}",
+        "student": f"{config.student} at {student.preprocess.size} px",
+        "parameters": f"{int(size['total']):,}, of which {learnt:,} learn",
+        "second head adds": f"{size['overhead_percent']} %",
+        "teacher": f"{config.teacher} at {side} px" if method.teacher else "none",
+        "teacher's store": told if method.teacher else "none",
+        "steps": f"{sum(s.recipe.epochs for s in stages)*streams.epoch_steps:,} ({streams.epoch_steps:,} an epoch)",
         "loss of a step on noise": ", ".join(f"{loss:.3f}" for loss in losses)})
 
 def store_bytes(
@@ -136,7 +148,8 @@ def try_student(
     "What one training image takes the student, forwards and back, on this machine"
     device, student = torch.device(device), _student(config, classes, 16)
     model, side = student.model.to(device, memory_format=torch.channels_last).train(), student.preprocess.size
-    noise, times = torch.randn(images or (8 if device.type == "cpu" and side > 64 else 64), 3, side, side, device=device), []
+    noise = torch.randn(images or (8 if device.type == "cpu" and side > 64 else 64), 3, side, side, device=device)
+    times = []
     for _ in range(3):
         began = time.perf_counter()
         sum(out.float().square().mean() for out in model(noise)).backward()
@@ -151,7 +164,8 @@ def workload(
     "The counts that a run's time and disk follow from, by arithmetic"
     m, facts = get_method(config.method), DATASETS.get(config.dataset)
     found = None if facts else manifest or open_data(config)[0]
-    counts = dict(zip(("train", "val", "test"), facts.counts)) if facts else {s: len(rows(found, s)) for s in ("train", "val", "test")}
+    counts = (dict(zip(("train", "val", "test"), facts.counts)) if facts
+              else {s: len(rows(found, s)) for s in ("train", "val", "test")})
     classes = facts.classes if facts else len(found.classes)
     given = counts["train"] if facts else len(rows(found, "train", labelled=True))
     known = min(config.shots*classes, given) if config.shots else round((config.fraction or 1)*given)
@@ -159,7 +173,8 @@ def workload(
     labelled, unlabelled = m.labelled, m.unlabelled and config.unlabelled
     steps = -(-others//config.batch_unlabelled) if others else -(-known//config.batch_labelled)
     steps *= sum(s.recipe.epochs for s in stages_of(config))
-    seen = steps*(labelled*min(config.batch_labelled, known)) + unlabelled*others*sum(s.recipe.epochs for s in stages_of(config))
+    seen = (steps*(labelled*min(config.batch_labelled, known))
+            + unlabelled*others*sum(s.recipe.epochs for s in stages_of(config)))
     scored = sum(counts.values()) if config.predict == "all" else counts["val"] + counts["test"]
     return dict(counts, classes=classes, steps=steps, seen=int(seen), scored=scored, work=seen + scored/3)
 

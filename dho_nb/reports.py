@@ -23,7 +23,8 @@ def _drawn(gain, draws, rng):
     patterns, counts = np.unique(gain, axis=1, return_counts=True)
     step = max(1, 4_000_000//len(counts))
     share = counts/counts.sum()
-    return np.concatenate([rng.multinomial(counts.sum(), share, size=min(step, draws - i)) @ patterns.T for i in range(0, draws, step)])/counts.sum()
+    return np.concatenate([rng.multinomial(counts.sum(), share, size=min(step, draws - i)) @ patterns.T
+                           for i in range(0, draws, step)])/counts.sum()
 
 def _resampled(gains, draws, seed=0):
     "Means over seeds and test sets, both drawn anew [draws]; from one [S, N] per test set"
@@ -57,13 +58,15 @@ def _bits(part, average=()):
 
 def _compared(mine, other, average=(), draws=2000):
     "Gain, low, high, seeds of one group of runs over another; None where they share no seed or lack their bits"
-    lacks = lambda part: "right" not in part or not part["tested"].all() or any(r is None or isinstance(r, float) for r in part["right"])
+    absent = lambda right: right is None or isinstance(right, float)
+    lacks = lambda part: "right" not in part or not part["tested"].all() or any(map(absent, part["right"]))
     if lacks(mine) or lacks(other): return None
     (a, of_a), (b, of_b) = _bits(mine, average), _bits(other, average)
     both = [s for s in a if s in b]
     if not both: return None
     if len({tuple(of[s]) for of in (of_a, of_b) for s in both}) > 1:
-        raise DhoError(f"{mine['run'].iloc[0]} and {other['run'].iloc[0]} were tested on different images and cannot be paired: "
+        raise DhoError(f"{mine['run'].iloc[0]} and {other['run'].iloc[0]} were tested on different images and "
+                       "cannot be paired: "
                        "compare runs of one test set (column test)")
     return *paired(a, b, draws), len(both)
 
@@ -79,13 +82,15 @@ def gains(
     average = _axes(average)
     axes, found = axes_of(frame), []
     if ours not in set(frame[rows]): raise unknown(rows, ours, frame[rows].unique())
-    rest = [a for a in axes if a not in (rows, "seed", *average) and (a in frame.attrs.get("axes", []) or frame[a].nunique() > 1)]
+    rest = [a for a in axes if a not in (rows, "seed", *average)
+            and (a in frame.attrs.get("axes", []) or frame[a].nunique() > 1)]
     frame = once(frame, axes)
     uniform(frame, axes, [rows, "seed", *average, *rest])
     for key, part in frame.groupby(rest, sort=False) if rest else [((), frame)]:
         groups = {name: _whole(p, average, frame) for name, p in part.groupby(rows, sort=False)}
         for name in [n for n in groups if n != ours and ours in groups]:
-            if of := _compared(groups[ours], groups[name], average, draws): found.append(dict(zip(rest, key), **{rows: name}, **dict(zip(_GAIN, of))))
+            if of := _compared(groups[ours], groups[name], average, draws):
+                found.append(dict(zip(rest, key), **{rows: name}, **dict(zip(_GAIN, of))))
     return pd.DataFrame(found, columns=[*rest, rows, *_GAIN])
 
 _GAIN = ("gain", "low", "high", "seeds")
@@ -117,11 +122,13 @@ def counted(
     by="method",          # What gets a row of its own
 )->pd.DataFrame:          # settings, ahead, surely ahead, surely behind, mean gain (points)
     "In how many settings is it ahead, and in how many by more than the interval?"
-    def line(part): return {"settings": len(part), "ahead": int((part["gain"] > 0).sum()), "surely ahead": int((part["low"] > 0).sum()),
+    def line(part): return {"settings": len(part), "ahead": int((part["gain"] > 0).sum()),
+                            "surely ahead": int((part["low"] > 0).sum()),
                             "surely behind": int((part["high"] < 0).sum()), "mean gain": 100*part["gain"].mean()}
     by = [by] if isinstance(by, str) else list(by)
     lines = [{**dict(zip(by, key)), **line(part)} for key, part in gains.groupby(by, sort=False)]
-    return pd.DataFrame(lines, columns=[*by, "settings", "ahead", "surely ahead", "surely behind", "mean gain"]).set_index(by)
+    return pd.DataFrame(lines,
+                        columns=[*by, "settings", "ahead", "surely ahead", "surely behind", "mean gain"]).set_index(by)
 
 # %% ../nbs/12_reports.ipynb #94984581
 def best_of(
@@ -132,7 +139,9 @@ def best_of(
 )->pd.DataFrame:             # The frame, and below it the chosen runs once more under that name
     "A method that is, in every cell that has all of some variants, the one with the best validation figure"
     axes, tried = [a for a in axes_of(frame) if a != "method"] or ["dataset"], frame[frame["method"].isin(list(among))]
-    if not by.startswith("val_"): raise DhoError(f"{by} is no figure of validation images, and test images choose nothing: choose by val_accuracy")
+    if not by.startswith("val_"):
+        raise DhoError(f"{by} is no figure of validation images, and test images choose nothing: choose by "
+                       "val_accuracy")
     for m in among:
         if m not in set(frame["method"]): raise unknown("method", m, frame["method"].unique())
     tried = once(tried, [*axes, "method"])
@@ -155,28 +164,34 @@ def everywhere(
     "Runs that look at no labels and stand at one number of them, once for every number that the others have"
     axis = axis or label_axis(frame)
     beside = [a for a in axes_of(frame) if a not in (axis, "labels", "seed", "method")]
-    free = frame["method"].isin(label_free(frame) if methods is None else list(methods)) & (frame.groupby(["method", *beside])[axis].transform("nunique") == 1)
+    free = (frame["method"].isin(label_free(frame) if methods is None else list(methods))
+            & (frame.groupby(["method", *beside])[axis].transform("nunique") == 1))
     rest = frame[~free]
-    said = rest.drop_duplicates(axis).set_index(axis)[[c for c in ("labels",) if c in frame and c != axis]].to_dict("index")
-    return _joined([rest, *(frame[free].assign(**{axis: a, **said[a]}) for a in ordered(rest[axis]))], frame) if len(rest) else frame
+    said = (rest.drop_duplicates(axis).set_index(axis)[[c for c in ("labels",) if c in frame and c != axis]]
+            .to_dict("index"))
+    return (_joined([rest, *(frame[free].assign(**{axis: a, **said[a]}) for a in ordered(rest[axis]))],
+                    frame) if len(rest) else frame)
 
 def label_free(
     frame:pd.DataFrame,  # From `load` or `expected`
 )->set:
     "What the methods are called that look at no labelled image"
     from dho_nb.objectives import METHODS
-    return set(frame["method"][frame.get("method_value", frame["method"]).isin([n for n, m in METHODS.items() if not m.labelled])])
+    return set(frame["method"][frame.get("method_value",
+                                         frame["method"]).isin([n for n, m in METHODS.items() if not m.labelled])])
 
 # %% ../nbs/12_reports.ipynb #83e06209
 class ResultTable:
     "Means over seeds with their spread, in the order of a paper; shows itself in notebooks"
     def __init__(self, cells, keys, heads, titles, digits, scale, note):
-        self.cells, self.keys, self.heads, self.titles, self.digits, self.scale, self.note = cells, keys, heads, titles, digits, scale, note
+        self.cells, self.keys, self.heads, self.titles, self.digits = cells, keys, heads, titles, digits
+        self.scale, self.note = scale, note
         self.frame, self.std, self.runs = (self._wide(lambda c: c.get(k)) for k in ("mean", "std", "runs"))
 
     def _wide(self, of):
         "A value of each cell as a frame"
-        names = lambda keys, titles: pd.MultiIndex.from_tuples(keys, names=titles) if len(titles) > 1 else pd.Index([k[0] for k in keys], name=titles[0])
+        names = lambda keys, titles: (pd.MultiIndex.from_tuples(keys, names=titles) if len(titles) > 1
+                                      else pd.Index([k[0] for k in keys], name=titles[0]))
         return pd.DataFrame([[of(self.cells.get((k, h), {})) for h in self.heads] for k in self.keys],
                             index=names(self.keys, self.titles[0]), columns=names(self.heads, self.titles[1]))
 
@@ -184,20 +199,25 @@ class ResultTable:
         "What stands in a cell, without its mark"
         if not cell: return ""
         counts = f" ({cell['runs']}/{cell['wanted']})" if cell["runs"] < cell["wanted"] else ""
-        if "gain" in cell: return f"{100*cell['gain']:+.{self.digits}f} [{100*cell['low']:+.{self.digits}f}, {100*cell['high']:+.{self.digits}f}]{counts}"
+        if "gain" in cell:
+            gain, low, high = (f"{100*cell[k]:+.{self.digits}f}" for k in ("gain", "low", "high"))
+            return f"{gain} [{low}, {high}]{counts}"
         number = lambda v: f"{self.scale*v:.{self.digits}f}"
         spread = "" if np.isnan(cell["std"]) else f" ± {number(cell['std'])}"
         return (number(cell["mean"]) + spread if cell["runs"] else "–") + counts
 
 # %% ../nbs/12_reports.ipynb #8706eb83
-_MARKS = dict(markdown=("**{}**", "*{}*"), html=("<b>{}</b>", "<i>{}</i>"), latex=(r"\textbf{{{}}}", r"\textit{{{}}}"), plain=("*{}", "={}"))
-_ODD = {"\\": r"\textbackslash{}", "%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "±": r"$\pm$", "–": "--", "−": "$-$",
-        "α": r"$\alpha$", "β": r"$\beta$", "λ": r"$\lambda$", "ζ": r"$\zeta$", "τ": r"$\tau$",
-        "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": "$<$", ">": "$>$", "|": "$|$", '"': "''"}
+_MARKS = dict(markdown=("**{}**", "*{}*"), html=("<b>{}</b>", "<i>{}</i>"), latex=(r"\textbf{{{}}}", r"\textit{{{}}}"),
+              plain=("*{}", "={}"))
+_ODD = {"\\": r"\textbackslash{}", "%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
+        "±": r"$\pm$", "–": "--", "−": "$-$", "α": r"$\alpha$", "β": r"$\beta$", "λ": r"$\lambda$", "ζ": r"$\zeta$",
+        "τ": r"$\tau$", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": "$<$", ">": "$>$",
+        "|": "$|$", '"': "''"}
 
 def _safe(text, form):
     if form == "html": return escape(text)
-    return "".join(_ODD.get(c, c) for c in text) if form == "latex" else text.replace("|", "\\|").replace("<", "&lt;") if form == "markdown" else text
+    return ("".join(_ODD.get(c, c) for c in text) if form == "latex"
+            else text.replace("|", "\\|").replace("<", "&lt;") if form == "markdown" else text)
 
 @patch
 def _dressed(self:ResultTable, cell, form):
@@ -208,12 +228,14 @@ def _dressed(self:ResultTable, cell, form):
 @patch
 def _lines(self:ResultTable, form):
     "Every row as its names and its marked cells"
-    return [([_safe(str(k), form) for k in key], [self._dressed(self.cells.get((key, h), {}), form) for h in self.heads]) for key in self.keys]
+    return [([_safe(str(k), form) for k in key],
+             [self._dressed(self.cells.get((key, h), {}), form) for h in self.heads]) for key in self.keys]
 
 @patch
 def _spans(self:ResultTable, form):
     "For every level of the columns: title, and (text, how many columns)"
-    return [(_safe(title, form), [(_safe(str(text), form), len(list(group))) for (text, _), group in groupby((h[level], h[:level]) for h in self.heads)])
+    return [(_safe(title, form), [(_safe(str(text), form), len(list(group)))
+                                  for (text, _), group in groupby((h[level], h[:level]) for h in self.heads)])
             for level, title in enumerate(self.titles[1])]
 
 # %% ../nbs/12_reports.ipynb #62e86d01
@@ -221,16 +243,20 @@ def _spans(self:ResultTable, form):
 def markdown(self:ResultTable)->str:
     "As a Markdown table"
     heads = [_safe(", ".join(filter(None, map(str, h))), "markdown") for h in self.heads]
-    lines = [[*self.titles[0], *heads], [*("---" for _ in self.titles[0]), *("---:" for _ in heads)], *([*k, *c] for k, c in self._lines("markdown"))]
+    lines = [[*self.titles[0], *heads], [*("---" for _ in self.titles[0]), *("---:" for _ in heads)],
+             *([*k, *c] for k, c in self._lines("markdown"))]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 @patch
 def latex(self:ResultTable)->str:
     "As a LaTeX table for booktabs"
-    side, lines = len(self.titles[0]), [rf"\begin{{tabular}}{{{'l'*len(self.titles[0])}{'r'*len(self.heads)}}}", r"\toprule"]
+    side = len(self.titles[0])
+    lines = [rf"\begin{{tabular}}{{{'l'*len(self.titles[0])}{'r'*len(self.heads)}}}", r"\toprule"]
     *upper, (_, last) = self._spans("latex")
-    for _, spans in upper: lines.append(" & ".join([*[""]*side, *(rf"\multicolumn{{{n}}}{{c}}{{{t}}}" for t, n in spans)]) + r" \\")
-    lines += [" & ".join([*(_safe(t, "latex") for t in self.titles[0]), *(t for t, n in last for _ in range(n))]) + r" \\", r"\midrule"]
+    for _, spans in upper:
+        lines.append(" & ".join([*[""]*side, *(rf"\multicolumn{{{n}}}{{c}}{{{t}}}" for t, n in spans)]) + r" \\")
+    lines += [" & ".join([*(_safe(t, "latex") for t in self.titles[0]), *(t for t, n in last for _ in range(n))])
+              + r" \\", r"\midrule"]
     lines += [" & ".join([*k, *c]) + r" \\" for k, c in self._lines("latex")]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
@@ -251,9 +277,12 @@ def csv(self:ResultTable,
 @patch
 def html(self:ResultTable)->str:
     "As an HTML table"
-    corner = lambda level: "".join(f"<th>{escape(t)}</th>" for t in self.titles[0]) if level == len(self.titles[1]) - 1 else "<th></th>"*len(self.titles[0])
-    heads = "".join(f"<tr>{corner(i)}{''.join(f'<th colspan={n}>{t}</th>' for t, n in spans)}</tr>" for i, (_, spans) in enumerate(self._spans("html")))
-    rows = "".join(f"<tr>{''.join(f'<th>{t}</th>' for t in k)}{''.join(f'<td>{t}</td>' for t in c)}</tr>" for k, c in self._lines("html"))
+    last = len(self.titles[1]) - 1
+    corner = lambda level: "".join(f"<th>{escape(t) if level == last else ''}</th>" for t in self.titles[0])
+    heads = "".join(f"<tr>{corner(i)}{''.join(f'<th colspan={n}>{t}</th>' for t, n in spans)}</tr>"
+                    for i, (_, spans) in enumerate(self._spans("html")))
+    rows = "".join(f"<tr>{''.join(f'<th>{t}</th>' for t in k)}{''.join(f'<td>{t}</td>' for t in c)}</tr>"
+                   for k, c in self._lines("html"))
     return f"<table><thead>{heads}</thead><tbody>{rows}</tbody></table>"
 
 @patch
@@ -273,7 +302,8 @@ def _cell(part, value, average, frame, wanted):
     whole = _whole(part.dropna(subset=value), average, frame)
     by_seed = whole.groupby("seed")[value].mean() if "seed" in whole else whole[value]
     std = float(by_seed.std(ddof=1)) if len(by_seed) > 1 else np.nan
-    return dict(mean=float(by_seed.mean()) if len(by_seed) else np.nan, std=std, runs=len(by_seed), wanted=max(wanted, len(by_seed)))
+    return dict(mean=float(by_seed.mean()) if len(by_seed) else np.nan, std=std, runs=len(by_seed),
+                wanted=max(wanted, len(by_seed)))
 
 def _marked(cells, parts, keys, head, average, draws):
     "Mark the best of a column, or those that cannot be told from it, block by block"
@@ -305,13 +335,17 @@ def results_table(
     listed = lambda v: [v] if isinstance(v, str) else list(v)
     rows, average = listed(rows), _axes(average)
     columns = [a for a in [label_axis(frame)] if a not in average] if columns is None else listed(columns)
-    values, order = value if isinstance(value, dict) else {"": value}, order if isinstance(order, dict) else {rows[-1]: order} if order else {}
+    values, order = (value if isinstance(value, dict) else {"": value},
+                     order if isinstance(order, dict) else {rows[-1]: order} if order else {})
     for c in [*rows, *columns, *average, *values.values()]:
         if c not in frame: raise unknown("column", c, frame.columns)
-    for a in {*average} & {*rows, *columns}: raise DhoError(f"{a} is averaged over, so it cannot be a row or a column as well: leave it out of one")
-    if against and {*values.values()} != {"accuracy"}: raise DhoError("against compares accuracies, for which every image's answer is kept: leave out value")
+    for a in {*average} & {*rows, *columns}:
+        raise DhoError(f"{a} is averaged over, so it cannot be a row or a column as well: leave it out of one")
+    if against and {*values.values()} != {"accuracy"}:
+        raise DhoError("against compares accuracies, for which every image's answer is kept: leave out value")
     for title, c in values.items():
-        if len(frame) and pd.to_numeric(frame[c], errors="coerce").isna().all() and frame[c].notna().any(): raise DhoError(f"column {c} holds no numbers to take means of: give it as rows or columns")
+        if len(frame) and pd.to_numeric(frame[c], errors="coerce").isna().all() and frame[c].notna().any():
+            raise DhoError(f"column {c} holds no numbers to take means of: give it as rows or columns")
     axes, used = axes_of(frame), [*rows, *columns]
     asked = _asked(expected, used, frame)
     frame = once(frame, axes)
@@ -322,9 +356,11 @@ def results_table(
 def _asked(expected, used, frame):
     "Cell to the seeds that it should have; None where nothing says so"
     if expected is None or not len(expected): return None
-    expected = expected.assign(**{c: frame[c].iloc[0] if len(frame) else "" for c in used if c not in expected and frame[c].nunique() < 2})
+    expected = expected.assign(**{c: frame[c].iloc[0] if len(frame) else ""
+                                  for c in used if c not in expected and frame[c].nunique() < 2})
     if not {*used} <= {*expected.columns}: return None
-    return {key: set(p["seed"]) if "seed" in p else {""} for key, p in expected.groupby(used, sort=False)} if used else None
+    return ({key: set(p["seed"]) if "seed" in p else {""} for key, p in expected.groupby(used, sort=False)}
+            if used else None)
 
 # %% ../nbs/12_reports.ipynb #42698cc1
 def _tabulated(frame, rows, columns, values, asked, order, against, average, teacher, draws):
@@ -339,7 +375,8 @@ def _tabulated(frame, rows, columns, values, asked, order, against, average, tea
     titled, core = list(values) != [""] or not columns, lambda h: h[len(h) - len(columns):]
     heads = [((t,) if titled else ()) + h for t in values for h in inner]
     name, there = lambda h: values[h[0] if titled else ""], lambda k, h: parts.get((k, core(h)), frame.iloc[:0])
-    cells = {(k, h): _cell(there(k, h), name(h), average, frame, wanted.get((k, core(h)), 0 if asked else count)) for k in keys for h in heads
+    cells = {(k, h): _cell(there(k, h), name(h), average, frame, wanted.get((k, core(h)), 0 if asked else count))
+             for k in keys for h in heads
              if (k, core(h)) in (wanted if asked and not len(there(k, h)) else parts if asked else {(k, core(h))})
              and not (len(there(k, h)) and there(k, h)[name(h)].isna().all())}
     for h in [h for h in heads if name(h) == "accuracy"]:
@@ -350,12 +387,14 @@ def _tabulated(frame, rows, columns, values, asked, order, against, average, tea
     if teacher: keys = _with_teacher(cells, parts, keys, heads, core, name)
     titles = rows, [""]*titled + columns
     share = all(_SHARES.fullmatch(v) for v in values.values())
-    return ResultTable(cells, keys, heads, titles, 1 if share else 3, 100 if share else 1, _note(cells, against, share, frame))
+    return ResultTable(cells, keys, heads, titles, 1 if share else 3, 100 if share else 1,
+                       _note(cells, against, share, frame))
 
 # %% ../nbs/12_reports.ipynb #6dd63dc3
 def _sorted_keys(keys, names, order):
     "Different tuples, sorted level by level as their axes are"
-    places = [{v: i for i, v in enumerate(ordered((k[level] for k in keys), order.get(n)))} for level, n in enumerate(names)]
+    places = [{v: i for i, v in enumerate(ordered((k[level] for k in keys), order.get(n)))}
+              for level, n in enumerate(names)]
     return sorted(dict.fromkeys(keys), key=lambda k: [p[v] for p, v in zip(places, k)])
 
 def _set_against(cells, parts, keys, head, against, average, draws):
@@ -387,21 +426,29 @@ def zero_shot_of(
     "What runs say of their zero-shot teacher"
     frame = frame[frame["teacher_head"] == "zero-shot"] if "teacher_head" in frame else frame
     by = frame["dataset"] + " " + frame["teacher"] if {"dataset", "teacher"} <= {*frame} else pd.Series("", frame.index)
-    return frame[f"teacher_{figure}"].set_axis(by).dropna().astype(float) if f"teacher_{figure}" in frame else pd.Series(dtype=float)
+    return (frame[f"teacher_{figure}"].set_axis(by).dropna().astype(float) if f"teacher_{figure}" in frame
+            else pd.Series(dtype=float))
 
-UNTESTED = "No test images, so nothing is known about the accuracy: keep some labels back with --test 0.2, or with a column 'split' in the CSV."
+UNTESTED = ("No test images, so nothing is known about the accuracy: keep some labels back with --test 0.2, or with a "
+            "column 'split' in the CSV.")
 
 def _note(cells, against, share, frame):
     "What the signs in a table mean"
     if not cells and "tested" in frame and not frame["tested"].any(): return UNTESTED
     seeds, marks = max((c["runs"] for c in cells.values()), default=0), {c.get("mark") for c in cells.values()}
     said, by = [], "by a paired bootstrap over seeds and test images (95 %)"
-    if against: said.append(f"Difference to {against} in percentage points, with the 95 % interval of a paired bootstrap over seeds and test images")
+    if against:
+        said.append(f"Difference to {against} in percentage points, with the 95 % interval of a paired bootstrap over "
+                    "seeds and test images")
     elif seeds > 1: said.append(f"{'In %: mean' if share else 'Mean'} ± standard deviation over {seeds} seeds")
     else: said.append(f"{'In %, o' if share else 'O'}ne seed")
     if "bold" in marks: said.append("bold: ahead" if against else f"bold: ahead of every other row {by}")
-    if "italic" in marks: said.append("italic: cannot be told apart" if against else f"italic: the best, and what cannot be told from it {by}")
-    if against and any("gain" in c and c["runs"] < 2 for c in cells.values()): said.append("one seed alone is not marked")
-    if any(c["runs"] < c["wanted"] for c in cells.values()): said.append("in brackets: runs there of runs wanted; –: none yet")
+    if "italic" in marks:
+        said.append("italic: cannot be told apart" if against
+                    else f"italic: the best, and what cannot be told from it {by}")
+    if against and any("gain" in c and c["runs"] < 2 for c in cells.values()):
+        said.append("one seed alone is not marked")
+    if any(c["runs"] < c["wanted"] for c in cells.values()):
+        said.append("in brackets: runs there of runs wanted; –: none yet")
     if "tested" in frame and (frame["tested"] == 0).any(): said.append("empty: no test images")
     return "; ".join(said) + "."

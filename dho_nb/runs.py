@@ -18,15 +18,16 @@ import dho_nb
 from .configs import PLACES, Config, identity, known_labels, labels_mark, open_data, settled
 from .diagnostics import plot_agreement
 from .heads import Judged
-from .evaluation import (HeadOutputs, agreement, answering, choose, collect, entropy_alpha, head_table, interpolate, load_outputs, per_class, plot_reliability,
+from .evaluation import (HeadOutputs, agreement, answering, choose, collect, entropy_alpha, head_table,
+                               interpolate, load_outputs, per_class, plot_reliability,
                                plot_surface, predictions, save_outputs, scores, surface)
 from .guidance import Guidance, covered
 from .manifests import fingerprint, labelled_subset, manifest_hash, manifest_names, rows
 from .maps import ImageMap, map_side
 from .objectives import Method, class_costs, get_method
 from .processes import current_team, end_with_parent
-from .settings import (DhoError, atomic_path, load_settings, pick_device, pick_precision, pick_workers, read_json, reason,
-                             write_json)
+from .settings import (DhoError, atomic_path, load_settings, pick_device, pick_precision, pick_workers,
+                             read_json, reason, write_json)
 from .students import build_student, language_init, load_student, overhead, own_texts, save_student
 from .training import CONFLICT, Recipe, Stopped, Trainer, enough, plot_history, stop_requests
 from .views import Images, Streams, plan, render, show_pairs
@@ -39,7 +40,9 @@ class Run:
         folder:str|Path="",    # Where; a name made from the configuration below the settings' `runs` if empty
         mode:str="auto",       # Progress, as in `Settings.progress`
     ):
-        if "://" in str(folder): raise DhoError(f"a run works in a folder of this machine, not in {folder}: give one, or let a sweep carry its runs there (dho sweep GRID --out URL)")
+        if "://" in str(folder):
+            raise DhoError(f"a run works in a folder of this machine, not in {folder}: give one, or let a sweep carry "
+                           "its runs there (dho sweep GRID --out URL)")
         self.config, self.settings, self.method = config, load_settings(), get_method(config.method)
         self.team = current_team()
         self.mode = "none" if not self.team.main else self.settings.progress if mode == "auto" else mode
@@ -54,15 +57,21 @@ class Run:
         self.files = "" if self.keys is None else fingerprint(self.manifest, self.keys)
         self.identity = identity(config, self.manifest, self.files)
         self.folder = Path(folder).expanduser() if folder else self._home()
-        if not self.done: self.val_rows, [enough(self.streams(s.method), s.recipe, self.team) for s in self.stages]  # before a folder is made
+        if not self.done: self._possible()
         self.lock = FileLock(self.folder/".lock", is_singleton=True)
         if self.team.main: self._claim()
         self.team.wait()
 
+    def _possible(self):
+        "Refuse, before a folder is made, what could only fail later"
+        self.val_rows
+        for stage in self.stages: enough(self.streams(stage.method), stage.recipe, self.team)
+
     @property
     def name(self)->str:
         c = self.config
-        return f"{self.manifest.name}-{c.method}-{self.subset.name.replace('%', 'pct').replace(' ', '-')}-seed{c.seed}-{self.identity[:8]}"
+        labels = self.subset.name.replace("%", "pct").replace(" ", "-")
+        return f"{self.manifest.name}-{c.method}-{labels}-seed{c.seed}-{self.identity[:8]}"
 
     @property
     def done(self)->bool:
@@ -80,12 +89,16 @@ def _claim(self:Run):
     elif self.folder.exists() and (not self.folder.is_dir() or any(map(_foreign, self.folder.iterdir()))):
         raise DhoError(f"{self.folder} is in use and holds no run of dho_nb: choose another folder")
     try: self.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise DhoError(f"the run's folder {self.folder} cannot be made ({reason(e)}): choose another with out") from None
+    except OSError as e:
+        raise DhoError(f"the run's folder {self.folder} cannot be made ({reason(e)}): choose "
+                       "another with out") from None
     if self.done and not any(map(Path.exists, self.checkpoints)): return
     try: self.lock.acquire(timeout=0)
     except Timeout:
         raise DhoError(f"another process is working in {self.folder}: wait for it, or choose another folder") from None
-    except OSError as e: raise DhoError(f"the run's folder {self.folder} cannot be written to ({reason(e)}): choose another with out") from None
+    except OSError as e:
+        raise DhoError(f"the run's folder {self.folder} cannot be written to ({reason(e)}): choose "
+                       "another with out") from None
     for left in self.folder.glob(".tmp*"):
         if "heartbeat" not in left.name: left.unlink(missing_ok=True)  # a sweep's beat belongs to the process that watches
     if self.done: return self._tidy()
@@ -95,7 +108,8 @@ def _claim(self:Run):
 def _home(self:Run)->Path:
     "The folder of its name; the same run's under an older name, where the images' folder was called otherwise"
     named, same = self.settings.runs/self.name, self.settings.runs.glob(f"*-{self.identity[:8]}/run.json")
-    return named if named.exists() else next((p.parent for p in same if read_json(p).get("identity") == self.identity), named)
+    return (named if named.exists()
+            else next((p.parent for p in same if read_json(p).get("identity") == self.identity), named))
 
 @patch
 def _sign(self:Run):
@@ -103,13 +117,15 @@ def _sign(self:Run):
     if (self.folder/"run.json").exists(): return
     write_json(self.folder/"run.json", dict(identity=self.identity, name=self.name, version=dho_nb.__version__,
                                             manifest=manifest_hash(self.manifest), files=self.files,
-                                            labels=labels_mark(self.manifest, self.subset.rows, self.keys), config=_placed(self.config)))
+                                            labels=labels_mark(self.manifest, self.subset.rows, self.keys),
+                                            config=_placed(self.config)))
 
 def _placed(config):
     "Parameters to be written down, with the places that they name as seen from anywhere"
     own = lambda v: v and v not in manifest_names() and Path(v).expanduser().exists()
     at = lambda v: str(Path(v).expanduser().absolute()) if own(v) else v
-    return {k: at(v) if k in ("dataset", "root", "labels", "embeddings", "texts") else v for k, v in asdict(config).items()}
+    return {k: at(v) if k in ("dataset", "root", "labels", "embeddings", "texts") else v
+            for k, v in asdict(config).items()}
 
 @patch(as_prop=True)
 def checkpoints(self:Run)->list[Path]:
@@ -141,7 +157,8 @@ def _same(self:Run, known):
     differs += [] if same else ["the images or labels changed"]
     version = known.get("version")
     differs += [f"dho_nb was {version}, now {dho_nb.__version__}"] if version != dho_nb.__version__ else []
-    raise DhoError(f"{self.folder} belongs to another run ({'; '.join(differs) or 'a file of weights or embeddings changed'}): "
+    raise DhoError(f"{self.folder} belongs to another run "
+                   f"({'; '.join(differs) or 'a file of weights or embeddings changed'}): "
                    "choose another folder, or delete this one")
 
 def differences(
@@ -157,14 +174,16 @@ def differences(
 def guidance(self:Run)->Guidance:
     "What the teacher says, wherever it comes from"
     if "_guidance" not in vars(self):
-        self._guidance = Guidance(self.config, self.manifest, self.root, self.keys, self.device, self.workers, self.mode)
+        self._guidance = Guidance(self.config, self.manifest, self.root, self.keys, self.device,
+                                  self.workers, self.mode)
     return self._guidance
 
 # %% ../nbs/10_runs.ipynb #87f722e2
 @patch(as_prop=True)
 def student(self:Run):
     "The student; the trained one when the run is done"
-    if "_student" not in vars(self): self._student = load_student(self.folder/"model.safetensors")[0] if self.done else self._begin()
+    if "_student" not in vars(self):
+        self._student = load_student(self.folder/"model.safetensors")[0] if self.done else self._begin()
     return self._student
 
 def new_student(
@@ -175,8 +194,8 @@ def new_student(
     "The student before its first step, but for a beginning from its own text tower"
     c, method = config, get_method(config.method)
     width = head().shape[1] if "features" in method.needs else 0
-    made = build_student(c.student, classes, method.heads, c.student_weights, c.size, c.student_args, c.seed, c.ce_head, method.kd_head or c.kd_head,
-                         width, c.zeta, c.frozen)
+    made = build_student(c.student, classes, method.heads, c.student_weights, c.size, c.student_args, c.seed, c.ce_head,
+                         method.kd_head or c.kd_head, width, c.zeta, c.frozen)
     if method.kd_head: language_init(made.model, head(), "kd")
     if method.answers == "kd": made.model.ce_head.requires_grad_(False)
     return made
@@ -187,7 +206,9 @@ def _begin(self:Run):
     c, m, method = self.config, self.manifest, self.method
     made = new_student(c, len(m.classes), lambda: self.guidance.head)
     which = "ce" if c.head_init == "text-ce" or method.kd_head else "both"
-    if c.head_init: language_init(made.model, own_texts(c.student, m.classes, m.templates, c.kd_head == "reference", self.device), which)
+    if c.head_init:
+        language_init(made.model,
+                      own_texts(c.student, m.classes, m.templates, c.kd_head == "reference", self.device), which)
     return made
 
 # %% ../nbs/10_runs.ipynb #54937232
@@ -195,7 +216,8 @@ def _begin(self:Run):
 def images(self:Run)->Images:
     "The pictures as files"
     eyes = [self.student.preprocess, self.guidance.eyes if self.guidance.live else None]
-    if "_images" not in vars(self): self._images = Images(self.manifest, self.root, at_least=2*max(e.size for e in eyes if e))
+    if "_images" not in vars(self):
+        self._images = Images(self.manifest, self.root, at_least=2*max(e.size for e in eyes if e))
     return self._images
 
 @patch(as_prop=True)
@@ -216,8 +238,9 @@ def streams(self:Run, method:Method)->Streams:
     if method.name in made: return made[method.name]
     unlabelled = train if c.include_labelled else np.setdiff1d(train, self.subset.rows)
     made[method.name] = Streams(
-        self.images, self.subset.rows, unlabelled, self.student.preprocess, g.eyes if g.live and method.asks else None, g.spec,
-        (c.batch_labelled, c.batch_unlabelled), (method.labelled, method.unlabelled and c.unlabelled), c.seed, g.cycle, self.pixels,
+        self.images, self.subset.rows, unlabelled, self.student.preprocess,
+        g.eyes if g.live and method.asks else None, g.spec, (c.batch_labelled, c.batch_unlabelled),
+        (method.labelled, method.unlabelled and c.unlabelled), c.seed, g.cycle, self.pixels,
         g.lookup if method.asks else None, (self.team.rank, self.team.world))
     return made[method.name]
 
@@ -235,10 +258,12 @@ def prepare(self:Run)->pd.Series:
     made, began = self.guidance.prepare(rows(self.manifest, "train"), np.union1d(test, val)), time.monotonic()
     if self.pixels:
         count = len(self.pixels.missing()) or not (self.pixels.rows >= 0).all()
-        self.pixels.build(self.workers if self.settings.workers >= 0 or len(self.manifest) < 2000 else min(8, os.cpu_count() or 1), self.mode)
+        self.pixels.build(self.workers if self.settings.workers >= 0 or len(self.manifest) < 2000
+                          else min(8, os.cpu_count() or 1), self.mode)
         where = " on the GPU" if self.pixels.to_device(self.device) else ""
         took = f"decoded now, in {time.monotonic() - began:.0f} s" if count else "all there already"
-        made["pixels"] = f"{len(self.manifest)} pictures at {self.pixels.side} px, {self.pixels.bytes/1e6:.0f} MB{where} ({took})"
+        size = f"{self.pixels.side} px, {self.pixels.bytes/1e6:.0f} MB"
+        made["pixels"] = f"{len(self.manifest)} pictures at {size}{where} ({took})"
     else: made["pixels"] = "decoded from files, batch by batch"
     self.made = made
     return pd.Series(made, name=self.name)
@@ -263,7 +288,8 @@ def show_views(self:Run):  # A matplotlib figure
 def _ways(self:Run)->str:
     c, g = self.config, self.guidance
     if not self.method.teacher: return "none"
-    return f"{c.teacher}, live" if g.live else f"embeddings from {Path(c.embeddings).name}" if g.own else f"{c.teacher}, {g.cycle} stored views"
+    return (f"{c.teacher}, live" if g.live else f"embeddings from {Path(c.embeddings).name}" if g.own
+            else f"{c.teacher}, {g.cycle} stored views")
 
 @patch
 def overview(self:Run)->pd.Series:
@@ -273,7 +299,8 @@ def overview(self:Run)->pd.Series:
         "method": self.method.about, "classes": len(self.manifest.classes),
         "labelled images": f"{len(self.subset)} ({self.subset.name})", "unlabelled images": len(s.unlabelled),
         "validation images": len(self.val_rows), "test images": len(rows(self.manifest, "test", True)),
-        "teacher": self._ways(), "student": f"{self.config.student}, {Path(self.config.student_weights).name or 'random'} weights",
+        "teacher": self._ways(),
+        "student": f"{self.config.student}, {Path(self.config.student_weights).name or 'random'} weights",
         "student parameters": int(size["total"]), "second head adds": f"{size['overhead_percent']} %",
         "steps": sum(stage.recipe.epochs for stage in self.stages)*s.epoch_steps,
         "device": str(self.device) + (f", {team.world} processes" if team.world > 1 else "")}, name=self.name)
@@ -285,13 +312,18 @@ def val_rows(self:Run)->np.ndarray:
     if self.config.validation == "none": return np.empty(0, np.int64)
     here = rows(self.manifest, "val", labelled=True)
     if not len(here) and self.method.lambdas:
-        raise DhoError(f"{self.method.name} chooses λ on labelled validation images, and {self.manifest.name} has none: mark some as val, or use sho with ce_weight")
+        raise DhoError(f"{self.method.name} chooses λ on labelled validation images, and {self.manifest.name} has "
+                       "none: mark some as val, or use sho with ce_weight")
     if not len(here):
-        raise DhoError(f"validation={self.config.validation!r} needs a labelled val split, and {self.manifest.name} has none: "
+        raise DhoError(f"validation={self.config.validation!r} needs a labelled val split, and "
+                       f"{self.manifest.name} has none: "
                        "use validation='none' with fixed alpha and beta")
     if self.config.validation == "full": return here
-    absent = [c for i, c in enumerate(self.manifest.classes) if i not in set(self.manifest.table["label"].to_numpy()[here])]
-    if absent: raise DhoError(f"validation='few' takes images of every class, and the val split has none of {absent}: use 'full' or 'none'")
+    absent = [c for i, c in enumerate(self.manifest.classes)
+              if i not in set(self.manifest.table["label"].to_numpy()[here])]
+    if absent:
+        raise DhoError(f"validation='few' takes images of every class, and the val split has none of {absent}: use "
+                       "'full' or 'none'")
     as_train = replace(self.manifest, table=self.manifest.table.iloc[here].assign(split="train"))
     per_class = max(1, round(len(self.subset)/len(self.manifest.classes)))
     return here[labelled_subset(as_train, shots=min(per_class, 4), seed=self.config.seed).rows]
@@ -315,8 +347,10 @@ def stages_of(
     whole = Recipe(**{f.name: told[f.name] for f in dataclasses.fields(Recipe)})
     if m.first:
         half = max(c.epochs//2, 1)
-        return [Stage(m.first, get_method(m.first), replace(whole, epochs=half)), Stage(m.name, m, replace(whole, epochs=max(c.epochs - half, 1), lr=c.lr/10))]
-    return [Stage(f"lambda={v:g}", m, replace(whole, ce_weight=v, kd_weight=1 - v)) for v in m.lambdas] or [Stage("", m, whole)]
+        return [Stage(m.first, get_method(m.first), replace(whole, epochs=half)),
+                Stage(m.name, m, replace(whole, epochs=max(c.epochs - half, 1), lr=c.lr/10))]
+    return ([Stage(f"lambda={v:g}", m, replace(whole, ce_weight=v, kd_weight=1 - v)) for v in m.lambdas]
+            or [Stage("", m, whole)])
 
 @patch(as_prop=True)
 def stages(self:Run)->list: return stages_of(self.config)
@@ -349,9 +383,11 @@ def _trainer_of(self:Run, stage)->Trainer:
     self.prepare()
     method, answer = stage.method, self.answer if stage.method.asks else None
     made = Trainer(
-        self.student, method, self.streams(method), stage.recipe, answer and self.guidance.teach(answer, self._pool(method)), self.device,
-        self.folder/f"checkpoint{stage.suffix}.safetensors", self.identity + stage.suffix, self.workers, self._check if len(self.val_rows) else None,
-        max(1, stage.recipe.epochs//20), self.team, self._sign, **self._constants(method))
+        self.student, method, self.streams(method), stage.recipe,
+        answer and self.guidance.teach(answer, self._pool(method)), self.device,
+        self.folder/f"checkpoint{stage.suffix}.safetensors", self.identity + stage.suffix, self.workers,
+        self._check if len(self.val_rows) else None, max(1, stage.recipe.epochs//20), self.team, self._sign,
+        **self._constants(method))
     made.load()
     return made
 
@@ -399,7 +435,8 @@ def _again(self:Run, stage)->Trainer:
     "The trainer of a stage that was trained before, with a student of its own"
     self._student = self._begin()
     made = self._trainer_of(stage)
-    if not made.done: raise DhoError(f"{made.checkpoint} is gone or was put back: make the Run anew, and that stage is trained again")
+    if not made.done:
+        raise DhoError(f"{made.checkpoint} is gone or was put back: make the Run anew, and that stage is trained again")
     return made
 
 @patch(as_prop=True)
@@ -412,7 +449,8 @@ def answer(self:Run):
 def _check(self:Run, model)->dict:
     "Accuracy of the heads on the validation images, for the curves only"
     table = head_table(self._collect(self.val_rows, "none", self.pixels or self.images), *self.fixed)
-    return {f"{name} accuracy": table.loc[name, "accuracy"] for name in (table.index if self.method.weighs else ["both"])}
+    return {f"{name} accuracy": table.loc[name, "accuracy"]
+            for name in (table.index if self.method.weighs else ["both"])}
 
 @patch(as_prop=True)
 def fixed(self:Run)->tuple[float, float]:
@@ -451,7 +489,8 @@ def history(self:Run)->pd.DataFrame:
 def evaluate(self:Run)->pd.DataFrame:  # As `head_table`, on the test images
     "Collect the head outputs once, let validation choose α and β, score the test images"
     stands = "done" if self.done else (self.trainer.step, self.stage)
-    if vars(self).get("_stood") != stands: self.outputs, self._stood = self._stored() if self.done else self._collected(), stands
+    if vars(self).get("_stood") != stands:
+        self.outputs, self._stood = self._stored() if self.done else self._collected(), stands
     chooser = self.part("val")
     self.surface = surface(chooser) if self.method.weighs and len(chooser) else None
     self.alpha, self.beta = choose(self.surface) if self.surface else self.fixed
@@ -483,13 +522,15 @@ def figures(self:Run)->dict:  # Name to matplotlib figure
     "The pictures of a run"
     title = f"Training: {self.method.name}, {self.subset.name}, seed {self.config.seed}"
     made, test = dict(crops=self.show_views(), curves=plot_history(self.history, title)), self.part("test")
-    shown, which = (self.part("val"), "validation images") if self.surface else (test, "test images, which chose nothing")
+    shown, which = ((self.part("val"), "validation images") if self.surface
+                    else (test, "test images, which chose nothing"))
     if self.method.weighs and len(shown):
         found, title = self.surface or surface(shown), f"Accuracy on {len(shown)} {which}"
         made["surface"] = plot_surface(found, (self.alpha, self.beta), title)
-    answers = {"CE head": test.ce.softmax(-1), "KD head": test.kd.softmax(-1)} if self.method.weighs else {}
     if len(test):
-        made["reliability"] = plot_reliability({**answers, "student": interpolate(test, self.alpha, self.beta)}, test.labels)
+        heads = {"CE head": test.ce.softmax(-1), "KD head": test.kd.softmax(-1)} if self.method.weighs else {}
+        answers = {**heads, "student": interpolate(test, self.alpha, self.beta)}
+        made["reliability"] = plot_reliability(answers, test.labels)
     if found := self._agreed(): made["agreement"] = plot_agreement(found)
     return made
 
@@ -510,14 +551,17 @@ def _by_entropy(self:Run)->float|None:
 def _by_class(self:Run)->pd.DataFrame:
     "Accuracy class by class on the test images"
     table = per_class(self.part("test"), self.manifest.classes, self.alpha, self.beta)
-    return (table if self.method.weighs else table[["images", "both"]].rename(columns={"both": "student"})).reset_index()
+    if not self.method.weighs: table = table[["images", "both"]].rename(columns={"both": "student"})
+    return table.reset_index()
 
 # %% ../nbs/10_runs.ipynb #f344706d
 @patch
 def finish(self:Run)->dict:  # What stands in `result.json`
     "Write model, outputs, predictions, figures, and last of all the result"
     if self.team.some(self.done): return self._predict_rest()
-    if not (t := self.trainer).done: raise DhoError(f"{self.name} {'broke off' if t.torn else 'stands'} at step {t.step} of {t.steps}: call train() first")
+    if not (t := self.trainer).done:
+        raise DhoError(f"{self.name} {'broke off' if t.torn else 'stands'} at step {t.step} of {t.steps}: call "
+                       "train() first")
     facts = self._facts(self.evaluate())
     if self.team.main: self._write(facts)
     self.team.wait()
@@ -526,7 +570,8 @@ def finish(self:Run)->dict:  # What stands in `result.json`
 @patch
 def _predict_rest(self:Run)->dict:
     "What a finished run was not asked to predict, and is now"
-    note, there = read_json(self.folder/"run.json"), all((self.folder/name).exists() for name in ("model.safetensors", "outputs.safetensors"))
+    note = read_json(self.folder/"run.json")
+    there = all((self.folder/name).exists() for name in ("model.safetensors", "outputs.safetensors"))
     if self.config.predict == "test" or note["config"].get("predict", "all") == "all" or not there: return self.result
     kept = self._stored()
     more = self._collect(np.setdiff1d(np.arange(len(self.manifest)), kept.rows), source=self.images)
@@ -548,8 +593,9 @@ def _write(self:Run, facts):
     "Everything into the folder, the result last"
     c, folder = self.config, self.folder
     self._sign()
-    save_student(self.student, folder/"model.safetensors", spec=c.student, args=c.student_args, classes=list(self.manifest.classes),
-                 alpha=self.alpha, beta=self.beta, method=c.method, run=self.name, version=dho_nb.__version__)
+    save_student(self.student, folder/"model.safetensors", spec=c.student, args=c.student_args,
+                 classes=list(self.manifest.classes), alpha=self.alpha, beta=self.beta, method=c.method, run=self.name,
+                 version=dho_nb.__version__)
     self._write_outputs(self.alpha, self.beta)
     _write_csv(self.history, folder/"history.csv")
     if len(self.part("test")): _write_csv(self._by_class(), folder/"per_class.csv")
@@ -579,12 +625,15 @@ def _facts(self:Run, table)->dict:
         dataset=self.manifest.name, method=c.method, labels=self.subset.name, seed=c.seed,
         accuracy=number(main, "accuracy"), class_accuracy=number(main, "class_accuracy"), top5=number(main, "top5"),
         nll=number(main, "nll"), ece=number(main, "ece"), ce_accuracy=number("CE head", "accuracy"),
-        kd_accuracy=number("KD head", "accuracy"), entropy_accuracy=self._by_entropy(), agreement=self._agreed(), **self._zero_shot(),
-        alpha=self.alpha, beta=self.beta, validation=c.validation, labelled=len(self.subset), unlabelled=len(self.trainer.streams.unlabelled),
-        validated=len(self.val_rows), tested=len(rows(self.manifest, "test", True)), teacher=c.embeddings or c.teacher, teacher_head=c.teacher_head,
-        **(dict(pool_head=self.judged.chosen) if "pool" in self.method.needs else {}), teacher_looked=self.guidance.looked, views=c.views, student=c.student,
-        ce_weight=self.trainer.recipe.ce_weight, parameters=int(overhead(self.student.model)["total"]), seconds=round(self.spent + self.trainer.seconds, 1),
-        steps=sum(s.recipe.epochs for s in self.stages)*self.trainer.streams.epoch_steps, identity=self.identity, machine=self._machine())
+        kd_accuracy=number("KD head", "accuracy"), entropy_accuracy=self._by_entropy(), agreement=self._agreed(),
+        **self._zero_shot(), alpha=self.alpha, beta=self.beta, validation=c.validation, labelled=len(self.subset),
+        unlabelled=len(self.trainer.streams.unlabelled), validated=len(self.val_rows),
+        tested=len(rows(self.manifest, "test", True)), teacher=c.embeddings or c.teacher, teacher_head=c.teacher_head,
+        **(dict(pool_head=self.judged.chosen) if "pool" in self.method.needs else {}),
+        teacher_looked=self.guidance.looked, views=c.views, student=c.student, ce_weight=self.trainer.recipe.ce_weight,
+        parameters=int(overhead(self.student.model)["total"]), seconds=round(self.spent + self.trainer.seconds, 1),
+        steps=sum(s.recipe.epochs for s in self.stages)*self.trainer.streams.epoch_steps, identity=self.identity,
+        machine=self._machine())
 
 # %% ../nbs/10_runs.ipynb #56904dcf
 @patch
@@ -592,7 +641,8 @@ def _zero_shot(self:Run)->dict:
     "The teacher's own figures on the test images"
     test = rows(self.manifest, "test", labelled=True)
     wanted = ("accuracy", "top5", "nll", "ece")
-    if not self.method.teacher or not len(test) or len(self.guidance.uncovered(test)): return {f"teacher_{k}": None for k in wanted}
+    if not self.method.teacher or not len(test) or len(self.guidance.uncovered(test)):
+        return {f"teacher_{k}": None for k in wanted}
     said, labels = self.answer(self.guidance.centred(test)), self.manifest.table["label"].to_numpy()[test]
     found = scores(said.softmax(-1).cpu(), torch.tensor(labels))
     return {f"teacher_{k}": found.get(k) for k in wanted}
@@ -600,9 +650,11 @@ def _zero_shot(self:Run)->dict:
 @patch
 def _machine(self:Run)->dict:
     "What it ran on"
-    name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.processor() or platform.machine()
-    return dict(device=name, processes=self.team.world, precision=self.trainer.precision, threads=torch.get_num_threads(),
-                python=platform.python_version(), torch=torch.__version__, dho_nb=dho_nb.__version__)
+    name = (torch.cuda.get_device_name(self.device) if self.device.type == "cuda"
+            else platform.processor() or platform.machine())
+    return dict(device=name, processes=self.team.world, precision=self.trainer.precision,
+                threads=torch.get_num_threads(), python=platform.python_version(), torch=torch.__version__,
+                dho_nb=dho_nb.__version__)
 
 # %% ../nbs/10_runs.ipynb #757f9dba
 def distill(
@@ -626,15 +678,19 @@ def launch(
 ):
     "Train in several processes on this machine; what they say is printed, an interrupt stops them with a checkpoint"
     here = torch.cuda.device_count() if torch.cuda.is_available() and load_settings().device != "cpu" else processes
-    if not 1 < processes <= here: raise DhoError(f"processes={processes}: there are {here} GPUs here, and each process needs one of its own")
+    if not 1 < processes <= here:
+        raise DhoError(f"processes={processes}: there are {here} GPUs here, and each process needs one of its own")
     with tempfile.TemporaryDirectory() as place:
         write_json(Path(place)/"config.json", asdict(config))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "dho_nb.cli",
-                   "distill", "--config", f"{place}/config.json", *(["--out", str(folder)] if folder else [])]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=end_with_parent)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
+                   "-m", "dho_nb.cli", "distill", "--config", f"{place}/config.json",
+                   *(["--out", str(folder)] if folder else [])]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                 start_new_session=True, preexec_fn=end_with_parent)
         with stop_requests(lambda number: child.send_signal(signal.SIGTERM)) as asked:
             said = [print(line, end="", flush=True) or line for line in child.stdout]
             code = child.wait()
     why = next((line[5:].strip() for line in said if line.startswith("dho: ")), f"exit code {code}")
     if asked: raise Stopped(f"stopped: {why}")
-    if code: raise DhoError(f"the {processes} processes ended early ({why}); the same call goes on from the last checkpoint")
+    if code:
+        raise DhoError(f"the {processes} processes ended early ({why}); the same call goes on from the last checkpoint")

@@ -59,7 +59,8 @@ class ZeroShotHead(CosineHead):
 
     def scores(self, unit):
         if not self.training and not torch.compiler.is_compiling() and not self.weight.any():
-            raise DhoError("the zero-shot head has no class embeddings yet: put them in with language_init(model, embeddings)")
+            raise DhoError("the zero-shot head has no class embeddings yet: put them in with "
+                           "language_init(model, embeddings)")
         return super().scores(unit)
 
 # %% ../nbs/05_students.ipynb #b056b156
@@ -70,7 +71,8 @@ class MlpHead(nn.Sequential):
         classes:int,       # Number of classes
         dropout:float=0.1, # Share of hidden units left out in training
     ):
-        super().__init__(nn.Linear(dim, dim), nn.LayerNorm(dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, classes))
+        super().__init__(nn.Linear(dim, dim), nn.LayerNorm(dim), nn.GELU(), nn.Dropout(dropout),
+                         nn.Linear(dim, classes))
         self.out_features = classes
 
 # %% ../nbs/05_students.ipynb #be366a91
@@ -119,11 +121,15 @@ def train(self:DualHead, mode:bool=True)->DualHead:
     return self
 
 @patch
-def encode(self:DualHead, images:torch.Tensor)->torch.Tensor:
-    "Images to features [N, dim]"
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not self.options["frozen"]): features = self.backbone(images)
+def encode(self:DualHead,
+    images:torch.Tensor,  # [N, 3, S, S] float32, normalised
+)->torch.Tensor:          # [N, dim]
+    "Images to features"
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not self.options["frozen"]):
+        features = self.backbone(images)
     if isinstance(features, torch.Tensor): return features.flatten(1)
-    raise DhoError(f"the backbone returned {type(features).__name__}, not features [N, dim]: switch its auxiliary outputs off")
+    raise DhoError(f"the backbone returned {type(features).__name__}, not features [N, dim]: switch its "
+                   "auxiliary outputs off")
 
 # %% ../nbs/05_students.ipynb #bc9afd2b
 @patch
@@ -148,7 +154,8 @@ def tiny_cnn(
     "Four 3 x 3 convolutions with batch norm, the last three with stride 2, and a global average"
     layers, before = [], 3
     for i, width in enumerate(widths):
-        layers += [nn.Conv2d(before, width, 3, stride=1 + (i > 0), padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        layers += [nn.Conv2d(before, width, 3, stride=1 + (i > 0), padding=1, bias=False),
+                   nn.BatchNorm2d(width), nn.ReLU()]
         before = width
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
@@ -193,11 +200,13 @@ def _torchvision(name, weights, size, args):
     best, eyes = torchvision.models.get_model_weights(name).DEFAULT, Preprocess(224, interpolation="bilinear")
     if weights:
         made_for = best.transforms()
-        eyes = Preprocess(made_for.crop_size[0], tuple(made_for.mean), tuple(made_for.std), made_for.interpolation.value)
+        eyes = Preprocess(made_for.crop_size[0], tuple(made_for.mean), tuple(made_for.std),
+                          made_for.interpolation.value)
     if shifts and not pretrained: args = dict(aux_logits=False, init_weights=False, **args)
     if name.startswith("vit_") and not pretrained: args = dict(image_size=size or eyes.size, **args)
     module = torchvision.models.get_model(name, weights=best if pretrained else None, **args)
-    if shifts and (weights or module.transform_input): module.transform_input, eyes = False, replace(eyes, mean=(.5,)*3, std=(.5,)*3)
+    if shifts and (weights or module.transform_input):
+        module.transform_input, eyes = False, replace(eyes, mean=(.5,)*3, std=(.5,)*3)
     if getattr(module, "aux_logits", False): module.aux_logits, module.AuxLogits = False, None
     last = [n for n, m in module.named_modules() if isinstance(m, nn.Linear)][-1]
     parent, _, leaf = last.rpartition(".")
@@ -210,7 +219,8 @@ def _open_clip(name, weights, size, args):
     import open_clip
     spec = f"{name}/random" if name in open_clip.list_models() and weights != "pretrained" else name
     try: teacher = load_teacher(spec, seed=torch.initial_seed(), size=size, **args)
-    except DhoError as e: raise DhoError(f"{e}{f'; or size={size} is none that it can be given: leave it at 0' if size else ''}") from e
+    except DhoError as e:
+        raise DhoError(f"{e}{f'; or size={size} is none that it can be given: leave it at 0' if size else ''}") from e
     return teacher.model.visual.requires_grad_(True), teacher.preprocess
 
 def _own(spec, weights, size, args):
@@ -234,12 +244,15 @@ def build_backbone(
     "A feature extractor by name, or one's own"
     args, pretrained = args or {}, weights == "pretrained"
     try:
-        if isinstance(spec, nn.Module): module, preprocess = spec, getattr(spec, "preprocess", None) or Preprocess(size or 224)
+        if isinstance(spec, nn.Module):
+            module, preprocess = spec, getattr(spec, "preprocess", None) or Preprocess(size or 224)
         elif spec == "tiny" and pretrained:
             raise DhoError("student 'tiny' has no pretrained weights: give student_weights='' or a file")
         elif spec == "tiny": module, preprocess = tiny_cnn(**args), Preprocess(size or 32, (0.5,)*3, (0.5,)*3)
-        else: module, preprocess = _finder(spec)(re.sub("^(timm|torchvision|open_clip):", "", spec), weights, size, args)
-        if not isinstance(module, nn.Module): raise DhoError(f"student {spec!r} made a {type(module).__name__}, not a torch.nn.Module")
+        else:
+            module, preprocess = _finder(spec)(re.sub("^(timm|torchvision|open_clip):", "", spec), weights, size, args)
+        if not isinstance(module, nn.Module):
+            raise DhoError(f"student {spec!r} made a {type(module).__name__}, not a torch.nn.Module")
         if size and whole: _sees_all(spec, module, size)
         if weights and not pretrained: load_weights(module, weights)
         return Backbone(module, feature_dim(module, preprocess.size), preprocess)
@@ -247,17 +260,20 @@ def build_backbone(
     except Exception as e:
         way = "without internet here, download its weights elsewhere and give the file as student_weights"
         hint = way if pretrained else f"size was {size or 'its own'}, arguments were {args}"
-        raise DhoError(f"student {spec if isinstance(spec, str) else type(spec).__name__!r} cannot be built ({reason(e, 300)}); {hint}") from None
+        raise DhoError(f"student {spec if isinstance(spec, str) else type(spec).__name__!r} cannot be built "
+                       f"({reason(e, 300)}); {hint}") from None
 
 def _sees_all(spec, module, size):
     "Refuse a side that is no multiple of a ViT's patch: what is left over would be cut off unseen"
     from open_clip.transformer import VisionTransformer
     from timm.layers import PatchEmbed
     own = [getattr(m, "pretrained_cfg", None) or {} for m in module.modules()]
-    patches = [m.patch_size[-1] for m in module.modules() if isinstance(m, (PatchEmbed, VisionTransformer)) and not getattr(m, "dynamic_img_pad", False)]
+    patches = [m.patch_size[-1] for m in module.modules() if isinstance(m, (PatchEmbed, VisionTransformer))
+               and not getattr(m, "dynamic_img_pad", False)]
     for side in patches:
         if size % side and size not in [s for known in own for s in known.get("input_size") or ()]:
-            raise DhoError(f"student {spec if isinstance(spec, str) else type(spec).__name__} looks at patches of {side} pixels and would not see the last "
+            raise DhoError(f"student {spec if isinstance(spec, str) else type(spec).__name__} looks at patches of "
+                           f"{side} pixels and would not see the last "
                            f"{size % side} columns and rows of size={size}: give size={side*max(1, round(size/side))}")
 
 def _finder(spec):
@@ -278,7 +294,8 @@ def read_weights(
     try:
         if file.suffix == ".safetensors": return load_file(file)
         if file.suffix == ".npz":
-            with np.load(file, allow_pickle=False) as arrays: return {k: torch.from_numpy(arrays[k]) for k in arrays.files}
+            with np.load(file, allow_pickle=False) as arrays:
+                return {k: torch.from_numpy(arrays[k]) for k in arrays.files}
         if file.suffix not in (".pt", ".pth", ".bin", ".ckpt"):
             raise DhoError(f"weights {file}: expected .safetensors, .npz, .pt or .pth")
         found = torch.load(file, map_location="cpu", weights_only=True)
@@ -287,10 +304,15 @@ def read_weights(
     except DhoError: raise
     except Exception as e:
         raise DhoError(f"weights {file} cannot be read ({reason(e)})") from None
-    if not isinstance(found, dict): raise DhoError(f"weights {file} hold a {type(found).__name__}, not a dictionary of tensors")
-    for key in ("state_dict", "model", "model_state_dict"): found = found[key] if isinstance(found.get(key), dict) else found
-    tensors, inside = {k: v for k, v in found.items() if isinstance(v, torch.Tensor)}, [k for k, v in found.items() if isinstance(v, dict)]
-    if inside and not tensors: raise DhoError(f"weights {file} hold several things ({', '.join(map(str, inside))}): save the one that is meant, torch.save(torch.load(FILE)[{inside[-1]!r}], NEW_FILE)")
+    if not isinstance(found, dict):
+        raise DhoError(f"weights {file} hold a {type(found).__name__}, not a dictionary of tensors")
+    for key in ("state_dict", "model", "model_state_dict"):
+        found = found[key] if isinstance(found.get(key), dict) else found
+    tensors = {k: v for k, v in found.items() if isinstance(v, torch.Tensor)}
+    inside = [k for k, v in found.items() if isinstance(v, dict)]
+    if inside and not tensors:
+        raise DhoError(f"weights {file} hold several things ({', '.join(map(str, inside))}): save the one that is "
+                       f"meant, torch.save(torch.load(FILE)[{inside[-1]!r}], NEW_FILE)")
     return tensors
 
 # %% ../nbs/05_students.ipynb #a5419110
@@ -314,17 +336,21 @@ def load_weights(
     kind = lambda names: [k.rpartition(".")[2] for k in names]
     strange = wanted.keys().isdisjoint(found)
     if strange and Path(file).suffix == ".safetensors":
-        raise DhoError(f"weights {file} name their tensors otherwise ({', '.join([*found][:2])} …) than the student ({', '.join([*wanted][:2])} …), and a .safetensors file "
-                       "keeps no order to take them in: rename them, or save them as .npz in the order of the model that they come from")
+        raise DhoError(f"weights {file} name their tensors otherwise ({', '.join([*found][:2])} …) than the student "
+                       f"({', '.join([*wanted][:2])} …), and a .safetensors file "
+                       "keeps no order to take them in: rename them, or save them as .npz in the order of the model "
+                       "that they come from")
     shapes = lambda tensors: [v.shape for v in tensors]
     if strange and shapes([*found.values()][len(wanted):2*len(wanted)]) == shapes(wanted.values()):
-        raise DhoError(f"weights {file} hold two such models ({', '.join([*found][::len(wanted)][:2])} …): save the tensors of the one that is meant")
+        raise DhoError(f"weights {file} hold two such models ({', '.join([*found][::len(wanted)][:2])} …): save the "
+                       "tensors of the one that is meant")
     if strange and kind(found)[:len(wanted)] == kind(wanted): found = dict(zip(wanted, found.values()))
     lacking = [k for k in wanted if k not in found]
     unlike = [f"{k} is {tuple(found[k].shape)}, not {tuple(v.shape)}" for k, v in wanted.items()
               if k in found and found[k].shape != v.shape]
     if lacking or unlike:
-        raise DhoError(f"weights {file} are for another architecture: {len(lacking)} tensors missing, e.g. {lacking[:2]}; "
+        raise DhoError(f"weights {file} are for another architecture: {len(lacking)} tensors missing, e.g. "
+                       f"{lacking[:2]}; "
                        f"{len(unlike)} of another shape, e.g. {unlike[:2]}")
     module.load_state_dict({k: found[k].to(v.dtype) for k, v in wanted.items()}, strict=False)
     return module
@@ -367,7 +393,8 @@ def own_texts(
 )->torch.Tensor:           # [C, D] float32
     "Class embeddings from the text tower that belongs to a student's image tower"
     if not spec.startswith("open_clip:"):
-        raise DhoError(f"student {spec!r} has no text tower: use open_clip:NAME/TAG, or give language_init a teacher's class embeddings")
+        raise DhoError(f"student {spec!r} has no text tower: use open_clip:NAME/TAG, or give language_init a teacher's "
+                       "class embeddings")
     return zero_shot_head(load_teacher(spec.removeprefix("open_clip:"), device), classes, templates, unit=not reference)
 
 # %% ../nbs/05_students.ipynb #91f01b9f
@@ -386,10 +413,12 @@ def language_init(
 def _begin(head, name, texts):
     "Put class embeddings into one head"
     weight = getattr(head, "weight", None)
-    if weight is None: raise DhoError(f"the {name} head has no weight row per class to begin from text: use linear or cosine for it")
+    if weight is None:
+        raise DhoError(f"the {name} head has no weight row per class to begin from text: use linear or cosine for it")
     if weight.shape != texts.shape:
         raise DhoError(f"class embeddings of {len(texts)} classes by {texts.shape[1]} do not fit the {name} head, "
-                       f"which has {len(weight)} classes by {weight.shape[1]}: take those of a text tower of that width")
+                       f"which has {len(weight)} classes by {weight.shape[1]}: take those of a text tower "
+                       "of that width")
     weight.copy_(texts)
     if head.bias is not None: head.bias.zero_()
 
@@ -434,7 +463,8 @@ def load_student(
     file = Path(file).expanduser()
     try:
         with safe_open(file, "pt") as f: facts = json.loads((f.metadata() or {})["dho_nb"])
-    except (OSError, SafetensorError, KeyError) as e: raise DhoError(f"{file} is no model of dho_nb ({reason(e)})") from None
+    except (OSError, SafetensorError, KeyError) as e:
+        raise DhoError(f"{file} is no model of dho_nb ({reason(e)})") from None
     if backbone is None and not facts.get("spec"):
         raise DhoError(f"{file} was trained with a module of your own: pass it as backbone=")
     eyes = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["preprocess"].items()}
@@ -442,7 +472,10 @@ def load_student(
     options = {k: facts[k] for k in ("ce_head", "kd_head", "project", "zeta", "frozen") if k in facts}
     tensors = load_file(file)
     last = max(k for k in tensors if k.startswith("ce_head.") and k.endswith("weight"))  # a row per class
-    made = build_student(spec, len(tensors[last]), facts["heads"], size=eyes["size"], args=facts.get("args"), whole=False, **options)
+    made = build_student(spec, len(tensors[last]), facts["heads"], size=eyes["size"], args=facts.get("args"),
+                         whole=False, **options)
     try: made.model.load_state_dict(tensors)
-    except RuntimeError as e: raise DhoError(f"{file} holds another network than {'this backbone' if backbone is not None else spec}: {' '.join(str(e).split())[:300]}") from None
+    except RuntimeError as e:
+        raise DhoError(f"{file} holds another network than {'this backbone' if backbone is not None else spec}: "
+                       f"{' '.join(str(e).split())[:300]}") from None
     return Student(made.model.eval(), Preprocess(**eyes)), facts

@@ -61,7 +61,8 @@ def _opened(config, opened):
     from dho_nb.manifests import fingerprint, manifest_hash
     from dho_nb.objectives import get_method
     own = config.embeddings if get_method(config.method).teacher else ""
-    key = (config.dataset, config.root, config.labels, config.skip_broken, config.test, own, *config.classes, "", *config.templates)
+    key = (config.dataset, config.root, config.labels, config.skip_broken, config.test, own, *config.classes, "",
+           *config.templates)
     if key not in opened:
         manifest, root, bad, keys = open_data(config)
         if own: manifest, _, keys = covered(Guidance(config, manifest, root, keys, mode="none"), bad)
@@ -117,7 +118,8 @@ def is_url(
 def _far(url):
     import fsspec
     try: return fsspec.core.url_to_fs(str(url))
-    except (ImportError, ValueError) as e: raise DhoError(f"{url} cannot be reached ({e}): install what fsspec asks for, or give a folder") from None
+    except (ImportError, ValueError) as e:
+        raise DhoError(f"{url} cannot be reached ({e}): install what fsspec asks for, or give a folder") from None
 
 def pull(
     url:str,          # A run's or a sweep's folder, far away
@@ -130,7 +132,8 @@ def pull(
     for name, facts in sorted(found.items(), key=lambda f: f[0].endswith(_MARKS)):
         file = local/name[len(root):].lstrip("/")
         if file.name.startswith(tuple(skip)): continue
-        settled = file.exists() and file.stat().st_size == facts["size"] and file.suffix != ".json" and not file.name.startswith("checkpoint")
+        settled = (file.exists() and file.stat().st_size == facts["size"] and file.suffix != ".json"
+                   and not file.name.startswith("checkpoint"))
         if settled or _brought(fs, name, file): same[file] = _stamp(file)
     return same
 
@@ -157,7 +160,9 @@ def push(
 ):
     "Carry what is new, a result last"
     fs, root = _far(url)
-    files = [local/".heartbeat.json"] if not whole else [p for p in sorted(local.rglob("*"), key=lambda p: p.name in _MARKS) if p.is_file() and (p.name[0] != "." or p.name == ".heartbeat.json") and ".papermill" not in p.parts]
+    files = ([local/".heartbeat.json"] if not whole
+             else [p for p in sorted(local.rglob("*"), key=lambda p: p.name in _MARKS) if p.is_file()
+                   and (p.name[0] != "." or p.name == ".heartbeat.json") and ".papermill" not in p.parts])
     for file in files:
         try: stamp = _stamp(file)
         except FileNotFoundError: continue
@@ -239,7 +244,8 @@ def run_one(
     if is_url(folder):
         with mirrored(folder) as here: return run_one(config, here, slot, keep_model, notebook, identity)
     folder = Path(folder).expanduser().resolve()
-    if (host := state_of(folder).get("host", socket.gethostname())) != socket.gethostname(): raise Busy(f"{host} is working on {folder.name}: wait for it")
+    if (host := state_of(folder).get("host", socket.gethostname())) != socket.gethostname():
+        raise Busy(f"{host} is working on {folder.name}: wait for it")
     _same(folder, config, identity)
     if not ((folder/"result.json").exists() and (folder/"notebook.ipynb").exists()):
         needs("sweep", *NOTEBOOKS)
@@ -247,9 +253,11 @@ def run_one(
         try:
             with FileLock(folder/".papermill.lock", timeout=0), FileLock(folder/".lock", timeout=0): pass
             with FileLock(folder/".papermill.lock", timeout=0): _execute(config, folder, slot, notebook)
-        except Timeout: raise Busy(f"another process is working in {folder}: wait for it, or choose another folder") from None
+        except Timeout:
+            raise Busy(f"another process is working in {folder}: wait for it, or choose another folder") from None
         _same(folder, config, identity)
-    for over in (".heartbeat.json", *([] if keep_model else ["model.safetensors"])): (folder/over).unlink(missing_ok=True)
+    for over in (".heartbeat.json", *([] if keep_model else ["model.safetensors"])):
+        (folder/over).unlink(missing_ok=True)
     return read_json(folder/"result.json")
 
 def _same(folder, config, identity):
@@ -258,10 +266,12 @@ def _same(folder, config, identity):
     found = _said(folder/"run.json")
     if not found or found["identity"] == identity: return
     if differs := differences(found["config"], config):
-        raise DhoError(f"{folder} belongs to another run ({'; '.join(differs)}): choose another folder, or delete this one")
+        raise DhoError(f"{folder} belongs to another run ({'; '.join(differs)}): choose another folder, or "
+                       "delete this one")
     if not identity: return
     if (folder/"result.json").exists(): os.replace(folder/"result.json", folder/f"result-{found['identity'][:8]}.json")
-    raise DhoError(f"{folder.name} is the run {found['identity'][:8]} now: the images, labels or weights of {config.dataset} were changed while the sweep "
+    raise DhoError(f"{folder.name} is the run {found['identity'][:8]} now: the images, labels or weights of "
+                   f"{config.dataset} were changed while the sweep "
                    "was at work. Bring them back and delete that folder, or begin another sweep with them as they are")
 
 # %% ../nbs/11_sweeps.ipynb #9730d2ad
@@ -269,10 +279,11 @@ def _execute(config, folder, slot, notebook):
     "Papermill in a process of its own; the notebook takes its place when it is whole"
     import yaml  # papermill's own; as JSON, 1e-05 would be a text to it
     asked, made = folder/".papermill"/"parameters.yaml", folder/".papermill"/"notebook.ipynb"
-    asked.write_text(yaml.safe_dump(json.loads(json.dumps(dict(asdict(config), out=str(folder)))), allow_unicode=True), encoding="utf-8")
+    asked.write_text(yaml.safe_dump(json.loads(json.dumps(dict(asdict(config), out=str(folder)))), allow_unicode=True),
+                     encoding="utf-8")
     literal = lambda path: str(path).replace("{", "{{").replace("}", "}}")
-    command = ["-m", "papermill", literal(notebook or shipped("experiments")/"distill.ipynb"), literal(made), "-f", str(asked), "-k", "python3",
-               "--no-progress-bar", "--log-output", "--cwd", os.getcwd()]
+    command = ["-m", "papermill", literal(notebook or shipped("experiments")/"distill.ipynb"), literal(made), "-f",
+               str(asked), "-k", "python3", "--no-progress-bar", "--log-output", "--cwd", os.getcwd()]
     code, said = supervised(command, folder, slot)
     if code: raise _failure(code, said, made, folder)
     os.replace(made, folder/"notebook.ipynb")
@@ -289,14 +300,16 @@ def supervised(
     if slot.threads: env.update(DHO_THREADS=str(slot.threads), OMP_NUM_THREADS=str(slot.threads))
     if slot.gpu: env["CUDA_VISIBLE_DEVICES"] = slot.gpu
     with open(folder/"log.txt", "ab") as log:
-        log.write(f"── {time.strftime('%Y-%m-%d %H:%M:%S')} on {socket.gethostname()}{', GPU ' + slot.gpu if slot.gpu else ''}\n".encode())
+        log.write(f"── {time.strftime('%Y-%m-%d %H:%M:%S')} on "
+                  f"{socket.gethostname()}{', GPU ' + slot.gpu if slot.gpu else ''}\n".encode())
         began = log.tell()
     process = slot.start(command, env, folder/"log.txt")
     try: ended = _watch(process, folder, slot.stop)
     except BaseException: _end(process); raise
     finally: (folder/".heartbeat.json").unlink(missing_ok=True)
     if ended: raise Ended(f"{folder.name} was stopped; the same command goes on from where it was")
-    with open(folder/"log.txt", "rb") as log: log.seek(began); return process.returncode, log.read().decode(errors="replace")
+    with open(folder/"log.txt", "rb") as log:
+        log.seek(began); return process.returncode, log.read().decode(errors="replace")
 
 # %% ../nbs/11_sweeps.ipynb #2dda688d
 def _watch(process, folder, stop):
@@ -335,8 +348,10 @@ def _failure(code, said, made, folder):
     words, kept = reason_of(said, code), ""
     counted = _said(folder/"failed.json").get("attempts", 0) + (not disk_is_full(folder, words))
     try:
-        if made.exists(): os.replace(made, folder/"failed.ipynb"); kept = f"\nit is kept with its traceback: {folder/'failed.ipynb'}"
-        write_json(folder/"failed.json", dict(attempts=counted, reason=words, host=socket.gethostname(), when=time.strftime("%Y-%m-%d %H:%M:%S")))
+        if made.exists():
+            os.replace(made, folder/"failed.ipynb"); kept = f"\nit is kept with its traceback: {folder/'failed.ipynb'}"
+        write_json(folder/"failed.json", dict(attempts=counted, reason=words, host=socket.gethostname(),
+                                              when=time.strftime("%Y-%m-%d %H:%M:%S")))
     except OSError: pass
     return Failed(f"the notebook of {folder.name} failed: {words}{kept}")
 
@@ -349,7 +364,8 @@ def disk_is_full(
     words:str="",     # What an error says
 )->bool:
     "Is a full disk the reason?"
-    return bool(re.search("No space left|[Qq]uota exceeded|(Errno|os error) (28|122)\\b", words)) or shutil.disk_usage(_there(Path(folder))).free < 2**21
+    return (bool(re.search("No space left|[Qq]uota exceeded|(Errno|os error) (28|122)\\b", words))
+            or shutil.disk_usage(_there(Path(folder))).free < 2**21)
 
 def reason_of(
     said:str,   # The log of an attempt
@@ -359,8 +375,10 @@ def reason_of(
     if "DeadKernelError" in said: return "the kernel was killed, most likely for want of memory"
     if code < 0: return f"the process was ended by signal {-code} ({signal.Signals(-code).name})"
     lines = [line.strip() for line in said.strip().splitlines() if line.strip()]
-    named = [i for i, line in enumerate(lines) if line.split(":")[0].split(".")[-1].endswith(("Error", "Exception", "Interrupt", "Stopped")) and ":" in line]
-    return " ".join(lines[named[-1]:][:6])[:600] if named else " ".join(lines[-2:])[:600] or f"exit code {code}, and no output"
+    ends = ("Error", "Exception", "Interrupt", "Stopped")
+    named = [i for i, line in enumerate(lines) if ":" in line and line.split(":")[0].split(".")[-1].endswith(ends)]
+    return (" ".join(lines[named[-1]:][:6])[:600] if named
+            else " ".join(lines[-2:])[:600] or f"exit code {code}, and no output")
 
 # %% ../nbs/11_sweeps.ipynb #cbc47944
 class Sweep:
@@ -373,11 +391,13 @@ class Sweep:
     ):
         self.grid, self.opened = grid, {}
         self.url = str(folder).rstrip("/") if is_url(folder) else ""
-        here = load_settings().cache/"sweeps"/f"{grid.name}-{digest(self.url)}" if self.url else Path(folder) if folder else load_settings().runs/grid.name
+        here = (load_settings().cache/"sweeps"/f"{grid.name}-{digest(self.url)}" if self.url else Path(folder) if folder
+                else load_settings().runs/grid.name)
         self.folder = here.expanduser().resolve()
         if self.url: pull(self.url, self.folder)
         self.known = _said(self.folder/"sweep.json")
-        if self.folder.exists() and not self.known and any(p for p in self.folder.iterdir() if not p.name.startswith(".")):
+        strange = lambda: any(not p.name.startswith(".") for p in self.folder.iterdir())
+        if self.folder.exists() and not self.known and strange():
             raise DhoError(f"{self.folder} is in use and holds no sweep of dho_nb: choose another folder")
         self.tasks = self._kept() or self._planned()
         self._shared()
@@ -396,19 +416,24 @@ class Sweep:
     def todo(self, only=None)->list:
         "The runs that lack their result, or the notebook that shows it"
         shown = lambda p: (p/"notebook.ipynb").exists() or not (p/"model.safetensors").exists()
-        return [t for t in self.chosen(only) if t.identity not in self.elsewhere and (not ((p := self.place(t))/"result.json").exists() or not shown(p))]
+        return [t for t in self.chosen(only) if t.identity not in self.elsewhere
+                and (not ((p := self.place(t))/"result.json").exists() or not shown(p))]
 
     def chosen(self, only=None)->list:
         "The runs at some positions; all if there are none"
-        if only is not None and not all(0 <= i < len(self.tasks) for i in only): raise DhoError(f"{self.grid.name} has runs 0 to {len(self.tasks) - 1}, not {list(only)}")
+        if only is not None and not all(0 <= i < len(self.tasks) for i in only):
+            raise DhoError(f"{self.grid.name} has runs 0 to {len(self.tasks) - 1}, not {list(only)}")
         return self.tasks if only is None else [self.tasks[i] for i in only]
 
     def states(self)->pd.DataFrame:
         "One row per run: labels, state (one that lacks a result here and is done elsewhere is 'recorded'), attempts, accuracy, seconds, reason"
-        facts = [dict(run=t.run, **t.labels, **{"accuracy": None, "seconds": None, "reason": None, **state_of(self.place(t), self.grid.retries)}) for t in self.tasks]
+        facts = [dict(run=t.run, **t.labels, **{"accuracy": None, "seconds": None, "reason": None,
+                                                **state_of(self.place(t), self.grid.retries)}) for t in self.tasks]
         for fact, task in zip(facts, self.tasks):
             if fact["state"] != "done" and task.identity in self.elsewhere: fact["state"] = "recorded"
-            if fact["state"] == "done": fact.update({k: v for k, v in _said(self.place(task)/"result.json").items() if k in ("accuracy", "seconds")})
+            if fact["state"] == "done":
+                fact.update({k: v for k, v in _said(self.place(task)/"result.json").items()
+                             if k in ("accuracy", "seconds")})
         return pd.DataFrame(facts)
 
 # %% ../nbs/11_sweeps.ipynb #1dff35bb
@@ -416,8 +441,8 @@ class Sweep:
 def _kept(self:Sweep):
     "The runs as they were written down, if nothing that they depend on can have changed since"
     k = self.known
-    if k.get("grid") != self.grid.digest or k.get("version") != dho_nb.__version__ or k.get("disk") != on_disk(self.grid): return None
-    return [Task(**cell) for cell in k["cells"]]
+    if (k.get("grid"), k.get("version")) != (self.grid.digest, dho_nb.__version__): return None
+    return [Task(**cell) for cell in k["cells"]] if k.get("disk") == on_disk(self.grid) else None
 
 @patch
 def _planned(self:Sweep):
@@ -428,8 +453,9 @@ def _planned(self:Sweep):
         old = before.get(digest([task.labels, task.parameters]))
         if old and old["identity"] != task.identity and (self.folder/old["run"]).exists(): raise self._changed(task)
     there = {p.name[-8:]: p.name for p in self.folder.glob("*-????????") if p.name not in {t.run for t in tasks}}
-    known = lambda t: not (self.folder/t.run).exists() and _said(self.folder/there.get(t.identity[:8], "")/"run.json").get("identity") == t.identity
-    return [replace(t, run=there[t.identity[:8]]) if known(t) else t for t in tasks]  # an axis was added: the same run by its older name
+    older = lambda t: there.get(t.identity[:8], "")  # an axis was added: the same run by its older name
+    same = lambda t: _said(self.folder/older(t)/"run.json").get("identity") == t.identity
+    return [replace(t, run=older(t)) if not (self.folder/t.run).exists() and same(t) else t for t in tasks]
 
 @patch
 def _shared(self:Sweep):
@@ -437,16 +463,20 @@ def _shared(self:Sweep):
     old = [c for c in self.known.get("cells", ()) if (self.folder/c["run"]).exists()]
     if not old or any(c["identity"] == t.identity for c in old for t in self.tasks): return
     if self.known["name"] == self.grid.name and not strangers(old, map(asdict, self.tasks)): return
-    raise DhoError(f"{self.folder} holds the sweep {self.known['name']}, which has no run in common with this one: give this one a folder (--out)")
+    raise DhoError(f"{self.folder} holds the sweep {self.known['name']}, which has no run in common with this one: "
+                   "give this one a folder (--out)")
 
 @patch
 def _changed(self:Sweep, task):
     "What changed since the sweep began"
     version, dataset = self.known.get("version"), task.parameters["dataset"]
-    why = (f"dho_nb was {version} and is {dho_nb.__version__} now (pip install dho_nb=={version})" if version != dho_nb.__version__ else
-           f"the images or labels of {dataset} changed (bring them back)" if self.known.get("holds", {}).get(dataset) != self.holds.get(dataset) else
-           "a file of weights or embeddings changed (bring it back)")
-    return DhoError(f"the sweep in {self.folder} has begun, and {task.run} would be another run now: {why}, or give the sweep another folder")
+    if version != dho_nb.__version__:
+        why = f"dho_nb was {version} and is {dho_nb.__version__} now (pip install dho_nb=={version})"
+    elif self.known.get("holds", {}).get(dataset) != self.holds.get(dataset):
+        why = f"the images or labels of {dataset} changed (bring them back)"
+    else: why = "a file of weights or embeddings changed (bring it back)"
+    return DhoError(f"the sweep in {self.folder} has begun, and {task.run} would be another run now: {why}, or give "
+                    "the sweep another folder")
 
 # %% ../nbs/11_sweeps.ipynb #6c6ab7a2
 def on_disk(
@@ -454,11 +484,14 @@ def on_disk(
 )->str:
     "A hash of size and time of every file that a grid's parameters name, and of its datasets' lists"
     lists = manifest_files()
-    named = {str(v) for c in grid.cells for k, v in c.parameters.items() if k in ("dataset", "root", "labels", "teacher", "student", "student_weights", "embeddings", "texts") and v}
+    named = {str(v) for c in grid.cells for k, v in c.parameters.items()
+             if k in ("dataset", "root", "labels", "teacher", "student", "student_weights", "embeddings",
+                      "texts") and v}
     seen = {}
     for name in sorted(named):
         for file in filter(None, (lists.get(name), Path(name).expanduser(), *(Path(name.partition(s)[2] or name).expanduser() for s in "/:"))):  # NAME/FILE is a teacher, open_clip:FOLDER a student
-            found = [file] if file.is_file() else sorted(p for p in file.rglob("*") if p.is_file()) if file.is_dir() else []
+            found = ([file] if file.is_file()
+                     else sorted(p for p in file.rglob("*") if p.is_file()) if file.is_dir() else [])
             seen[name] = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in found] or seen.get(name, [])
     return digest(seen)
 
@@ -467,7 +500,8 @@ def begin(self:Sweep):
     "Write down what the sweep means"
     if not hasattr(self, "holds"): return self._carry_plan()
     write_json(self.folder/"sweep.json", dict(
-        name=self.grid.name, version=dho_nb.__version__, grid=self.grid.digest, axes=self.axes, keep_models=self.grid.keep_models, cpus=self.grid.cpus, retries=self.grid.retries,
+        name=self.grid.name, version=dho_nb.__version__, grid=self.grid.digest, axes=self.axes,
+        keep_models=self.grid.keep_models, cpus=self.grid.cpus, retries=self.grid.retries,
         disk=on_disk(self.grid), holds=self.holds, cells=[asdict(t) for t in self.tasks]))
     return self._carry_plan(anew=True)
 
@@ -491,13 +525,17 @@ def open_sweep(
     here = next((p for p in (Path(place).expanduser(), load_settings().runs/str(place)) if p.exists()), None)
     if here is None: raise DhoError(f"there is no grid or sweep {place}: give a TOML file, or the folder of a sweep")
     if here.is_file() and here.suffix != ".json": return Sweep(read_grid(here), folder)
-    if folder: raise DhoError(f"{here} is a sweep with a folder of its own: leave out {folder}, or give the grid's TOML file")
-    if here.is_dir() and not (here/"sweep.json").exists(): raise DhoError(f"{here} holds no sweep of dho_nb: it has no sweep.json; dho sweep GRID.toml begins one")
+    if folder:
+        raise DhoError(f"{here} is a sweep with a folder of its own: leave out {folder}, or give the grid's TOML file")
+    if here.is_dir() and not (here/"sweep.json").exists():
+        raise DhoError(f"{here} holds no sweep of dho_nb: it has no sweep.json; dho sweep GRID.toml begins one")
     found = read_json(here/"sweep.json" if here.is_dir() else here)
     if not found.get("cells"): raise DhoError(f"{here} holds no sweep of dho_nb: its sweep.json is missing or empty")
     made = Sweep.__new__(Sweep)
-    made.opened, made.url, made.folder, made.known, made.tasks = {}, "", here.resolve(), found, [Task(**c) for c in found["cells"]]
-    made.grid = Grid(found["name"], tuple(Cell(t.labels, t.parameters) for t in made.tasks), found["keep_models"], 0, found["cpus"], found["retries"])
+    made.opened, made.url, made.folder, made.known = {}, "", here.resolve(), found
+    made.tasks = [Task(**c) for c in found["cells"]]
+    made.grid = Grid(found["name"], tuple(Cell(t.labels, t.parameters) for t in made.tasks), found["keep_models"], 0,
+                     found["cpus"], found["retries"])
     if go_on: made.tasks = made._kept() or made._planned()
     return made
 
@@ -510,7 +548,8 @@ def stores_of(
     found = {}
     for config in (t.config for t in tasks):
         if config.views == "live" or config.embeddings or not get_method(config.method).teacher: continue
-        key = digest([getattr(config, k) for k in ("dataset", "root", "labels", "classes", "templates", "test", "teacher", "crop", "flip", "precision")])
+        key = digest([getattr(config, k) for k in ("dataset", "root", "labels", "classes", "templates", "test",
+                                                   "teacher", "crop", "flip", "precision")])
         most = max(min(config.views, config.epochs), found[key].views if key in found else 0)
         found[key] = replace(config, views=most, epochs=most, method="kd", conflict=False)
     return list(found.values())
@@ -527,8 +566,11 @@ def outlook(self:Sweep,
     from dho_nb.rehearsal import bytes_text
     stores = [_store_line(s) for s in stores_of(todo)]
     counts = ", ".join(f"{n} {state}" for state, n in states["state"].value_counts().items())
-    found = {"runs": f"{len(self.tasks)}: {counts}", "time": f"about {span(seconds/max(jobs, 1))}, {jobs} at a time" if todo else "none", "folder": str(self.folder)}
-    if todo: found["disk"] = f"about {bytes_text(size)} for the runs, {bytes_text(shutil.disk_usage(_there(self.folder)).free)} are free"
+    found = {"runs": f"{len(self.tasks)}: {counts}", "time": f"about {span(seconds/max(jobs, 1))}, {jobs} at a time"
+             if todo else "none", "folder": str(self.folder)}
+    if todo:
+        free = shutil.disk_usage(_there(self.folder)).free
+        found["disk"] = f"about {bytes_text(size)} for the runs, {bytes_text(free)} are free"
     return pd.Series({**found, **{f"store {i}": line for i, line in enumerate(stores, 1)}}, name=self.grid.name)
 
 # %% ../nbs/11_sweeps.ipynb #3246d260
@@ -541,13 +583,15 @@ def _estimate(self:Sweep, todo, took):
     from dho_nb.rehearsal import try_student, workload
     from dho_nb.settings import pick_device
     loads, rates, tried, size = {}, {}, {}, 0
-    load = lambda t: _memo(loads, {**t.parameters, "seed": 0}, lambda: workload(t.config, None if t.config.dataset in DATASETS else _opened(t.config, self.opened)[0]))
+    opened = lambda c: None if c.dataset in DATASETS else _opened(c, self.opened)[0]
+    load = lambda t: _memo(loads, {**t.parameters, "seed": 0}, lambda: workload(t.config, opened(t.config)))
     kind = lambda t: [getattr(t.config, k) for k in ("student", "student_args", "size", "ce_head", "kd_head", "frozen")]
     for t in self.tasks:
         if took.get(t.run): rates.setdefault(digest(kind(t)), []).append(took[t.run]/max(load(t)["seen"], 1))
     seconds = OVERHEAD*len(todo)
     for t in todo:
-        rate, weights = _memo(tried, kind(t), lambda: try_student(t.config, load(t)["classes"], pick_device(load_settings().device)))
+        trial = lambda: try_student(t.config, load(t)["classes"], pick_device(load_settings().device))
+        rate, weights = _memo(tried, kind(t), trial)
         rate = pd.Series(rates.get(digest(kind(t)), [rate])).median()
         seconds += rate*load(t)["work"]
         size += 4*weights*self.grid.keep_models + 8*load(t)["scored"]*load(t)["classes"] + 1e6
@@ -564,5 +608,6 @@ def _store_line(config):
     from dho_nb.guidance import missing_embeddings
     from dho_nb.rehearsal import bytes_text, teacher_shape
     missing, whole = missing_embeddings(config)
-    what = f"{config.dataset}, {config.views} views by {config.teacher}"
-    return f"{what}: {missing:,} of {whole:,} embeddings to compute, {bytes_text(2*teacher_shape(config.teacher)[0]*missing)}" if missing else f"{what}: all there"
+    what = f"{config.dataset}, {config.views} view{'s'*(config.views != 1)} by {config.teacher}"
+    return (f"{what}: {missing:,} of {whole:,} embeddings to compute, "
+            f"{bytes_text(2*teacher_shape(config.teacher)[0]*missing)}" if missing else f"{what}: all there")

@@ -7,11 +7,11 @@ __all__ = ['resolve_teacher', 'Teacher', 'load_teacher', 'zero_shot_head', 'teac
            'weights_hash', 'files_hash', 'teacher_identity']
 
 # %% ../nbs/03_teachers.ipynb #3e9e0b1c
-import hashlib, math, warnings
+import hashlib, math
 from pathlib import Path
 import torch
 import torch.nn.functional as F
-from .settings import DhoError, autocast, derive_seed, reason, shipped, unknown
+from .settings import DhoError, autocast, derive_seed, hushed, reason, shipped, unknown
 from .views import Preprocess
 
 # %% ../nbs/03_teachers.ipynb #e1a4d0b8
@@ -26,7 +26,8 @@ def resolve_teacher(
     import open_clip
     name, _, weights = spec.partition("/")
     if name not in open_clip.list_models():
-        raise unknown("teacher", spec if Path(spec).exists() or not weights else name, ["digits", *open_clip.list_models()])
+        raise unknown("teacher", spec if Path(spec).exists() or not weights else name,
+                      ["digits", *open_clip.list_models()])
     tags = open_clip.list_pretrained_tags_by_model(name)
     if not weights:
         raise DhoError(f"teacher {name!r} needs weights: {name}/TAG with one of {', '.join(tags) or '(no tags)'}, "
@@ -44,7 +45,8 @@ class Teacher:
         name:str,                # What it was asked for as
         precision:str="fp32",    # Of the image encoder: "fp32", "bf16" or "fp16"
     ):
-        self.model, self.tokenizer, self.name, self.precision = model.eval().requires_grad_(False), tokenizer, name, precision
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer, self.name, self.precision = tokenizer, name, precision
         self.looked = 0  # images encoded so far
         eyes = model.visual.preprocess_cfg
         side = eyes["size"] if isinstance(eyes["size"], int) else eyes["size"][-1]
@@ -91,11 +93,12 @@ def load_teacher(
     random = weights == "random"
     quick = bool(weights) and not random and _quick(name, weights)
     try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.random.fork_rng(devices=[]), hushed():
             torch.manual_seed(derive_seed(seed, "teacher"))
-            model = open_clip.create_model(name, pretrained=None if random else weights, load_weights=not random, device=device,
-                force_quick_gelu=quick, pretrained_text=not random, require_pretrained=not random, force_image_size=size or None)
+            model = open_clip.create_model(
+                name, pretrained=None if random else weights, load_weights=not random, device=device,
+                force_quick_gelu=quick, pretrained_text=not random, require_pretrained=not random,
+                force_image_size=size or None)
             return Teacher(model.to(memory_format=torch.channels_last), open_clip.get_tokenizer(name), spec, precision)
     except Exception as e: raise _not_loaded(spec, name, weights, e) from e
 
@@ -108,7 +111,8 @@ def _not_loaded(spec, name, weights, error):
         return DhoError(f"{why}: check that the weights belong to {name}")
     source = open_clip.get_pretrained_cfg(name, weights) or {}
     hub, file = (source.get("hf_hub") or "").rstrip("/"), f"{name}{'-quickgelu'*_quick(name, weights)}/PATH_OF_THE_FILE"
-    way = (f"open_clip_config.json and the weights from huggingface.co/{hub} into a folder and give that folder as teacher, or for weights alone {file}"
+    way = (f"open_clip_config.json and the weights from huggingface.co/{hub} into a folder and give that folder as "
+           f"teacher, or for weights alone {file}"
            if hub else f"its weights from {source.get('url') or 'its page'} and give {file} as teacher")
     return DhoError(f"{why}. Without internet here, download elsewhere {way}")
 
@@ -126,7 +130,8 @@ def zero_shot_head(
 )->torch.Tensor:       # [C, D] float32, with `unit` rows of length 1
     "Prompt-ensembled class embeddings"
     bad = [t for t in templates if t.count("{}") != 1]
-    if bad or not templates: raise DhoError(f"templates are a list of prompts with one {{}} each for the class name, not {templates!r}")
+    if bad or not templates:
+        raise DhoError(f"templates are a list of prompts with one {{}} each for the class name, not {templates!r}")
     prompts = [t.replace("{}", c.replace("_", " ")) for c in classes for t in templates]
     means = teacher.encode_texts(prompts, unit=unit).view(len(classes), len(templates), -1).mean(1)
     return F.normalize(means, dim=-1) if unit else means
@@ -151,7 +156,8 @@ class TipAdapter(torch.nn.Module):
         beta:float=5.5,       # How near counts as near
     ):
         super().__init__()
-        self.keys, self.zeta, self.alpha, self.beta = torch.nn.Parameter(F.normalize(keys.float(), dim=-1)), zeta, alpha, beta
+        self.keys = torch.nn.Parameter(F.normalize(keys.float(), dim=-1))
+        self.zeta, self.alpha, self.beta = zeta, alpha, beta
         self.register_buffer("values", F.one_hot(labels, len(head)).float())
         self.register_buffer("head", head.float())
 
@@ -180,7 +186,8 @@ def tip_adapter_f(
     adapter = TipAdapter(views.mean(0), labels, head, zeta).to(views.device)
     optimiser = torch.optim.AdamW([adapter.keys], lr=lr, eps=1e-4)
     order = torch.Generator().manual_seed(derive_seed(seed, "tip-adapter"))
-    steps = [(e % len(views), part) for e in range(epochs) for part in torch.randperm(len(labels), generator=order).split(batch)]
+    steps = [(e % len(views), part) for e in range(epochs)
+             for part in torch.randperm(len(labels), generator=order).split(batch)]
     for step, (view, part) in enumerate(steps):
         optimiser.param_groups[0]["lr"] = lr*(1 + math.cos(math.pi*step/len(steps)))/2
         F.cross_entropy(adapter(views[view, part]), labels[part]).backward()
@@ -189,7 +196,8 @@ def tip_adapter_f(
     return adapter.requires_grad_(False)
 
 @torch.no_grad()
-def _tip_choice(adapter, embeddings, labels, alphas=tuple(round(.15*i, 2) for i in range(21)), betas=(1, 2, 3, 4, 5.5, 7, 10)):
+def _tip_choice(adapter, embeddings, labels, alphas=tuple(round(.15*i, 2) for i in range(21)),
+                betas=(1, 2, 3, 4, 5.5, 7, 10)):
     "The most accurate α and β, among equals the most likely one"
     zero, tried = teacher_logits(embeddings, adapter.head, adapter.zeta), {}
     for beta in betas:

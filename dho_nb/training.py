@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from .objectives import Method, added, cosine, error_product, pcgrad
 from .processes import Team, common_batch_norm, current_team, shared_model
-from .settings import DhoError, Lines, Redrawn, atomic_path, autocast, derive_seed, in_notebook, pick_precision, progress_mode, unknown
+from .settings import (DhoError, Lines, Redrawn, atomic_path, autocast, derive_seed, in_notebook, pick_precision,
+                             progress_mode, unknown)
 from .students import DualHead, Student
 from .teachers import Teacher
 from .views import Batch, Streams, loader, part_of
@@ -47,7 +48,8 @@ class Recipe:
     def __post_init__(self):
         if self.schedule not in ("cosine", "linear"): raise unknown("schedule", self.schedule, ("cosine", "linear"))
         for name in ("epochs", "accumulate"):
-            if not (value := getattr(self, name)) >= 1 or value != int(value): raise DhoError(f"a recipe's {name} is a whole number of 1 or more, not {value}")
+            if not (value := getattr(self, name)) >= 1 or value != int(value):
+                raise DhoError(f"a recipe's {name} is a whole number of 1 or more, not {value}")
         if not self.tau > 0: raise DhoError(f"a recipe's tau lies above 0, not tau={self.tau}")
 
 # %% ../nbs/07_training.ipynb #1538bad7
@@ -86,13 +88,15 @@ def stored(
     pool=None,            # As for `live`
 )->Callable:              # Batch to `Said`
     "A teacher that looked long ago: the batch carries its embeddings, the model is not needed"
-    def say(batch): return Said(head(seen := _brought(batch).to(device, non_blocking=True).float()), seen, _from_pool(pool, batch))
+    def say(batch): return Said(head(seen := _brought(batch).to(device, non_blocking=True).float()), seen,
+                                _from_pool(pool, batch))
     return say
 
 def _brought(batch):
     "What a batch has for the teacher"
     if batch.teacher is not None: return batch.teacher
-    raise DhoError("the batch holds nothing for the teacher: give the streams teacher=, the preprocessing of one that looks, or store=, embeddings")
+    raise DhoError("the batch holds nothing for the teacher: give the streams teacher=, the preprocessing of one that "
+                   "looks, or store=, embeddings")
 
 def _from_pool(pool, batch): return None if pool is None else pool[batch.rows[len(batch.labels):].to(pool.device)]
 
@@ -167,10 +171,12 @@ def enough(
     "Refuse a warm-up that never ends, and batches too small for so many processes"
     steps = recipe.epochs*streams.epoch_steps
     if 1 <= recipe.warmup_steps and recipe.warmup_steps >= steps:
-        raise DhoError(f"warmup_steps={recipe.warmup_steps:g} leaves nothing of the run's {steps} steps: give fewer, or a share below 1")
+        raise DhoError(f"warmup_steps={recipe.warmup_steps:g} leaves nothing of the run's {steps} steps: give fewer, "
+                       "or a share below 1")
     sizes = streams.batch[0]*streams.use[0], len(streams.unlabelled)//streams.epoch_steps*streams.use[1]
     if team.world > 1 and max(sizes)//recipe.accumulate < 2*team.world:
-        raise DhoError(f"batches of {sizes[0]} labelled and {sizes[1]} unlabelled images, in {recipe.accumulate} piece(s), cannot be shared by "
+        raise DhoError(f"batches of {sizes[0]} labelled and {sizes[1]} unlabelled images, in {recipe.accumulate} "
+                       "piece(s), cannot be shared by "
                        f"{team.world} processes: take fewer processes or larger batches")
 
 def _paced(model, learnt, recipe):
@@ -182,16 +188,21 @@ def _paced(model, learnt, recipe):
 
 def _named(method, recipe):
     "The identity of a run that was given none: its method, and what of its recipe is not the default"
-    own = [f"{f.name}={value}" for f in fields(recipe) if (value := getattr(recipe, f.name)) != f.default and f.name != "conflict"]
+    own = [f"{f.name}={value}" for f in fields(recipe) if (value := getattr(recipe, f.name)) != f.default
+           and f.name != "conflict"]
     return f"{method.name}({', '.join(own)})"
 
 def _trainable(method, model, teach):
     "Refuse a student of other heads than the method trains, and a method without the teacher that it asks"
     heads = 1 + (model.kd_head is not None) if isinstance(model, DualHead) else method.heads
-    if heads != method.heads: raise DhoError(f"{method.name} trains a student with heads={method.heads}, and this one has heads={heads}: that would be another method")
-    if method.asks and teach is None: raise DhoError(f"{method.name} asks the teacher at every step: give teach=live(…) or teach=stored(…)")
+    if heads != method.heads:
+        raise DhoError(f"{method.name} trains a student with heads={method.heads}, and this one has heads={heads}: "
+                       "that would be another method")
+    if method.asks and teach is None:
+        raise DhoError(f"{method.name} asks the teacher at every step: give teach=live(…) or teach=stored(…)")
     if not any(p.requires_grad for p in model.parameters()):
-        raise DhoError(f"{method.name} has nothing to learn here: neither the backbone (frozen) nor a head; unfreeze it")
+        raise DhoError(f"{method.name} has nothing to learn here: neither the backbone (frozen) nor a "
+                       "head; unfreeze it")
 
 class Trainer:
     "Trains a student by a method on streams; stops and goes on anywhere"
@@ -211,17 +222,23 @@ class Trainer:
         saving:Callable|None=None,     # Called before a checkpoint is written
         **constants,                   # More arguments of the objective, e.g. `cost`
     ):
-        self.device, self.recipe, self.method, self.streams, self.teach = torch.device(device), recipe, method, streams, teach
-        self.model, self.preprocess = student.model.to(self.device, memory_format=torch.channels_last), student.preprocess
+        self.device, self.recipe, self.method, self.streams = torch.device(device), recipe, method, streams
+        self.teach = teach
+        self.model = student.model.to(self.device, memory_format=torch.channels_last)
+        self.preprocess = student.preprocess
         self.precision = pick_precision(self.device, recipe.precision)
-        self.checkpoint, self.identity, self.workers = checkpoint and Path(checkpoint).expanduser(), identity or _named(method, recipe), workers
-        self.check, self.check_every, self.team, self.saving, self.constants = check, check_every, team or current_team(), saving, constants
+        self.checkpoint = checkpoint and Path(checkpoint).expanduser()
+        self.identity = identity or _named(method, recipe)
+        self.workers = workers
+        self.check, self.check_every, self.team = check, check_every, team or current_team()
+        self.saving, self.constants = saving, constants
         self.steps = int(recipe.epochs*streams.epoch_steps)
         enough(streams, recipe, self.team)
         _trainable(method, self.model, teach)
         self.net = shared_model(self.model, self.team)
         self.learnt = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(_paced(self.model, self.learnt, recipe), weight_decay=recipe.weight_decay, fused=self.device.type == "cuda")
+        self.optimiser = torch.optim.AdamW(_paced(self.model, self.learnt, recipe), weight_decay=recipe.weight_decay,
+                                           fused=self.device.type == "cuda")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.step, self.history, self.sums, self.seconds = 0, [], {}, 0.0
         self.torn = False  # a step has begun to change things and has not ended
@@ -240,8 +257,10 @@ def _pieces(batch, pieces, share=(0, 1)):
     "A process's part of a batch cut into pieces, so that the pieces of all processes together are pieces of the whole batch"
     if pieces == 1: return [batch]
     where = [part_of(n, 0, *share)[0]*pieces//n if n else np.empty(0, int) for n in _whole(batch)]
-    cut = lambda name, v, k: v if v is None or name == "totals" else v[(where[0] if name == "labels" else np.concatenate(where)) == k]
-    return [Batch(*(cut(name, v, k) for name, v in batch._asdict().items())) for k in range(pieces) if (np.concatenate(where) == k).any()]
+    whole = np.concatenate(where)
+    of = lambda name: where[0] if name == "labels" else whole
+    cut = lambda name, v, k: v if v is None or name == "totals" else v[of(name) == k]
+    return [Batch(*(cut(name, v, k) for name, v in batch._asdict().items())) for k in range(pieces) if (whole == k).any()]
 
 # %% ../nbs/07_training.ipynb #3fc62f84
 @patch
@@ -252,25 +271,32 @@ def losses(self:Trainer,
     "The objective's value on a batch; differentiable"
     r, said = self.recipe, self.teach(batch) if self.method.asks else Said(None, None)
     ce_logits, kd_logits, *features = self._outputs(self.preprocess.normalise(self.streams.see(batch, self.device)))
-    labels, told = batch.labels.to(self.device), dict(features=features[0] if features else None, embeddings=said.embeddings, pool=said.pool)
+    labels = batch.labels.to(self.device)
+    told = dict(features=features[0] if features else None, embeddings=said.embeddings, pool=said.pool)
     more = {name: told[name] for name in self.method.needs if name in told}
-    parts = self.method.objective(ce_logits, kd_logits, said.logits, labels, r.ce_weight, r.kd_weight, r.tau, totals, **more, **self.constants)
-    if self.conflict is not None: self.product += error_product(ce_logits, kd_logits, said.logits, labels, r.tau, totals[0]).detach()
+    parts = self.method.objective(ce_logits, kd_logits, said.logits, labels, r.ce_weight, r.kd_weight, r.tau, totals,
+                                  **more, **self.constants)
+    if self.conflict is not None:
+        self.product += error_product(ce_logits, kd_logits, said.logits, labels, r.tau, totals[0]).detach()
     return parts
 
 @patch
 def _outputs(self:Trainer, images):
     "What the model says, by way of its wrapper where gradients are shared as they come"
-    net, wants = self.model if self._apart() else self.net, dict(features=True) if "features" in self.method.needs else {}
+    net = self.model if self._apart() else self.net
+    wants = dict(features=True) if "features" in self.method.needs else {}
     try:
-        with autocast(self.device, self.precision), common_batch_norm(self.team, self.device): return net(images, **wants)
+        with autocast(self.device, self.precision), common_batch_norm(self.team, self.device):
+            return net(images, **wants)
     except ValueError as e:
         if "more than 1 value per channel" not in str(e): raise
-        raise DhoError(f"batch norm cannot work on {len(images)} image: use larger batches, or a smaller accumulate") from None
+        raise DhoError(f"batch norm cannot work on {len(images)} image: use larger batches, or a "
+                       "smaller accumulate") from None
     except RuntimeError as e:
         if "finished reduction in the prior iteration" not in str(e): raise
         idle = [n for n, p in self.model.named_parameters() if p.requires_grad and p not in self.optimiser.state]
-        raise DhoError(f"parameter(s) {', '.join(idle[:3])} take no part in the student's answer; several processes cannot train that: "
+        raise DhoError(f"parameter(s) {', '.join(idle[:3])} take no part in the student's answer; several processes "
+                       "cannot train that: "
                        "take them out, or set their requires_grad to False") from None
 
 @patch
@@ -284,7 +310,9 @@ CONFLICT = ("trunk cosine", "head cosine", "error product")
 @patch
 def _gradients(self:Trainer, pieces, totals):
     "Backward passes over the pieces of a batch; leaves the step's gradient in the parameters"
-    apart, both, self.product = self._apart(), [[None]*len(self.learnt) for _ in range(2)], torch.zeros((), device=self.device)
+    apart = self._apart()
+    both = [[None]*len(self.learnt) for _ in range(2)]
+    self.product = torch.zeros((), device=self.device)
     for k, piece in enumerate(pieces):
         wait = self.net.no_sync() if self.net is not self.model and (apart or k < len(pieces) - 1) else nullcontext()
         with wait:
@@ -299,14 +327,16 @@ def _one_by_one(self:Trainer, parts):
     "Gradients of the labels' part of the loss and of the rest"
     labels = self.recipe.ce_weight*(parts["ce"] + parts.get("ce_pool", 0))
     sides = self.scaler.scale(labels), self.scaler.scale(parts["loss"] - labels)
-    return [torch.autograd.grad(side, self.learnt, retain_graph=k == 0, allow_unused=True) for k, side in enumerate(sides)]
+    return [torch.autograd.grad(side, self.learnt, retain_graph=k == 0, allow_unused=True)
+            for k, side in enumerate(sides)]
 
 @patch
 def _join(self:Trainer, labels, teacher):
     "One gradient from two, and how they agree"
     joined = pcgrad(labels, teacher) if self.method.surgery else added(labels, teacher)
     for p, g in zip(self.learnt, joined): p.grad = g
-    if self.conflict is not None: self.conflict[self.step] = torch.stack([*self._cosines(labels, teacher), self.team.total(self.product)]).cpu()
+    if self.conflict is not None:
+        self.conflict[self.step] = torch.stack([*self._cosines(labels, teacher), self.team.total(self.product)]).cpu()
 
 @patch
 def _cosines(self:Trainer, labels, teacher):
@@ -342,9 +372,11 @@ def _close_epoch(self:Trainer):
     "Means over the epoch go into the history; a loss that is no number is an error, before it can reach a checkpoint"
     epoch = self.step//self.streams.epoch_steps
     means = {k: v.item()/self.streams.epoch_steps for k, v in self._summed().items()}
-    if self.conflict is not None: means |= dict(zip(CONFLICT, self.conflict[self.step - self.streams.epoch_steps:self.step].nanmean(0).tolist()))
+    if self.conflict is not None:
+        means |= dict(zip(CONFLICT, self.conflict[self.step - self.streams.epoch_steps:self.step].nanmean(0).tolist()))
     if not math.isfinite(means["loss"]):
-        raise DhoError(f"the loss became {means['loss']} in epoch {epoch}: lower lr, add warmup_steps or clip, or use precision='fp32'")
+        raise DhoError(f"the loss became {means['loss']} in epoch {epoch}: lower lr, add warmup_steps or clip, or use "
+                       "precision='fp32'")
     due = self.check and self.check_every and (epoch % self.check_every == 0 or self.step == self.steps)
     group, checked = self.optimiser.param_groups[0], self._checked() if due else {}
     plain = {k: v.item() if hasattr(v, "item") else v for k, v in checked.items()}  # a checkpoint keeps them as JSON
@@ -371,15 +403,17 @@ def save(self:Trainer):
     if not self.checkpoint or self.torn: return
     sums = self._summed()
     if not self.team.main or not all(torch.isfinite(v).all() for v in (*sums.values(), *self.learnt)): return
-    moments = {f"optim.{i}.{k}": v for i, state in self.optimiser.state_dict()["state"].items() for k, v in state.items()}
+    moments = {f"optim.{i}.{k}": v for i, state in self.optimiser.state_dict()["state"].items()
+               for k, v in state.items()}
     weights = {f"model.{k}": v for k, v in self.model.state_dict().items()}
     tensors = {**weights, **moments, **{f"sum.{k}": v for k, v in sums.items()}}
     if self.conflict is not None: tensors["conflict"] = self.conflict
-    state = dict(step=self.step, steps=self.steps, seconds=self.seconds, history=self.history, identity=self.identity, parts=list(sums),
-                 scaler=self.scaler.state_dict())
+    state = dict(step=self.step, steps=self.steps, seconds=self.seconds, history=self.history, identity=self.identity,
+                 parts=list(sums), scaler=self.scaler.state_dict())
     if self.saving: self.saving()
     with atomic_path(self.checkpoint) as temporary:
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, {"state": json.dumps(state)})
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary,
+                  {"state": json.dumps(state)})
 
 # %% ../nbs/07_training.ipynb #398bd434
 @patch
@@ -387,7 +421,8 @@ def load(self:Trainer)->int:
     "Go on from the checkpoint if there is one; returns the step"
     if self.checkpoint and self.checkpoint.exists(): self._read()
     if len(set(self.team.whole(torch.tensor([self.step]), self.team.world).tolist())) > 1:
-        raise DhoError(f"the processes stand at different steps: {self.checkpoint.parent} must be one folder that all machines share")
+        raise DhoError(f"the processes stand at different steps: {self.checkpoint.parent} must be one folder that all "
+                       "machines share")
     return self.step
 
 @patch
@@ -400,9 +435,11 @@ def _read(self:Trainer):
         raise DhoError(f"checkpoint {self.checkpoint} cannot be read ({e}): delete it to begin anew") from None
     same = (state["identity"], state["steps"]) == (self.identity, self.steps)
     if same and not self._fits(tensors):
-        raise DhoError(f"checkpoint {self.checkpoint} is of another student, or of the same with another part frozen or conflict left out: delete it or use another folder")
+        raise DhoError(f"checkpoint {self.checkpoint} is of another student, or of the same with another part frozen "
+                       "or conflict left out: delete it or use another folder")
     if not same:
-        raise DhoError(f"checkpoint {self.checkpoint} belongs to another run ({state['identity'] or 'unnamed'}, {state['steps']} steps; "
+        raise DhoError(f"checkpoint {self.checkpoint} belongs to another run ({state['identity'] or 'unnamed'}, "
+                       f"{state['steps']} steps; "
                        f"this one is {self.identity}, {self.steps} steps): delete it or use another folder")
     part = lambda kind: {k.removeprefix(kind): v for k, v in tensors.items() if k.startswith(kind)}
     self.model.load_state_dict(part("model."))
@@ -423,14 +460,16 @@ def _fits(self:Trainer, tensors)->bool:
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     learnt = dict(enumerate(p.shape for group in self.optimiser.param_groups for p in group["params"]))
     moments = [(k.split("."), v.shape) for k, v in tensors.items() if k.startswith("optim.")]
-    return (shapes(weights) == shapes(self.model.state_dict()) and all(learnt.get(int(i)) == s for (_, i, kind), s in moments if kind != "step")
+    return (shapes(weights) == shapes(self.model.state_dict())
+            and all(learnt.get(int(i)) == s for (_, i, kind), s in moments if kind != "step")
             and (self.conflict is None or "conflict" in tensors))
 
 @patch
 def _mend(self:Trainer):
     "After a step that broke off: back to the checkpoint"
     if not (self.checkpoint and self.checkpoint.exists()):
-        raise DhoError(f"step {self.step} broke off halfway, and there is no checkpoint to go back to: make student and trainer anew")
+        raise DhoError(f"step {self.step} broke off halfway, and there is no checkpoint to go back to: make student "
+                       "and trainer anew")
     self.optimiser.zero_grad(set_to_none=True)
     self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.scaler.is_enabled())
     self._read()
@@ -446,9 +485,11 @@ def train(self:Trainer,
     "Train from wherever it stands; after a step that broke off, from the checkpoint"
     if self.torn: self._mend()
     until = self.steps if until is None else min(until, self.steps)
-    watch, saved, wait = Watch(self.steps, self.streams.epoch_steps, mode if self.team.main else "none"), time.monotonic(), every
+    watch = Watch(self.steps, self.streams.epoch_steps, mode if self.team.main else "none")
+    saved, wait = time.monotonic(), every
     with stop_requests() as asked, torch.random.fork_rng(devices=[]):
-        batches, since = loader(self.streams, range(self.step, until), self.workers, self.device.type == "cuda"), time.monotonic() - self.seconds
+        batches = loader(self.streams, range(self.step, until), self.workers, self.device.type == "cuda")
+        since = time.monotonic() - self.seconds
         self.model.train()
         while self.step < until:
             batch = self._next(batches)
@@ -476,7 +517,8 @@ def _next(self:Trainer, batches):
 def _stop(self:Trainer):
     "Leave a checkpoint and stop"
     self.save()
-    kept = f"its checkpoint is {self.checkpoint}; the same call goes on from there" if self.checkpoint else "no checkpoint was kept"
+    kept = (f"its checkpoint is {self.checkpoint}; the same call goes on from there" if self.checkpoint
+            else "no checkpoint was kept")
     raise Stopped(f"stopped after step {self.step} of {self.steps}: {kept}")
 
 # %% ../nbs/07_training.ipynb #560f49c9
@@ -489,15 +531,19 @@ def plot_history(
     history = pd.DataFrame(history)
     checks = [c for c in history if c.endswith("accuracy")]
     parts = [c for c in history if c not in ("epoch", "step", "lr", *CONFLICT, *checks)]
-    figure, axes = plt.subplots(1, 1 + bool(checks), figsize=(5 + 4*bool(checks), 2.8), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1, 1 + bool(checks), figsize=(5 + 4*bool(checks), 2.8),
+                                layout="constrained", squeeze=False)
     for name in parts:
-        axes[0, 0].plot(history["epoch"], history[name], label=name.replace("_", " "), lw=2.2 if name == "loss" else 1.2)
+        axes[0, 0].plot(history["epoch"], history[name], label=name.replace("_", " "),
+                        lw=2.2 if name == "loss" else 1.2)
     axes[0, 0].set(xlabel="epoch", ylabel="nats", yscale="log", title=title or "Training loss and its parts")
     axes[0, 0].legend(fontsize=8)
     for axis in axes[0]: axis.xaxis.get_major_locator().set_params(integer=True)
     for name in checks:
-        axes[0, 1].plot(*history[["epoch", name]].dropna().to_numpy().T, marker=".", label=name.removesuffix(" accuracy"))
+        axes[0, 1].plot(*history[["epoch", name]].dropna().to_numpy().T, marker=".",
+                        label=name.removesuffix(" accuracy"))
     if checks:
-        axes[0, 1].set(xlabel="epoch", ylabel="accuracy", title="Validation accuracy on the way"); axes[0, 1].legend(fontsize=8)
+        axes[0, 1].set(xlabel="epoch", ylabel="accuracy",
+                       title="Validation accuracy on the way"); axes[0, 1].legend(fontsize=8)
     plt.close(figure)
     return figure

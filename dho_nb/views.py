@@ -62,7 +62,8 @@ def read_image(
         raise DhoError(f"image {path} cannot be decoded ({_reason(path, e)}): "
                        "repair or remove it, or leave such files out with skip_broken") from None
 
-_TURNS = dict(zip(range(2, 9), (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.TRANSPOSE,
+_TURNS = dict(zip(range(2, 9), (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180,
+                                Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.TRANSPOSE,
                                 Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)))
 
 def _orientation(picture):
@@ -125,8 +126,8 @@ def centre_boxes(
     return np.stack([(1 - w)/2, (1 - h)/2, (1 + w)/2, (1 + h)/2], 1)
 
 # %% ../nbs/02_views.ipynb #42335f59
-INTERPOLATION = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.LANCZOS,
-                 "nearest": Image.Resampling.NEAREST}
+INTERPOLATION = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR,
+                 "lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}
 
 @dataclass(frozen=True)
 class Preprocess:
@@ -186,7 +187,8 @@ def render(
 )->list:                          # Per preprocess a uint8 tensor [N, 3, size, size], or None
     "The same views of the same images, once for every model at its own size"
     parts = [slice(k, k + 16) for k in range(0, max(len(rows), 1), 16)]  # so that few pictures are in memory at their full size
-    made = [_rendered(images, rows[p], preprocesses, spec, views if views is None else np.asarray(views)[p]) for p in parts]
+    made = [_rendered(images, rows[p], preprocesses, spec, views if views is None else np.asarray(views)[p])
+            for p in parts]
     return [p and torch.cat([m[p.size, p.interpolation] for m in made]) for p in preprocesses]
 
 def _rendered(images, rows, preprocesses, spec, views):
@@ -199,7 +201,8 @@ def _rendered(images, rows, preprocesses, spec, views):
     for p in preprocesses:
         key = p and (p.size, p.interpolation)
         if p and key not in made:
-            made[key] = torch.from_numpy(np.array([p.render(*i) for i in zip(pictures, boxes, mirror)], np.uint8).reshape(-1, 3, p.size, p.size))
+            made[key] = torch.from_numpy(np.array([p.render(*i) for i in zip(pictures, boxes, mirror)], np.uint8)
+                                         .reshape(-1, 3, p.size, p.size))
     return made
 
 # %% ../nbs/02_views.ipynb #171b6480
@@ -215,9 +218,11 @@ def show_pairs(
     shape = len(both), len(both[0][1])
     figure, axes = plt.subplots(*shape, figsize=(1.1*shape[1], 1.3*shape[0] + .2), squeeze=False, layout="constrained")
     for line, (name, batch) in zip(axes, both):
-        for axis, picture in zip(line, batch): axis.imshow(picture.permute(1, 2, 0).numpy()); axis.set(xticks=[], yticks=[])
+        for axis, picture in zip(line, batch):
+            axis.imshow(picture.permute(1, 2, 0).numpy()); axis.set(xticks=[], yticks=[])
         line[0].set_ylabel(f"{name}, {batch.shape[-1]} px")
-    for axis, title in zip(axes[0], titles if titles is not None else []): axis.set_title(title if len(title) < 14 else f"{title[:12]}…", fontsize=9, parse_math=False)
+    for axis, title in zip(axes[0], titles if titles is not None else []):
+        axis.set_title(title if len(title) < 14 else f"{title[:12]}…", fontsize=9, parse_math=False)
     plt.close(figure)
     return figure
 
@@ -277,7 +282,9 @@ class Streams(torch.utils.data.Dataset):
         store=None,                    # (rows, views) to stored embeddings [N, D], instead of a live teacher
         share:tuple[int, int]=(0, 1),  # Which part of each batch, of how many: one for each process that trains
     ):
-        if not any(use): raise DhoError("nothing to train on: the method learns from unlabelled images only, and they are left out: give unlabelled=True")
+        if not any(use):
+            raise DhoError("nothing to train on: the method learns from unlabelled images only, and they are left out: "
+                           "give unlabelled=True")
         if not len(labelled)*use[0] + len(unlabelled)*use[1]:
             asked = " and ".join(n for n, u in zip(("labelled", "unlabelled"), use) if u)
             raise DhoError(f"nothing to train on: the method looks at {asked} images, and there are none")
@@ -296,7 +303,8 @@ def plan(
     "Which images and views a step uses, without reading them"
     epoch, k = divmod(step, streams.epoch_steps)
     none = np.empty(0, np.int64), np.empty(0, np.int64)
-    seen = streams.labelled.take(step*streams.batch[0], streams.batch[0]) if streams.use[0] and len(streams.labelled) else none
+    seen = (streams.labelled.take(step*streams.batch[0],
+                                  streams.batch[0]) if streams.use[0] and len(streams.labelled) else none)
     new = streams.unlabelled.part(epoch, k, streams.epoch_steps) if streams.use[1] and len(streams.unlabelled) else none
     rows, views = np.concatenate([seen[0], new[0]]), np.concatenate([seen[1], new[1]])
     return rows, views % streams.cycle if streams.cycle else views, len(seen[0])
@@ -306,7 +314,7 @@ def part_of(
     labelled:int, unlabelled:int,  # Images of a batch
     k:int, parts:int,              # The k-th of so many parts
 ):                                 # (positions among the labelled, positions in the batch)
-    "A process's part of a batch: every so-manieth of the labelled and of the unlabelled images"
+    "A process's part of a batch: every `parts`-th of the labelled and of the unlabelled images"
     cut = lambda length: np.arange(k, length, parts)
     return cut(labelled), np.concatenate([cut(labelled), labelled + cut(unlabelled)])
 
@@ -333,7 +341,8 @@ def see(self:Streams,
     device="cpu",     # Where
 )->torch.Tensor:      # [L+U, 3, S, S] uint8
     "The student's views on the device"
-    return batch.student.to(device, non_blocking=True) if batch.boxes is None else self.pixels.see(batch, self.student, device)
+    return (batch.student.to(device, non_blocking=True) if batch.boxes is None
+            else self.pixels.see(batch, self.student, device))
 
 # %% ../nbs/02_views.ipynb #7611168c
 def _leave_stopping_to_the_parent(worker):
@@ -347,12 +356,15 @@ def loader(
     pin:bool=False,           # Page-locked memory, for a GPU
 ):
     "The batches of `steps`, prepared ahead"
-    if steps is None and isinstance(batches, Streams): raise DhoError("streams have no end: say which steps, e.g. range(epochs*streams.epoch_steps)")
-    made = torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(len(batches)) if steps is None else steps,
+    if steps is None and isinstance(batches, Streams):
+        raise DhoError("streams have no end: say which steps, e.g. range(epochs*streams.epoch_steps)")
+    made = torch.utils.data.DataLoader(batches, batch_size=None,
+                                       sampler=range(len(batches)) if steps is None else steps,
         num_workers=workers, pin_memory=pin, generator=torch.Generator(), worker_init_fn=_leave_stopping_to_the_parent,
         **(dict(prefetch_factor=4) if workers else {}))
     try: yield from made
-    except DhoError as e: raise DhoError(str(e).strip().splitlines()[-1].removeprefix("dho_nb.settings.DhoError: ")) from None
+    except DhoError as e:
+        raise DhoError(str(e).strip().splitlines()[-1].removeprefix("dho_nb.settings.DhoError: ")) from None
 
 # %% ../nbs/02_views.ipynb #06185a8f
 class Still(torch.utils.data.Dataset):

@@ -18,15 +18,21 @@ from check import problems, external
 ROOT = Path(__file__).parent.parent
 NBS, PAGES, SITE = ROOT/"nbs", ROOT/"_docs", ROOT/"_site"
 SECTIONS = {  # folder of the site: title, its notebooks, a line
-    "tutorials": ("Tutorials", "tutorials/*", "To be run from top to bottom, in JupyterLab: `make lab`. Each takes less than two minutes on two cores."),
+    "tutorials": ("Tutorials", "tutorials/*", "To be run from top to bottom, in JupyterLab: `make lab`. Each takes "
+                                              "less than two minutes on two cores."),
     "howto": ("How-to guides", "howto/*", "One task each, for people who know what they want."),
     "explain": ("Explanation", "explain/*", "Why it works, where it does not, and what it costs."),
-    "reference": ("Reference", "[0-9]*", "One page per module: what it holds, why, with examples that are also its tests."),
-    "paper": ("The paper", "paper/*", "Tables and figures of arXiv 2505.07675 beside what was run here. What has not been run stays a gap."),
-    "experiments": ("Experiments", "experiments/*", "Notebooks that papermill runs with parameters; an executed copy lies in each run's folder."),
-    "benchmarks": ("Benchmarks", "benchmarks/*", "What is claimed about speed and memory, with the notebook that measures it: `make bench`."),
+    "reference": ("Reference", "[0-9]*",
+                  "One page per module: what it holds, why, with examples that are also its tests."),
+    "paper": ("The paper", "paper/*",
+              "Tables and figures of arXiv 2505.07675 beside what was run here. What has not been run stays a gap."),
+    "experiments": ("Experiments", "experiments/*",
+                    "Notebooks that papermill runs with parameters; an executed copy lies in each run's folder."),
+    "benchmarks": ("Benchmarks", "benchmarks/*",
+                   "What is claimed about speed and memory, with the notebook that measures it: `make bench`."),
 }
-ORDER = {"paper": ["setups", "eurosat", "beyond", "eurosat_data", "eurosat_teacher", "cifar10_data", "cost"], "howto": ["own_images", "own_teacher", "sweep", "paper_table", "after_a_crash"],
+ORDER = {"paper": ["setups", "eurosat", "beyond", "eurosat_data", "eurosat_teacher", "cifar10_data", "cost"],
+         "howto": ["own_images", "own_teacher", "sweep", "paper_table", "after_a_crash"],
          "explain": ["two_heads", "conflict", "alpha_beta", "store", "limits"]}
 
 
@@ -49,9 +55,11 @@ def source(cell): return "".join(cell["source"])
 def opening(path):
     "A page's title, the line under it, and what follows in its first cell"
     text = (NBS/path).read_text(encoding="utf-8")
-    if path.endswith(".ipynb"): text = source(next(c for c in json.loads(text)["cells"] if c["cell_type"] == "markdown"))
+    if path.endswith(".ipynb"):
+        text = source(next(c for c in json.loads(text)["cells"] if c["cell_type"] == "markdown"))
     title, line, *rest = (text.strip() + "\n\n").split("\n", 2)
-    if not (title.startswith("# ") and line.startswith("> ")): sys.exit(f"nbs/{path} has no title with a `>` line under it")
+    if not (title.startswith("# ") and line.startswith("> ")):
+        sys.exit(f"nbs/{path} has no title with a `>` line under it")
     return title[2:].strip(), line[2:].strip(), "\n".join(rest).strip()
 
 
@@ -59,7 +67,9 @@ def opening(path):
 def module_of(path):
     "The module that a notebook is the source of, or None"
     if not re.match(r"[0-9]\w+\.ipynb", path): return None
-    found = re.search(r"^#\| default_exp (\w+)", "\n".join(source(c) for c in json.loads((NBS/path).read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"), re.M)
+    found = re.search(r"^#\| default_exp (\w+)",
+                      "\n".join(source(c) for c in json.loads((NBS/path).read_text(encoding="utf-8"))["cells"]
+                                if c["cell_type"] == "code"), re.M)
     return Module(found[1]) if found else None
 
 @cache
@@ -78,21 +88,27 @@ def known(path):
     "Short names that mean this library's on a page: its module's own, and what its notebook imports"
     module, text = module_of(path), (NBS/path).read_text(encoding="utf-8")
     code = "\n".join(source(c) for c in json.loads(text)["cells"]) if path.endswith(".ipynb") else text
-    found = {n: f"dho_nb.{m}.{n}" for m, some in re.findall(r"from dho_nb\.(\w+) import ([\w, ]+)", code) for n in some.split(", ")}
+    found = {n: f"dho_nb.{m}.{n}" for m, some in re.findall(r"from dho_nb\.(\w+) import ([\w, ]+)", code)
+             for n in some.split(", ")}
     return {**found, **({n: f"dho_nb.{module.name}.{n}" for n in documented(module)} if module else {})}
 
 @cache
-def documented(module): return [n for n in module.nodes if not any(part.startswith("_") for part in n.split(".")) and ("." not in n or patched(module, n))]
-def patched(module, name): return not any(name.split(".")[-1] == getattr(n, "name", "") for n in getattr(module.nodes.get(name.split(".")[0]), "body", []))
+def documented(module): return [n for n in module.nodes if not any(part.startswith("_") for part in n.split("."))
+                                and ("." not in n or patched(module, n))]
+def patched(module, name): return not any(name.split(".")[-1] == getattr(n, "name", "")
+                                          for n in getattr(module.nodes.get(name.split(".")[0]), "body", []))
 
 
 def links(text, path):
     "Markdown with backticked names as links to the reference, and links between notebooks as links between pages"
-    parts = re.split(r"(^```.*?^```[^\n]*$|^#+ [^\n]*$|\$\$.*?\$\$|!?\[(?:[^\[\]`]|`[^`]*`)*\]\([^()\s]*\)|`[^`\n]+`)", text, flags=re.M | re.S)
+    parts = re.split(r"(^```.*?^```[^\n]*$|^#+ [^\n]*$|\$\$.*?\$\$|!?\[(?:[^\[\]`]|`[^`]*`)*\]\([^()\s]*\)|`[^`\n]+`)",
+                     text, flags=re.M | re.S)
     for i, part in enumerate(parts):
         if part.startswith("`") and not part.startswith("```"): parts[i] = named(part, path)
-        elif re.match(r"\[.*\]\(", part, re.S): parts[i] = re.sub(r"\]\(([^()\s]*)\)$", lambda m: f"]({moved(m[1], path)})", part)
-        elif re.match(r"!\[.*\]\(", part, re.S): parts[i] = re.sub(r"\]\(([^()\s]*)\)$", lambda m: f"]({picture(m[1], path)})", part)
+        elif re.match(r"\[.*\]\(", part, re.S):
+            parts[i] = re.sub(r"\]\(([^()\s]*)\)$", lambda m: f"]({moved(m[1], path)})", part)
+        elif re.match(r"!\[.*\]\(", part, re.S):
+            parts[i] = re.sub(r"\]\(([^()\s]*)\)$", lambda m: f"]({picture(m[1], path)})", part)
     return "".join(parts)
 
 def named(span, path):
@@ -114,16 +130,19 @@ def moved(target, path):
     if re.match(r"[a-z]+:|#", target): return target
     name, _, anchor = target.partition("#")
     inside = beside(name, path)
-    if inside in plan(): return up(path) + plan()[inside] + (".html" if anchor else "") + (f"#{anchor}" if anchor else "")
+    if inside in plan():
+        return up(path) + plan()[inside] + (".html" if anchor else "") + (f"#{anchor}" if anchor else "")
     if inside == "../CHANGELOG.md": return up(path) + "changelog"
     return up(path) + copied(inside, path)
 
-def picture(target, path): return target if re.match(r"[a-z]+:", target) else up(path) + copied(beside(target, path), path)
+def picture(target, path): return (target if re.match(r"[a-z]+:", target) else up(path)
+                                   + copied(beside(target, path), path))
 
 def copied(inside, path):
     "A file of the project, put beside the pages"
     here = (NBS/inside).resolve()
-    if not (here.is_file() and here.is_relative_to(ROOT)): sys.exit(f"nbs/{path} links to {inside}, and there is no such file or page")
+    if not (here.is_file() and here.is_relative_to(ROOT)):
+        sys.exit(f"nbs/{path} links to {inside}, and there is no such file or page")
     to = PAGES/"files"/here.relative_to(ROOT)
     to.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy2(here, to)
@@ -131,10 +150,12 @@ def copied(inside, path):
 
 
 def markdown(text): return {"cell_type": "markdown", "metadata": {}, "source": text}
-def code(text, **metadata): return {"cell_type": "code", "metadata": metadata, "source": text, "outputs": [], "execution_count": None}
+def code(text, **metadata): return {"cell_type": "code", "metadata": metadata, "source": text, "outputs": [],
+                                    "execution_count": None}
 
 DIRECTIVE = re.compile(r"^#\|\s*([\w-]+)\s*:?\s*(.*)$\n?", re.M)
-TAGS = {("echo", "false"): "remove-input", ("output", "false"): "remove-output", ("include", "false"): "remove-cell", ("code-fold", "true"): "hide-input"}
+TAGS = {("echo", "false"): "remove-input", ("output", "false"): "remove-output", ("include", "false"): "remove-cell",
+        ("code-fold", "true"): "hide-input"}
 
 def shown(cell, path):
     "A code cell with its directives as what MyST-NB understands, its outputs without what needs a kernel"
@@ -142,14 +163,16 @@ def shown(cell, path):
     kept = code(DIRECTIVE.sub("", source(cell)).strip("\n"))
     alt, caption = (given.get(k, "").strip("\"' ") for k in ("fig-alt", "fig-cap"))
     kept["metadata"] = {"tags": [t for (k, v), t in TAGS.items() if given.get(k) == v],
-                        "mystnb": {**({"image": {"alt": alt}} if alt else {}), **({"figure": {"caption": caption}} if caption else {})}}
+                        "mystnb": {**({"image": {"alt": alt}} if alt else {}),
+                                   **({"figure": {"caption": caption}} if caption else {})}}
     kept["outputs"] = [o for o in map(lambda o: output(o, path), cell.get("outputs", [])) if o]
     return kept
 
 def output(out, path):
     if out["output_type"] == "stream": return out if out["name"] == "stdout" else None
     data = {k: v for k, v in out.get("data", {}).items() if "widget" not in k}
-    if len(data) < len(out.get("data", {})): return {**out, "data": {"text/markdown": "*Move it yourself in JupyterLab: `make lab`.*"}}
+    if len(data) < len(out.get("data", {})):
+        return {**out, "data": {"text/markdown": "*Move it yourself in JupyterLab: `make lab`.*"}}
     if "text/html" in data: data.pop("text/markdown", None)
     elif "text/markdown" in data: data["text/markdown"] = links("".join(data["text/markdown"]), path)
     return {**out, "data": data}
@@ -158,7 +181,9 @@ SHOWS = re.compile(r"^show_doc\(([\w.]+)\)", re.M)
 
 def in_order(cells, module):
     "Cells with the names of one exported cell as they stand there; nbdev turns them round"
-    line = lambda c: module.nodes[SHOWS.search(source(c))[1]].lineno if module and SHOWS.search(source(c)) and SHOWS.search(source(c))[1] in module.nodes else None
+    def line(cell):
+        found = module and SHOWS.search(source(cell))
+        return module.nodes[found[1]].lineno if found and found[1] in module.nodes else None
     for api, some in groupby(cells, lambda c: line(c) is not None): yield from sorted(some, key=line) if api else some
 
 def page(path):
@@ -173,14 +198,16 @@ def page(path):
         if cell["cell_type"] == "raw" or text.startswith("<!-- WARNING"): continue
         if cell["cell_type"] == "markdown":
             cells.append(markdown(links(text, path)))
-            for heading in re.findall(r"^(#+) ", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M): level = len(heading)
+            for heading in re.findall(r"^(#+) ", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M):
+                level = len(heading)
         elif shows := SHOWS.search(text):
             if module is None or shows[1] not in documented(module): continue
             cells += [markdown(links(module.markdown(shows[1], min(level + 1, 4)), path)),
                       code(module.code(shows[1]), tags=["hide-input"])]
         elif text.strip() or cell.get("outputs"): cells.append(shown(cell, path))
     for i, cell in enumerate(cells): cell["id"] = f"c{i}"
-    return {"cells": cells, "metadata": {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"},
+    return {"cells": cells,
+            "metadata": {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"},
             "language_info": {"name": "python", "pygments_lexer": "ipython3"}}, "nbformat": 4, "nbformat_minor": 5}
 
 
@@ -198,12 +225,17 @@ def sources():
     for path, name in plan().items():
         if path.endswith(".md"): write(f"{name}.md", links((NBS/path).read_text(encoding="utf-8"), path)); continue
         book = page(path)
-        if name == "index": book["cells"].append({**markdown(toctree([f"{s}/index" for s in SECTIONS if inside(s)]) + "\n" + toctree([n for n in ("contributing", "changelog") if n == "changelog" or n in plan().values()], "Project")), "id": "pages"})
+        if name == "index":
+            book["cells"].append({**markdown(toctree([f"{s}/index" for s in SECTIONS if inside(s)]) + "\n"
+                                             + toctree([n for n in ("contributing", "changelog") if n == "changelog"
+                                                        or n in plan().values()], "Project")), "id": "pages"})
         write(f"{name}.ipynb", json.dumps(book, ensure_ascii=False, indent=1))
     for section, (title, _, line) in SECTIONS.items():
         if not inside(section): continue
-        listed = "\n".join(f"[{opening(p)[0]}]({n.split('/')[1]})\n: {links(opening(p)[1], p)}\n" for p, n in inside(section).items())
-        write(f"{section}/index.md", f"# {title}\n\n{line}\n\n{listed}\n{toctree([n.split('/')[1] for n in inside(section).values()])}")
+        listed = "\n".join(f"[{opening(p)[0]}]({n.split('/')[1]})\n: {links(opening(p)[1], p)}\n"
+                           for p, n in inside(section).items())
+        write(f"{section}/index.md",
+              f"# {title}\n\n{line}\n\n{listed}\n{toctree([n.split('/')[1] for n in inside(section).values()])}")
     write("changelog.md", (ROOT/"CHANGELOG.md").read_text(encoding="utf-8"))
     write("conf.py", (ROOT/"docs"/"conf.py").read_text(encoding="utf-8"))
 
@@ -214,7 +246,8 @@ def llms():
     "The project on one page, for language models, with links to the notebooks"
     (title, line, _), parts = opening("index.ipynb"), []
     for section, (name, _, about) in SECTIONS.items():
-        lines = [f"- [{opening(p)[0]}](nbs/{p}): {opening(p)[1]}" + (f" Module `dho_nb.{module_of(p).name}`." if module_of(p) else "") for p in inside(section)]
+        lines = [f"- [{opening(p)[0]}](nbs/{p}): {opening(p)[1]}"
+                 + (f" Module `dho_nb.{module_of(p).name}`." if module_of(p) else "") for p in inside(section)]
         if lines: parts.append(f"## {name}\n\n{about}\n\n" + "\n".join(lines) + "\n")
     return "\n".join([f"# {title}\n\n> {line}\n", INTRODUCTION, *parts])
 
@@ -228,14 +261,17 @@ def main():
     proc_nbs(n_workers=2)
     sources()
     doctrees = ROOT/"build"/"doctrees"
-    done = subprocess.run([sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-E", "-a", "-j", "2", "-d", doctrees, PAGES, SITE], cwd=ROOT)
+    done = subprocess.run([sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-E", "-a", "-j",
+                           "2", "-d", doctrees, PAGES, SITE], cwd=ROOT)
     if done.returncode: sys.exit("the site has warnings: see above")
-    (SITE/"llms.txt").write_text(re.sub(r"\]\(nbs/([^)]+)\)", lambda m: f"]({plan()[m[1]]}.html)", llms()), encoding="utf-8")
+    (SITE/"llms.txt").write_text(re.sub(r"\]\(nbs/([^)]+)\)", lambda m: f"]({plan()[m[1]]}.html)", llms()),
+                                 encoding="utf-8")
     found = problems(SITE)
     if found: sys.exit("\n".join(found))
     leaving = external(SITE)
     (ROOT/"build"/"external-links.txt").write_text("\n".join(leaving) + "\n", encoding="utf-8")
-    print(f"_site/index.html: {len(list(SITE.rglob('*.html')))} pages; {len(leaving)} links leave the site (build/external-links.txt)")
+    print(f"_site/index.html: {len(list(SITE.rglob('*.html')))} pages; {len(leaving)} links leave the site "
+          "(build/external-links.txt)")
 
 
 if __name__ == "__main__": main()

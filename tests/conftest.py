@@ -11,7 +11,8 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent/"shared"/"data"
-SMALL = ["--teacher", "digits", "--student", "tiny", "--student-weights", "", "--size", "16", "--epochs", "2", "--flip", "0"]
+SMALL = ["--teacher", "digits", "--student", "tiny", "--student-weights", "", "--size", "16", "--epochs",
+         "2", "--flip", "0"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -19,8 +20,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def dho(tmp_path):
     "Runs `dho` in a process of its own, in an empty folder; returns exit code, stdout, stderr"
     def run(*argv, cwd=tmp_path, **env):
-        done = subprocess.run([sys.executable, "-m", "dho_nb.cli", *map(str, argv)], cwd=cwd, capture_output=True, text=True, timeout=600,
-                              env={**os.environ, "DHO_RUNS": str(tmp_path/"runs"), "DHO_PROGRESS": "lines", "DHO_DEVICE": "cpu", **env})
+        done = subprocess.run([sys.executable, "-m", "dho_nb.cli", *map(str, argv)], cwd=cwd, capture_output=True,
+                              text=True, timeout=600, env={**os.environ, "DHO_RUNS": str(tmp_path/"runs"),
+                                                           "DHO_PROGRESS": "lines", "DHO_DEVICE": "cpu", **env})
         return done.returncode, done.stdout, done.stderr
     return run
 
@@ -46,5 +48,6 @@ def eurosat(tmp_path_factory):
     "EuroSAT's photographs, unpacked once"
     if not (SHARED/"eurosat.tar").exists(): pytest.skip("needs ../shared/data/eurosat.tar (EuroSAT in the CoOp layout)")
     root = tmp_path_factory.mktemp("data")
-    with tarfile.open(SHARED/"eurosat.tar") as archive: archive.extractall(root, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+    with tarfile.open(SHARED/"eurosat.tar") as archive:
+        archive.extractall(root, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     return root/"eurosat"

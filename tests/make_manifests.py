@@ -2,15 +2,13 @@
 
 SHARED_DATA holds coop_splits.tar.xz, imagenet_lists.tar.xz and eurosat.tar. What comes out is the same on every machine."""
 import gzip
-import io
-import json
 import re
 import sys
 import tarfile
 import tempfile
 from pathlib import Path
 
-from dho_nb.datasets import DATASETS, IMAGENET_TEMPLATES, check_counts, manifests_page
+from dho_nb.datasets import DATASETS, check_counts, manifests_page
 from dho_nb.manifests import Manifest, content_keys, digits_manifest, from_coop, write_manifest
 from dho_nb.settings import read_json, write_json
 
@@ -20,7 +18,8 @@ PACK = 1_000_000                                        # bytes above which a CS
 
 
 def unpack(archive, folder):
-    with tarfile.open(archive) as tar: tar.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
 
 
 def pack(file, text):
@@ -35,7 +34,8 @@ def few_shot(folder, name):
 
 
 def facts(info, classes, **more):
-    return dict(classes=classes, templates=list(info.templates), source=info.source, licence=info.licence, counts=list(info.counts), **more)
+    return dict(classes=classes, templates=list(info.templates), source=info.source, licence=info.licence,
+                counts=list(info.counts), **more)
 
 
 def clean(manifest):
@@ -50,13 +50,15 @@ def make(shared, out):
         temporary = Path(temporary)
         for archive in ("coop_splits.tar.xz", "imagenet_lists.tar.xz", "eurosat.tar"): unpack(shared/archive, temporary)
         meta = read_json(temporary/"imagenet"/"imagenet_meta.json")
-        write_manifest(digits_manifest(), out, source="scikit-learn load_digits (UCI Optical Recognition of Handwritten Digits, test part)",
+        write_manifest(digits_manifest(), out,
+                       source="scikit-learn load_digits (UCI Optical Recognition of Handwritten Digits, test part)",
                        licence="CC BY 4.0")
         named = [WORDNET.get(i, c) for i, c in enumerate(meta["openai_clip_classnames"])]
         for name, info in DATASETS.items():
             lists = few_shot(temporary, name)
             if not info.builder:
-                manifest = check_counts(clean(from_coop(temporary/"coop"/"splits"/info.split, name, info.prefix, info.templates)))
+                manifest = check_counts(clean(from_coop(temporary/"coop"/"splits"/info.split, name, info.prefix,
+                                                        info.templates)))
                 rows = facts(info, list(manifest.classes)); rows.pop("classes"); rows.pop("templates")
                 file = write_manifest(manifest, out, **rows)
                 if file.stat().st_size > PACK: file.unlink(); write_manifest(manifest, out, compress=True, **rows)
@@ -75,12 +77,14 @@ def make(shared, out):
                 for entry in entries:
                     path = entry["impath"].split("/", 3)[3]
                     if not info.builder: assert train[path] == entry["label"]
-                    member.setdefault(path.rsplit("/", 1)[1] if name == "imagenet" else path, []).append(f"coop-{shots}-{seed}")
+                    member.setdefault(path.rsplit("/", 1)[1] if name == "imagenet" else path,
+                                      []).append(f"coop-{shots}-{seed}")
             if name == "imagenet":
                 for percent in (1, 10):
                     for line in (temporary/"imagenet"/f"{percent}percent.txt").read_text().split():
                         member.setdefault(line, []).append(f"simclr-{percent}")
-            pack(out/"subsets"/f"{name}.csv.gz", "path,lists\n" + "".join(f"{p},{' '.join(l)}\n" for p, l in sorted(member.items())))
+            pack(out/"subsets"/f"{name}.csv.gz",
+                 "path,lists\n" + "".join(f"{p},{' '.join(l)}\n" for p, l in sorted(member.items())))
         eurosat = from_coop(temporary/"coop"/"splits"/DATASETS["eurosat"].split, "eurosat", "2750")
         table = eurosat.table.assign(key=[k[:8] for k in content_keys(eurosat, temporary/"eurosat")])
         pack(out/"hashes"/"eurosat.txt.gz", "\n".join(table.sort_values("path")["key"]) + "\n")

@@ -25,7 +25,8 @@ def page(name) -> str:
     text = text.replace("](images/", "](nbs/images/").replace('src="images/', 'src="nbs/images/')
     text = text.replace("](contributing.ipynb)", "](CONTRIBUTING.md)")
     text = re.sub(r"\]\((?!http|nbs/|#)([\w/]+\.ipynb)\)", r"](nbs/\1)", text)
-    return f"<!-- Made from nbs/{name}.ipynb by `make readme`; edit that. -->\n\n" + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    return (f"<!-- Made from nbs/{name}.ipynb by `make readme`; edit that. -->\n\n"
+            + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
 
 
 def made() -> dict:

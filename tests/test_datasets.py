@@ -16,15 +16,16 @@ import pytest
 import dho_nb.datasets as datasets
 from conftest import ROOT, SHARED, picture
 from dho_nb.cli import main
-from dho_nb.datasets import (DATASETS, build_manifest, check_counts, check_files, class_positions, dataset_facts, get_dataset, manifests_page,
-                             split_counts)
+from dho_nb.datasets import (DATASETS, build_manifest, check_counts, check_files, class_positions, dataset_facts,
+                             get_dataset, manifests_page, split_counts)
 from dho_nb.manifests import labelled_subset, open_manifest, read_manifest, subset_lists, write_manifest
 from dho_nb.settings import DhoError
 
-PAPER = dict(caltech101="4128/1649/2465", oxford_pets="2944/736/3669", stanford_cars="6509/1635/8041", flowers102="4093/1633/2463",
-             food101="50500/20200/30300", fgvc_aircraft="3334/3333/3333", sun397="15880/3970/19850", dtd="2820/1128/1692",
-             eurosat="13500/5400/8100", ucf101="7639/1898/3783", imagenet="1281167/0/50000", imagenet_v2="0/0/10000",
-             imagenet_sketch="0/0/50889", imagenet_r="0/0/30000", imagenet_a="0/0/7500")
+PAPER = dict(caltech101="4128/1649/2465", oxford_pets="2944/736/3669", stanford_cars="6509/1635/8041",
+             flowers102="4093/1633/2463", food101="50500/20200/30300", fgvc_aircraft="3334/3333/3333",
+             sun397="15880/3970/19850", dtd="2820/1128/1692", eurosat="13500/5400/8100", ucf101="7639/1898/3783",
+             imagenet="1281167/0/50000", imagenet_v2="0/0/10000", imagenet_sketch="0/0/50889", imagenet_r="0/0/30000",
+             imagenet_a="0/0/7500")
 SHIPPED = [n for n, d in DATASETS.items() if not d.builder]
 
 
@@ -54,7 +55,8 @@ def test_a_shipped_list_has_the_papers_counts_and_coops_labels(name):
     for shots in (1, 2, 4, 8, 16):
         subset = labelled_subset(manifest, shots=shots, seed=3, by="coop")
         assert subset.name == f"{shots}-shot coop"
-        assert (np.bincount(manifest.table["label"].to_numpy()[subset.rows]) == shots).all() and (np.diff(subset.rows) > 0).all()
+        assert (np.bincount(manifest.table["label"].to_numpy()[subset.rows]) == shots).all()
+        assert (np.diff(subset.rows) > 0).all()
     with pytest.raises(DhoError, match="coop-4-3"): labelled_subset(manifest, shots=4, seed=0, by="coop")
     with pytest.raises(DhoError, match="there are none"): labelled_subset(manifest, fraction=.01, by="simclr")
 
@@ -63,7 +65,8 @@ def food101(root, **wrong):
     classes, split, place = dataset_facts("food101")["classes"], {}, 0
     for name, count in zip(("train", "val", "test"), DATASETS["food101"].counts):
         count = wrong.get(name, count)
-        split[name] = [[f"c{i % 101}/{place + i}.jpg", i % 101, classes[i % 101].replace(" ", "_")] for i in range(count)]
+        split[name] = [[f"c{i % 101}/{place + i}.jpg", i % 101, classes[i % 101].replace(" ", "_")]
+                       for i in range(count)]
         place += count
     root.mkdir(exist_ok=True)
     (root/"split_zhou_Food101.json").write_text(json.dumps(split))
@@ -77,7 +80,8 @@ def test_food101_is_built_from_coops_file(tmp_path):
     with pytest.raises(DhoError, match="dho data build food101"): open_manifest("food101")
     food101(tmp_path/"food")
     assert counts(build_manifest("food101", tmp_path/"food")) == counts(open_manifest("food101")) == PAPER["food101"]
-    assert open_manifest("food101").classes[2] == "baklava" and open_manifest("food101").table["path"].str.startswith("images/").all()
+    assert open_manifest("food101").classes[2] == "baklava"
+    assert open_manifest("food101").table["path"].str.startswith("images/").all()
 
 
 def test_aircraft_is_built_from_its_own_files(tmp_path):
@@ -87,15 +91,18 @@ def test_aircraft_is_built_from_its_own_files(tmp_path):
         (tmp_path/f"images_variant_{split}.txt").write_text("\n".join(lines) + "\n")
         place += count
     made = build_manifest("fgvc_aircraft", tmp_path)
-    assert counts(made) == PAPER["fgvc_aircraft"] and made.table.query("path == 'images/0000101.jpg'")["label"].tolist() == [1]
-    (tmp_path/"images_variant_val.txt").write_text((tmp_path/"images_variant_val.txt").read_text().replace(classes[3], "Zeppelin"))
+    assert counts(made) == PAPER["fgvc_aircraft"]
+    assert made.table.query("path == 'images/0000101.jpg'")["label"].tolist() == [1]
+    (tmp_path/"images_variant_val.txt").write_text((tmp_path/"images_variant_val.txt").read_text()
+                                                   .replace(classes[3], "Zeppelin"))
     with pytest.raises(DhoError, match="34 images are of no class"): build_manifest("fgvc_aircraft", tmp_path)
 
 
 def test_sun397_is_split_as_coop_split_it(tmp_path):
     lists, draw = subset_lists("sun397"), random.Random(1)
     folders = {}
-    for path in sorted(set().union(*lists.values())): folders.setdefault(os.path.dirname(path).removeprefix("SUN397"), []).append(os.path.basename(path))
+    for path in sorted(set().union(*lists.values())):
+        folders.setdefault(os.path.dirname(path).removeprefix("SUN397"), []).append(os.path.basename(path))
     assert len(folders) == 397
     train, test = [], []
     for folder, names in sorted(folders.items()):
@@ -108,7 +115,9 @@ def test_sun397_is_split_as_coop_split_it(tmp_path):
     (tmp_path/"Testing_01.txt").write_text("\n".join(test))
     made = build_manifest("sun397", tmp_path)
     assert counts(made) == PAPER["sun397"] and made.table.query("split == 'val'")["path"].str.contains("/val").all()
-    assert [made.classes[i] for i in made.table.query("path in ('SUN397/a/apse/indoor/test7.jpg', 'SUN397/y/youth_hostel/test0.jpg')")["label"]] == ["indoor apse", "youth hostel"]
+    assert [made.classes[i]
+            for i in made.table.query("path in ('SUN397/a/apse/indoor/test7.jpg', "
+                                      "'SUN397/y/youth_hostel/test0.jpg')")["label"]] == ["indoor apse", "youth hostel"]
     assert len(labelled_subset(made, shots=16, seed=1, by="coop")) == 16*397
     (tmp_path/"Training_01.txt").write_text("\n".join(sorted(train)))
     with pytest.raises(DhoError, match="does not lead to CoOp's split"): build_manifest("sun397", tmp_path)
@@ -121,7 +130,8 @@ def imagenet_train():
     named = set().union(*subset_lists("imagenet").values())
     have = {w: sorted(n for n in names) for w, names in _by_class(named).items()}
     sizes = np.bincount(np.arange(1281167) % 1000)
-    return [f"train/{w}/{n}" for w, size in zip(wnids, sizes) for n in have[w] + [f"{w}_{10**6 + i}.JPEG" for i in range(size - len(have[w]))]]
+    return [f"train/{w}/{n}" for w, size in zip(wnids, sizes)
+            for n in have[w] + [f"{w}_{10**6 + i}.JPEG" for i in range(size - len(have[w]))]]
 
 
 def _by_class(names):
@@ -133,9 +143,11 @@ def _by_class(names):
 def test_imagenet_and_its_published_subsets(tmp_path, monkeypatch, imagenet_train):
     wnids = dataset_facts("imagenet")["wnids"]
     (tmp_path/"in").mkdir()
-    listing(monkeypatch, imagenet_train + [f"val/{wnids[i % 1000]}/ILSVRC2012_val_{i:08d}.JPEG" for i in range(1, 50001)] + ["val/stray/x/y.jpg", "other/z.jpg"])
+    listing(monkeypatch, imagenet_train + [f"val/{wnids[i % 1000]}/ILSVRC2012_val_{i:08d}.JPEG"
+                                           for i in range(1, 50001)] + ["val/stray/x/y.jpg", "other/z.jpg"])
     made = build_manifest("imagenet", tmp_path/"in")
-    assert made.table["id"].str.startswith("images/").all() and made.table["path"].str.startswith(("train/n", "val/n")).all()
+    assert made.table["id"].str.startswith("images/").all()
+    assert made.table["path"].str.startswith(("train/n", "val/n")).all()
     assert counts(made) == PAPER["imagenet"] and made.classes[744] == "projectile" and len(set(made.classes)) == 1000
     size = {("simclr", 1): 12811, ("simclr", 10): 128116, ("reference", 1): 13000, ("reference", 10): 128286}
     for (by, percent), count in size.items():
@@ -144,20 +156,26 @@ def test_imagenet_and_its_published_subsets(tmp_path, monkeypatch, imagenet_trai
     labels = made.table["label"].to_numpy()[labelled_subset(made, shots=8, seed=2, by="coop").rows]
     assert (np.bincount(labels) == 8).all()
     with pytest.raises(DhoError, match="no coop list of 16-shot"): labelled_subset(made, shots=16, seed=1, by="coop")
-    gone = dataclasses.replace(made, table=made.table[made.table["path"] != "train/n01440764/" + min(_by_class(subset_lists("imagenet")["coop-1-1"])["n01440764"])])
-    with pytest.raises(DhoError, match="1 of the 1000 images of coop-1-1"): labelled_subset(gone, shots=1, seed=1, by="coop")
+    gone = dataclasses.replace(made,
+                               table=made.table[made.table["path"] != "train/n01440764/"
+                                                + min(_by_class(subset_lists("imagenet")["coop-1-1"])["n01440764"])])
+    with pytest.raises(DhoError, match="1 of the 1000 images of coop-1-1"):
+        labelled_subset(gone, shots=1, seed=1, by="coop")
 
 
 @pytest.mark.parametrize("how", ["kaggle", "devkit"])
 def test_imagenets_flat_validation_folder(tmp_path, monkeypatch, how):
     wnids = dataset_facts("imagenet")["wnids"]
-    names, images = [f"ILSVRC2012_val_{i:08d}" for i in range(1, 201)], tmp_path/("ILSVRC/Data/CLS-LOC" if how == "kaggle" else "images")
+    names = [f"ILSVRC2012_val_{i:08d}" for i in range(1, 201)]
+    images = tmp_path/("ILSVRC/Data/CLS-LOC" if how == "kaggle" else "images")
     images.mkdir(parents=True)
     monkeypatch.setitem(DATASETS, "imagenet", dataclasses.replace(DATASETS["imagenet"], counts=(1, 0, 200)))
     listing(monkeypatch, [f"train/{wnids[0]}/a.JPEG"] + [f"val/{n}.JPEG" for n in names])
     with pytest.raises(DhoError, match="devkit"): build_manifest("imagenet", tmp_path)
     if how == "kaggle":
-        (tmp_path/"LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "".join(f"{n},{wnids[i % 7]} 1 2 3 4\n" for i, n in enumerate(names)))
+        (tmp_path/"LOC_val_solution.csv").write_text("ImageId,PredictionString\n"
+                                                     + "".join(f"{n},{wnids[i % 7]} 1 2 3 4\n"
+                                                               for i, n in enumerate(names)))
     else:
         from scipy.io import savemat
         data = images/"ILSVRC2012_devkit_t12"/"data"
@@ -166,7 +184,8 @@ def test_imagenets_flat_validation_folder(tmp_path, monkeypatch, how):
         savemat(data/"meta.mat", {"synsets": synsets})
         (data/"ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{1000 - i % 7}\n" for i in range(200)))
     made = build_manifest("imagenet", tmp_path).table.query("split == 'test'").sort_values("path")
-    assert made["id"].iloc[0] == f"images/val/{names[0]}.JPEG" and made["path"].iloc[0] == f"{images.relative_to(tmp_path).as_posix()}/val/{names[0]}.JPEG"
+    assert made["id"].iloc[0] == f"images/val/{names[0]}.JPEG"
+    assert made["path"].iloc[0] == f"{images.relative_to(tmp_path).as_posix()}/val/{names[0]}.JPEG"
     assert made["label"].tolist() == [i % 7 for i in range(200)]
 
 
@@ -174,7 +193,8 @@ def test_imagenets_flat_validation_folder(tmp_path, monkeypatch, how):
 def test_shifted_sets_are_test_only_and_find_their_columns(tmp_path, monkeypatch, name):
     info, wnids = DATASETS[name], dataset_facts(name)["wnids"]
     folders = [str(i) for i in range(1000)] if name == "imagenet_v2" else wnids
-    listing(monkeypatch, [f"{folders[i % len(folders)]}/{i}.jpg" for i in range(info.counts[2])] + ["elsewhere/x.jpg", "loose.jpg"])
+    listing(monkeypatch, [f"{folders[i % len(folders)]}/{i}.jpg" for i in range(info.counts[2])]
+            + ["elsewhere/x.jpg", "loose.jpg"])
     made = build_manifest(name, tmp_path)
     assert counts(made) == counts(open_manifest(name)) == PAPER[name] and set(made.table["split"]) == {"test"}
     columns = class_positions(made, dataset_facts("imagenet")["classes"])
@@ -193,7 +213,9 @@ class Server:
             def answer(self, body):
                 data = next((d for n, d in outer.files.items() if self.path.endswith(n)), None)
                 self.send_response(404 if data is None else 200)
-                for k, v in {"Content-Length": len(data or b""), "ETag": '"abc"', "X-Repo-Commit": "f"*40, "Accept-Ranges": "none"}.items(): self.send_header(k, str(v))
+                for k, v in {"Content-Length": len(data or b""), "ETag": '"abc"', "X-Repo-Commit": "f"*40,
+                             "Accept-Ranges": "none"}.items():
+                    self.send_header(k, str(v))
                 self.end_headers()
                 if not body or data is None: return
                 outer.asked.append(self.path)
@@ -275,28 +297,33 @@ def test_imagenet_a_comes_from_its_address(tmp_path, monkeypatch, serve):
     server.cut = 0
     root = get_dataset("imagenet_a")
     assert root == tmp_path/"data"/"imagenet-adversarial" and split_counts(open_manifest("imagenet_a")) == (0, 0, 400)
-    with pytest.raises(DhoError, match="fetched but is not whole: .*test: 1, the paper has 30,000"): get_dataset("imagenet_r")
+    with pytest.raises(DhoError, match="fetched but is not whole: .*test: 1, the paper has 30,000"):
+        get_dataset("imagenet_r")
     assert not (tmp_path/"data"/"imagenet-rendition").exists()
 
 
-@pytest.mark.parametrize("name, inside, folder", [("imagenet_v2", "imagenetv2-matched-frequency-format-val", "imagenetv2"),
+@pytest.mark.parametrize("name, inside, folder",
+                         [("imagenet_v2", "imagenetv2-matched-frequency-format-val", "imagenetv2"),
                                                   ("imagenet_sketch", "sketch", "imagenet-sketch")])
 def test_two_shifted_sets_come_from_the_hub(monkeypatch, capsys, serve, tmp_path, name, inside, folder):
     import huggingface_hub.constants
     _, repo, file, *_ = DATASETS[name].download
     wnids = dataset_facts(name)["wnids"]
     paths = [f"{inside}/{i % 1000 if name == 'imagenet_v2' else wnids[i]}/{i}.jpeg" for i in range(300)]
-    server = serve(files={f"/datasets/{repo}/resolve/main/{file}": archive(paths) if file.endswith(".gz") else zipped(paths)})
+    server = serve(files={f"/datasets/{repo}/resolve/main/{file}": archive(paths) if file.endswith(".gz")
+                          else zipped(paths)})
     fewer(monkeypatch, name, 300)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE",
+                        server.url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     assert main(["data", "get", name]) == 0, capsys.readouterr().err
     assert (tmp_path/"data"/folder/DATASETS[name].prefix).is_dir() and not (tmp_path/"data"/f".dho-get-{name}").exists()
     assert main(["data", "check", name]) == 0
     capsys.readouterr()
     assert main(["data", "list"]) == 0
-    assert [line.split()[5] for line in capsys.readouterr().out.splitlines() if line.startswith(name + " ")] == ["built"]
+    assert [line.split()[5] for line in capsys.readouterr().out.splitlines()
+            if line.startswith(name + " ")] == ["built"]
 
 
 def zipped(paths):
@@ -310,7 +337,8 @@ def test_coops_split_file_is_taken_only_as_published(tmp_path, monkeypatch, serv
     import hashlib
     server = serve(files={"split_zhou_Food101.json": b"{}"})
     monkeypatch.setattr(datasets, "SPLITS_AT", server.url)
-    with pytest.raises(DhoError, match="not the file that was published"): datasets._fetch_split(DATASETS["food101"], tmp_path)
+    with pytest.raises(DhoError, match="not the file that was published"):
+        datasets._fetch_split(DATASETS["food101"], tmp_path)
     assert not [p for p in tmp_path.iterdir() if p.is_file()]
     monkeypatch.setitem(datasets.SPLIT_BLOBS, "split_zhou_Food101.json", hashlib.sha1(b"blob 2\0{}").hexdigest())
     datasets._fetch_split(DATASETS["food101"], tmp_path)
@@ -322,7 +350,8 @@ def test_what_is_fetched_by_hand_is_told(tmp_path):
     assert [d.name for d in by_hand] == ["stanford_cars", "ucf101", "imagenet"]
     for d in by_hand:
         with pytest.raises(DhoError) as said: get_dataset(d.name)
-        assert d.source in str(said.value) and str(tmp_path/"data"/d.folder) in str(said.value) and "{" not in str(said.value).replace("${f%.tar}", "")
+        assert d.source in str(said.value) and str(tmp_path/"data"/d.folder) in str(said.value)
+        assert "{" not in str(said.value).replace("${f%.tar}", "")
 
 
 def test_a_copy_is_compared_with_its_list(dho, capsys, tmp_path):
@@ -337,14 +366,18 @@ def test_a_copy_is_compared_with_its_list(dho, capsys, tmp_path):
     (root/broken[2]).write_bytes((root/broken[2]).read_bytes()[:200])
     picture(root/"images"/"extra.jpg")
     code, out, _ = dho("data", "check", file, "--root", root)
-    assert code == 1 and "missing" in out and "empty" in out and "broken" not in out and "1 pictures that the list does not name" in out
+    assert code == 1 and "missing" in out and "empty" in out and "broken" not in out
+    assert "1 picture that the list does not name" in out
     found = check_files(read_manifest(file), root, decode=True).set_index("path")["problem"]
-    assert found.to_dict() == {broken[0]: "missing", broken[1]: "empty", broken[2]: "broken", "images/extra.jpg": "extra"}
+    assert found.to_dict() == {broken[0]: "missing", broken[1]: "empty", broken[2]: "broken",
+                               "images/extra.jpg": "extra"}
 
 
-@pytest.mark.skipif(not (SHARED/"eurosat.tar").exists(), reason="needs ../shared/data/eurosat.tar (EuroSAT in the CoOp layout)")
+@pytest.mark.skipif(not (SHARED/"eurosat.tar").exists(),
+                    reason="needs ../shared/data/eurosat.tar (EuroSAT in the CoOp layout)")
 def test_the_real_eurosat(capsys, tmp_path):
-    with tarfile.open(SHARED/"eurosat.tar") as tar: tar.extractall(tmp_path/"data", **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+    with tarfile.open(SHARED/"eurosat.tar") as tar:
+        tar.extractall(tmp_path/"data", **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     said = lambda *argv: (main(list(argv)), capsys.readouterr().out)
     code, out = said("data", "check", "eurosat", "--decode")
     assert code == 0 and "looked at sizes, contents, pictures" in out and out.strip().endswith("whole"), out
@@ -363,7 +396,8 @@ def test_the_lists_are_what_the_published_archives_say(tmp_path):
     from make_manifests import make
     make(SHARED, tmp_path/"again")
     plain = lambda f: gzip.decompress(f.read_bytes()) if f.suffix == ".gz" else f.read_bytes()
-    names = lambda base: sorted(p.relative_to(base).as_posix() for p in base.rglob("*") if p.is_file() and p.name != "README.md")
+    names = lambda base: sorted(p.relative_to(base).as_posix() for p in base.rglob("*")
+                                if p.is_file() and p.name != "README.md")
     assert names(tmp_path/"again") == names(ROOT/"data_manifests")
     assert [n for n in names(tmp_path/"again") if plain(tmp_path/"again"/n) != plain(ROOT/"data_manifests"/n)] == []
 

@@ -28,12 +28,16 @@ def test_a_small_demo(tmp_path, monkeypatch, capsys):
     assert "4/4  " in said and "teacher, zero-shot" in said and str(folder/"table.csv") in said
     written = pd.read_csv(folder/"table.csv")
     assert sorted(written["method"]) == ["ce", "dho", "kd", "sho"] and set(written["seed"]) == {0}
-    assert {p.name for p in folder.iterdir() if p.is_file()} == {"table.csv", "sweep.json", "comparison.png", "comparison.svg", "comparison.pdf"}
+    assert {p.name for p in folder.iterdir() if p.is_file()} == {"table.csv", "sweep.json", "comparison.png",
+                                                                 "comparison.svg", "comparison.pdf"}
     left = [line.split()[0] for line in said.split("left behind:")[1].splitlines() if line.strip()]
     assert len(left) >= 7 and all(Path(p).exists() for p in left if "*" not in p)
     for run in folder.glob("*/run.json"):
-        shown = [o for c in read_json(run.parent/"notebook.ipynb")["cells"] for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
-        assert len(shown) >= 2 and read_json(run.parent/"result.json")["accuracy"] == written.set_index("method").loc[read_json(run)["config"]["method"], "accuracy"]
+        shown = [o for c in read_json(run.parent/"notebook.ipynb")["cells"] for o in c.get("outputs", [])
+                 if "image/png" in o.get("data", {})]
+        assert len(shown) >= 2
+        method = read_json(run)["config"]["method"]
+        assert read_json(run.parent/"result.json")["accuracy"] == written.set_index("method").loc[method, "accuracy"]
     assert "teacher, zero-shot" in str(results_table(load(folder), columns=(), teacher=True))
     stamps = {p: p.stat().st_mtime_ns for p in folder.glob("*/*")}
     assert main(command) == 0
@@ -42,7 +46,8 @@ def test_a_small_demo(tmp_path, monkeypatch, capsys):
 
 def test_an_unknown_parameter_stops_the_notebook(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="did you mean 'epochs'"):
-        papermill.execute_notebook(ROOT/"nbs/experiments/distill.ipynb", tmp_path/"out.ipynb", dict(epoch=1, out=str(tmp_path/"run")), progress_bar=False, kernel_name="python3")
+        papermill.execute_notebook(ROOT/"nbs/experiments/distill.ipynb", tmp_path/"out.ipynb",
+                                   dict(epoch=1, out=str(tmp_path/"run")), progress_bar=False, kernel_name="python3")
     assert not (tmp_path/"run").exists()
 
 
@@ -52,13 +57,15 @@ def test_a_notebook_that_fails_is_kept(tmp_path, monkeypatch):
     assert (tmp_path/"run"/"failed.ipynb").exists() and not (tmp_path/"run"/"result.json").exists()
     monkeypatch.delenv("DHO_DEVICE")
     assert run_one(preset("digits", epochs=1), tmp_path/"run")["steps"] == 17
-    with pytest.raises(DhoError, match="method was 'dho', now 'ce'"): run_one(preset("digits", epochs=1, method="ce"), tmp_path/"run")
+    with pytest.raises(DhoError, match="method was 'dho', now 'ce'"):
+        run_one(preset("digits", epochs=1, method="ce"), tmp_path/"run")
     assert (tmp_path/"run"/"notebook.ipynb").exists() and not (tmp_path/"run"/"failed.ipynb").exists()
 
 
 def test_training_the_bundled_teacher_is_repeatable(tmp_path):
     for name in ("one", "two"):
-        papermill.execute_notebook(ROOT/"nbs/experiments/train_digits_teacher.ipynb", tmp_path/f"{name}.ipynb", dict(steps=8, out=str(tmp_path/name)), progress_bar=False, kernel_name="python3")
+        papermill.execute_notebook(ROOT/"nbs/experiments/train_digits_teacher.ipynb", tmp_path/f"{name}.ipynb",
+                                   dict(steps=8, out=str(tmp_path/name)), progress_bar=False, kernel_name="python3")
     first, second = ((tmp_path/name/"open_clip_model.safetensors").read_bytes() for name in ("one", "two"))
     assert first == second
     shutil.rmtree(tmp_path/"one")
@@ -67,7 +74,8 @@ def test_training_the_bundled_teacher_is_repeatable(tmp_path):
 def test_teacher_logits_are_float32_whatever_the_precision(tmp_path):
     run = Run(preset("digits", epochs=1, precision="bf16", views="live"), tmp_path/"run", mode="none")
     with torch.no_grad(): logits = run.trainer.teach(run.trainer.streams[0]).logits
-    half, full = (t.encode_images(run.trainer.streams[0].teacher) for t in (run.guidance.load(), load_teacher("digits")))
+    half, full = (t.encode_images(run.trainer.streams[0].teacher)
+                  for t in (run.guidance.load(), load_teacher("digits")))
     assert logits.dtype == half.dtype == torch.float32
     torch.testing.assert_close(logits, teacher_logits(half, run.guidance.head), rtol=0, atol=0)
     assert torch.nn.functional.cosine_similarity(half, full).min() > .999

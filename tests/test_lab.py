@@ -14,7 +14,8 @@ import pytest
 
 from conftest import ROOT
 
-SETTINGS = {"apputils-extension/notification": dict(fetchNews="false", checkForUpdates=False), "notebook-extension/tracker": dict(windowingMode="none")}
+SETTINGS = {"apputils-extension/notification": dict(fetchNews="false", checkForUpdates=False),
+            "notebook-extension/tracker": dict(windowingMode="none")}
 
 
 def free_port():
@@ -33,11 +34,14 @@ def lab(tmp_path_factory):
         file = home/"settings"/"@jupyterlab"/f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(values))
-    env = dict(os.environ, DHO_RUNS=str(home/"runs"), DHO_PROGRESS="auto", DHO_DEVICE="cpu", JUPYTERLAB_SETTINGS_DIR=str(home/"settings"), PYTHONPATH=str(ROOT),
-               JUPYTERLAB_WORKSPACES_DIR=str(home/"workspaces"), JUPYTER_RUNTIME_DIR=str(home/"runtime"), IPYTHONDIR=str(home/"ipython"))
+    env = dict(os.environ, DHO_RUNS=str(home/"runs"), DHO_PROGRESS="auto", DHO_DEVICE="cpu",
+               JUPYTERLAB_SETTINGS_DIR=str(home/"settings"), PYTHONPATH=str(ROOT),
+               JUPYTERLAB_WORKSPACES_DIR=str(home/"workspaces"), JUPYTER_RUNTIME_DIR=str(home/"runtime"),
+               IPYTHONDIR=str(home/"ipython"))
     with open(home/"log.txt", "w") as log:
-        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--IdentityProvider.token=",
-                                   "--ServerApp.port_retries=0"], cwd=home/"tutorials", env=env, stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
+                                   "--IdentityProvider.token=", "--ServerApp.port_retries=0"], cwd=home/"tutorials",
+                                   env=env, stdout=log, stderr=log, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     try:
         wait(lambda: answers(f"{address}/api/status"), 60, lambda: (home/"log.txt").read_text()[-3000:])
@@ -70,7 +74,8 @@ def browser():
     if not (chromium and driver): pytest.skip("needs Debian's chromium and chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1000"): options.add_argument(flag)
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1000"):
+        options.add_argument(flag)
     found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     yield found
     found.quit()
@@ -81,18 +86,21 @@ class Page:
     def __init__(self, browser, lab, name):
         self.browser, self.shots = browser, os.environ.get("DHO_SCREENSHOTS")
         browser.get(f"{lab[0]}/lab/tree/{name}?reset")
-        wait(lambda: self.count(".jp-Notebook .jp-CodeCell") and "| Idle" in self.script("return document.body.innerText"), 90, self.text)
+        wait(lambda: self.count(".jp-Notebook .jp-CodeCell")
+             and "| Idle" in self.script("return document.body.innerText"), 90, self.text)
 
     def script(self, code, *args): return self.browser.execute_script(code, *args)
     def count(self, css): return len(self.browser.find_elements("css selector", css))
-    def text(self): return self.script("return document.querySelector('.jp-Notebook')?.innerText ?? document.body.innerText")
+    def text(self): return self.script("return document.querySelector('.jp-Notebook')?.innerText ?? "
+                                       "document.body.innerText")
     def errors(self): return self.script("return [...document.querySelectorAll('.jp-OutputArea-output[data-mime-type=\"application/vnd.jupyter.stderr\"], .jp-RenderedText[data-mime-type*=error]')].map(e => e.innerText)")
 
     def menu(self, *labels):
         "Choose from the menu bar"
         for depth, label in enumerate(labels):
             css = ".lm-MenuBar-itemLabel" if not depth else ".lm-Menu-itemLabel"
-            item = wait(lambda: next((e for e in self.browser.find_elements("css selector", css) if e.text == label and e.is_displayed()), None), 20)
+            item = wait(lambda: next((e for e in self.browser.find_elements("css selector", css)
+                                      if e.text == label and e.is_displayed()), None), 20)
             item.click()
             time.sleep(.3)
 
@@ -121,16 +129,19 @@ def test_a_tutorial_is_stopped_and_taken_up_again(browser, lab):
     curves = ".jp-CodeCell .jp-OutputArea progress"
     wait(lambda: page.count(curves) and page.outputs("run.train()"), 420, page.text)
     page.shoot("training", curves)
-    browser.find_element("css selector", "[data-command='notebook:interrupt-kernel'], jp-button[title*='Interrupt'], button[title*='Interrupt']").click()
+    browser.find_element("css selector", "[data-command='notebook:interrupt-kernel'], jp-button[title*='Interrupt'], "
+                                         "button[title*='Interrupt']").click()
     page.finished(60)
     said = [e for e in page.errors() if "topped" in e]
-    assert len(said) == 1 and "the same call goes on from there" in said[0] and "Traceback" not in said[0] and len(said[0].splitlines()) <= 2
+    assert len(said) == 1 and "the same call goes on from there" in said[0] and "Traceback" not in said[0]
+    assert len(said[0].splitlines()) <= 2
     page.shoot("stopped", ".jp-RenderedText[data-mime-type*=error]")
     assert list(runs.glob("*/checkpoint.safetensors")) and not list(runs.glob("*/result.json"))
     page.run_all()
     page.finished()
     assert not page.errors() and len(list(runs.glob("*/result.json"))) == 2
-    for source in ("run.show_views()", "run.train()", "plot_history(", "plot_agreement(", "plot_surface("): assert page.outputs(source), source
+    for source in ("run.show_views()", "run.train()", "plot_history(", "plot_agreement(", "plot_surface("):
+        assert page.outputs(source), source
     page.shoot("finished", ".jp-CodeCell:last-of-type")
 
 
@@ -140,7 +151,8 @@ def test_the_slider_changes_the_picture(browser, lab):
     page.finished()
     assert not page.errors()
     handle = browser.find_elements("css selector", ".widget-slider .noUi-handle")[0]
-    before, alpha = page.outputs("explorer = Explorer("), float(browser.find_element("css selector", ".widget-readout").text)
+    before = page.outputs("explorer = Explorer(")
+    alpha = float(browser.find_element("css selector", ".widget-readout").text)
     page.shoot("sliders", ".widget-slider")
     for _ in range(5): handle.send_keys("\ue012" if alpha > .5 else "\ue014")
     wait(lambda: (now := page.outputs("explorer = Explorer(")) and now != before, 30)
@@ -162,7 +174,8 @@ gc.collect()
 
 
 def test_memory_of_a_kernel_does_not_grow_from_run_to_run(tmp_path):
-    env = dict(os.environ, DHO_CACHE=str(tmp_path/"cache"), DHO_PROGRESS="auto", DHO_DEVICE="cpu", PYTHONPATH=str(ROOT), IPYTHONDIR=str(tmp_path/"ipython"))
+    env = dict(os.environ, DHO_CACHE=str(tmp_path/"cache"), DHO_PROGRESS="auto", DHO_DEVICE="cpu", PYTHONPATH=str(ROOT),
+               IPYTHONDIR=str(tmp_path/"ipython"))
     manager, client = jupyter_client.manager.start_new_kernel(kernel_name="python3", cwd=str(tmp_path), env=env)
     try:
         curves, seen = 0, []
@@ -172,7 +185,8 @@ def test_memory_of_a_kernel_does_not_grow_from_run_to_run(tmp_path):
             assert reply["content"]["status"] == "ok", reply["content"]
             curves += sum("image/png" in m["content"].get("data", {}) for m in said if m["msg_type"] == "display_data")
             seen.append(psutil.Process(manager.provisioner.pid).memory_info().rss/2**20)
-        figures = client.execute_interactive("from matplotlib import pyplot; assert not pyplot.get_fignums(), pyplot.get_fignums()", timeout=60)
+        figures = client.execute_interactive("from matplotlib import pyplot; assert not pyplot.get_fignums(), "
+                                             "pyplot.get_fignums()", timeout=60)
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)

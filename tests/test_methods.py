@@ -18,7 +18,8 @@ from dho_nb.training import Trainer
 def straight(tmp_path_factory):
     "Runs that nothing came between, made when asked for"
     made, folder = {}, tmp_path_factory.mktemp("straight")
-    def run(method): return made.setdefault(method, distill(preset("digits", method=method, epochs=4), folder/method, "none"))
+    def run(method): return made.setdefault(method,
+                                            distill(preset("digits", method=method, epochs=4), folder/method, "none"))
     return run
 
 
@@ -29,7 +30,8 @@ def test_a_finished_run_tells_the_same_again(straight, method):
     again = Run(run.config, run.folder, "none")
     assert again.done and again.evaluate().equals(run.evaluate()) and facts["method"] == method
     assert again.evaluate()["accuracy"].iloc[-1] == run.result["accuracy"] > .3
-    assert all(torch.equal(a, b.cpu()) for a, b in zip(student.model.state_dict().values(), run.student.model.state_dict().values()))
+    assert all(torch.equal(a, b.cpu())
+               for a, b in zip(student.model.state_dict().values(), run.student.model.state_dict().values()))
 
 
 @pytest.mark.parametrize("method", ["sho", "sho-tuned", "kd-then-ssl", "kd-feature"])
@@ -53,9 +55,12 @@ def test_stopped_between_and_within_stages(straight, tmp_path, method, stops):
     assert run.history.equals(straight(method).history)
 
 
-@pytest.mark.parametrize("method, name, at", [("dho", "_gradients", 3), ("dho", "_close_epoch", 3), ("sho-tuned", "_close_epoch", 3), ("kd-then-ssl", "_gradients", 40), ("kd-then-ssl", "load", 2)])
+@pytest.mark.parametrize("method, name, at",
+                         [("dho", "_gradients", 3), ("dho", "_close_epoch", 3), ("sho-tuned", "_close_epoch", 3),
+                          ("kd-then-ssl", "_gradients", 40), ("kd-then-ssl", "load", 2)])
 def test_a_step_that_breaks_off_is_gone_back_on(straight, tmp_path, monkeypatch, method, name, at):
-    run, whole, calls = Run(preset("digits", method=method, epochs=4), tmp_path/"run", "none"), getattr(Trainer, name), []
+    run = Run(preset("digits", method=method, epochs=4), tmp_path/"run", "none")
+    whole, calls = getattr(Trainer, name), []
     def broken(trainer, *args):
         calls.append(whole(trainer, *args))
         if len(calls) == at: raise RuntimeError("out of memory")
@@ -108,9 +113,12 @@ def test_what_is_called_like_a_checkpoint_may_be_somebodys(tmp_path):
 
 
 def test_what_cannot_be_is_said_beforehand(tmp_path):
-    for change, said in ((dict(method="kd", conflict=True), "not both in one step"), (dict(method="kd", unlabelled=False), "nothing to train on.*give unlabelled=True"),
-                         (dict(method="kd-then-ssl", unlabelled=False), "nothing to train on"), (dict(warmup_steps=5000), "leaves nothing of the run's"),
-                         (dict(method="kd-feature", student_args=dict(widths=[8, 8, 8, 64]), frozen=True), "nothing to learn")):
+    for change, said in ((dict(method="kd", conflict=True), "not both in one step"),
+                         (dict(method="kd", unlabelled=False), "nothing to train on.*give unlabelled=True"),
+                         (dict(method="kd-then-ssl", unlabelled=False), "nothing to train on"),
+                         (dict(warmup_steps=5000), "leaves nothing of the run's"),
+                         (dict(method="kd-feature", student_args=dict(widths=[8, 8, 8, 64]), frozen=True),
+                          "nothing to learn")):
         with pytest.raises(DhoError, match=said): distill(preset("digits", epochs=2, **change), tmp_path/"run", "none")
         assert said == "nothing to learn" or not (tmp_path/"run").exists()
 

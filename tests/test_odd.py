@@ -15,7 +15,8 @@ from dho_nb.configs import known_labels, make_config, open_data
 from dho_nb.embeddings import import_embeddings
 from dho_nb.evaluation import HeadOutputs, collect, load_outputs, save_outputs
 from dho_nb.labels import Curve, try_teachers
-from dho_nb.manifests import Manifest, data_root, from_coop, from_labels, labelled_subset, make_digits, open_manifest, read_manifest, split_off, write_manifest
+from dho_nb.manifests import (Manifest, data_root, from_coop, from_labels, labelled_subset, make_digits, open_manifest,
+                              read_manifest, split_off, write_manifest)
 from dho_nb.rehearsal import training_time, workload
 from dho_nb.runs import Run, distill
 from dho_nb.settings import DhoError, load_settings, read_json, write_json
@@ -41,7 +42,9 @@ def test_a_turned_picture_is_turned_once_whatever_its_kind(tmp_path, kind):
 def test_a_picture_whose_exif_is_broken_is_read_all_the_same(tmp_path):
     turned = Image.Exif()
     turned[0x0112], turned[0x010F] = 6, "a maker"
-    data, rng, sizes = bytearray(picture(tmp_path/"a.jpg", 1, (100, 40), exif=turned).read_bytes()), np.random.default_rng(0), set()
+    data = bytearray(picture(tmp_path/"a.jpg", 1, (100, 40), exif=turned).read_bytes())
+    rng = np.random.default_rng(0)
+    sizes = set()
     for _ in range(300):
         worse = data.copy()
         for at in rng.integers(20, 90, 2): worse[at] = rng.integers(256)
@@ -57,7 +60,8 @@ def test_sixteen_bits_are_one_scale_for_all_pictures(tmp_path):
 
 
 def test_classes_whose_folders_are_spelt_in_two_ways_are_one(tmp_path):
-    for split, name in (("train", "caf\u00e9"), ("test", "cafe\u0301"), ("train", "dog "), ("test", "dog")): picture(tmp_path/split/name/"0.png", 1)
+    for split, name in (("train", "caf\u00e9"), ("test", "cafe\u0301"), ("train", "dog "), ("test", "dog")):
+        picture(tmp_path/split/name/"0.png", 1)
     assert open_manifest(str(tmp_path)).classes == ("caf\u00e9", "dog")
 
 
@@ -73,21 +77,27 @@ def test_one_picture_by_two_ways_is_one_picture(tmp_path):
 
 def test_ids_in_a_labels_file_are_the_users_own(tree, tmp_path):
     (tmp_path/"labels.csv").write_text("path,label,id\ncat/0.png,cat,1\ndog/0.png,dog,1\n")
-    np.savez(tmp_path/"own.npz", paths=["dog/1.png", "cat/0.png", "dog/0.png"], embeddings=np.eye(3), classes=["cat", "dog"], text=np.eye(3)[:2])
+    np.savez(tmp_path/"own.npz", paths=["dog/1.png", "cat/0.png", "dog/0.png"], embeddings=np.eye(3),
+             classes=["cat", "dog"], text=np.eye(3)[:2])
     own = import_embeddings(from_labels(tree, tmp_path/"labels.csv"), tree, tmp_path/"own.npz", folder=tmp_path/"store")
     place = own.manifest.table["path"].tolist().index
-    assert own([place("cat/0.png"), place("dog/0.png"), place("dog/1.png")], [0]*3).tolist() == np.eye(3)[[1, 2, 0]].tolist()
+    assert own([place("cat/0.png"), place("dog/0.png"), place("dog/1.png")],
+               [0]*3).tolist() == np.eye(3)[[1, 2, 0]].tolist()
 
 
 def test_a_test_split_leaves_every_class_one_label():
-    table = pd.DataFrame(dict(path=[f"{i}.png" for i in range(30)], label=[*range(10)]*2 + [10]*9 + [11], split="train"))
+    table = pd.DataFrame(dict(path=[f"{i}.png" for i in range(30)], label=[*range(10)]*2 + [10]*9 + [11],
+                              split="train"))
     many = Manifest("odd", table, [f"c{i}" for i in range(12)])
-    for seed in range(20): assert set(split_off(many, "test", .2, seed).table.query("split == 'train'")["label"]) == {*range(12)}
+    for seed in range(20):
+        assert set(split_off(many, "test", .2, seed).table.query("split == 'train'")["label"]) == {*range(12)}
     fails(lambda: split_off(many, "test", 25), "each class keeps one")
 
 
 def test_a_manifest_says_what_is_wrong_with_its_labels():
-    for bad in (["cat", "dog"], [0, None]): fails(lambda: Manifest("mine", pd.DataFrame(dict(path=["a", "b"], label=bad, split="train")), ["cat", "dog"]), "mine", "positions")
+    for bad in (["cat", "dog"], [0, None]):
+        fails(lambda: Manifest("mine", pd.DataFrame(dict(path=["a", "b"], label=bad, split="train")), ["cat", "dog"]),
+              "mine", "positions")
 
 
 def test_a_list_exists_once_its_csv_does(tmp_path, monkeypatch):
@@ -121,7 +131,8 @@ def test_a_folder_that_is_called_like_a_known_dataset(tree, tmp_path, monkeypatc
     picture(tmp_path/"eurosat"/"a"/"0.png")
     fails(lambda: open_data(make_config(dict(dataset="eurosat"))), "say ./eurosat")
     (tmp_path/"labels.csv").write_text("path,label\ncat/0.png,cat\ndog/0.png,dog\n")
-    assert open_data(make_config(dict(dataset="digits", labels="labels.csv")))[3] is not None, "what the files hold counts"
+    assert open_data(make_config(dict(dataset="digits",
+                                      labels="labels.csv")))[3] is not None, "what the files hold counts"
 
 
 def test_absolute_paths_may_lead_through_a_link(tree, tmp_path):
@@ -154,11 +165,14 @@ def test_a_name_with_dots_stays_whole(tmp_path):
 
 def test_no_labels_at_all(tree, tmp_path):
     (tmp_path/"none.csv").write_text("path,label\n")
-    config = make_config(dict(OPTIONS, dataset=str(tree), labels=str(tmp_path/"none.csv"), classes=["zero", "one"], method="kd"))
+    config = make_config(dict(OPTIONS, dataset=str(tree), labels=str(tmp_path/"none.csv"),
+                              classes=["zero", "one"], method="kd"))
     run = distill(config, tmp_path/"run", "none")
-    assert (run.subset.name, run.result["labelled"], len(pd.read_csv(tmp_path/"run"/"predictions.csv"))) == ("none", 0, 24)
+    assert (run.subset.name, run.result["labelled"],
+            len(pd.read_csv(tmp_path/"run"/"predictions.csv"))) == ("none", 0, 24)
     manifest = open_data(config)[0]
-    fails(lambda: known_labels(make_config(dict(OPTIONS, dataset=str(tree), labels=str(tmp_path/"none.csv"), classes=["zero", "one"])), manifest), "no labelled training image")
+    fails(lambda: known_labels(make_config(dict(OPTIONS, dataset=str(tree), labels=str(tmp_path/"none.csv"),
+                                                classes=["zero", "one"])), manifest), "no labelled training image")
 
 
 def test_more_shots_than_pictures_take_no_negative_time(tree):
@@ -169,7 +183,8 @@ def test_more_shots_than_pictures_take_no_negative_time(tree):
 def test_a_student_from_a_folder_can_be_timed(tree):
     folder = Path(sys.modules["dho_nb"].__file__).parent/"bundled"/"digits_teacher"
     if not folder.is_dir(): folder = ROOT/"nbs"/"bundled"/"digits_teacher"
-    assert training_time(make_config(dict(OPTIONS, dataset=str(tree), student=f"open_clip:local-dir:{folder.resolve()}", size=0))) > 0
+    assert training_time(make_config(dict(OPTIONS, dataset=str(tree),
+                                          student=f"open_clip:local-dir:{folder.resolve()}", size=0))) > 0
 
 
 def test_teachers_are_tried_whatever_the_method(tree):
@@ -197,12 +212,15 @@ def test_names_that_are_no_utf8_are_predicted_too(dho, tree, tmp_path):
 
 
 def test_options_reach_what_they_are_for(dho, tree, tmp_path):
-    np.savez(tmp_path/"emb.npz", paths=[str(p.relative_to(tree)) for p in sorted(tree.rglob("*.png"))], embeddings=np.random.default_rng(0).normal(size=(24, 8)))
+    np.savez(tmp_path/"emb.npz", paths=[str(p.relative_to(tree)) for p in sorted(tree.rglob("*.png"))],
+             embeddings=np.random.default_rng(0).normal(size=(24, 8)))
     np.savez(tmp_path/"texts.npz", classes=["cat", "dog"], text=np.random.default_rng(1).normal(size=(2, 8)))
-    code, out, err = dho("store", "import", tmp_path/"emb.npz", "--images", tree, "--texts", tmp_path/"texts.npz", "--out", tmp_path/"store")
+    code, out, err = dho("store", "import", tmp_path/"emb.npz", "--images", tree, "--texts", tmp_path/"texts.npz",
+                         "--out", tmp_path/"store")
     assert code == 0 and "24 of 24" in out, err
     (tmp_path/"g.toml").write_text('[base]\npreset = "digits"\nepochs = 1\n[axes]\nseed = [0, 1]\n')
-    assert dho("sweep", tmp_path/"g.toml", "--out", f"file://{tmp_path/'far'}", "--slurm", tmp_path/"far.sh", "--cpus", 3)[0] == 0
+    assert dho("sweep", tmp_path/"g.toml", "--out", f"file://{tmp_path/'far'}", "--slurm", tmp_path/"far.sh",
+               "--cpus", 3)[0] == 0
     script = (tmp_path/"far.sh").read_text()
     assert f"--out file://{tmp_path/'far'}" in script and "--cpus-per-task=3" in script and "--cpus 3" in script
     code, _, err = dho("sweep", tmp_path/"g.toml", "--slurm", tmp_path/"near.sh")
@@ -240,14 +258,16 @@ def test_a_run_is_not_put_where_nobody_looks(tmp_path, monkeypatch):
 def test_rows_are_positions_and_there_may_be_none():
     student, digits = build_student("tiny", 10, size=16, args=dict(widths=(4, 4))), open_manifest("digits")
     images = Images(digits, data_root(digits))
-    assert [len(collect(student, images, r, mode="none")) for r in ([], [3, 5], pd.Index([3]), np.array([7], np.uint16))] == [0, 2, 1, 1]
+    assert [len(collect(student, images, r, mode="none"))
+            for r in ([], [3, 5], pd.Index([3]), np.array([7], np.uint16))] == [0, 2, 1, 1]
     fails(lambda: collect(student, images, digits.table["split"].to_numpy() == "val", mode="none"), "np.flatnonzero")
 
 
 def test_what_is_written_below_home_is_read_there(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     digits, said = open_manifest("digits"), torch.zeros(2, 10)
-    save_outputs(HeadOutputs(said, said, torch.zeros(2, dtype=torch.int64), torch.arange(2)), "~/outputs.safetensors", digits)
+    save_outputs(HeadOutputs(said, said, torch.zeros(2, dtype=torch.int64), torch.arange(2)),
+                 "~/outputs.safetensors", digits)
     assert load_outputs("~/outputs.safetensors")[1] == digits.table["id"][:2].tolist()
     save_student(build_student("tiny", 10), "~/student.safetensors", spec="tiny")
     assert load_student("~/student.safetensors")[0].preprocess.size == 32
@@ -260,9 +280,12 @@ def test_what_is_written_below_home_is_read_there(tmp_path, monkeypatch):
 
 
 def test_ids_and_labels_out_of_a_data_frame(tmp_path):
-    table = pd.DataFrame(dict(id=[10, 9, 8], path=[Path("a.png"), Path("b.png"), Path("c.png")], label=[0., 1., 1.], split="train"), index=[5, 5, 7])
+    table = pd.DataFrame(dict(id=[10, 9, 8], path=[Path("a.png"), Path("b.png"), Path("c.png")], label=[0., 1., 1.],
+                              split="train"), index=[5, 5, 7])
     made = Manifest("mine", table, ("cat", "dog"))
-    np.savez(tmp_path/"own.npz", paths=["c.png", "10", "b.png"], embeddings=np.eye(3), classes=["cat", "dog"], text=np.eye(3)[:2])
+    np.savez(tmp_path/"own.npz", paths=["c.png", "10", "b.png"], embeddings=np.eye(3), classes=["cat", "dog"],
+             text=np.eye(3)[:2])
     assert made.table["id"].tolist() == ["10", "9", "8"] and made.table["label"].tolist() == [0, 1, 1]
-    assert import_embeddings(made, tmp_path, tmp_path/"own.npz", folder=tmp_path/"store")([0, 1, 2], [0]*3).tolist() == np.eye(3)[[1, 2, 0]].tolist()
+    assert import_embeddings(made, tmp_path, tmp_path/"own.npz",
+                             folder=tmp_path/"store")([0, 1, 2], [0]*3).tolist() == np.eye(3)[[1, 2, 0]].tolist()
     fails(lambda: Manifest("mine", table.assign(label=[0.5, 1, 1]), ("cat", "dog")), "a fraction")

@@ -19,39 +19,47 @@ import dho_nb
 from conftest import ROOT
 
 MODULES = [f"dho_nb.{p.stem}" for p in sorted((ROOT/"dho_nb").glob("[a-z]*.py"))]
-LATER = "open_clip timm torchvision matplotlib sklearn scipy accelerate transformers huggingface_hub fastprogress papermill ipykernel IPython onnx onnxruntime ray".split()
+LATER = ("open_clip timm torchvision matplotlib sklearn scipy accelerate transformers huggingface_hub fastprogress "
+         "papermill ipykernel IPython onnx onnxruntime ray".split())
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     "The sdist, and the wheel that is made from it"
     folder = tmp_path_factory.mktemp("built")
-    done = subprocess.run([sys.executable, "-m", "build", "--outdir", folder, ROOT], capture_output=True, text=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""})
+    done = subprocess.run([sys.executable, "-m", "build", "--outdir", folder, ROOT], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""})
     assert done.returncode == 0 and "warning" not in (done.stdout + done.stderr).lower(), done.stdout + done.stderr
     return next(folder.glob("*.tar.gz")), next(folder.glob("*.whl"))
 
 
 def test_the_wheel_holds_what_it_needs(built):
     names = set(zipfile.ZipFile(built[1]).namelist())
-    needed = {"dho_nb/cli.py", "dho_nb/py.typed", "dho_nb/data_manifests/digits.csv", "dho_nb/data_manifests/subsets/imagenet.csv.gz", "dho_nb/data_manifests/hashes/eurosat.txt.gz", "dho_nb/experiments/distill.ipynb", "dho_nb/experiments/predict_onnx.py", "dho_nb/paper/published.csv", "dho_nb/paper/grids/table1.toml", "dho_nb/bundled/digits_teacher/open_clip_model.safetensors"}
+    needed = {"dho_nb/cli.py", "dho_nb/py.typed", "dho_nb/data_manifests/digits.csv",
+              "dho_nb/data_manifests/subsets/imagenet.csv.gz", "dho_nb/data_manifests/hashes/eurosat.txt.gz",
+              "dho_nb/experiments/distill.ipynb", "dho_nb/experiments/predict_onnx.py", "dho_nb/paper/published.csv",
+              "dho_nb/paper/grids/table1.toml", "dho_nb/bundled/digits_teacher/open_clip_model.safetensors"}
     assert needed <= names
     assert not [n for n in names if "tests/" in n or n.endswith(".pyc")]
 
 
 def test_the_sdist_can_be_tested_and_cited(built):
     names = {n.partition("/")[2] for n in tarfile.open(built[0]).getnames()}
-    assert {"CITATION.cff", "CHANGELOG.md", "LICENSE", "README.md", "constraints.txt", "tests/conftest.py", "nbs/experiments/distill.ipynb"} <= names
+    assert {"CITATION.cff", "CHANGELOG.md", "LICENSE", "README.md", "constraints.txt", "tests/conftest.py",
+            "nbs/experiments/distill.ipynb"} <= names
 
 
 def test_the_citation_is_of_this_version():
-    told, project = yaml.safe_load((ROOT/"CITATION.cff").read_text()), tomllib.loads((ROOT/"pyproject.toml").read_text())["project"]
+    told = yaml.safe_load((ROOT/"CITATION.cff").read_text())
+    project = tomllib.loads((ROOT/"pyproject.toml").read_text())["project"]
     assert (told["version"], told["license"], told["cff-version"]) == (dho_nb.__version__, project["license"], "1.2.0")
     assert told["references"][0]["url"].endswith("2505.07675")
 
 
 def requirements(lines, extras):
     "Those that apply here"
-    return [r for r in map(Requirement, lines or []) if not r.marker or any(r.marker.evaluate({"extra": e}) for e in ("", *extras))]
+    return [r for r in map(Requirement, lines or []) if not r.marker
+            or any(r.marker.evaluate({"extra": e}) for e in ("", *extras))]
 
 
 def installed_with(wheel, *extras):
@@ -63,7 +71,8 @@ def installed_with(wheel, *extras):
         if (place := todo.pop()) in found: continue
         found.add(place)
         lines = own if place[0] == "dho_nb" else distribution(place[0]).requires
-        todo += [(canonicalize_name(r.name).replace("dho-nb", "dho_nb"), frozenset(r.extras)) for r in requirements(lines, place[1])]
+        todo += [(canonicalize_name(r.name).replace("dho-nb", "dho_nb"), frozenset(r.extras))
+                 for r in requirements(lines, place[1])]
     return {name for name, _ in found} - {"dho_nb"}
 
 
@@ -74,11 +83,15 @@ def environment(folder, wheel, *extras):
     for name in installed_with(wheel, *extras):
         found = distribution(name)
         for top in {f.parts[0] for f in found.files} - {"..", "__pycache__"}:
-            if not (site/top).exists() and Path(found.locate_file(top)).exists(): (site/top).symlink_to(found.locate_file(top))
+            if not (site/top).exists() and Path(found.locate_file(top)).exists():
+                (site/top).symlink_to(found.locate_file(top))
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
-    subprocess.run([sys.executable, "-m", "pip", "--python", folder/"bin"/"python", "install", "-q", "--no-deps", "--no-index", wheel], check=True, cwd=folder, env=env)
-    env.update(DHO_CACHE=str(folder/"cache"), DHO_RUNS=str(folder/"runs"), DHO_DEVICE="cpu", OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
-    return lambda program, *argv: subprocess.run([folder/"bin"/program, *map(str, argv)], cwd=folder, capture_output=True, text=True, timeout=400, env=env)
+    subprocess.run([sys.executable, "-m", "pip", "--python", folder/"bin"/"python", "install", "-q", "--no-deps",
+                    "--no-index", wheel], check=True, cwd=folder, env=env)
+    env.update(DHO_CACHE=str(folder/"cache"), DHO_RUNS=str(folder/"runs"), DHO_DEVICE="cpu", OMP_NUM_THREADS="1",
+               HF_HUB_OFFLINE="1")
+    return lambda program, *argv: subprocess.run([folder/"bin"/program, *map(str, argv)], cwd=folder,
+                                                 capture_output=True, text=True, timeout=400, env=env)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +100,8 @@ def bare(built, tmp_path_factory):
 
 
 def test_the_core_is_light(built):
-    heavy = {"papermill", "ipykernel", "ipython", "jupyterlab", "jupyter-client", "nbdev", "nbformat", "pyarrow", "ray", "onnx", "onnxruntime", "sphinx", "pytest"}
+    heavy = {"papermill", "ipykernel", "ipython", "jupyterlab", "jupyter-client", "nbdev", "nbformat", "pyarrow", "ray",
+             "onnx", "onnxruntime", "sphinx", "pytest"}
     assert not heavy & installed_with(built[1])
     assert {"papermill", "ipykernel"} <= installed_with(built[1], "sweep") <= installed_with(built[1], "lab")
 
@@ -95,16 +109,20 @@ def test_the_core_is_light(built):
 def test_without_extras_it_distils_from_the_command_line_and_from_python(bare):
     done = bare("dho", "distill", "--preset", "digits", "--epochs", "1", "--out", "run")
     assert done.returncode == 0 and "accuracy" in done.stdout, done.stderr
-    code = ("import json, dho_nb; from dho_nb.configs import preset; from dho_nb.runs import distill; from dho_nb.settings import shipped\n"
-            "run = distill(preset('digits', epochs=1, method='ce'), 'python', 'none'); print(json.dumps([dho_nb.__file__, str(shipped('experiments')), run.result['tested']]))")
+    code = ("import json, dho_nb; from dho_nb.configs import preset; from dho_nb.runs import distill; from "
+            "dho_nb.settings import shipped\n"
+            "run = distill(preset('digits', epochs=1, method='ce'), 'python', 'none'); "
+            "print(json.dumps([dho_nb.__file__, str(shipped('experiments')), run.result['tested']]))")
     done = bare("python", "-c", code)
     assert done.returncode == 0, done.stderr
     package, experiments, tested = json.loads(done.stdout)
-    assert str(ROOT) not in package + experiments and experiments.startswith(str(Path(package).parent)) and tested == 500
+    assert str(ROOT) not in package + experiments and experiments.startswith(str(Path(package).parent))
+    assert tested == 500
 
 
 @pytest.mark.parametrize("argv, said", [
-    (["distill", "--preset", "digits", "--notebook"], "papermill and ipykernel are not installed: pip install 'dho_nb[sweep]'"),
+    (["distill", "--preset", "digits", "--notebook"],
+     "papermill and ipykernel are not installed: pip install 'dho_nb[sweep]'"),
     (["demo", "--seeds", "1"], "papermill and ipykernel are not installed: pip install 'dho_nb[sweep]'"),
 ], ids=lambda v: v[0] if isinstance(v, list) else None)
 def test_a_missing_extra_is_named(bare, argv, said):
@@ -121,8 +139,11 @@ def test_with_the_extra_sweep_notebooks_run(built, tmp_path):
 
 def test_importing_a_module_imports_only_what_it_always_uses(tmp_path):
     code = f"import sys; [__import__(m) for m in {MODULES}]; print([m for m in {LATER} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
-    light = "import sys, dho_nb, dho_nb.cli, dho_nb.settings; print([m for m in ('torch', 'pandas') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", light], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    light = ("import sys, dho_nb, dho_nb.cli, dho_nb.settings; "
+             "print([m for m in ('torch', 'pandas') if m in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", light], capture_output=True, text=True, cwd=tmp_path,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -24,18 +24,23 @@ for k, changes in enumerate(json.loads(sys.argv[2])):
     trainer.model.train()
     for step in range(4):
         trainer.train_step(trainer.streams[trainer.step])
-        losses.append([v.item() for v in [*trainer._summed().values(), *(trainer.conflict[step] if trainer.conflict is not None else [])]])
+        cosines = trainer.conflict[step] if trainer.conflict is not None else []
+        losses.append([v.item() for v in [*trainer._summed().values(), *cosines]])
     if run.team.main: print(json.dumps(losses))
 """
-CHANGES = [{}, dict(method="ce-kd-feature"), dict(accumulate=2), dict(method="dkd-dho", batch_labelled=1), dict(views="live"),
-           dict(method="pcgrad", accumulate=2, conflict=True), dict(precision="bf16", unlabelled=False)]
+CHANGES = [{}, dict(method="ce-kd-feature"), dict(accumulate=2), dict(method="dkd-dho", batch_labelled=1),
+           dict(views="live"), dict(method="pcgrad", accumulate=2, conflict=True),
+           dict(precision="bf16", unlabelled=False)]
 CLOSE = [1e-4]*5 + [2e-2, 5e-2]  # cosines of float32 gradients through batch norm are good to two digits, bf16 likewise
 
 
 def together(count, *command, wait=240, **more):
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count] if count > 1 else [sys.executable]
-    return subprocess.Popen(list(map(str, [*start, *command])), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-                            env={**os.environ, "DHO_PROGRESS": "none", "DHO_DEVICE": "cpu", "OMP_NUM_THREADS": "1", **more})
+    start = ([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count] if count > 1
+             else [sys.executable])
+    return subprocess.Popen(list(map(str, [*start, *command])), cwd=ROOT, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, start_new_session=True,
+                            env={**os.environ, "DHO_PROGRESS": "none", "DHO_DEVICE": "cpu",
+                                 "OMP_NUM_THREADS": "1", **more})
 
 
 def finished(process, wait=240):
@@ -48,16 +53,19 @@ def test_several_processes_and_one_have_the_same_losses(tmp_path):
     script = tmp_path/"steps.py"
     script.write_text(STEPS)
     steps = lambda n, changes: [pd.DataFrame(json.loads(line)) for line in
-                                finished(together(n, script, tmp_path/f"run{n}", json.dumps(changes))).strip().splitlines() if line.startswith("[[")]
+                                finished(together(n, script, tmp_path/f"run{n}", json.dumps(changes))).strip()
+                                .splitlines() if line.startswith("[[")]
     one, two, three = steps(1, CHANGES), steps(2, CHANGES), steps(3, CHANGES[:1])
     assert len(one) == len(two) == len(CHANGES) and len(one[0]) == 4 and len(three) == 1
-    for a, b, close in zip(one + one[:1], two + three, CLOSE + CLOSE[:1]): pd.testing.assert_frame_equal(a, b, rtol=close)
+    for a, b, close in zip(one + one[:1], two + three, CLOSE + CLOSE[:1]):
+        pd.testing.assert_frame_equal(a, b, rtol=close)
 
 
 def begun(folder, process):
     "Wait until a run is at work"
     until = time.time() + 120
-    while not (folder/"checkpoint.safetensors").exists() and process.poll() is None and time.time() < until: time.sleep(.05)
+    while not (folder/"checkpoint.safetensors").exists() and process.poll() is None and time.time() < until:
+        time.sleep(.05)
     assert process.poll() is None, process.communicate()
 
 
@@ -110,5 +118,6 @@ def test_nobody_keeps_a_folder_after_the_launcher_was_killed(tmp_path):
 
 
 def test_too_many_processes_are_told_so(tmp_path, dho):
-    code, out, err = dho("distill", "--preset", "digits", "--batch-unlabelled", "2", "--method", "kd", "--out", "run", "--processes", "3", OMP_NUM_THREADS="1")
+    code, out, err = dho("distill", "--preset", "digits", "--batch-unlabelled", "2", "--method", "kd", "--out", "run",
+                         "--processes", "3", OMP_NUM_THREADS="1")
     assert code == 2 and "cannot be shared by 3 processes" in out + err

@@ -28,10 +28,13 @@ def code(notebook):
 
 def test_export_and_clean_change_nothing(tmp_path):
     copy = tmp_path/"copy"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "data", "build", "*.egg-info", "__pycache__", ".ipynb_checkpoints", "_proc", "_docs", "_site"))
+    shutil.copytree(ROOT, copy,
+                    ignore=shutil.ignore_patterns(".git", ".venv", "runs", "data", "build", "*.egg-info", "__pycache__",
+                                                  ".ipynb_checkpoints", "_proc", "_docs", "_site"))
     kept = {p.relative_to(copy): p.read_bytes() for p in copy.rglob("*") if p.is_file()}
     for command in ("nbdev-export", "nbdev-clean"):
-        subprocess.run([Path(sys.executable).parent/command], cwd=copy, check=True, capture_output=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+        subprocess.run([Path(sys.executable).parent/command], cwd=copy, check=True, capture_output=True,
+                       env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
     after = {p.relative_to(copy): p.read_bytes() for p in copy.rglob("*") if p.is_file()}
     assert [str(p) for p in sorted(kept.keys() | after.keys()) if kept.get(p) != after.get(p)] == []
 
@@ -46,7 +49,8 @@ def test_an_experiment_has_one_parameters_cell(notebook):
     tagged = [c for c in code(notebook) if "parameters" in c["metadata"].get("tags", [])]
     assert len(tagged) == 1 and tagged[0] is not None
     assert tagged[0]["source"] == code(notebook)[0]["source"], "the parameters come first"
-    assert all(isinstance(s, ast.Assign) and (ast.literal_eval(s.value) is not None or True) for s in ast.parse("".join(tagged[0]["source"])).body)
+    assert all(isinstance(s, ast.Assign) and (ast.literal_eval(s.value) is not None or True)
+               for s in ast.parse("".join(tagged[0]["source"])).body)
 
 
 def test_the_distill_notebook_has_every_parameter_with_the_presets_values():
@@ -60,7 +64,8 @@ def test_rooms_import_only_upwards():
     rooms = {re.sub(r"^\d+[a-z]?_", "", p.stem): i for i, p in enumerate(sorted((ROOT/"nbs").glob("[0-9]*.ipynb")))}
     for name, place in rooms.items():
         tree = ast.parse((ROOT/"dho_nb"/f"{name}.py").read_text())
-        imported = [n.module.removeprefix("dho_nb.") for n in tree.body if isinstance(n, ast.ImportFrom) and n.module.startswith("dho_nb.")]
+        imported = [n.module.removeprefix("dho_nb.") for n in tree.body if isinstance(n, ast.ImportFrom)
+                    and n.module.startswith("dho_nb.")]
         assert [i for i in imported if rooms[i] >= place] == [], name
 
 
@@ -78,7 +83,8 @@ def test_llms_txt_names_every_module():
 README = (ROOT/"README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.M | re.S)
 COMMANDS = [line.split(" #")[0].strip() for kind, block in BLOCKS if not kind for line in block.splitlines()]
-RUN_ELSEWHERE = {"make demo": ".ci/run", "make test": ".ci/run", "make docs": "tests/test_site.py", "make lab": "Makefile", "pip install '.[onnx]'": "tests/test_package.py"}
+RUN_ELSEWHERE = {"make demo": ".ci/run", "make test": ".ci/run", "make docs": "tests/test_site.py",
+                 "make lab": "Makefile", "pip install '.[onnx]'": "tests/test_package.py"}
 
 
 def test_the_readme_is_shorter_than_two_screens():
@@ -89,16 +95,19 @@ def test_the_readmes_targets_exist():
     targets = set(re.findall(r"^(\w+):", (ROOT/"Makefile").read_text(), re.M))
     asked = {c.removeprefix("make ") for c in COMMANDS if c.startswith("make ")}
     assert {"demo", "docs", "lab", "test"} == asked and asked <= targets
-    assert {c for c in COMMANDS if not c.startswith("dho ")} == RUN_ELSEWHERE.keys() and all((ROOT/place).exists() for place in RUN_ELSEWHERE.values())
+    assert {c for c in COMMANDS if not c.startswith("dho ")} == RUN_ELSEWHERE.keys()
+    assert all((ROOT/place).exists() for place in RUN_ELSEWHERE.values())
 
 
 @pytest.fixture
 def photos(tmp_path):
     "What the README's commands find: photographs, a few labels, embeddings"
     names = [picture(tmp_path/"photos"/f"{i:02}.png", seed=i).name for i in range(24)]
-    (tmp_path/"labels.csv").write_text("path,label\n" + "".join(f"{n},{('cat', 'dog')[i % 2]}\n" for i, n in enumerate(names[:8])))
+    (tmp_path/"labels.csv").write_text("path,label\n"
+                                       + "".join(f"{n},{('cat', 'dog')[i % 2]}\n" for i, n in enumerate(names[:8])))
     draw = np.random.default_rng(0)
-    np.savez(tmp_path/"clip.npz", paths=names, embeddings=draw.normal(size=(24, 8)), classes=["cat", "dog"], text=draw.normal(size=(2, 8)))
+    np.savez(tmp_path/"clip.npz", paths=names, embeddings=draw.normal(size=(24, 8)), classes=["cat", "dog"],
+             text=draw.normal(size=(2, 8)))
     return tmp_path
 
 
@@ -108,11 +117,14 @@ def test_the_readmes_commands_for_own_pictures_run(dho, photos):
         small = {"distill": SMALL if "--teacher" in words else SMALL[2:]}.get(words[0], [])
         code, out, err = dho(*words, *small, cwd=photos)
         assert code == 0 and out.strip(), err
-    assert len(list(photos.glob("runs/*/model.safetensors"))) == 2 and (photos/"runs"/"photos"/"export"/"model.onnx").exists()
-    assert [words[0] for words in ours].count("distill") == 2 and {words[0] for words in ours} == {"distill", "predict", "export"}
+    assert len(list(photos.glob("runs/*/model.safetensors"))) == 2
+    assert (photos/"runs"/"photos"/"export"/"model.onnx").exists()
+    assert [words[0] for words in ours].count("distill") == 2
+    assert {words[0] for words in ours} == {"distill", "predict", "export"}
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("dho ") and not re.match("dho (distill|predict|export) ", c)])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("dho ")
+                                     and not re.match("dho (distill|predict|export) ", c)])
 def test_the_readmes_other_commands_run(dho, command):
     code, out, err = dho(*shlex.split(command)[1:], cwd=ROOT)
     assert code == 0 and out.strip(), err
@@ -128,8 +140,10 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     assert found["run"].result["tested"] == 500
 
 
-GUIDES = [(p, line) for p in NOTEBOOKS if p.parent.name in ("howto", "explain", "tutorials") for cell in json.loads(p.read_text())["cells"] if cell["cell_type"] == "markdown"
-          for block in re.findall(r"^```\n(.*?)^```", "".join(cell["source"]), re.M | re.S) for line in block.splitlines() if line.startswith("dho ") and "…" not in line]
+GUIDES = [(p, line) for p in NOTEBOOKS if p.parent.name in ("howto", "explain", "tutorials")
+          for cell in json.loads(p.read_text())["cells"] if cell["cell_type"] == "markdown"
+          for block in re.findall(r"^```\n(.*?)^```", "".join(cell["source"]), re.M | re.S)
+          for line in block.splitlines() if line.startswith("dho ") and "…" not in line]
 
 @pytest.mark.parametrize("notebook, line", GUIDES, ids=lambda v: v if isinstance(v, str) else v.stem)
 def test_the_guides_commands_are_understood(notebook, line):

@@ -32,9 +32,11 @@ def original(tmp_path_factory):
     for m, n, s in CELLS:
         if (m, n, s) == MISSING: continue
         extra = dict(conflict=True) if (m, n, s) == ("dho", 1, 0) else {}
-        distill(preset("digits", epochs=1, validation="few", views=2, method=m, shots=n, fraction=0., seed=s, **extra), place/name(m, n, s), "none")
+        distill(preset("digits", epochs=1, validation="few", views=2, method=m, shots=n, fraction=0., seed=s, **extra),
+                place/name(m, n, s), "none")
     identity = lambda *c: read_json(place/name(*c)/"run.json")["identity"] if c != MISSING else "0"*12
-    cells = [dict(run=name(*c), identity=identity(*c), labels=dict(amount=f"{c[1]}-shot", method=c[0], seed=str(c[2])), parameters={}) for c in CELLS]
+    cells = [dict(run=name(*c), identity=identity(*c), labels=dict(amount=f"{c[1]}-shot", method=c[0], seed=str(c[2])),
+                  parameters={}) for c in CELLS]
     write_json(place/"sweep.json", dict(name="small", axes=["amount", "method", "seed"], cells=cells))
     return place
 
@@ -62,8 +64,11 @@ def test_a_frame_says_what_the_results_say_and_leaves_the_folders_alone(sweep):
     assert frame["run"].tolist() == [name(*c) for c in CELLS if c != MISSING]
     for line in frame.to_dict("records"):
         result = read_json(sweep/line["run"]/"result.json")
-        assert {k: line[k] for k in ("accuracy", "ece", "steps", "identity", "dataset")} == {k: result[k] for k in ("accuracy", "ece", "steps", "identity", "dataset")}
-        assert (line["method"], line["seed"], line["seed_value"], line["amount"]) == (result["method"], str(result["seed"]), str(result["seed"]), result["labels"])
+        assert {k: line[k]
+                for k in ("accuracy", "ece", "steps", "identity", "dataset")} == {k:
+                    result[k] for k in ("accuracy", "ece", "steps", "identity", "dataset")}
+        assert (line["method"], line["seed"], line["seed_value"],
+                line["amount"]) == (result["method"], str(result["seed"]), str(result["seed"]), result["labels"])
         assert np.unpackbits(line["right"])[:line["tested"]].mean() == pytest.approx(result["accuracy"], abs=1e-12)
 
 
@@ -73,12 +78,16 @@ def test_bits_and_validation_figures_are_those_of_the_predictions(sweep):
         test = said[said["split"] == "test"].sort_values("path")
         assert np.unpackbits(line["right"])[:line["tested"]].tolist() == (test["label"] == test["prediction"]).tolist()
     from dho_nb.runs import Run
-    run = Run(preset("digits", epochs=1, validation="few", views=2, method="dho", shots=2, fraction=0., seed=1), sweep/"dho-2shot-1", "none")
+    run = Run(preset("digits", epochs=1, validation="few", views=2, method="dho", shots=2, fraction=0., seed=1),
+              sweep/"dho-2shot-1", "none")
     run.evaluate()
     val, line = run.part("val"), records.load(sweep/"dho-2shot-1").iloc[0]
     from dho_nb.evaluation import interpolate
-    assert len(val) == line["validated"] < (pd.read_csv(run.folder/"predictions.csv")["split"] == "val").sum(), "a protocol of few, among outputs of all"
-    assert line["val_accuracy"] == pytest.approx((interpolate(val, run.alpha, run.beta).argmax(1) == val.labels).float().mean().item(), abs=1e-6)
+    assert len(val) == line["validated"]
+    assert len(val) < (pd.read_csv(run.folder/"predictions.csv")["split"] == "val").sum(), "few, among outputs of all"
+    assert line["val_accuracy"] == pytest.approx((interpolate(val, run.alpha,
+                                                              run.beta).argmax(1) == val.labels).float().mean().item(),
+                                                              abs=1e-6)
 
 
 def test_a_record_equals_its_sweep_and_outlives_it(sweep, tmp_path):
@@ -87,7 +96,8 @@ def test_a_record_equals_its_sweep_and_outlives_it(sweep, tmp_path):
     alike(records.load(kept), frame)
     pd.testing.assert_frame_equal(records.expected(kept).drop(columns="reason"), asked.drop(columns="reason"))
     assert {p.name for p in kept.iterdir()} == {"runs.csv", "right.npz", "cells.json", "conflict.csv", "surface.csv"}
-    assert not any(str(tmp_path) in p.read_text() for p in kept.iterdir() if p.suffix != ".npz"), "no paths of this machine"
+    assert not any(str(tmp_path) in p.read_text() for p in kept.iterdir()
+                   if p.suffix != ".npz"), "no paths of this machine"
     written = {p.name: p.read_bytes() for p in kept.iterdir()}
     records.record(sweep, kept)
     assert written == {p.name: p.read_bytes() for p in kept.iterdir()}, "recording twice changes nothing"
@@ -95,7 +105,8 @@ def test_a_record_equals_its_sweep_and_outlives_it(sweep, tmp_path):
     records.record(sweep, kept)
     alike(records.load(kept), frame)
     alike(records.load(records.record(kept, tmp_path/"copy")), frame)
-    table, again = (reports.results_table(records.load(p), expected=records.expected(p)) for p in (kept, tmp_path/"copy"))
+    table, again = (reports.results_table(records.load(p), expected=records.expected(p))
+                    for p in (kept, tmp_path/"copy"))
     assert table.markdown() == again.markdown()
 
 
@@ -115,21 +126,26 @@ def test_two_that_record_at_once_lose_nothing(sweep, tmp_path):
 
 def test_one_axis_is_enough_for_every_form(sweep, tmp_path):
     plan = read_json(sweep/"sweep.json")
-    for name_, axis, keep in (("methods", "method", ("ce-1shot-0", "dho-1shot-1")), ("seeds", "seed", ("ce-1shot-0", "ce-1shot-1"))):
+    for name_, axis, keep in (("methods", "method", ("ce-1shot-0", "dho-1shot-1")),
+                              ("seeds", "seed", ("ce-1shot-0", "ce-1shot-1"))):
         other = tmp_path/name_
         for run in keep: shutil.copytree(sweep/run, other/run)
         cells = [dict(c, labels={axis: c["labels"][axis]}) for c in plan["cells"] if c["run"] in keep]
         more = [dict(cells[0], run="not-there", identity="1"*12, labels={axis: "x"})]
         write_json(other/"sweep.json", dict(plan, name=name_, axes=[axis], cells=cells + more))
         frame, asked = records.load(other), records.expected(other)
-        assert html_report(other, other/"page.html").exists() and len(records.load(records.record(other, tmp_path/f"{name_}-kept"))) == 2
-        assert "0/1" in reports.results_table(frame, axis, expected=asked).markdown(), "what is asked for and missing is visible"
+        assert html_report(other, other/"page.html").exists()
+        assert len(records.load(records.record(other, tmp_path/f"{name_}-kept"))) == 2
+        assert "0/1" in reports.results_table(frame, axis,
+                                              expected=asked).markdown(), "what is asked for and missing is visible"
 
 
 def test_differences_are_of_accuracies_and_choices_of_validation_figures(sweep):
     frame = records.load(sweep)
-    with pytest.raises(DhoError, match="against compares accuracies"): reports.results_table(frame, value="ece", against="dho")
-    with pytest.raises(DhoError, match="test images choose nothing"): reports.best_of(frame, "best", ["ce", "dho"], by="accuracy")
+    with pytest.raises(DhoError, match="against compares accuracies"):
+        reports.results_table(frame, value="ece", against="dho")
+    with pytest.raises(DhoError, match="test images choose nothing"):
+        reports.best_of(frame, "best", ["ce", "dho"], by="accuracy")
 
 
 def test_the_same_run_in_two_folders_counts_once(sweep, tmp_path):
@@ -149,12 +165,16 @@ def test_unfinished_broken_and_foreign_folders_are_named(sweep, tmp_path):
     (sweep/"notes").mkdir()
     with pytest.warns(UserWarning, match="ce-1shot-1: broken"): frame = records.load(sweep)
     skipped = frame.attrs["skipped"]
-    assert skipped["ce-1shot-0"] == "failed: no memory" and skipped["ce-2shot-1"] == "not begun" and skipped["stray"].startswith("not among")
-    assert skipped["ce-1shot-1"].startswith("broken") and "cannot be read" in skipped["dho-1shot-0"] and "is not there" in skipped["dho-1shot-1"]
+    assert skipped["ce-1shot-0"] == "failed: no memory" and skipped["ce-2shot-1"] == "not begun"
+    assert skipped["stray"].startswith("not among")
+    assert skipped["ce-1shot-1"].startswith("broken") and "cannot be read" in skipped["dho-1shot-0"]
+    assert "is not there" in skipped["dho-1shot-1"]
     assert frame["run"].tolist() == ["dho-1shot-0", "dho-1shot-1", "ce-2shot-0", "dho-2shot-0", "dho-2shot-1"]
     assert frame["right"].isna().tolist() == [True, True, False, False, False] and frame["accuracy"].notna().all()
-    assert records.expected(sweep).set_index("run").loc["ce-1shot-0", ["state", "reason"]].tolist() == ["missing", "failed: no memory"]
-    for place, words in ((tmp_path/"nowhere", "does not exist"), (sweep/"notes", "holds no runs"), (sweep/"ce-1shot-0", "failed: no memory")):
+    asked = records.expected(sweep).set_index("run")[["state", "reason"]]
+    assert asked.loc["ce-1shot-0"].tolist() == ["missing", "failed: no memory"]
+    for place, words in ((tmp_path/"nowhere", "does not exist"), (sweep/"notes", "holds no runs"),
+                         (sweep/"ce-1shot-0", "failed: no memory")):
         with pytest.raises(DhoError, match=words): records.load(place)
 
 
@@ -175,7 +195,8 @@ def test_missing_cells_are_visible_in_every_form(sweep, tmp_path):
     alone = reports.results_table(frame[frame["run"] != "ce-2shot-0"], expected=asked)
     assert alone.runs.loc["ce", "2-shot"] == 0 and "– (0/2)" in alone.markdown() and "-- (0/2)" in alone.latex()
     less = asked[~((asked["method"] == "ce") & (asked["amount"] == "2-shot"))]
-    assert "(0/" not in reports.results_table(frame[frame["run"] != "ce-2shot-0"], expected=less).markdown(), "what nobody asks for is not missing"
+    assert "(0/" not in reports.results_table(frame[frame["run"] != "ce-2shot-0"],
+                                              expected=less).markdown(), "what nobody asks for is not missing"
     table.csv(tmp_path/"t.csv")
     read = pd.read_csv(tmp_path/"t.csv").set_index(["method", "amount"])
     assert read.loc[("ce", "2-shot"), ["runs", "wanted"]].tolist() == [1, 2]
@@ -207,25 +228,30 @@ def test_the_interval_is_that_of_drawing_one_by_one(seeds):
 def test_gains_follow_the_bits(sweep):
     frame = records.load(sweep)
     found = reports.gains(frame).set_index("amount")
-    bits = lambda m: {l["seed"]: np.unpackbits(l["right"])[:l["tested"]].astype(bool) for l in frame[frame["amount"] == "1-shot"].to_dict("records") if l["method"] == m}
-    assert found.loc["1-shot", ["gain", "low", "high"]].tolist() == pytest.approx(slowly(bits("dho"), bits("ce"), 3000, np.random.default_rng(0)), abs=.012)
+    bits = lambda m: {l["seed"]: np.unpackbits(l["right"])[:l["tested"]].astype(bool)
+                      for l in frame[frame["amount"] == "1-shot"].to_dict("records") if l["method"] == m}
+    by_hand = slowly(bits("dho"), bits("ce"), 3000, np.random.default_rng(0))
+    assert found.loc["1-shot", ["gain", "low", "high"]].tolist() == pytest.approx(by_hand, abs=.012)
     assert found["seeds"].to_dict() == {"1-shot": 2, "2-shot": 1}
 
 
 def made_up(accuracies, seeds=3, n=900, **labels):
     "Runs of made-up methods, whose mistakes are nested so that they pair well"
     hard = np.random.default_rng(0).permutation((np.arange(n) + .5)/n)
-    rows = [dict(run=f"{m}-{s}", method=m, labels="4-shot", seed=str(s), accuracy=(r := hard < a + .001*s).mean(), tested=n, test="t", right=np.packbits(r), **labels)
+    rows = [dict(run=f"{m}-{s}", method=m, labels="4-shot", seed=str(s), accuracy=(r := hard < a + .001*s).mean(),
+                 tested=n, test="t", right=np.packbits(r), **labels)
             for m, a in accuracies.items() for s in range(seeds)]
     return pd.DataFrame(rows)
 
 
 def test_only_what_the_bootstrap_supports_is_bold():
     sure = reports.results_table(made_up(dict(good=.8, fair=.6)))
-    assert "**80." in sure.markdown() and r"\textbf{80." in sure.latex() and "<b>80." in sure.html() and "*60" not in sure.markdown()
+    assert "**80." in sure.markdown() and r"\textbf{80." in sure.latex() and "<b>80." in sure.html()
+    assert "*60" not in sure.markdown()
     tie = reports.results_table(made_up(dict(good=.8, same=.8, bad=.5)))
     assert tie.markdown().count("*80.") == 2 and "**" not in tie.markdown()
-    assert "*" not in reports.results_table(made_up(dict(good=.8, fair=.6), seeds=1)).markdown(), "one seed supports nothing"
+    assert "*" not in reports.results_table(made_up(dict(good=.8, fair=.6),
+                                                    seeds=1)).markdown(), "one seed supports nothing"
 
 
 def test_mixed_test_images_are_refused():
@@ -237,16 +263,20 @@ def test_mixed_test_images_are_refused():
 
 
 def test_what_varies_within_a_cell_is_refused_or_averaged():
-    frame = pd.concat([made_up(dict(dho=.8, ce=.6), dataset="one"), made_up(dict(dho=.7, ce=.72), dataset="two")], ignore_index=True)
+    frame = pd.concat([made_up(dict(dho=.8, ce=.6), dataset="one"), made_up(dict(dho=.7, ce=.72), dataset="two")],
+                      ignore_index=True)
     with pytest.raises(DhoError, match="dataset varies within a cell"): reports.results_table(frame)
     table = reports.results_table(frame, average="dataset")
     by_hand = frame.groupby(["method", "seed"])["accuracy"].mean().groupby("method").agg(["mean", "std"])
-    assert table.frame["4-shot"].to_dict() == pytest.approx(by_hand["mean"].to_dict()) and table.std["4-shot"].to_dict() == pytest.approx(by_hand["std"].to_dict())
+    assert table.frame["4-shot"].to_dict() == pytest.approx(by_hand["mean"].to_dict())
+    assert table.std["4-shot"].to_dict() == pytest.approx(by_hand["std"].to_dict())
     incomplete = reports.results_table(frame.drop(index=frame.index[-1]), average="dataset")
     assert incomplete.runs.loc["ce", "4-shot"] == 2 and "(2/3)" in incomplete.markdown()
     gain = reports.gains(frame, average="dataset").iloc[0]
-    assert gain["gain"] == pytest.approx(by_hand.loc["dho", "mean"] - by_hand.loc["ce", "mean"]) and gain["low"] < gain["gain"] < gain["high"]
-    with pytest.raises(DhoError, match="two runs are both .*dho-0 and dho-0"): reports.results_table(pd.concat([made_up(dict(dho=.8)), made_up(dict(dho=.7))]))
+    assert gain["gain"] == pytest.approx(by_hand.loc["dho", "mean"] - by_hand.loc["ce", "mean"])
+    assert gain["low"] < gain["gain"] < gain["high"]
+    with pytest.raises(DhoError, match="two runs are both .*dho-0 and dho-0"):
+        reports.results_table(pd.concat([made_up(dict(dho=.8)), made_up(dict(dho=.7))]))
 
 
 def test_a_watched_twin_counts_once():
@@ -267,7 +297,8 @@ def test_the_best_variant_is_chosen_on_validation_images_only():
 class Page(HTMLParser):
     "Collects what a page refers to, and checks that its elements are closed"
     VOID = {"meta", "img", "br", "link", "hr", "input"}
-    def __init__(self, text): super().__init__(); self.open, self.links, self.ids = [], [], []; self.feed(text); self.close()
+    def __init__(self,
+                 text): super().__init__(); self.open, self.links, self.ids = [], [], []; self.feed(text); self.close()
     def handle_starttag(self, tag, attrs):
         if tag not in self.VOID: self.open.append(tag)
         self.links += [v for k, v in attrs if k in ("src", "href", "srcset", "data", "action")]
@@ -278,15 +309,18 @@ class Page(HTMLParser):
 def test_a_page_is_whole_and_refers_to_nothing_outside_it(sweep, tmp_path):
     text = html_report(sweep, tmp_path/"page.html", "A <small> sweep").read_text()
     page = Page(text)
-    assert page.open == [] and "A &lt;small&gt; sweep" in text and "<script" not in text and "url(" not in text and "@import" not in text
-    assert all(l.startswith("data:image/svg+xml;base64,") or l[0] == "#" and l[1:] in page.ids for l in page.links) and len(page.links) > 8
+    assert page.open == [] and "A &lt;small&gt; sweep" in text and "<script" not in text
+    assert "url(" not in text and "@import" not in text
+    assert all(l.startswith("data:image/svg+xml;base64,") or l[0] == "#" and l[1:] in page.ids for l in page.links)
+    assert len(page.links) > 8
     assert "7 of 8 runs are there" in text and "ce-2shot-1" in text and "not begun" in text and "(1/2)" in text
     assert Page(html_report([records.record(sweep, tmp_path/"kept")], tmp_path/"kept.html").read_text()).open == []
 
 
 def test_a_page_is_made_again_and_nobody_elses_is_replaced(sweep, tmp_path, dho):
     for _ in range(2): assert dho("report", sweep, "--out", tmp_path/"page.html")[0] == 0
-    for verb, option, file in (("report", "--out", "mine.html"), ("table", "--runs", "mine.csv"), ("report", "--title", "small/report.html")):
+    for verb, option, file in (("report", "--out", "mine.html"), ("table", "--runs", "mine.csv"),
+                               ("report", "--title", "small/report.html")):
         (tmp_path/file).write_text("my own, about dho_nb")
         code, out, err = dho(verb, sweep, option, tmp_path/file)
         assert code == 2 and "is there already" in err and (tmp_path/file).read_text() == "my own, about dho_nb"
@@ -296,14 +330,16 @@ def test_a_home_is_found_before_it_is_looked_at(sweep, tmp_path, dho):
     (tmp_path/"mine.html").write_text("my own")
     code, out, err = dho("report", sweep, "--out=~/mine.html", HOME=str(tmp_path), USERPROFILE=str(tmp_path))
     assert code == 2 and "mine.html is there already" in err and (tmp_path/"mine.html").read_text() == "my own"
-    code, out, err = dho("table", sweep, "--runs=~/runs.csv", HOME=str(tmp_path), USERPROFILE=str(tmp_path), PYTHONIOENCODING="ascii")
+    code, out, err = dho("table", sweep, "--runs=~/runs.csv", HOME=str(tmp_path), USERPROFILE=str(tmp_path),
+                         PYTHONIOENCODING="ascii")
     assert code == 0 and (tmp_path/"runs.csv").exists() and not (tmp_path/"~").exists()
 
 
 def relabelled(sweep, rename, axes=("method", "shots", "seed")):
     "The sweep, as one whose runs have other labels"
     plan = read_json(sweep/"sweep.json")
-    write_json(sweep/"sweep.json", dict(plan, axes=list(axes), cells=[dict(c, labels=rename(c["labels"])) for c in plan["cells"]]))
+    write_json(sweep/"sweep.json",
+               dict(plan, axes=list(axes), cells=[dict(c, labels=rename(c["labels"])) for c in plan["cells"]]))
     return sweep
 
 
@@ -326,11 +362,13 @@ def test_a_page_without_test_images_says_so_and_has_no_empty_parts(sweep, tmp_pa
     frame = records.load(sweep)
     for run in [p for p in sweep.iterdir() if p.is_dir()]:
         result = read_json(run/"result.json")
-        write_json(run/"result.json", {k: None if "accuracy" in k or k.startswith("agreement") else v for k, v in dict(result, tested=0).items()})
+        write_json(run/"result.json", {k: None if "accuracy" in k or k.startswith("agreement") else v
+                                       for k, v in dict(result, tested=0).items()})
         said = pd.read_csv(run/"predictions.csv")
         said.assign(split=said["split"].replace("test", "")).to_csv(run/"predictions.csv", index=False)
     text = html_report(sweep, tmp_path/"page.html").read_text()
-    assert reports.UNTESTED.split(":")[0] in text and "<div class=\"many\"></div>" not in text and 'class="bad"' not in text and len(frame) == 7
+    assert reports.UNTESTED.split(":")[0] in text and "<div class=\"many\"></div>" not in text
+    assert 'class="bad"' not in text and len(frame) == 7
     assert reports.UNTESTED in dho("table", sweep)[1]
 
 
@@ -339,7 +377,8 @@ def test_figures_are_written_in_three_forms_and_are_repeatable(sweep, tmp_path):
     for folder in ("a", "b"): written = figures.save_figure(figures.plot_shots(frame), tmp_path/folder, "shots")
     assert [p.suffix for p in written] == [".pdf", ".svg", ".png"]
     for p in written: assert p.read_bytes() == (tmp_path/"a"/p.name).read_bytes()
-    assert len(figures.plot_reliabilities(sweep)) == len(figures.plot_surfaces(sweep)) == 2 and figures.plot_agreements(frame) and figures.plot_conflicts(sweep)
+    assert len(figures.plot_reliabilities(sweep)) == len(figures.plot_surfaces(sweep)) == 2
+    assert figures.plot_agreements(frame) and figures.plot_conflicts(sweep)
     with pytest.raises(DhoError, match="conflict=True"): figures.plot_conflicts(sweep/"ce-1shot-0")
 
 
@@ -353,29 +392,34 @@ def test_the_committed_results_are_a_record(tmp_path):
 
 
 def test_the_modules_open_without_torch():
-    done = subprocess.run([sys.executable, "-c", "import sys, dho_nb.page; print('torch' in sys.modules)"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", "import sys, dho_nb.page; print('torch' in sys.modules)"],
+                          capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
 
 
 def test_labels_come_from_a_function_where_no_sweep_has_them(sweep):
     (sweep/"sweep.json").unlink()
-    frame = records.load(sweep, labels=lambda c: dict(student="small one", method=c["method"].upper(), seed=c["seed"]) if c["shots"] == 1 else None)
-    assert set(frame["method"]) == {"CE", "DHO"} and set(frame["student"]) == {"small one"} and set(frame["student_value"]) == {"tiny"} and set(frame["seed"]) == {"0", "1"}
-    assert frame.attrs["axes"] == ["student", "method", "seed"] and frame.attrs["skipped"]["dho-2shot-0"] == "left out by labels"
+    frame = records.load(sweep, labels=lambda c: dict(student="small one", method=c["method"].upper(),
+                                                      seed=c["seed"]) if c["shots"] == 1 else None)
+    assert set(frame["method"]) == {"CE", "DHO"} and set(frame["student"]) == {"small one"}
+    assert set(frame["student_value"]) == {"tiny"} and set(frame["seed"]) == {"0", "1"}
+    assert frame.attrs["axes"] == ["student", "method", "seed"]
+    assert frame.attrs["skipped"]["dho-2shot-0"] == "left out by labels"
     assert json.dumps(sorted(frame["labels"].unique())) == '["1-shot"]'
 
 
 def test_two_sweeps_by_one_name_do_not_share_a_record(tmp_path):
-    from dho_nb.sweeps import Sweep
-    for kind, preset in (("one", "digits"), ("two", "paper/imagenet-fewshot-resnet18")):
+    for kind, named in (("one", "digits"), ("two", "paper/imagenet-fewshot-resnet18")):
         (tmp_path/kind).mkdir()
-        (tmp_path/kind/"sweep.json").write_text(json.dumps(dict(name="grid", axes=["seed"], cells=[dict(run=kind, identity=kind, labels=dict(seed="0"), parameters=dict(preset=preset))])))
+        cell = dict(run=kind, identity=kind, labels=dict(seed="0"), parameters=dict(preset=named))
+        (tmp_path/kind/"sweep.json").write_text(json.dumps(dict(name="grid", axes=["seed"], cells=[cell])))
     records.record(tmp_path/"one", tmp_path/"kept")
     with pytest.raises(DhoError, match="another sweep called grid"): records.record(tmp_path/"two", tmp_path/"kept")
     assert list(read_json(tmp_path/"kept"/"cells.json")["grid"]["cells"][0]["labels"]) == ["seed"]
 
 
-@pytest.mark.parametrize("file, held", [("runs.csv", b""), ("runs.csv", b"identity;run\n1;2\n"), ("right.npz", b"PK cut")])
+@pytest.mark.parametrize("file, held",
+                         [("runs.csv", b""), ("runs.csv", b"identity;run\n1;2\n"), ("right.npz", b"PK cut")])
 def test_a_record_that_was_damaged_is_named(tmp_path, file, held):
     (tmp_path/"runs.csv").write_text("identity,run,sweep\n1,a,b\n")
     (tmp_path/file).write_bytes(held)
@@ -383,7 +427,8 @@ def test_a_record_that_was_damaged_is_named(tmp_path, file, held):
 
 
 def test_a_run_as_a_page_compares_classes_that_are_called_by_numbers(tmp_path):
-    (tmp_path/"predictions.csv").write_text("path,split,label,prediction,ce_prediction,kd_prediction\na.png,test,007,007,007,08\nb.png,test,08,08,08,08\nc.png,train,,08,08,08\n")
+    (tmp_path/"predictions.csv").write_text("path,split,label,prediction,ce_prediction,kd_prediction\n"
+                                            "a.png,test,007,007,007,08\nb.png,test,08,08,08,08\nc.png,train,,08,08,08\n")
     cells = read_json(ROOT/"nbs"/"experiments"/"distill.ipynb")["cells"]
     known = dict(pd=pd, run=SimpleNamespace(folder=tmp_path))
     exec(next(text for c in cells if "apart =" in (text := "".join(c["source"]))), known)

@@ -20,8 +20,10 @@ COMMAND = [sys.executable, "-m", "dho_nb.cli", "distill", "--preset", "digits"]
 
 
 def start(folder, epochs=8, **env):
-    return subprocess.Popen([*COMMAND, "--epochs", str(epochs), "--out", str(folder)], cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            env={**os.environ, "DHO_PROGRESS": "none", "DHO_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "DHO_CHECKPOINT_SECONDS": "0.2", **env})
+    return subprocess.Popen([*COMMAND, "--epochs", str(epochs), "--out", str(folder)], cwd=ROOT, start_new_session=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            env={**os.environ, "DHO_PROGRESS": "none", "DHO_DEVICE": "cpu", "OMP_NUM_THREADS": "1",
+                                 "DHO_CHECKPOINT_SECONDS": "0.2", **env})
 
 
 def same_run(a, b):
@@ -31,7 +33,8 @@ def same_run(a, b):
     assert all(torch.equal(kept[k], again[k]) for k in kept)
     pd.testing.assert_frame_equal(pd.read_csv(a/"history.csv"), pd.read_csv(b/"history.csv"), rtol=0, atol=0)
     assert (a/"predictions.csv").read_bytes() == (b/"predictions.csv").read_bytes()
-    timeless = lambda f: {k: v for k, v in json.loads((f/"result.json").read_text()).items() if k not in ("seconds", "teacher_looked")}
+    timeless = lambda f: {k: v for k, v in json.loads((f/"result.json").read_text())
+                          .items() if k not in ("seconds", "teacher_looked")}
     assert timeless(a) == timeless(b)
 
 
@@ -82,11 +85,15 @@ def test_the_process_group_is_asked_to_stop_in_mid_epoch(unbroken, tmp_path, num
 
 
 def test_the_stop_button_of_a_notebook(tmp_path):
-    manager, client = jupyter_client.manager.start_new_kernel(kernel_name="python3", cwd=str(ROOT), env={**os.environ, "DHO_DEVICE": "cpu", "OMP_NUM_THREADS": "1"})
+    manager, client = jupyter_client.manager.start_new_kernel(kernel_name="python3", cwd=str(ROOT),
+                                                              env={**os.environ, "DHO_DEVICE": "cpu",
+                                                                   "OMP_NUM_THREADS": "1"})
     try:
         shown = []
-        ask = lambda source: client.execute_interactive(source, timeout=180, output_hook=lambda m: shown.append(m))["content"]
-        assert ask(f"from dho_nb.configs import *; from dho_nb.runs import *; run = Run(preset('digits', epochs=300), r'{tmp_path/'run'}')")["status"] == "ok", shown[-1]
+        ask = lambda source: client.execute_interactive(source, timeout=180,
+                                                        output_hook=lambda m: shown.append(m))["content"]
+        assert ask(f"from dho_nb.configs import *; from dho_nb.runs import *; run = Run(preset('digits', epochs=300), "
+                   f"r'{tmp_path/'run'}')")["status"] == "ok", shown[-1]
         sent = client.execute("run.train()")
         time.sleep(6)
         manager.interrupt_kernel()
@@ -94,7 +101,8 @@ def test_the_stop_button_of_a_notebook(tmp_path):
         while reply["parent_header"].get("msg_id") != sent: reply = client.get_shell_msg(timeout=60)
         assert reply["content"]["status"] == "error" and reply["content"]["ename"] == "Stopped", reply["content"]
         assert (tmp_path/"run"/"checkpoint.safetensors").exists()
-        while (status := ask("assert 0 < run.trainer.step < run.trainer.steps")["status"]) == "aborted": time.sleep(.2)  # what reaches a kernel just after an error is not run
+        # What reaches a kernel just after an error is not run
+        while (status := ask("assert 0 < run.trainer.step < run.trainer.steps")["status"]) == "aborted": time.sleep(.2)
         assert status == "ok"
     finally:
         client.stop_channels()

@@ -21,12 +21,13 @@ from check import Page, external, problems  # noqa: E402
 
 def copy(to):
     "The project without what was built in it"
-    left = shutil.ignore_patterns(".git", ".venv", "runs", "data", "build", "*.egg-info", "__pycache__", ".ipynb_checkpoints", "_proc", "_docs", "_site")
+    left = shutil.ignore_patterns(".git", ".venv", "runs", "data", "build", "*.egg-info", "__pycache__",
+                                  ".ipynb_checkpoints", "_proc", "_docs", "_site")
     return shutil.copytree(ROOT, to/"project", ignore=left)
 
 def build(project):
-    return subprocess.run([sys.executable, project/"docs"/"build.py"], cwd=project, capture_output=True, text=True, timeout=600,
-                          env={**os.environ, "PYTHONPATH": str(project)})
+    return subprocess.run([sys.executable, project/"docs"/"build.py"], cwd=project, capture_output=True,
+                          text=True, timeout=600, env={**os.environ, "PYTHONPATH": str(project)})
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +44,11 @@ def site(project): return project/"_site"
 
 def test_every_notebook_is_a_page(project, site):
     notebooks = [p for p in (project/"nbs").rglob("*.ipynb")]
-    pages = [p for p in site.rglob("*.html") if p.name not in ("genindex.html", "search.html", "changelog.html") and (p.name != "index.html" or p.parent == site)]
+    pages = [p for p in site.rglob("*.html") if p.name not in ("genindex.html", "search.html", "changelog.html")
+             and (p.name != "index.html" or p.parent == site)]
     assert len(pages) == len(notebooks) > 50
-    assert {p.name for p in site.iterdir()} >= {"index.html", "search.html", "howto", "explain", "reference", "paper", "llms.txt"}
+    assert {p.name for p in site.iterdir()} >= {"index.html", "search.html", "howto", "explain", "reference",
+                                                "paper", "llms.txt"}
 
 
 def test_nothing_is_wrong_on_any_page(site):
@@ -63,7 +66,9 @@ def test_every_public_function_is_in_the_reference(site):
     for notebook in sorted((ROOT/"nbs").glob("[0-9]*.ipynb")):
         module = Module(re.search(r"#\| default_exp (\w+)", notebook.read_text())[1])
         page = Page((site/"reference"/f"{re.sub(r'^[0-9]+[a-z]?_', '', notebook.stem)}.html").read_text())
-        hidden = {name for cell in json.loads(notebook.read_text())["cells"] if cell["source"] and re.match(r"#\| *exporti|#\| *hide", "".join(cell["source"])) for name in re.findall(r"def (\w+)", "".join(cell["source"]))}
+        hidden = {name for cell in json.loads(notebook.read_text())["cells"]
+                  if cell["source"] and re.match(r"#\| *exporti|#\| *hide", "".join(cell["source"]))
+                  for name in re.findall(r"def (\w+)", "".join(cell["source"]))}
         for name in module.nodes:
             if "." in name or name.startswith("_") or name in hidden: continue
             label = module.label(name).lower().replace(".", "-").replace("_", "-")
@@ -71,32 +76,43 @@ def test_every_public_function_is_in_the_reference(site):
 
 
 def test_backticked_names_lead_to_the_reference(site):
-    assert "../reference/evaluation.html#dho-nb-evaluation-surface" in Page((site/"benchmarks"/"surface.html").read_text()).links
+    links = Page((site/"benchmarks"/"surface.html").read_text()).links
+    assert "../reference/evaluation.html#dho-nb-evaluation-surface" in links
     assert "#dho-nb-diagnostics-part-gradients" in Page((site/"reference"/"diagnostics.html").read_text()).links
 
 
 @pytest.mark.parametrize("text, fault", [
-    ('<a href="gone.html">x</a>', "dead link gone.html"), ('<a href="b.html#nowhere">x</a>', "dead anchor b.html#nowhere"), ('<img src="p.png">', "without an alternative text"),
-    ('<img src="p.png" alt="p.png">', "without an alternative text"), ('<div class="cell_input"><pre>#| hide\nx</pre></div>', "raw directive: #| hide"),
-    ("<p>at /home/ann/photos</p>", "a path of somebody's machine"), ('<img src="q.png" alt="a dog">', "dead link q.png")])
+    ('<a href="gone.html">x</a>', "dead link gone.html"),
+    ('<a href="b.html#nowhere">x</a>', "dead anchor b.html#nowhere"),
+    ('<img src="p.png">', "without an alternative text"),
+    ('<img src="p.png" alt="p.png">', "without an alternative text"),
+    ('<div class="cell_input"><pre>#| hide\nx</pre></div>', "raw directive: #| hide"),
+    ("<p>at /home/ann/photos</p>", "a path of somebody's machine"),
+    ('<img src="q.png" alt="a dog">', "dead link q.png")])
 def test_faults_are_found(tmp_path, text, fault):
     (tmp_path/"a.html").write_text(f"<html><body>{text}</body></html>")
-    (tmp_path/"b.html").write_text("<html><body id='here'><a href='#here'>fine</a><p>nbs/home/x, https://a.b/home/c</p></body></html>")
+    (tmp_path/"b.html").write_text("<html><body id='here'><a href='#here'>fine</a><p>nbs/home/x, "
+                                   "https://a.b/home/c</p></body></html>")
     (tmp_path/"p.png").touch()
     assert len(problems(tmp_path)) == 1 and fault in problems(tmp_path)[0]
 
 
 def test_a_fault_stops_the_build(project, tmp_path):
     broken = shutil.copytree(project, tmp_path/"broken")
-    instead = "import build, types; build.sources = build.proc_nbs = lambda **given: None; build.shutil.rmtree = lambda *given, **more: None; build.subprocess.run = lambda *given, **more: types.SimpleNamespace(returncode=0)"
+    instead = """import build, types
+build.sources = build.proc_nbs = lambda **given: None
+build.shutil.rmtree = lambda *given, **more: None
+build.subprocess.run = lambda *given, **more: types.SimpleNamespace(returncode=0)"""
     page = broken/"_site"/"reference"/"views.html"
     page.write_text(re.sub(r'alt="[^"]*"', 'alt=""', page.read_text()))
-    done = subprocess.run([sys.executable, "-c", instead + "; build.main()"], cwd=broken/"docs", capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": f"{broken}:{broken/'docs'}"})
+    done = subprocess.run([sys.executable, "-c", instead + "; build.main()"], cwd=broken/"docs", capture_output=True,
+                          text=True, timeout=300, env={**os.environ, "PYTHONPATH": f"{broken}:{broken/'docs'}"})
     assert done.returncode == 1 and "reference/views.html: picture without an alternative text" in done.stderr
 
 
 def test_captions_are_shown(site):
-    given = [(p, caption) for p in (ROOT/"nbs").rglob("*.ipynb") for caption in re.findall(r'^\s*"#\| fig-cap: (.*?)\\n', p.read_text(), re.M)]
+    given = [(p, caption) for p in (ROOT/"nbs").rglob("*.ipynb")
+             for caption in re.findall(r'^\s*"#\| fig-cap: (.*?)\\n', p.read_text(), re.M)]
     shown = "".join(re.sub(r"\s+", " ", "".join(Page(p.read_text()).text)) for p in site.rglob("*.html"))
     assert given and [(p.name, c) for p, c in given if c not in shown] == []
 
@@ -113,19 +129,22 @@ def browser(site):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"): options.add_argument(argument)
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
+        options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     chrome.set_page_load_timeout(120)
     def look(page, width=1280):
-        chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(width=width, height=900, deviceScaleFactor=1, mobile=width < 600))
+        chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
+                               dict(width=width, height=900, deviceScaleFactor=1, mobile=width < 600))
         chrome.get(f"http://127.0.0.1:{server.server_port}/{page}")
         return chrome
     yield look
     chrome.quit()
     server.shutdown()
 
-def complaints(chrome): return [entry["message"] for entry in chrome.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+def complaints(chrome): return [entry["message"] for entry in chrome.get_log("browser")
+                                if entry["level"] in ("SEVERE", "WARNING")]
 
 def wait(chrome, condition, seconds=60):
     from selenium.webdriver.support.ui import WebDriverWait
@@ -133,20 +152,24 @@ def wait(chrome, condition, seconds=60):
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("page", ["index.html", "reference/training.html", "reference/diagnostics.html", "explain/conflict.html", "explain/alpha_beta.html", "paper/table1.html", "paper/figure4.html",
+@pytest.mark.parametrize("page",
+                         ["index.html", "reference/training.html", "reference/diagnostics.html",
+                          "explain/conflict.html", "explain/alpha_beta.html", "paper/table1.html", "paper/figure4.html",
                                   "howto/sweep.html", "contributing.html", "changelog.html", "reference/index.html"])
 def test_pages_look_right_on_a_desk_and_on_a_phone(browser, page, width):
     chrome = browser(page, width)
     assert chrome.execute_script("return document.documentElement.scrollWidth") <= width, "no scrolling sideways"
     wait(chrome, "[...document.images].filter(i => i.loading !== 'lazy').every(i => i.complete && i.naturalWidth > 0)")
-    if "class=\"math" in chrome.page_source: wait(chrome, "document.querySelectorAll('mjx-container').length > 0 && !document.querySelector('mjx-merror')")
+    if "class=\"math" in chrome.page_source:
+        wait(chrome, "document.querySelectorAll('mjx-container').length > 0 && !document.querySelector('mjx-merror')")
     assert chrome.find_element("css selector", "h1").is_displayed()
     assert complaints(chrome) == []
 
 
 def test_figures_are_seen(browser):
     chrome = browser("paper/figure4.html")
-    seen = chrome.execute_script("return [...document.querySelectorAll('.cell_output img')].map(i => [i.alt, i.naturalWidth])")
+    seen = chrome.execute_script("return [...document.querySelectorAll('.cell_output img')].map(i => [i.alt, "
+                                 "i.naturalWidth])")
     assert len(seen) >= 2 and all(alt and width > 300 for alt, width in seen)
 
 
@@ -164,9 +187,11 @@ def test_the_figure_of_the_conflict_can_be_moved(browser):
     assert "Both pull the same way" in say()
     chrome.execute_script("document.querySelector('#simplex button').click()")
     assert "The two pull against each other" in say() and "cosine -1.00" in say()
-    points = lambda: chrome.execute_script("return [...document.querySelectorAll('#curves polyline')].map(l => l.getAttribute('points'))")
+    points = lambda: chrome.execute_script("return [...document.querySelectorAll('#curves polyline')].map(l => "
+                                           "l.getAttribute('points'))")
     first = points()
-    chrome.execute_script("const s = document.querySelector('#curves .data'); s.value = 'EuroSAT'; s.dispatchEvent(new Event('input'))")
+    chrome.execute_script("const s = document.querySelector('#curves .data'); s.value = 'EuroSAT'; s.dispatchEvent(new "
+                          "Event('input'))")
     assert len(first) == len(points()) == 2 and points() != first and complaints(chrome) == []
 
 

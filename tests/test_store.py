@@ -17,12 +17,12 @@ from PIL import Image, ImageOps
 
 from conftest import ROOT, picture
 from dho_nb.configs import identity, make_config, open_data, preset
-from dho_nb.embeddings import STILL, Lookup, match_classes, open_store
+from dho_nb.embeddings import Lookup, match_classes, open_store
 from dho_nb.guidance import Guidance, fill_store
 from dho_nb.manifests import Manifest, data_root, labelled_subset, open_manifest, rows
 from dho_nb.maps import Chunked, ChunkStore, ImageMap
 from dho_nb.objectives import get_method
-from dho_nb.runs import Run, distill
+from dho_nb.runs import distill
 from dho_nb.students import build_student
 from dho_nb.teachers import load_teacher, teacher_logits, zero_shot_head
 from dho_nb.training import Recipe, Trainer, live, stored
@@ -55,7 +55,8 @@ else: module = sys.argv[5]; sys.argv = [module, *sys.argv[6:]]; runpy.run_module
 
 
 def start(command):
-    return subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    return subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            text=True, start_new_session=True,
                             env={**os.environ, "DHO_PROGRESS": "none", "DHO_DEVICE": "cpu", "OMP_NUM_THREADS": "1"})
 
 
@@ -74,7 +75,8 @@ def kill_often(command, puts, kills=10):
     "Run something that fills chunks, each time killed at a random moment after a few of them; how often that came before the end"
     rng, survived = random.Random(time.time_ns()), 0
     for _ in range(kills):
-        process = start([sys.executable, "-c", KILLED, rng.randint(1, puts), rng.uniform(0, .02), rng.choice([0, .05, 2]), *command[1:]])
+        process = start([sys.executable, "-c", KILLED, rng.randint(1, puts), rng.uniform(0, .02),
+                         rng.choice([0, .05, 2]), *command[1:]])
         said = process.communicate(timeout=300)[0]
         survived += process.returncode == -signal.SIGKILL
         assert process.returncode in (0, -signal.SIGKILL), said
@@ -89,7 +91,8 @@ def test_a_store_that_is_killed_ten_times_is_the_same_store(tmp_path):
     finish(fill(other))
     assert content(one).keys() == content(other).keys()
     assert [n for n, b in content(one).items() if b != content(other)[n]] == []
-    finish([sys.executable, "-m", "dho_nb.cli", "store", "verify", "--preset", "digits", "--views", 24, "--store", other, "--sample", 8])
+    finish([sys.executable, "-m", "dho_nb.cli", "store", "verify", "--preset", "digits", "--views", 24, "--store",
+            other, "--sample", 8])
 
 
 def test_an_image_map_that_is_killed_ten_times_is_the_same_map(tmp_path):
@@ -113,7 +116,9 @@ def test_two_fillers_share_the_work(tmp_path):
 
 def test_parts_are_joined(dho, tmp_path):
     dho("store", "fill", "--preset", "digits", "--views", "2", "--store", "whole")
-    for k in (1, 2, 3): assert dho("store", "fill", "--preset", "digits", "--views", "2", "--store", f"part{k}", "--part", f"{k}/3")[0] == 0
+    for k in (1, 2, 3):
+        assert dho("store", "fill", "--preset", "digits", "--views", "2", "--store", f"part{k}", "--part",
+                   f"{k}/3")[0] == 0
     code, said, _ = dho("store", "join", "part3", "part1", "part2", "--out", "joined")
     assert code == 0 and "view001" in said
     assert content(tmp_path/"joined") == content(tmp_path/"whole")
@@ -140,8 +145,11 @@ def test_a_second_run_asks_the_teacher_nothing(tmp_path, monkeypatch, asked):
     monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
     first = distill(preset("digits", epochs=2), tmp_path/"first")
     assert first.result["teacher_looked"] == 2*1097 + 500 and len(asked) == 1
-    others = [dict(seed=1), dict(fraction=0., shots=4), dict(method="kd"), dict(method="sho", zeta=.02), dict(size=24), dict(teacher_head="tip-adapter-f"), dict(epochs=1)]
-    for i, change in enumerate(others): assert distill(preset("digits", **{"epochs": 2, **change}), tmp_path/f"other{i}").result["teacher_looked"] == 0, change
+    others = [dict(seed=1), dict(fraction=0., shots=4), dict(method="kd"), dict(method="sho", zeta=.02), dict(size=24),
+              dict(teacher_head="tip-adapter-f"), dict(epochs=1)]
+    for i, change in enumerate(others):
+        assert distill(preset("digits", **{"epochs": 2, **change}),
+                       tmp_path/f"other{i}").result["teacher_looked"] == 0, change
     assert len(asked) == 1, "the teacher was not even loaded again"
     more = distill(preset("digits", epochs=3), tmp_path/"more")
     assert more.result["teacher_looked"] == 1097, "a store grows by the views that are missing"
@@ -158,7 +166,8 @@ def test_stored_and_live_teacher_give_the_same_losses(tmp_path):
     answer = partial(teacher_logits, head=zero_shot_head(teacher, digits.classes, digits.templates))
     student, images = build_student("tiny", 10, 2, size=16), Images(digits, root, 64)
     def trainer(eyes, store, teach):
-        streams = Streams(images, labelled, np.setdiff1d(rows(digits, "train"), labelled), student.preprocess, eyes, spec, cycle=2, store=store)
+        streams = Streams(images, labelled, np.setdiff1d(rows(digits, "train"), labelled), student.preprocess, eyes,
+                          spec, cycle=2, store=store)
         return Trainer(student, get_method("dho"), streams, Recipe(epochs=4, lr=3e-3), teach)
     online, replayed = trainer(teacher.preprocess, None, live(teacher, answer)), trainer(None, lookup, stored(answer))
     for step in range(online.steps):
@@ -173,8 +182,9 @@ def embeddings_file(folder, config, **texts):
     "What somebody would bring who ran the digits' teacher elsewhere"
     teacher, (manifest, root, _, _) = load_teacher("digits"), open_data(config)
     guidance = Guidance(replace(config, views="live"), manifest, root, mode="none")
-    np.savez(folder/"clip.npz", paths=[f"/somewhere/else/{p}" for p in manifest.table["path"]], embeddings=3*guidance.centred(np.arange(len(manifest))).numpy(),
-             classes=list(manifest.classes), text=zero_shot_head(teacher, manifest.classes, manifest.templates).numpy())
+    np.savez(folder/"clip.npz", paths=[f"/somewhere/else/{p}" for p in manifest.table["path"]],
+             embeddings=3*guidance.centred(np.arange(len(manifest))).numpy(), classes=list(manifest.classes),
+             text=zero_shot_head(teacher, manifest.classes, manifest.templates).numpy())
     return folder/"clip.npz"
 
 
@@ -186,18 +196,23 @@ def test_own_embeddings_need_no_teacher(tmp_path, monkeypatch):
     run = distill(config, tmp_path/"run")
     assert run.result["teacher_accuracy"] == pytest.approx(.78, abs=.005) and run.result["accuracy"] > .6
     file.rename(tmp_path/"moved.npz")
-    assert distill(replace(config, embeddings=str(tmp_path/"moved.npz")), tmp_path/"run").result["accuracy"] == run.result["accuracy"], "where it lies does not matter"
-    few = distill(replace(config, embeddings=str(tmp_path/"moved.npz"), teacher_head="tip-adapter-f", epochs=1), tmp_path/"few")
+    assert distill(replace(config, embeddings=str(tmp_path/"moved.npz")),
+                   tmp_path/"run").result["accuracy"] == run.result["accuracy"], "where it lies does not matter"
+    few = distill(replace(config, embeddings=str(tmp_path/"moved.npz"), teacher_head="tip-adapter-f", epochs=1),
+                  tmp_path/"few")
     assert few.result["teacher_accuracy"] is not None
 
 
 def test_own_embeddings_that_do_not_match_are_listed(dho, tree, tmp_path):
     names = [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(12)]
     text = dict(classes=["Dog", "Cat"], text=np.eye(8)[:2])
-    np.savez(tmp_path/"some.npz", paths=names[:20] + ["cat/99.png"], embeddings=np.random.default_rng(0).normal(size=(21, 8)), **text)
+    np.savez(tmp_path/"some.npz", paths=names[:20] + ["cat/99.png"],
+             embeddings=np.random.default_rng(0).normal(size=(21, 8)), **text)
     code, said, _ = dho("store", "import", "some.npz", "--images", tree)
-    assert code == 0 and "20 of 24 images have an embedding" in said and "cat/99.png embedding without an image" in said and "dog/9.png" in said
-    options = ["--images", tree, "--shots", "2", "--embeddings", "some.npz", "--student", "tiny", "--student-weights", "", "--size", "16", "--epochs", "1"]
+    assert code == 0 and "20 of 24 images have an embedding" in said
+    assert "cat/99.png embedding without an image" in said and "dog/9.png" in said
+    options = ["--images", tree, "--shots", "2", "--embeddings", "some.npz", "--student", "tiny", "--student-weights",
+               "", "--size", "16", "--epochs", "1"]
     code, _, said = dho("distill", *options)
     assert code == 2 and "4 image(s)" in said and "it has no embedding" in said
     code, said, _ = dho("distill", *options, "--skip-broken", "--out", "run")
@@ -210,7 +225,8 @@ def test_own_embeddings_that_do_not_match_are_listed(dho, tree, tmp_path):
 
 def test_a_picture_that_changed_is_looked_at_again(tree, tmp_path, monkeypatch):
     monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
-    config = make_config(dict(dataset=str(tree), shots=2, teacher="digits", student="tiny", student_weights="", size=16, views=2))
+    config = make_config(dict(dataset=str(tree), shots=2, teacher="digits", student="tiny", student_weights="",
+                              size=16, views=2))
     assert fill_store(config, mode="none").looked == 2*24
     picture(tree/"cat"/"3.png", seed=999)
     assert fill_store(config, mode="none").looked == 2, "it, and nothing else"
@@ -222,16 +238,20 @@ def test_a_picture_that_changed_is_looked_at_again(tree, tmp_path, monkeypatch):
 
 
 def test_mixed_sizes_and_shapes_are_cut_alike_from_files_and_map(tmp_path):
-    for i, (size, how) in enumerate([((300, 200), {}), ((90, 160), {}), ((64, 64), {}), ((500, 100), {})]*3): picture(tmp_path/"t"/"ab"[i % 2]/f"{i}.jpg", i, size, **how)
+    for i, (size, how) in enumerate([((300, 200), {}), ((90, 160), {}), ((64, 64), {}), ((500, 100), {})]*3):
+        picture(tmp_path/"t"/"ab"[i % 2]/f"{i}.jpg", i, size, **how)
     manifest = open_manifest(str(tmp_path/"t"))
     student = build_student("tiny", 2, size=32).preprocess
     smooth = lambda x: torch.nn.functional.avg_pool2d(x.float(), 8)
-    pixels = ImageMap(manifest, tmp_path/"t", 384, np.array([f"k{i}" for i in range(12)]), tmp_path/"map").build(mode="none")
-    from_files, from_map = (Streams(Images(manifest, tmp_path/"t"), np.arange(4), np.arange(4, 12), student, pixels=p) for p in (None, pixels))
+    pixels = ImageMap(manifest, tmp_path/"t", 384, np.array([f"k{i}" for i in range(12)]),
+                      tmp_path/"map").build(mode="none")
+    from_files, from_map = (Streams(Images(manifest, tmp_path/"t"), np.arange(4), np.arange(4, 12), student, pixels=p)
+                            for p in (None, pixels))
     for step in (0, 3):
         a, b = from_files[step], from_map[step]
         assert torch.equal(a.rows, b.rows) and torch.equal(a.views, b.views)
-        assert (smooth(from_files.see(a)) - smooth(from_map.see(b))).abs().mean() < 4, "the same places, resampled twice"
+        assert (smooth(from_files.see(a))
+                - smooth(from_map.see(b))).abs().mean() < 4, "the same places, resampled twice"
 
 
 def test_nothing_is_read_from_a_pickle(dho, tree, tmp_path):
@@ -241,7 +261,8 @@ def test_nothing_is_read_from_a_pickle(dho, tree, tmp_path):
     (tmp_path/"notes").mkdir(); (tmp_path/"notes"/"thesis.txt").write_text("mine")
     code, _, said = dho("store", "fill", "--preset", "digits", "--store", "notes")
     assert code == 2 and "holds other files" in said and (tmp_path/"notes"/"thesis.txt").read_text() == "mine"
-    assert json.loads((tmp_path/"notes"/"thesis.txt").with_name("header.json").read_text() if (tmp_path/"notes"/"header.json").exists() else "null") is None
+    assert json.loads((tmp_path/"notes"/"thesis.txt").with_name("header.json")
+                      .read_text() if (tmp_path/"notes"/"header.json").exists() else "null") is None
 
 
 def test_a_file_that_was_cut_short_is_made_anew(tmp_path):
@@ -273,8 +294,10 @@ def test_growing_that_was_killed_half_way_is_done_again(tmp_path, monkeypatch):
 
 
 def test_unnamed_class_embeddings_of_numbered_classes_are_in_their_order():
-    many = Manifest("n", pd.DataFrame(dict(path=[str(i) for i in range(12)], label=range(12), split="train")), sorted(map(str, range(12))))
-    assert [many.classes[k] for k in range(3)] == ["0", "1", "10"] and match_classes(many.classes, None, 12)[:3] == [0, 1, 10]
+    many = Manifest("n", pd.DataFrame(dict(path=[str(i) for i in range(12)], label=range(12), split="train")),
+                    sorted(map(str, range(12))))
+    assert [many.classes[k] for k in range(3)] == ["0", "1", "10"]
+    assert match_classes(many.classes, None, 12)[:3] == [0, 1, 10]
 
 
 def test_an_older_process_does_not_shrink_an_array(tmp_path):
@@ -289,7 +312,8 @@ def test_an_older_process_does_not_shrink_an_array(tmp_path):
 
 def test_names_beside_a_npy_and_the_text_encoder_count(tmp_path, monkeypatch):
     monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
-    with np.load(embeddings_file(tmp_path, preset("digits"))) as held: rows, names = held["embeddings"], held["paths"].tolist()
+    with np.load(embeddings_file(tmp_path, preset("digits"))) as held:
+        rows, names = held["embeddings"], held["paths"].tolist()
     np.save(tmp_path/"e.npy", rows)
     config = preset("digits", epochs=1, embeddings=str(tmp_path/"e.npy"))
     (tmp_path/"e.txt").write_text("\n".join(names[::-1]))
@@ -297,7 +321,8 @@ def test_names_beside_a_npy_and_the_text_encoder_count(tmp_path, monkeypatch):
     (tmp_path/"e.txt").write_text("\n".join(names))
     right = distill(config, tmp_path/"right")
     assert wrong.result["teacher_accuracy"] < .3 < .7 < right.result["teacher_accuracy"]
-    assert identity(replace(config, teacher="RN50/random"), right.manifest) != identity(config, right.manifest), "whose words they are counts"
+    assert identity(replace(config, teacher="RN50/random"),
+                    right.manifest) != identity(config, right.manifest), "whose words they are counts"
 
 
 def test_a_known_dataset_in_another_place_is_told_apart(tmp_path, monkeypatch):
@@ -307,4 +332,5 @@ def test_a_known_dataset_in_another_place_is_told_apart(tmp_path, monkeypatch):
         (other/path).parent.mkdir(parents=True, exist_ok=True)
         ImageOps.invert(Image.open(usual.root/path)).save(other/path)
     there = distill(preset("digits", epochs=1, root=str(other)), tmp_path/"there")
-    assert there.result["teacher_looked"] > 0 and there.result["teacher_accuracy"] < usual.result["teacher_accuracy"] - .2
+    assert there.result["teacher_looked"] > 0
+    assert there.result["teacher_accuracy"] < usual.result["teacher_accuracy"] - .2

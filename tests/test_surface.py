@@ -28,15 +28,16 @@ def heads(kind, n, c, seed=0):
     shift = torch.zeros(n, c); shift[torch.arange(n), labels] = 3.
     both, low = lambda f: (f(ce), f(kd)), -torch.inf
     kinds = dict(
-        random=(4*ce, kd), agree=(3*(ce + shift), kd + shift), one_head=both(lambda z: 2*ce + shift), opposite=(3*ce, -3*ce),
-        rounded=((3*(ce + shift)).bfloat16().float(), (kd + shift).bfloat16().float()), tied=(ce.round(), (2*kd).round()),
-        binary=both(lambda z: (z > 0).float()), zeros=both(torch.zeros_like), same=both(lambda z: z[:1].expand(n, c)),
-        extreme=both(lambda z: 100*z.sign()), huge=both(lambda z: 100*z), flat=both(lambda z: 1e-4*z),
-        swamped=(ce*1e30, kd*1e-30), some_infinite=both(lambda z: z.where(z > 0, low)),
+        random=(4*ce, kd), agree=(3*(ce + shift), kd + shift), one_head=both(lambda z: 2*ce + shift),
+        opposite=(3*ce, -3*ce), rounded=((3*(ce + shift)).bfloat16().float(), (kd + shift).bfloat16().float()),
+        tied=(ce.round(), (2*kd).round()), binary=both(lambda z: (z > 0).float()), zeros=both(torch.zeros_like),
+        same=both(lambda z: z[:1].expand(n, c)), extreme=both(lambda z: 100*z.sign()), huge=both(lambda z: 100*z),
+        flat=both(lambda z: 1e-4*z), swamped=(ce*1e30, kd*1e-30), some_infinite=both(lambda z: z.where(z > 0, low)),
         broken=(ce.where(ce < 2, torch.nan), kd.where(kd < 2, torch.inf)))
     return HeadOutputs(*(z.contiguous() for z in kinds[kind]), labels, torch.arange(n))
 
-KINDS = ("random agree rounded tied binary zeros same extreme huge one_head opposite flat swamped some_infinite broken").split()
+KINDS = ("random agree rounded tied binary zeros same extreme huge one_head opposite flat swamped "
+         "some_infinite broken").split()
 
 def check(outputs, alphas=ALPHAS, betas=BETAS):
     "Accuracy to the last bit, negative log-likelihood but for the order of its sum; the share of cells that needed all classes"

@@ -56,9 +56,11 @@ def undisturbed(grid, tmp_path_factory):
 
 
 def start(grid, folder, *more, **env):
-    return subprocess.Popen([sys.executable, "-m", "dho_nb.cli", "sweep", str(grid), "--out", str(folder), *more], cwd=ROOT, start_new_session=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            env={**os.environ, "DHO_PROGRESS": "lines", "DHO_DEVICE": "cpu", "DHO_CHECKPOINT_SECONDS": "0.1", **env})
+    return subprocess.Popen([sys.executable, "-m", "dho_nb.cli", "sweep", str(grid), "--out", str(folder), *more],
+                            cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True,
+                            env={**os.environ, "DHO_PROGRESS": "lines", "DHO_DEVICE": "cpu",
+                                 "DHO_CHECKPOINT_SECONDS": "0.1", **env})
 
 
 def family(process):
@@ -69,10 +71,12 @@ def family(process):
 def same_sweep(one, other):
     names = [c["run"] for c in read_json(one/"sweep.json")["cells"]]
     assert names == [c["run"] for c in read_json(other/"sweep.json")["cells"]] and len(names) == RUNS
-    assert sorted(p.parent.name for p in other.glob("*/result.json")) == sorted(names), "each result once, and no others"
+    assert sorted(p.parent.name
+                  for p in other.glob("*/result.json")) == sorted(names), "each result once, and no others"
     for name in names:
         same_run(one/name, other/name)
-        assert (other/name/"notebook.ipynb").exists() and not (other/name/"failed.json").exists() and not list((other/name).glob(".tmp*"))
+        assert (other/name/"notebook.ipynb").exists() and not (other/name/"failed.json").exists()
+        assert not list((other/name).glob(".tmp*"))
 
 
 def kernels(process): return [p for p in family(process) if p.name() == "dho-kernel"]
@@ -91,7 +95,8 @@ def kill_one(rng, process, kind):
 
 def test_killed_at_random_moments(grid, undisturbed, tmp_path):
     rng, folder, wanted = random.Random(time.time_ns()), tmp_path/"sweep", 5 if RUNS >= 100 else 2
-    kills, launches, done, longest = {"sweep": 0, "worker": 0, "kernel": 0}, 0, 0, min(10, RUNS/4)  # eight runs are soon done
+    kills, launches, done = {"sweep": 0, "worker": 0, "kernel": 0}, 0, 0
+    longest = min(10, RUNS/4)  # eight runs are soon done
     while min(kills.values()) < wanted and done < RUNS:
         process, launches, patient = start(grid, folder), launches + 1, rng.random() < .8
         while patient and process.poll() is None and not kernels(process): time.sleep(.1)
@@ -150,7 +155,8 @@ def test_a_finished_sweep_is_left_alone(grid, undisturbed):
 def test_what_a_record_holds_is_not_done_again(grid, tmp_path, dho):
     small = tmp_path/"small.toml"
     small.write_text(GRID.replace(f"seed = {list(range(RUNS//4))}", "seed = [0]").replace('["ce", "dho"]', '["ce"]'))
-    said = [start(small, tmp_path/"sweep", "--only", str(i), "--record", str(tmp_path/"record")).communicate(timeout=300)[0] for i in (0, 1)]
+    said = [start(small, tmp_path/"sweep", "--only", str(i), "--record", str(tmp_path/"record"))
+            .communicate(timeout=300)[0] for i in (0, 1)]
     assert len(pd.read_csv(tmp_path/"record"/"runs.csv")) == 2, said
     shutil.rmtree(tmp_path/"sweep")
     code, out, err = dho("sweep", small, "--out", tmp_path/"other", "--record", tmp_path/"record")
@@ -162,7 +168,9 @@ def small_disk(tmp_path):
     "A file system of a few megabytes"
     place = tmp_path/"disk"
     place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={64 + 2*RUNS}m", "tmpfs", str(place)], capture_output=True).returncode: pytest.skip("needs the right to mount a small file system")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={64 + 2*RUNS}m", "tmpfs", str(place)],
+                      capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system")
     yield place
     subprocess.run(["umount", "-l", str(place)])
 
@@ -187,7 +195,8 @@ def test_starved_of_disk(grid, undisturbed, small_disk):
 
 
 @pytest.mark.parametrize("change, said", [
-    ('epoch = 1', "did you mean 'epochs'"), ('method = "dhoo"', "did you mean 'dho'"), ('lr = "fast"', "lr must be of type float"), ('student = "resnet81"', "did you mean 'resnet18'")])
+    ('epoch = 1', "did you mean 'epochs'"), ('method = "dhoo"', "did you mean 'dho'"),
+    ('lr = "fast"', "lr must be of type float"), ('student = "resnet81"', "did you mean 'resnet18'")])
 def test_mistakes_are_refused_before_anything_starts(tmp_path, dho, change, said):
     (tmp_path/"bad.toml").write_text(f'[base]\npreset = "digits"\n{change}\n[axes]\nseed = [0, 1]\n')
     code, out, err = dho("sweep", tmp_path/"bad.toml")
@@ -195,7 +204,8 @@ def test_mistakes_are_refused_before_anything_starts(tmp_path, dho, change, said
 
 
 def test_a_dataset_that_changed_is_refused_by_name(tmp_path, tree):
-    grid = make_grid("own", dict(dataset=str(tree), test=.25, shots=2, teacher="digits", student="tiny", student_weights="", size=16, epochs=1), dict(seed=[0]))
+    grid = make_grid("own", dict(dataset=str(tree), test=.25, shots=2, teacher="digits", student="tiny",
+                                 student_weights="", size=16, epochs=1), dict(seed=[0]))
     assert list(run_sweep(grid, tmp_path/"sweep", mode="none")["state"]) == ["done"]
     (tree/"cat"/"0.png").rename(tree/"dog"/"moved.png")
     with pytest.raises(DhoError, match=f"the images or labels of {tree} changed"): Sweep(grid, tmp_path/"sweep")
@@ -206,7 +216,9 @@ def test_a_dataset_that_changed_is_refused_by_name(tmp_path, tree):
 def test_a_slurm_job_does_its_run(grid, tmp_path):
     sweep = Sweep(read_grid(grid), tmp_path/"sweep").begin()
     (tmp_path/"array.sh").write_text(slurm_script(grid, sweep))
-    done = subprocess.run(["bash", str(tmp_path/"array.sh")], env={**os.environ, "SLURM_ARRAY_TASK_ID": "1", "DHO_DEVICE": "cpu"}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(["bash", str(tmp_path/"array.sh")],
+                          env={**os.environ, "SLURM_ARRAY_TASK_ID": "1", "DHO_DEVICE": "cpu"}, capture_output=True,
+                          text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert [state_of(sweep.place(t))["state"] for t in sweep.tasks][:3] == ["pending", "done", "pending"]
     assert "--array=0,2-" in slurm_script(grid, sweep)
@@ -220,7 +232,8 @@ def test_a_job_of_an_array_says_how_its_own_run_ended(tmp_path, dho):
     code, out, err = dho("sweep", tmp_path/"g.toml", "--out", sweep.folder, "--only", "1")
     assert code == 0 and "no memory" in out, err
     script = slurm_script(tmp_path/"g.toml", sweep, record=tmp_path/"kept")
-    assert "--ntasks=1" in script and f"--output='{tmp_path}/sp ace/100%%a/slurm-%A_%a.out'" in script and f"--record {tmp_path}/kept" in script
+    assert "--ntasks=1" in script and f"--output='{tmp_path}/sp ace/100%%a/slurm-%A_%a.out'" in script
+    assert f"--record {tmp_path}/kept" in script
     (tmp_path/"mine.sh").write_text("my own")
     code, out, err = dho("sweep", tmp_path/"g.toml", "--out", sweep.folder, "--slurm", tmp_path/"mine.sh")
     assert code == 2 and "is there already" in err and (tmp_path/"mine.sh").read_text() == "my own"
@@ -235,7 +248,8 @@ def test_a_result_that_cannot_be_brought_does_not_stop_the_others(tmp_path):
     board.put(task, dict(kind="done", text="", accuracy=.5, seconds=1.))
     assert not board.running and board.counts["done"] == 0 and task in board.pending
     for _ in range(20):
-        if task in board.pending: board.pending.remove(task); board.put(board._given(task, "there"), dict(kind="lost", text="away"))
+        if task in board.pending:
+            board.pending.remove(task); board.put(board._given(task, "there"), dict(kind="lost", text="away"))
     assert board.counts["failed"] == 1, "a run that is lost again and again is not begun for ever"
 
 
@@ -244,8 +258,10 @@ def test_images_without_an_embedding_are_left_out_of_plan_and_run_alike(tree, tm
     from dho_nb.runs import Run
     from dho_nb.sweeps import tasks_of
     paths = sorted(f"{p.parent.name}/{p.name}" for p in tree.rglob("*.png"))[2:]
-    np.savez(tmp_path/"own.npz", paths=paths, embeddings=np.eye(len(paths), 8) + .1, classes=["cat", "dog"], text=np.eye(2, 8))
-    base = dict(dataset=str(tree), embeddings=str(tmp_path/"own.npz"), student="tiny", student_weights="", size=16, skip_broken=True)
+    np.savez(tmp_path/"own.npz", paths=paths, embeddings=np.eye(len(paths), 8) + .1, classes=["cat", "dog"],
+             text=np.eye(2, 8))
+    base = dict(dataset=str(tree), embeddings=str(tmp_path/"own.npz"), student="tiny", student_weights="", size=16,
+                skip_broken=True)
     (task,), _ = tasks_of(make_grid("own", base))
     assert task.identity == Run(make_config(base), tmp_path/"run", "none").identity
 
@@ -292,13 +308,15 @@ def test_a_result_that_never_arrived_is_carried_by_the_next_call(tmp_path, monke
     monkeypatch.setattr(sweeps, "CLAIM", .1)
     monkeypatch.setattr(sweeps, "CARRY", 1e6)
     def broken(local, url, known, whole=True):
-        if whole and (local/"result.json").exists() and not sent: sent.append(1); raise OSError("the network is unreachable")
+        if whole and (local/"result.json").exists() and not sent:
+            sent.append(1); raise OSError("the network is unreachable")
         carry(local, url, known, whole)
     monkeypatch.setattr(sweeps, "push", broken)
     with pytest.raises(OSError): run_one(task.config, far, Slot(threads=1))
     assert not (tmp_path/"bucket"/"run"/"result.json").exists()
     found = run_one(task.config, far, Slot(threads=1))
-    assert read_json(tmp_path/"bucket"/"run"/"result.json") == found and not (tmp_path/"bucket"/"run"/".heartbeat.json").exists()
+    assert read_json(tmp_path/"bucket"/"run"/"result.json") == found
+    assert not (tmp_path/"bucket"/"run"/".heartbeat.json").exists()
 
 
 def test_a_far_run_that_another_machine_has_begun_is_left_to_it(tmp_path):
@@ -306,31 +324,38 @@ def test_a_far_run_that_another_machine_has_begun_is_left_to_it(tmp_path):
     place = tmp_path/"bucket"/"run"
     place.mkdir(parents=True)
     (place/".heartbeat.json").write_text(json.dumps(dict(host="another", pid=1, began=time.time(), time=time.time())))
-    with pytest.raises(sweeps.Busy, match="another is working on run"), sweeps.mirrored(f"file://{place}"): raise AssertionError
-    assert sorted(p.name for p in place.iterdir()) == [".heartbeat.json"] and "another" in (place/".heartbeat.json").read_text()
+    with pytest.raises(sweeps.Busy, match="another is working on run"), sweeps.mirrored(f"file://{place}"):
+        raise AssertionError
+    assert sorted(p.name for p in place.iterdir()) == [".heartbeat.json"]
+    assert "another" in (place/".heartbeat.json").read_text()
 
 
 def test_a_newer_checkpoint_here_is_not_replaced_by_an_older_one(tmp_path):
     from safetensors.torch import save_file
     from dho_nb.sweeps import pull
-    made = lambda place, step: save_file(dict(x=torch.ones(step)), place/"checkpoint.safetensors", dict(state=json.dumps(dict(step=step))))
+    made = lambda place, step: save_file(dict(x=torch.ones(step)), place/"checkpoint.safetensors",
+                                         dict(state=json.dumps(dict(step=step))))
     (tmp_path/"far").mkdir(), (tmp_path/"near").mkdir()
     made(tmp_path/"far", 1), made(tmp_path/"near", 9)
-    assert pull(f"file://{tmp_path}/far", tmp_path/"near", skip=()) == {} and len(load_file(tmp_path/"near"/"checkpoint.safetensors")["x"]) == 9
+    assert pull(f"file://{tmp_path}/far", tmp_path/"near", skip=()) == {}
+    assert len(load_file(tmp_path/"near"/"checkpoint.safetensors")["x"]) == 9
     made(tmp_path/"far", 10)
-    assert len(pull(f"file://{tmp_path}/far", tmp_path/"near", skip=())) == 1 and len(load_file(tmp_path/"near"/"checkpoint.safetensors")["x"]) == 10
+    assert len(pull(f"file://{tmp_path}/far", tmp_path/"near", skip=())) == 1
+    assert len(load_file(tmp_path/"near"/"checkpoint.safetensors")["x"]) == 10
 
 
 def test_data_that_are_edited_while_a_sweep_works_are_not_mixed_in(tree, tmp_path):
     (tmp_path/"labels.csv").write_text("path,label\ncat/0.png,cat\ndog/0.png,dog\n")
-    base = dict(dataset=str(tree), labels=str(tmp_path/"labels.csv"), teacher="digits", student="tiny", student_weights="", size=16, epochs=1)
+    base = dict(dataset=str(tree), labels=str(tmp_path/"labels.csv"), teacher="digits", student="tiny",
+                student_weights="", size=16, epochs=1)
     sweep = Sweep(make_grid("own", base, dict(seed=[0])), tmp_path/"sweep").begin()
     (tmp_path/"labels.csv").write_text("path,label\ncat/0.png,dog\ndog/0.png,cat\n")
     found = run_sweep(sweep, mode="none")
     assert list(found["state"]) == ["failed"] or found["state"][0] == "interrupted"
     place = sweep.place(sweep.tasks[0])
     assert not (place/"result.json").exists() and len(list(place.glob("result-*.json"))) == 1
-    with pytest.raises(DhoError, match="were changed while the sweep was at work"): run_one(sweep.tasks[0].config, place, identity=sweep.tasks[0].identity)
+    with pytest.raises(DhoError, match="were changed while the sweep was at work"):
+        run_one(sweep.tasks[0].config, place, identity=sweep.tasks[0].identity)
 
 
 def test_an_axis_more_keeps_what_is_done(tmp_path):
@@ -338,15 +363,18 @@ def test_an_axis_more_keeps_what_is_done(tmp_path):
     first = Sweep(make_grid("one", base, dict(lr=[.003])), tmp_path/"sweep").begin()
     run_one(first.tasks[0].config, first.place(first.tasks[0]), Slot(threads=1))
     more = Sweep(make_grid("one", base, dict(lr=[.003], seed=[0, 1])), tmp_path/"sweep")
-    assert list(more.states()["state"]) == ["done", "pending"] and more.tasks[0].run == first.tasks[0].run != more.tasks[1].run
+    assert list(more.states()["state"]) == ["done", "pending"]
+    assert more.tasks[0].run == first.tasks[0].run != more.tasks[1].run
 
 
 def test_another_sweep_does_not_take_over_a_folder(tree, tmp_path):
     first = Sweep(make_grid("one", dict(preset="digits"), dict(seed=[0])), tmp_path/"sweep").begin()
     first.place(first.tasks[0]).mkdir()
     Sweep(make_grid("one", dict(preset="digits", epochs=3), dict(seed=[0])), tmp_path/"sweep")
-    for other in (make_grid("two", dict(preset="digits", epochs=3)), make_grid("one", dict(dataset=str(tree), teacher="digits", student="tiny", size=16))):
-        with pytest.raises(DhoError, match="holds the sweep one, which has no run in common"): Sweep(other, tmp_path/"sweep")
+    for other in (make_grid("two", dict(preset="digits", epochs=3)),
+                  make_grid("one", dict(dataset=str(tree), teacher="digits", student="tiny", size=16))):
+        with pytest.raises(DhoError, match="holds the sweep one, which has no run in common"):
+            Sweep(other, tmp_path/"sweep")
 
 
 def test_every_set_up_goes_through_papermill_as_it_is(tmp_path):
@@ -356,7 +384,9 @@ def test_every_set_up_goes_through_papermill_as_it_is(tmp_path):
     from dho_nb.configs import preset
     from dho_nb.presets import PRESETS
     seen = {}
-    def instead(command, folder, slot): seen.update(yaml.safe_load((folder/".papermill"/"parameters.yaml").read_text())); return 1, "Error: enough"
+    def instead(command, folder, slot):
+        seen.update(yaml.safe_load((folder/".papermill"/"parameters.yaml").read_text()))
+        return 1, "Error: enough"
     for name in PRESETS:
         place = tmp_path/name.replace("/", "-")
         with pytest.MonkeyPatch.context() as patched, pytest.raises(sweeps.Failed):
@@ -366,7 +396,8 @@ def test_every_set_up_goes_through_papermill_as_it_is(tmp_path):
 
 
 def test_two_axes_cannot_both_say_how_many_labels():
-    with pytest.raises(DhoError, match="shots and fraction both say"): make_grid("x", dict(preset="digits"), dict(shots=[1, 2], fraction=[.01, .1]))
+    with pytest.raises(DhoError, match="shots and fraction both say"):
+        make_grid("x", dict(preset="digits"), dict(shots=[1, 2], fraction=[.01, .1]))
 
 
 def test_status_and_logs(grid, undisturbed, tmp_path, dho):
@@ -390,7 +421,7 @@ def test_one_broken_plan_does_not_hide_the_other_sweeps(tmp_path, dho):
 
 
 def test_two_nodes_of_a_cluster_and_one_is_lost(grid, undisturbed, tmp_path):
-    ray = pytest.importorskip("ray", reason="needs Ray: pip install 'dho_nb[ray]'")
+    pytest.importorskip("ray", reason="needs Ray: pip install 'dho_nb[ray]'")
     from ray.cluster_utils import Cluster
     cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1))
     other = cluster.add_node(num_cpus=1)
