@@ -745,6 +745,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'dho_nb.rehearsal._Noise.__init__': ('rehearsal.html#_noise.__init__', 'dho_nb/rehearsal.py'),
                                   'dho_nb.rehearsal._head': ('rehearsal.html#_head', 'dho_nb/rehearsal.py'),
                                   'dho_nb.rehearsal._imagined': ('rehearsal.html#_imagined', 'dho_nb/rehearsal.py'),
+                                  'dho_nb.rehearsal._pace': ('rehearsal.html#_pace', 'dho_nb/rehearsal.py'),
                                   'dho_nb.rehearsal._step': ('rehearsal.html#_step', 'dho_nb/rehearsal.py'),
                                   'dho_nb.rehearsal._streams': ('rehearsal.html#_streams', 'dho_nb/rehearsal.py'),
                                   'dho_nb.rehearsal._student': ('rehearsal.html#_student', 'dho_nb/rehearsal.py'),

@@ -65,7 +65,7 @@ def chosen(
     from dho_nb.presets import changed, named
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if hasattr(args, f.name)}
     written = _written(args.config) if args.config else {}
-    return make_config(changed({**named(dict(preset=args.preset)), **written}, given))
+    return make_config(changed(changed(named(dict(preset=args.preset)), written), given))
 
 def _written(file):
     "The parameters in a JSON file, or in a run's `run.json`"
@@ -132,7 +132,7 @@ def _sweep(args):
     try:
         states = run_sweep(sweep, jobs=args.jobs, per_gpu=args.per_gpu, executor=args.executor, address=args.address,
                            cpus=args.cpus, gpus=args.gpus, retry=args.retry,
-                      only=None if args.only is None else [args.only])
+                           only=None if args.only is None else [args.only])
     finally: _record(args, sweep)
     print(f"\n{_standing(states)}, in {sweep.folder}")
     mine = {t.run for t in sweep.chosen(None if args.only is None else [args.only])}

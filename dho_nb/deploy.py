@@ -527,8 +527,8 @@ def write_predictions(
         for record in records:
             told[0] += 1; told[1] += bool(record["problem"])
             yield record
+    text = dict(encoding="utf-8", errors="backslashreplace", newline="")
     with atomic_path(out) if isinstance(out, (str, Path)) else nullcontext() as temporary:
-        with open(temporary, "w", encoding="utf-8", errors="backslashreplace",
-                  newline="") if temporary else nullcontext(out) as stream:
+        with open(temporary, "w", **text) if temporary else nullcontext(out) as stream:
             stream.writelines(as_lines(counted(), form))
     return tuple(told)

@@ -339,8 +339,9 @@ def join(
 )->Store:
     "One store out of several"
     sources = [Store(s) for s in sources]
-    header = {k: v for k, v in sources[0].header.items() if k != "made_with"}
-    target = Store(folder, header if Path(folder).expanduser().joinpath("header.json").exists() else sources[0].header)
+    fresh = {k: v for k, v in sources[0].header.items() if k != "images"}  # they may list other images each
+    header = {k: v for k, v in fresh.items() if k != "made_with"}
+    target = Store(folder, header if Path(folder).expanduser().joinpath("header.json").exists() else fresh)
     for source in sources:
         source.agree(header)
         _take(source, target)
@@ -539,8 +540,8 @@ def own_identity(
 
 def _beside(file):
     "The file that names the rows of a .npy"
-    return (next((p for s in (".txt", ".csv") if (p := Path(file).expanduser().with_suffix(s)).exists()),
-                 None) if Path(file).suffix == ".npy" else None)
+    if Path(file).suffix != ".npy": return None
+    return next((p for s in (".txt", ".csv") if (p := Path(file).expanduser().with_suffix(s)).exists()), None)
 
 def import_embeddings(
     manifest:Manifest,      # The images
@@ -620,8 +621,9 @@ def write(self:Lookup,
     part = Lookup(self.store, listed, self.keys[rows])
     part.enter([STILL])
     array, order = self.store.view(STILL), np.argsort(part.rows)
-    chunks = self.store._chunk_of(part.rows[order])
-    for chunk in np.unique(chunks[~array.done[chunks]]): array.put(int(chunk), given[rows[order[chunks == chunk]]])
+    chunks, done = self.store._chunk_of(part.rows[order]), array.done
+    for here in np.split(np.arange(len(order)), np.flatnonzero(np.diff(chunks)) + 1):
+        if len(here) and not done[chunks[here[0]]]: array.put(int(chunks[here[0]]), given[rows[order[here]]])
     array.flush()
     self.bind()
 

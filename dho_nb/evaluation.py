@@ -398,9 +398,10 @@ def predictions(
     table = manifest.table.iloc[outputs.rows.numpy()][["path", "split", "label"]].reset_index(drop=True)
     names = np.array([*manifest.classes, ""], dtype=object)
     table["label"] = names[table["label"]]
-    answers = {"": interpolate(outputs, alpha, beta), "ce_": outputs.ce.softmax(-1),
-               "kd_": (outputs.kd/beta).softmax(-1)}
-    for prefix, p in answers.items():
-        table[f"{prefix}prediction"] = names[p.argmax(-1).numpy()]
-        table[f"{prefix}confidence"] = p.max(-1).values.numpy().round(4)
+    answers = {"": lambda: interpolate(outputs, alpha, beta), "ce_": lambda: outputs.ce.softmax(-1),
+               "kd_": lambda: (outputs.kd/beta).softmax(-1)}
+    for prefix, make in answers.items():  # one at a time fits into memory
+        best = make().max(-1)
+        table[f"{prefix}prediction"] = names[best.indices.numpy()]
+        table[f"{prefix}confidence"] = best.values.numpy().round(4)
     return table

@@ -7,7 +7,7 @@ __all__ = ['MOST_LOST', 'EXECUTORS', 'attempt', 'gpu_answers', 'Board', 'Show', 
            'fill_stores', 'run_sweep', 'slurm_script']
 
 # %% ../nbs/11b_executors.ipynb #e6b338d9
-import os, re, shlex, subprocess, sys, threading, time
+import os, re, shlex, socket, subprocess, sys, threading, time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -17,7 +17,7 @@ import pandas as pd
 from fastcore.basics import patch
 from .forks import ForkServer
 from .grids import Grid
-from .settings import (DhoError, Redrawn, in_notebook, load_settings, needs, progress_mode, reason, span,
+from .settings import (DhoError, Redrawn, digest, in_notebook, load_settings, needs, progress_mode, reason, span,
                              unknown, write_json)
 from .sweeps import (NOTEBOOKS, Busy, Ended, Slot, Sweep, Task, disk_is_full, is_url, mistaken, run_one, state_of,
                            stores_of, supervised)
@@ -276,7 +276,7 @@ def fill_stores(
 def _fill(config, folder, part, parts, slot):
     "A part of a store, in a process of its own"
     from dho_nb.sweeps import reason_of
-    folder = folder/f"{part}"
+    folder = folder/f"{digest(asdict(config))}-{part}-{socket.gethostname()}-{os.getpid()}"  # others may fill theirs
     write_json(folder/"config.json", asdict(config))
     code, said = supervised(["-m", "dho_nb.cli", "store", "fill", "--config", str(folder/"config.json"), "--part",
                              f"{part}/{parts}"], folder, slot)

@@ -283,8 +283,8 @@ def export(
                        "(all) or more")
     if int8 and kind != "onnx": raise DhoError(f"int8 is made from ONNX: use kind='onnx', not {kind!r}")
     file, (student, facts) = model_file(name), load_model(name, backbone)
-    facts, expected = dict(facts, preprocess=dict(vars(student.preprocess)),
-                           version=dho_nb.__version__), _expected(estimate, file) if estimate else None
+    facts = dict(facts, preprocess=dict(vars(student.preprocess)), version=dho_nb.__version__)
+    expected = _expected(estimate, file) if estimate else None
     folder, data = export_folder(file, out), _data(file, config) if not images or int8 and not calibrate else None
     tried = own_sample(images, check) if images else sample(data, facts, "test", check)
     ranges = (own_sample(calibrate, check) if calibrate else sample(data, facts, "train", check)) if int8 else None
@@ -323,8 +323,8 @@ def _data(file, config):
     "The dataset that a configuration names, or that the run beside a model was made from"
     note = file.parent/"run.json"
     if config is None and not note.exists():
-        raise DhoError("an export is checked on real pictures, and int8 takes its ranges from "
-                           "some: give them with images and calibrate, or name a dataset")
+        raise DhoError("an export is checked on real pictures, and int8 takes its ranges from some: give them with "
+                       "images and calibrate, or name a dataset")
     try: return open_data(config or make_config(read_json(note)["config"]))
     except DhoError as e:
         raise DhoError(f"the pictures to check on are not at hand ({str(e).splitlines()[0]}): give others with images, "

@@ -7,6 +7,7 @@ __all__ = ['PRELOAD', 'serve', 'Spare', 'provisioner', 'Fork', 'ForkServer', 'fr
 
 # %% ../nbs/10b_forks.ipynb #c1937ec0
 import atexit, ctypes, gc, json, os, runpy, signal, subprocess, sys, threading, time
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import EntryPoint
 
@@ -136,13 +137,13 @@ class Fork:
     def poll(self): return self.returncode
 
     def wait(self, timeout=None):
-        with self.server.changed:
-            if not self.server.changed.wait_for(lambda: self.returncode is not None,
-                                                timeout): raise subprocess.TimeoutExpired("fork", timeout)
+        with self.server.changed: there = self.server.changed.wait_for(lambda: self.returncode is not None, timeout)
+        if not there: raise subprocess.TimeoutExpired("fork", timeout)
         return self.returncode
 
     def kill(self):
-        if self.returncode is None: os.kill(self.pid, signal.SIGKILL)
+        if self.returncode is None:
+            with suppress(ProcessLookupError): os.kill(self.pid, signal.SIGKILL)
 
 class ForkServer:
     "Starts Python modules as forks of a process that has imported the libraries; use as a context, or `close` it"
@@ -192,7 +193,9 @@ class ForkServer:
     def close(self):
         "End the server, and whatever it started"
         with self.changed: process, self.process = self.process, None
-        if process: process.stdin.close(); process.wait()
+        if process:
+            with suppress(BrokenPipeError): process.stdin.close()
+            process.wait()
 
     def __enter__(self): return self
 

@@ -186,8 +186,10 @@ def judged(self:Guidance,
     labelled,    # Those of them whose labels may be used
 )->Judged:       # About the rows of `train`
     "What the pool's own structure says about it, by the head that the configuration names"
-    whole = lambda: sum(self.lookup(train, np.full(len(train), v)).float() for v in range(self.cycle))
-    seen = whole().to(self.device) if self.cycle else self.centred(train)
+    of = lambda part, v: self.lookup(part, np.full(len(part), v)).to(self.device).float()
+    parts = np.array_split(train, max(1, -(-len(train)//65536)))
+    seen = (torch.cat([sum(of(part, v) for v in range(self.cycle)) for part in parts]) if self.cycle
+            else self.centred(train))
     truth = torch.from_numpy(self.manifest.table["label"].to_numpy(np.int64, copy=True)[labelled]).to(self.device)
     where = torch.from_numpy(np.searchsorted(train, labelled)).to(self.device)
     pool = F.normalize(seen, dim=-1)

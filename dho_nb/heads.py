@@ -193,15 +193,15 @@ def linear_head(
 # %% ../nbs/03b_heads.ipynb #9ba1ce79
 def _zero_shot(pool, text, zeta, labelled, labels, near, wanted): return teacher_logits(pool[wanted], text, zeta)
 
-def _linear(pool, text, zeta, labelled, labels, near,
-            wanted): return pool[wanted].float() @ linear_head(pool[labelled].float(), labels, text, zeta).T
+def _linear(pool, text, zeta, labelled, labels, near, wanted):
+    return pool[wanted].float() @ linear_head(pool[labelled].float(), labels, text, zeta).T
 
 def _tip_adapter(pool, text, zeta, labelled, labels, near, wanted):
     adapter = tip_adapter_f(pool[labelled][None].float(), labels, text, zeta)
     return torch.cat([adapter(part.float()) for part in pool[wanted].split(8192)])
 
-def _mixture(pool, text, zeta, labelled, labels, near,
-             wanted): return mixture_head(pool, text, zeta, labelled, labels, near=near)[wanted]
+def _mixture(pool, text, zeta, labelled, labels, near, wanted):
+    return mixture_head(pool, text, zeta, labelled, labels, near=near)[wanted]
 
 POOL_HEADS = {"zero-shot": _zero_shot, "linear": _linear, "tip-adapter-f": _tip_adapter, "mixture": _mixture}
 

@@ -121,11 +121,11 @@ def cost(self:CrossFit)->pd.DataFrame:
     "What the teacher's look and the training of each fold took"
     names = {"labelled": "labelled", "unlabelled": "unlabelled", "tested": "held_out",
              "teacher_looked": "teacher_looked", "seconds": "seconds"}
-    folds = pd.DataFrame(self.results,
-                         index=[f"fold {k + 1}" for k in range(len(self.results))])[list(names)].rename(columns=names)
-    return pd.concat([pd.DataFrame(dict(teacher_looked=self.looked[0], seconds=round(self.looked[1], 1)),
-                                   index=["teacher"]),
-                                   folds])[list(folds)].astype({c: "Int64" for c in list(folds)[:4]})
+    folds = pd.DataFrame(self.results, index=[f"fold {k + 1}" for k in range(len(self.results))])
+    folds = folds[list(names)].rename(columns=names)
+    looked = dict(teacher_looked=self.looked[0], seconds=round(self.looked[1], 1))
+    both = pd.concat([pd.DataFrame(looked, index=["teacher"]), folds])[list(folds)]
+    return both.astype({c: "Int64" for c in list(folds)[:4]})
 
 # %% ../nbs/12b_labels.ipynb #91ba8f9f
 def cross_fit(
@@ -209,9 +209,9 @@ def try_teachers(
     labelled, s, found = known_labels(config, manifest).rows, load_settings(), {}
     labels, device = torch.from_numpy(manifest.table["label"].to_numpy()[labelled].copy()), pick_device(s.device)
     for name in teachers:
-        guidance = Guidance(replace(config, method="kd", teacher=name, teacher_head="zero-shot", views="live",
-                                    embeddings="", texts="", conflict=False), manifest, root, keys, device,
-                                    pick_workers(s.workers, device), mode)
+        asked = replace(config, method="kd", teacher=name, teacher_head="zero-shot", views="live", embeddings="",
+                        texts="", conflict=False)
+        guidance = Guidance(asked, manifest, root, keys, device, pick_workers(s.workers, device), mode)
         head, began = guidance.head, time.time()
         said = teacher_logits(guidance.centred(labelled), head, config.zeta).softmax(-1).cpu()
         took = 1e3*(time.time() - began)/len(labels)

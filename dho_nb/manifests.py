@@ -267,12 +267,12 @@ def from_folder(
     split = [SPLIT_FOLDERS.get(p[0].lower(), "train") if split_tree and len(p) > 1 else "train" for p in parts]
     label = [_class_name(p[depth]) if len(p) > depth + 1 and not {p[0].lower(), p[depth].lower()} & UNLABELLED else ""
              for p in parts]
-    named = {_class_name(c.name) for f in (map(root.joinpath, folders) if split_tree and depth else [root])
-             if f.name.lower() not in UNLABELLED
-             for c in f.iterdir() if c.is_dir() and not c.name.startswith(HIDDEN)} - UNLABELLED
-    empty = sorted(n for n in named if n.lower() not in UNLABELLED and n not in set(label))
+    above, held = map(root.joinpath, folders) if split_tree else [root], set(label)
+    named = {_class_name(c.name) for f in above if f.name.lower() not in UNLABELLED
+             for c in f.iterdir() if c.is_dir() and not c.name.startswith(HIDDEN)}
+    empty = sorted(n for n in named if n.lower() not in UNLABELLED and n not in held)
     if empty: raise DhoError(f"class folder(s) {empty} below {root} hold no image: remove them or put pictures in")
-    classes = {c: i for i, c in enumerate(sorted(set(label) - {""}))}
+    classes = {c: i for i, c in enumerate(sorted(held - {""}))}
     if not classes:
         raise DhoError(f"{root} has no class folders with pictures; give labels in a CSV of path,label (--labels "
                        "FILE.csv), or that file as the dataset and this folder as its root")

@@ -47,8 +47,8 @@ class Chunked:
     def done(self)->np.ndarray:
         "[chunks] bool: which are filled"
         sums = np.fromfile(self.sums, "<u4") if self.sums.exists() else np.empty(0, np.uint32)
-        sums = np.concatenate([sums,
-                               np.zeros(max(len(self.bounds) - 1 - len(sums), 0), np.uint32)])[:len(self.bounds) - 1]
+        chunks = len(self.bounds) - 1
+        sums = np.concatenate([sums, np.zeros(max(chunks - len(sums), 0), np.uint32)])[:chunks]
         sums[list(self.waiting)] = 1
         return sums != 0
 
@@ -365,8 +365,8 @@ def cut(
     eyes:Preprocess,        # Size and interpolation
 )->torch.Tensor:            # [N, 3, size, size] uint8
     "Cut, resize (antialiased) and perhaps mirror, as `Preprocess.render` does"
-    left, top, right, bottom = boxes.to(pictures.device,
-                                        torch.float32 if pictures.device.type == "mps" else torch.float64).T
+    exact = torch.float32 if pictures.device.type == "mps" else torch.float64
+    left, top, right, bottom = boxes.to(pictures.device, exact).T
     along = _weights(left, right, pictures.shape[3], eyes.size, eyes.interpolation)
     down = _weights(top, bottom, pictures.shape[2], eyes.size, eyes.interpolation)
     along = torch.where(mirror.to(pictures.device)[:, None, None], along.flip(1), along)

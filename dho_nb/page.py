@@ -73,11 +73,10 @@ def _luck_part(frame, ours, asked):
     if ours not in set(frame["method"]) or frame["method"].nunique() < 2: return ""
     found = gains(everywhere(frame, _spread(frame, asked)), ours)
     if not len(found): return ""
-    alone = (" No pair shares more than one seed, so that the intervals say nothing "
-             "about seeds."*int(found["seeds"].max() < 2))
+    few = found["seeds"].max() < 2
+    alone = " No pair shares more than one seed, so that the intervals say nothing about seeds." if few else ""
     return (f"<p>What {escape(ours)} gains over each other method, in percentage points, with the 95 % interval of a "
-            "paired bootstrap "
-            f"over seeds and test images.{alone}</p>" + _listed_html(gains_table(found, label_axis(frame)))
+            f"paired bootstrap over seeds and test images.{alone}</p>" + _listed_html(gains_table(found, label_axis(frame)))
             + _listed_html(counted(found).round(2)))
 
 def _tried(make):

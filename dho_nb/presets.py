@@ -15,11 +15,11 @@ FEWSHOT = dict(
     weight_decay=1e-2, validation="full")
 IMAGENET = dict(
     dataset="imagenet", shots=1, teacher="RN50/openai", epochs=20, batch_labelled=256, batch_unlabelled=256, lr=1e-3,
-    weight_decay=1e-2, alpha=0.4, beta=0.5)
+    weight_decay=1e-2, alpha=0.4, beta=0.5, predict="test")
 LOWSHOT = dict(
     dataset="imagenet", fraction=0.01, labels_by="reference", epochs=32, batch_labelled=256, batch_unlabelled=256,
     lr=5e-5, weight_decay=5e-2, warmup_steps=5000, ce_weight=1.0, kd_weight=1.0, alpha=0.5, beta=0.5,
-    student_weights="pretrained", head_init="text", kd_head="cosine")
+    student_weights="pretrained", head_init="text", kd_head="cosine", predict="test")
 LINEAR = {**LOWSHOT, "frozen": True, "epochs": 20, "beta": 1.0}
 
 # %% ../nbs/09b_presets.ipynb #03abbc62

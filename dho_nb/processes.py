@@ -126,7 +126,8 @@ def shared_model(
     if team.world == 1: return model
     from timm.layers import convert_sync_batchnorm
     cuda = next(model.parameters()).device.type == "cuda"
-    if cuda: model = convert_sync_batchnorm(model)
+    if cuda and not any(isinstance(m, nn.SyncBatchNorm) for m in model.modules()):  # a second time would drop activations
+        model = convert_sync_batchnorm(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer versions of torch call the same thing by another name
         return nn.parallel.DistributedDataParallel(model, device_ids=[team.device.index] if cuda else None,

@@ -20,6 +20,7 @@ from .manifests import Manifest, labelled_subset, rows
 from .objectives import class_costs, get_method
 from .processes import current_team
 from .runs import new_student, stages_of
+from .settings import autocast, pick_precision
 from .students import overhead
 from .teachers import load_teacher, resolve_teacher, teacher_logits
 from .training import Trainer, enough, stored
@@ -145,17 +146,31 @@ def try_student(
     device="cpu",    # Where
     images:int=0,    # At a time; 0 for 64, or 8 large ones on a CPU
 )->tuple:            # Seconds per image, number of parameters
-    "What one training image takes the student, forwards and back, on this machine"
+    "What one training image takes the student, forwards and back, on this machine; fewer at a time where memory is short"
     device, student = torch.device(device), _student(config, classes, 16)
     model, side = student.model.to(device, memory_format=torch.channels_last).train(), student.preprocess.size
-    noise = torch.randn(images or (8 if device.type == "cpu" and side > 64 else 64), 3, side, side, device=device)
+    count, precision = images or (8 if device.type == "cpu" and side > 64 else 64), pick_precision(device, config.precision)
+    took, parameters = None, sum(p.numel() for p in model.parameters())
+    while took is None:
+        try: took = _pace(model, torch.randn(count, 3, side, side, device=device), precision)
+        except torch.OutOfMemoryError:
+            if count <= 2: raise
+            model.zero_grad(set_to_none=True)
+            count //= 2
+    del model, student
+    if device.type == "cuda": torch.cuda.empty_cache()  # it belongs to the run
+    return took/count, parameters
+
+def _pace(model, noise, precision):
+    "Seconds of the fastest of three steps"
     times = []
     for _ in range(3):
         began = time.perf_counter()
-        sum(out.float().square().mean() for out in model(noise)).backward()
-        if device.type == "cuda": torch.cuda.synchronize(device)
+        with autocast(noise.device, precision): said = model(noise)
+        sum(out.float().square().mean() for out in said).backward()
+        if noise.device.type == "cuda": torch.cuda.synchronize(noise.device)
         times.append(time.perf_counter() - began)
-    return min(times)/len(noise), sum(p.numel() for p in model.parameters())
+    return min(times)
 
 def workload(
     config:Config,  # Any

@@ -335,8 +335,8 @@ def results_table(
     listed = lambda v: [v] if isinstance(v, str) else list(v)
     rows, average = listed(rows), _axes(average)
     columns = [a for a in [label_axis(frame)] if a not in average] if columns is None else listed(columns)
-    values, order = (value if isinstance(value, dict) else {"": value},
-                     order if isinstance(order, dict) else {rows[-1]: order} if order else {})
+    values = value if isinstance(value, dict) else {"": value}
+    order = order if isinstance(order, dict) else {rows[-1]: order} if order else {}
     for c in [*rows, *columns, *average, *values.values()]:
         if c not in frame: raise unknown("column", c, frame.columns)
     for a in {*average} & {*rows, *columns}:

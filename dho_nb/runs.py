@@ -9,6 +9,7 @@ __all__ = ['Run', 'differences', 'new_student', 'Stage', 'stages_of', 'distill',
 import dataclasses, math, os, platform, signal, subprocess, sys, tempfile, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import torch
@@ -319,8 +320,8 @@ def val_rows(self:Run)->np.ndarray:
                        f"{self.manifest.name} has none: "
                        "use validation='none' with fixed alpha and beta")
     if self.config.validation == "full": return here
-    absent = [c for i, c in enumerate(self.manifest.classes)
-              if i not in set(self.manifest.table["label"].to_numpy()[here])]
+    there = set(self.manifest.table["label"].to_numpy()[here])
+    absent = [c for i, c in enumerate(self.manifest.classes) if i not in there]
     if absent:
         raise DhoError(f"validation='few' takes images of every class, and the val split has none of {absent}: use "
                        "'full' or 'none'")
@@ -369,7 +370,9 @@ def _advance(self:Run):
     before = self._trainer if self.stage >= 0 else None
     if before and self.method.lambdas: self._student = self._begin()
     made = self._trainer_of(self.stages[self.stage + 1])
-    if before: self.past, self.spent = [] if self.method.lambdas else [*self.past, before], self.spent + before.seconds
+    if before:  # what the history asks of it, not its optimiser
+        kept = SimpleNamespace(history=before.history, recipe=before.recipe, steps=before.steps)
+        self.past, self.spent = [] if self.method.lambdas else [*self.past, kept], self.spent + before.seconds
     self.stage, self._trainer = self.stage + 1, made
 
 @patch

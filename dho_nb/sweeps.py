@@ -489,7 +489,8 @@ def on_disk(
                       "texts") and v}
     seen = {}
     for name in sorted(named):
-        for file in filter(None, (lists.get(name), Path(name).expanduser(), *(Path(name.partition(s)[2] or name).expanduser() for s in "/:"))):  # NAME/FILE is a teacher, open_clip:FOLDER a student
+        parts = (name, *(name.partition(s)[2] or name for s in "/:"))  # NAME/FILE is a teacher, open_clip:FOLDER a student
+        for file in dict.fromkeys(filter(None, (lists.get(name), *(Path(p).expanduser() for p in parts)))):
             found = ([file] if file.is_file()
                      else sorted(p for p in file.rglob("*") if p.is_file()) if file.is_dir() else [])
             seen[name] = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in found] or seen.get(name, [])
@@ -587,7 +588,7 @@ def _estimate(self:Sweep, todo, took):
     load = lambda t: _memo(loads, {**t.parameters, "seed": 0}, lambda: workload(t.config, opened(t.config)))
     kind = lambda t: [getattr(t.config, k) for k in ("student", "student_args", "size", "ce_head", "kd_head", "frozen")]
     for t in self.tasks:
-        if took.get(t.run): rates.setdefault(digest(kind(t)), []).append(took[t.run]/max(load(t)["seen"], 1))
+        if (took.get(t.run) or 0) > 0: rates.setdefault(digest(kind(t)), []).append(took[t.run]/max(load(t)["seen"], 1))
     seconds = OVERHEAD*len(todo)
     for t in todo:
         trial = lambda: try_student(t.config, load(t)["classes"], pick_device(load_settings().device))

@@ -543,7 +543,7 @@ def plot_history(
         axes[0, 1].plot(*history[["epoch", name]].dropna().to_numpy().T, marker=".",
                         label=name.removesuffix(" accuracy"))
     if checks:
-        axes[0, 1].set(xlabel="epoch", ylabel="accuracy",
-                       title="Validation accuracy on the way"); axes[0, 1].legend(fontsize=8)
+        axes[0, 1].set(xlabel="epoch", ylabel="accuracy", title="Validation accuracy on the way")
+        axes[0, 1].legend(fontsize=8)
     plt.close(figure)
     return figure

@@ -303,8 +303,8 @@ def plan(
     "Which images and views a step uses, without reading them"
     epoch, k = divmod(step, streams.epoch_steps)
     none = np.empty(0, np.int64), np.empty(0, np.int64)
-    seen = (streams.labelled.take(step*streams.batch[0],
-                                  streams.batch[0]) if streams.use[0] and len(streams.labelled) else none)
+    known = streams.use[0] and len(streams.labelled)
+    seen = streams.labelled.take(step*streams.batch[0], streams.batch[0]) if known else none
     new = streams.unlabelled.part(epoch, k, streams.epoch_steps) if streams.use[1] and len(streams.unlabelled) else none
     rows, views = np.concatenate([seen[0], new[0]]), np.concatenate([seen[1], new[1]])
     return rows, views % streams.cycle if streams.cycle else views, len(seen[0])
@@ -358,8 +358,8 @@ def loader(
     "The batches of `steps`, prepared ahead"
     if steps is None and isinstance(batches, Streams):
         raise DhoError("streams have no end: say which steps, e.g. range(epochs*streams.epoch_steps)")
-    made = torch.utils.data.DataLoader(batches, batch_size=None,
-                                       sampler=range(len(batches)) if steps is None else steps,
+    made = torch.utils.data.DataLoader(
+        batches, batch_size=None, sampler=range(len(batches)) if steps is None else steps,
         num_workers=workers, pin_memory=pin, generator=torch.Generator(), worker_init_fn=_leave_stopping_to_the_parent,
         **(dict(prefetch_factor=4) if workers else {}))
     try: yield from made
