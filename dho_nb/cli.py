@@ -16,11 +16,9 @@ from .settings import DhoError, atomic_path, load_settings, needs, pick_device, 
 GROUPS = {"data": "dataset root labels classes templates test skip_broken",
           "labels": "shots fraction labels_by seed include_labelled unlabelled",
           "models": "method teacher teacher_head pool_head zeta views embeddings texts student student_weights "
-                    "student_args size "
-                    "ce_head kd_head head_init frozen",
+                    "student_args size ce_head kd_head head_init frozen",
           "training": "epochs batch_labelled batch_unlabelled lr head_lr weight_decay warmup_steps schedule accumulate "
-                      "clip pixels crop flip tau "
-                      "ce_weight kd_weight precision conflict",
+                      "clip pixels crop flip tau ce_weight kd_weight precision conflict",
           "evaluation": "validation alpha beta predict"}
 
 def _kinds(field):
@@ -647,9 +645,7 @@ USAGE = {"store fill": "dho store fill --images DIR [--labels FILE.csv] --teache
          "store verify": "dho store verify --images DIR [--labels FILE.csv] --teacher NAME [--sample N] [options]",
          "store import": "dho store import FILE --images DIR [--labels FILE.csv] [--texts FILE] [options]",
          "distill": "dho distill --images DIR [--labels FILE.csv] [--shots N | --fraction X] [--teacher NAME] "
-                    "[--student NAME] "
-                    "[options]\n"
-                    "       dho distill --dataset NAME | --preset NAME [options]",
+                    "[--student NAME] [options]\n       dho distill --dataset NAME | --preset NAME [options]",
          "run": "dho run PRESET [--dry] [options]", "sweep": "dho sweep GRID [--dry] [options]",
          "estimate": "dho estimate --images DIR --labels FILE.csv [--folds N] [--curve N …] [options]",
          "check": "dho check --images DIR [--labels FILE.csv] [--shots N | --fraction X] [options]"}

@@ -138,8 +138,7 @@ def class_positions(
     gone = [c for c in manifest.classes if c not in place]
     if gone:
         raise DhoError(f"{manifest.name}: {len(gone)} of its {len(manifest.classes)} classes are none of the model's "
-                       f"{len(place)}: "
-                       f"{', '.join(gone[:5])}{' …' if len(gone) > 5 else ''}")
+                       f"{len(place)}: {', '.join(gone[:5])}{' …' if len(gone) > 5 else ''}")
     return np.array([place[c] for c in manifest.classes], np.int64)
 
 # %% ../nbs/01b_datasets.ipynb #ea32d603
@@ -207,9 +206,8 @@ def _sun397(info, root, classes):
     if (root/info.split).is_file(): return _from_split(info, root, classes)
     base = next((b for b in (root, root/"SUN397", root/"Partitions") if (b/"Training_01.txt").is_file()), None)
     if base is None:
-        raise DhoError(f"neither {info.split} nor Training_01.txt is below {root}: dho data get sun397 "
-                       "fetches the one; "
-                       "the other is in https://vision.princeton.edu/projects/2010/SUN/download/Partitions.zip")
+        raise DhoError(f"neither {info.split} nor Training_01.txt is below {root}: dho data get sun397 fetches the "
+                       "one; the other is in https://vision.princeton.edu/projects/2010/SUN/download/Partitions.zip")
     place = {c: i for i, c in enumerate(classes)}
     train, test = ([(p, place.get(_scene(p), -1)) for p in _lines(base/f"{part}_01.txt", info)]
                    for part in ("Training", "Testing"))
@@ -219,8 +217,7 @@ def _sun397(info, root, classes):
     strange = set().union(*subset_lists("sun397").values()) - set(made.query("split == 'train'")["path"])
     if strange:
         raise DhoError(f"{base}/Training_01.txt does not lead to CoOp's split: {len(strange)} images of its few-shot "
-                       "lists are no "
-                       f"training images here. Put {SPLITS_AT}/{info.split} into {root}")
+                       f"lists are no training images here. Put {SPLITS_AT}/{info.split} into {root}")
     return made
 
 def _scene(path):
@@ -269,8 +266,7 @@ def _solutions(images, wnids, *folders):
     elif meta: solved = _devkit(meta)
     else:
         raise DhoError(f"the validation pictures below {folders[-1]} lie in one folder, so their classes have to come "
-                       "from a list: "
-                       f"unpack ILSVRC2012_devkit_t12.tar.gz in {folders[-1]}, or put Kaggle's "
+                       f"from a list: unpack ILSVRC2012_devkit_t12.tar.gz in {folders[-1]}, or put Kaggle's "
                        "LOC_val_solution.csv there")
     place = {name: wnids.index(w) for name, w in solved.items()}
     return [place.get(PurePosixPath(i).stem, -1) for i in images]
@@ -460,9 +456,9 @@ def get_dataset(
         _fetch_split(info, whole)
     except DhoError: raise
     except Exception as e:
-        raise DhoError(f"{name} did not arrive whole ({reason(e)}): the same command goes on; what has come is "
-                       f"in {stage}. "
-                       f"By hand: {info.source}, unpacked so that the pictures are below {root/info.prefix}") from None
+        raise DhoError(f"{name} did not arrive whole ({reason(e)}): the same command goes on; what has come is in "
+                       f"{stage}. By hand: {info.source}, unpacked so that the pictures are below "
+                       f"{root/info.prefix}") from None
     lacks = _lacks(info, whole)
     if lacks:
         raise DhoError(f"{name} was fetched but is not whole: {lacks}. It is in {stage}; remove that to begin anew")
@@ -479,8 +475,7 @@ def _looked_at(info, root):
     lacks = _lacks(info, root)
     if not lacks: return root
     raise DhoError(f"{root} exists, and nothing in it is overwritten; but it is not whole: {lacks}. Complete it, or "
-                   "move it away, "
-                   f"or name another folder with --root"
+                   "move it away, or name another folder with --root"
                    + (".\n" + info.by_hand.format(root=root) if info.by_hand else ""))
 
 # %% ../nbs/01b_datasets.ipynb #fe0d3cfa
@@ -498,8 +493,7 @@ def manifests_page(
         ours = slashed(split_counts(read_manifest(csv))) if csv else "–"
         papers = slashed(facts["counts"]) if "counts" in facts else "–"
         lines += [f"| `{name}` | {len(facts['classes']):,} | {ours} | {papers} | "
-                  f"{'here' if csv else f'`dho data build {name}`'} | "
-                  f"{facts['source']} | {facts['licence']} |"]
+                  f"{'here' if csv else f'`dho data build {name}`'} | {facts['source']} | {facts['licence']} |"]
     lines += ["", "## Files", "", "| file | bytes | sha256 |", "|---|---:|---|"]
     files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != "README.md"
                    and "__pycache__" not in f.parts)

@@ -197,8 +197,7 @@ def class_columns(
     strange = [c for c in classes if c not in known]
     if not strange: return [known.index(c) for c in classes]
     raise DhoError(f"{len(strange)} of the dataset's {len(classes)} classes are unknown to the model, which has "
-                   f"{len(known)}: "
-                   f"{', '.join(strange[:3])}; rename them with classes, as old=new")
+                   f"{len(known)}: {', '.join(strange[:3])}; rename them with classes, as old=new")
 
 # %% ../nbs/13_deploy.ipynb #c649ee36
 def weights_of(

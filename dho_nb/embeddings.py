@@ -166,8 +166,7 @@ def _there(self:Lookup, rows, view):
 @patch
 def _damaged(self:Lookup, row):
     raise DhoError(f"store {self.store.folder}: the embedding of {self.manifest.table['path'].iloc[row]} is all zeros, "
-                   "so the files "
-                   "are damaged: dho store fill --repair makes what is damaged anew")
+                   "so the files are damaged: dho store fill --repair makes what is damaged anew")
 
 # %% ../nbs/04_embeddings.ipynb #a0e61b90
 @patch
@@ -280,8 +279,8 @@ def _speaks(self:Store, teacher):
     "Refuse a text encoder that cannot be the one that belongs to embeddings made elsewhere"
     if teacher.dim == self.header["dim"]: return
     raise DhoError(f"{teacher.name} makes embeddings of {teacher.dim} dimensions, the images' have "
-                   f"{self.header['dim']}: "
-                   "name the model that they are from (--teacher), or bring its class embeddings (--texts)")
+                   f"{self.header['dim']}: name the model that they are from (--teacher), or bring its class "
+                   "embeddings (--texts)")
 
 # %% ../nbs/04_embeddings.ipynb #485f54f4
 @patch
@@ -309,8 +308,8 @@ def verify(self:Lookup,
     worst = found.loc[found["cosine"].idxmin()]
     if not worst["cosine"] >= least:
         raise DhoError(f"store {self.store.folder} does not agree with {teacher.name}: "
-                       f"{(~(found['cosine'] >= least)).sum()} of {len(found)} embeddings "
-                       f"are below a cosine of {least}, e.g. {worst['path']}, {worst['view']}: {worst['cosine']:.4f}")
+                       f"{(~(found['cosine'] >= least)).sum()} of {len(found)} embeddings are below a cosine of "
+                       f"{least}, e.g. {worst['path']}, {worst['view']}: {worst['cosine']:.4f}")
     return found
 
 # %% ../nbs/04_embeddings.ipynb #63a44ec4

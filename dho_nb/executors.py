@@ -184,8 +184,8 @@ def table_text(
     b, now = board, time.time()
     best = f"   best {100*b.best[0]:.1f} % ({b.best[1]})" if b.best[0] is not None else ""
     waiting = len(b.pending) + len(b.later)
-    head = (f"{b.counts['done']} of {len(b.sweep.tasks)} done, {b.counts['failed']} failed, "
-            f"{len(b.running)} running, {waiting} waiting{b.left}{best}")
+    head = (f"{b.counts['done']} of {len(b.sweep.tasks)} done, {b.counts['failed']} failed, {len(b.running)} running, "
+            f"{waiting} waiting{b.left}{best}")
     lines = [f"  {where:8} {run}   {progress_of(b.sweep.folder/run)}   {span(now - began)}"
              for run, (where, began) in sorted(dict(b.running).items())]
     return "\n".join([head, *lines])

@@ -41,8 +41,8 @@ def _refused(facts, kind, error):
     while error.__cause__ or error.__context__: error = error.__cause__ or error.__context__
     why = re.sub(r"\x1b\[\d+m", "", reason(error))
     return DhoError(f"student {facts.get('spec') or 'of your own'} cannot be exported to {kind} ({why}): write that "
-                    "part without branches on "
-                    "values and with PyTorch's own operations, or use the .safetensors with Predictor")
+                    "part without branches on values and with PyTorch's own operations, or use the .safetensors with "
+                    "Predictor")
 
 def to_graph(
     student:Student,  # Any
@@ -491,9 +491,8 @@ def _about(facts):
     two, size, classes = facts["heads"] == 2, facts["preprocess"]["size"], facts["classes"]
     alpha, beta = weights_of(facts)
     said = (f"An image classifier for {len(classes)} classes: `{facts.get('spec') or 'an own backbone'}` under "
-            f"{'two heads' if two else 'one head'}. It takes the "
-            f"centred square of a picture, resized to {size} × {size} pixels ({facts['preprocess']['interpolation']}), "
-            "and returns a probability for every class.")
+            f"{'two heads' if two else 'one head'}. It takes the centred square of a picture, resized to {size} × "
+            f"{size} pixels ({facts['preprocess']['interpolation']}), and returns a probability for every class.")
     mixed = (f"\n\nIts answer is α · softmax(CE head) + (1 − α) · softmax(KD head / β), with α = {alpha:g} and β "
              f"= {beta:g}." if two else "")
     more = f" … and {len(classes) - 50} more" if len(classes) > 50 else ""
@@ -522,8 +521,8 @@ def _figures(facts, result, figures, expected):
         table.loc[teacher] = [result[f"teacher_{k}"] for k in ("accuracy", "nll", "ece")]
     note = "The KD head alone is at temperature 1. " if "both" in table.index else ""
     return (f"## Figures\n\nOn {result['tested']} test images of "
-            f"{result['dataset']}:\n\n{_lines(table, 'answer of')}\n\n{note}The calibration error is how far a "
-            "stated probability is from how often it is right." + (f"\n\n{_crossed(expected)}" if expected else ""))
+            f"{result['dataset']}:\n\n{_lines(table, 'answer of')}\n\n{note}The calibration error is how far a stated "
+            "probability is from how often it is right." + (f"\n\n{_crossed(expected)}" if expected else ""))
 
 def _crossed(expected):
     "What students like this one do with labelled images that they did not see"

@@ -450,10 +450,9 @@ def open_manifest(
     if path.suffix == ".json" and path.exists(): return from_coop(path)
     if path.name.endswith((".csv", ".csv.gz")) and path.exists(): return read_manifest(path)
     if _awaits_rows(dataset):
-        raise DhoError(f"{dataset}: its classes and prompts come with the package, its list of images is made "
-                       "from your copy: "
-                       f"dho data build {dataset} --root FOLDER (dho data get {dataset} fetches the pictures, or says "
-                       "where they are)")
+        raise DhoError(f"{dataset}: its classes and prompts come with the package, its list of images is made from "
+                       f"your copy: dho data build {dataset} --root FOLDER (dho data get {dataset} fetches the "
+                       "pictures, or says where they are)")
     raise unknown("dataset", dataset, [*files, "a folder", "a .csv", "a split_zhou_*.json"])
 
 def _awaits_rows(dataset):
@@ -562,8 +561,8 @@ def labelled_subset(
     if (counts == 0).any() and not needed: return LabelSubset("all" if len(here) else "none", seed, here)
     if (counts == 0).any():
         bare = [manifest.classes[i] for i in np.flatnonzero(counts == 0)]
-        raise DhoError(f"{manifest.name}: no labelled training image for class(es) {bare}; "
-                       "label at least one each, or leave the class out")
+        raise DhoError(f"{manifest.name}: no labelled training image for class(es) {bare}; label at least one each, or "
+                       "leave the class out")
     if by == "nested":
         return LabelSubset(name, seed, here[_nested(manifest, here, labels, counts, shots, fraction, seed)])
     chosen = (_reference(manifest, here, labels, fraction) if by == "reference"
@@ -585,8 +584,7 @@ def _quota(counts, target, name, fraction):
     best = int(options[np.abs(totals - target).argmin()])
     if best: return best
     raise DhoError(f"{name}: fraction {fraction:g} is {target:.1f} images for {len(counts)} classes, so a class would "
-                   "get no label; "
-                   f"at least {len(counts)/2/counts.sum():.2g} is needed, or give shots=1")
+                   f"get no label; at least {len(counts)/2/counts.sum():.2g} is needed, or give shots=1")
 
 # %% ../nbs/01_manifests.ipynb #052246b0
 def subset_lists(
@@ -612,9 +610,8 @@ def _listed(manifest, here, name, seed, by):
     found = pd.Index(paths if "/" in lists[key][0] else [p.rpartition("/")[2] for p in paths]).get_indexer(lists[key])
     if (found >= 0).all(): return here[found]
     raise DhoError(f"{(found < 0).sum()} of the {len(found)} images of {key} are no labelled training images of "
-                   f"{manifest.name}, "
-                   f"e.g. {np.array(lists[key])[found < 0][0]!r}: is its manifest whole? (dho data check "
-                   f"{manifest.name})")
+                   f"{manifest.name}, e.g. {np.array(lists[key])[found < 0][0]!r}: is its manifest whole? (dho data "
+                   f"check {manifest.name})")
 
 # %% ../nbs/01_manifests.ipynb #eb41af9e
 def _reference(manifest, here, labels, fraction):

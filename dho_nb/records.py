@@ -276,8 +276,8 @@ def once(
         pair = same[same[axes].eq(same[same.duplicated(axes)].iloc[0][axes]).all(axis=1)]
         runs = " and ".join(pair["run"].astype(str)) if "run" in pair else f"{len(pair)} rows"
         raise DhoError(f"two runs are both {', '.join(f'{a} {v}' for a, v in pair.iloc[0][axes].items())}: {runs}; "
-                       "leave one of their folders out, "
-                       "or in Python give load(…, labels=…) an axis that tells them apart")
+                       "leave one of their folders out, or in Python give load(…, labels=…) an axis that tells them "
+                       "apart")
     return frame[~twice].sort_index()
 
 def uniform(
@@ -290,9 +290,8 @@ def uniform(
     for a in [a for a in axes if a not in used]:
         if frame.groupby(held)[a].nunique().max() > 1 if held else frame[a].nunique() > 1:
             raise DhoError(f"{a} varies within a cell ({', '.join(map(str, frame[a].unique()[:6]))}): make it a row or "
-                           "a column (dho table --rows, --columns), "
-                           f"or in Python give average={a!r}, or keep one of them, frame[frame[{a!r}] == "
-                           f"{str(frame[a].iloc[0])!r}]")
+                           f"a column (dho table --rows, --columns), or in Python give average={a!r}, or keep one of "
+                           f"them, frame[frame[{a!r}] == {str(frame[a].iloc[0])!r}]")
 
 # %% ../nbs/12_records.ipynb #6d5314d0
 def _natural(label):

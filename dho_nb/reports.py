@@ -65,9 +65,8 @@ def _compared(mine, other, average=(), draws=2000):
     both = [s for s in a if s in b]
     if not both: return None
     if len({tuple(of[s]) for of in (of_a, of_b) for s in both}) > 1:
-        raise DhoError(f"{mine['run'].iloc[0]} and {other['run'].iloc[0]} were tested on different images and "
-                       "cannot be paired: "
-                       "compare runs of one test set (column test)")
+        raise DhoError(f"{mine['run'].iloc[0]} and {other['run'].iloc[0]} were tested on different images and cannot "
+                       "be paired: compare runs of one test set (column test)")
     return *paired(a, b, draws), len(both)
 
 # %% ../nbs/12_reports.ipynb #16d874e3

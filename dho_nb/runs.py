@@ -159,8 +159,8 @@ def _same(self:Run, known):
     version = known.get("version")
     differs += [f"dho_nb was {version}, now {dho_nb.__version__}"] if version != dho_nb.__version__ else []
     raise DhoError(f"{self.folder} belongs to another run "
-                   f"({'; '.join(differs) or 'a file of weights or embeddings changed'}): "
-                   "choose another folder, or delete this one")
+                   f"({'; '.join(differs) or 'a file of weights or embeddings changed'}): choose another folder, or "
+                   "delete this one")
 
 def differences(
     old:dict,       # Parameters as they were written down
@@ -316,9 +316,8 @@ def val_rows(self:Run)->np.ndarray:
         raise DhoError(f"{self.method.name} chooses λ on labelled validation images, and {self.manifest.name} has "
                        "none: mark some as val, or use sho with ce_weight")
     if not len(here):
-        raise DhoError(f"validation={self.config.validation!r} needs a labelled val split, and "
-                       f"{self.manifest.name} has none: "
-                       "use validation='none' with fixed alpha and beta")
+        raise DhoError(f"validation={self.config.validation!r} needs a labelled val split, and {self.manifest.name} "
+                       "has none: use validation='none' with fixed alpha and beta")
     if self.config.validation == "full": return here
     there = set(self.manifest.table["label"].to_numpy()[here])
     absent = [c for i, c in enumerate(self.manifest.classes) if i not in there]

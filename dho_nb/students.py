@@ -59,8 +59,8 @@ class ZeroShotHead(CosineHead):
 
     def scores(self, unit):
         if not self.training and not torch.compiler.is_compiling() and not self.weight.any():
-            raise DhoError("the zero-shot head has no class embeddings yet: put them in with "
-                           "language_init(model, embeddings)")
+            raise DhoError("the zero-shot head has no class embeddings yet: put them in with language_init(model, "
+                           "embeddings)")
         return super().scores(unit)
 
 # %% ../nbs/05_students.ipynb #b056b156
@@ -176,8 +176,8 @@ def feature_dim(
     module.train(training)
     if isinstance(out, torch.Tensor) and out.ndim >= 2 and out.flatten(1).shape[1] == out.shape[1]: return out.shape[1]
     shape = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
-    raise DhoError(f"a backbone must return features of shape [N, dim]; "
-                   f"{type(module).__name__} returned {shape} for one image of {size} pixels")
+    raise DhoError(f"a backbone must return features of shape [N, dim]; {type(module).__name__} returned {shape} for "
+                   f"one image of {size} pixels")
 
 # %% ../nbs/05_students.ipynb #c3703cab
 def _timm(name, weights, size, args):
@@ -273,8 +273,8 @@ def _sees_all(spec, module, size):
     for side in patches:
         if size % side and size not in [s for known in own for s in known.get("input_size") or ()]:
             raise DhoError(f"student {spec if isinstance(spec, str) else type(spec).__name__} looks at patches of "
-                           f"{side} pixels and would not see the last "
-                           f"{size % side} columns and rows of size={size}: give size={side*max(1, round(size/side))}")
+                           f"{side} pixels and would not see the last {size % side} columns and rows of size={size}: "
+                           f"give size={side*max(1, round(size/side))}")
 
 def _finder(spec):
     "Which library a spec belongs to"
@@ -337,9 +337,8 @@ def load_weights(
     strange = wanted.keys().isdisjoint(found)
     if strange and Path(file).suffix == ".safetensors":
         raise DhoError(f"weights {file} name their tensors otherwise ({', '.join([*found][:2])} …) than the student "
-                       f"({', '.join([*wanted][:2])} …), and a .safetensors file "
-                       "keeps no order to take them in: rename them, or save them as .npz in the order of the model "
-                       "that they come from")
+                       f"({', '.join([*wanted][:2])} …), and a .safetensors file keeps no order to take them in: "
+                       "rename them, or save them as .npz in the order of the model that they come from")
     shapes = lambda tensors: [v.shape for v in tensors]
     if strange and shapes([*found.values()][len(wanted):2*len(wanted)]) == shapes(wanted.values()):
         raise DhoError(f"weights {file} hold two such models ({', '.join([*found][::len(wanted)][:2])} …): save the "
@@ -350,8 +349,7 @@ def load_weights(
               if k in found and found[k].shape != v.shape]
     if lacking or unlike:
         raise DhoError(f"weights {file} are for another architecture: {len(lacking)} tensors missing, e.g. "
-                       f"{lacking[:2]}; "
-                       f"{len(unlike)} of another shape, e.g. {unlike[:2]}")
+                       f"{lacking[:2]}; {len(unlike)} of another shape, e.g. {unlike[:2]}")
     module.load_state_dict({k: found[k].to(v.dtype) for k, v in wanted.items()}, strict=False)
     return module
 

@@ -271,8 +271,8 @@ def _same(folder, config, identity):
     if not identity: return
     if (folder/"result.json").exists(): os.replace(folder/"result.json", folder/f"result-{found['identity'][:8]}.json")
     raise DhoError(f"{folder.name} is the run {found['identity'][:8]} now: the images, labels or weights of "
-                   f"{config.dataset} were changed while the sweep "
-                   "was at work. Bring them back and delete that folder, or begin another sweep with them as they are")
+                   f"{config.dataset} were changed while the sweep was at work. Bring them back and delete that "
+                   "folder, or begin another sweep with them as they are")
 
 # %% ../nbs/11_sweeps.ipynb #9730d2ad
 def _execute(config, folder, slot, notebook):

@@ -176,8 +176,7 @@ def enough(
     sizes = streams.batch[0]*streams.use[0], len(streams.unlabelled)//streams.epoch_steps*streams.use[1]
     if team.world > 1 and max(sizes)//recipe.accumulate < 2*team.world:
         raise DhoError(f"batches of {sizes[0]} labelled and {sizes[1]} unlabelled images, in {recipe.accumulate} "
-                       "piece(s), cannot be shared by "
-                       f"{team.world} processes: take fewer processes or larger batches")
+                       f"piece(s), cannot be shared by {team.world} processes: take fewer processes or larger batches")
 
 def _paced(model, learnt, recipe):
     "Parameter groups of one learning rate each: trunk and heads, or all as one"
@@ -296,8 +295,7 @@ def _outputs(self:Trainer, images):
         if "finished reduction in the prior iteration" not in str(e): raise
         idle = [n for n, p in self.model.named_parameters() if p.requires_grad and p not in self.optimiser.state]
         raise DhoError(f"parameter(s) {', '.join(idle[:3])} take no part in the student's answer; several processes "
-                       "cannot train that: "
-                       "take them out, or set their requires_grad to False") from None
+                       "cannot train that: take them out, or set their requires_grad to False") from None
 
 @patch
 def _apart(self:Trainer)->bool:
@@ -439,8 +437,8 @@ def _read(self:Trainer):
                        "or conflict left out: delete it or use another folder")
     if not same:
         raise DhoError(f"checkpoint {self.checkpoint} belongs to another run ({state['identity'] or 'unnamed'}, "
-                       f"{state['steps']} steps; "
-                       f"this one is {self.identity}, {self.steps} steps): delete it or use another folder")
+                       f"{state['steps']} steps; this one is {self.identity}, {self.steps} steps): delete it or use "
+                       "another folder")
     part = lambda kind: {k.removeprefix(kind): v for k, v in tensors.items() if k.startswith(kind)}
     self.model.load_state_dict(part("model."))
     moments = {}

@@ -59,8 +59,8 @@ def read_image(
         raise DhoError(f"image {path} is missing: restore it, or take it out of the manifest") from None
     except MemoryError: raise
     except Exception as e:  # decoders of a dozen formats fail in as many ways
-        raise DhoError(f"image {path} cannot be decoded ({_reason(path, e)}): "
-                       "repair or remove it, or leave such files out with skip_broken") from None
+        raise DhoError(f"image {path} cannot be decoded ({_reason(path, e)}): repair or remove it, or leave such files "
+                       "out with skip_broken") from None
 
 _TURNS = dict(zip(range(2, 9), (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180,
                                 Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.TRANSPOSE,
