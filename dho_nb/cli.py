@@ -6,7 +6,8 @@
 __all__ = ['GROUPS', 'WHAT', 'EXPORTED', 'EPILOGS', 'USAGE', 'add_options', 'chosen', 'LateParser', 'make_parser', 'main']
 
 # %% ../nbs/14_cli.ipynb #b1073d26
-import argparse, dataclasses, json, logging, os, sys
+import argparse, dataclasses, json, logging, os, sys, tempfile
+from itertools import groupby
 from pathlib import Path
 from safetensors import SafetensorError
 import dho_nb
@@ -240,20 +241,21 @@ def _evaluate(args):
     "A checkpoint on datasets"
     from dho_nb.configs import make_config
     from dho_nb.deploy import Evaluation
-    from dho_nb.evaluation import shift_table
+    from dho_nb.evaluation import answering, shift_table
     if args.root and len(args.dataset) > 1:
         raise DhoError("--root is for one dataset: of several, have each below data in settings.ini")
     if args.labels and len(args.dataset) > 1:
         raise DhoError("--labels is for one folder of images: score the others by themselves")
-    given = dict(root=args.root, labels=args.labels, classes=args.classes, skip_broken=args.skip_broken)
-    made = {name: Evaluation(args.model, make_config(dict(given, dataset=name)), args.split, args.alpha, args.beta)
-            for name in args.dataset}
+    given = dict(root=args.root, labels=args.labels, skip_broken=args.skip_broken)
+    made = {name: Evaluation(args.model, make_config(dict(given, dataset=name)), args.split, args.alpha, args.beta,
+                             args.classes) for name in args.dataset}
     for name, found in made.items():
-        print(f"{name}: {len(found.rows)} images\n{found.table.round(4).to_string()}\n", flush=True)
+        table = found.table.round(4).to_string()
+        print("\n".join([f"{name}: {len(found.rows)} images", *filter(None, [found.judged]), table, ""]), flush=True)
     one = next(iter(made.values()))
     if len(made) > 1:
-        print(shift_table({n: e.outputs for n, e in made.items()}, one.alpha, one.beta, validation=args.dataset[0])
-              .round(4).to_string())
+        table = shift_table({n: e.outputs for n, e in made.items()}, one.alpha, one.beta, validation=args.dataset[0])
+        print(answering(table.T, *one.heads, "images").T.round(4).to_string())
         print(f"({args.dataset[0]} counts as the set that is not shifted)")
 
 def _estimate(args):
@@ -299,7 +301,8 @@ def _export(args):
     kinds = args.kinds or ["onnx"]
     given = dict(images=args.images, calibrate=args.calibrate, opset=args.opset, check=args.check, licence=args.licence,
                  estimate=args.estimate)
-    config = (make_config(dict(dataset=args.dataset, root=args.root)) if args.dataset
+    if args.classes and not args.dataset: raise DhoError("--classes says what the model calls the classes of --dataset")
+    config = (make_config(dict(dataset=args.dataset, root=args.root, classes=list(args.classes))) if args.dataset
               else _moved(args.model, args.root) if args.root else None)
     for kind in kinds:
         made = export(args.model, args.out, kind, config=config,
@@ -364,16 +367,35 @@ def _left(folder, names=WHAT):
 
 # %% ../nbs/14_cli.ipynb #6af5bd0b
 def _check(args):
-    from dho_nb.manifests import summary
+    "What `distill` would do, up to the first step: a run in a folder that is thrown away"
     from dho_nb.configs import known_labels, open_data
+    from dho_nb.guidance import class_embeddings_fit
+    from dho_nb.manifests import summary
+    from dho_nb.runs import Run
     config = chosen(args)
     manifest, root, bad, _ = open_data(config)
     subset = known_labels(config, manifest)
     where = str(root).replace(str(Path.home()), "~")
     print(f"{manifest.name}: {len(manifest)} images below {where}, {len(manifest.classes)} "
-          f"classes\n{summary(manifest).to_string()}")
-    print(f"labels for training ({subset.name}): {len(subset)}; images left out: {len(bad)}\ntraining time: "
-          f"{_expected(config, manifest)}")
+          f"classes\n{summary(manifest).to_string()}\n{_class_lines(manifest)}")
+    print(f"labels for training ({subset.name}): {len(subset)}; images left out: {len(bad)}", flush=True)
+    with tempfile.TemporaryDirectory() as place:
+        run = Run(config, Path(place)/"run", "none")
+        run.overview()
+        if run.method.teacher and run.guidance.own:
+            print(f"class embeddings: {class_embeddings_fit(run.guidance.lookup)}")
+        run.lock.release(force=True)
+    print(f"training time: {_expected(config, manifest)}")
+
+def _class_lines(manifest, most=50):
+    "The classes with their labelled images, and those that are spelt alike"
+    counts = manifest.table["label"].value_counts()
+    listed = ", ".join(f"{c} {counts.get(i, 0)}" for i, c in enumerate(manifest.classes[:most]))
+    more = f" … and {len(manifest.classes) - most} more" if len(manifest.classes) > most else ""
+    plain = lambda c: "".join(letter for letter in c.casefold() if letter.isalnum())
+    groups = [[*names] for _, names in groupby(sorted(manifest.classes, key=plain), plain)]
+    warned = "".join(f"\nnearly the same name: {', '.join(map(repr, g))}" for g in groups if len(g) > 1)
+    return f"classes, with their labelled images: {listed}{more}{warned}"
 
 def _demo(args):
     "The shipped grid as a sweep, and its table and pictures as reports make them"
@@ -452,27 +474,16 @@ def _show(args):
 def _import(args):
     from dho_nb.configs import open_data
     from dho_nb.embeddings import import_embeddings
+    from dho_nb.guidance import class_embeddings_fit
     args.embeddings = args.file
     config = chosen(args)
     manifest, root, _, keys = open_data(config)
     lookup = import_embeddings(manifest, root, args.file, config.texts, keys, args.out)
-    said, gone = _zero_shot_line(lookup), lookup.unmatched
-    print(f"{(lookup.rows >= 0).sum()} of {len(manifest)} images have an embedding\n{said}\n{_about(lookup.store)}")
+    said, gone = class_embeddings_fit(lookup), lookup.unmatched
+    print(f"{(lookup.rows >= 0).sum()} of {len(manifest)} images have an embedding\nclass embeddings: {said}\n"
+          f"{_about(lookup.store)}")
     if len(gone):
         print(f"not matched ({len(gone)}):\n{gone.head(20).to_string(index=False)}" + ("\n…" if len(gone) > 20 else ""))
-
-def _zero_shot_line(lookup):
-    "How often the class embeddings are right about labelled training images: a swapped column shows at once"
-    import numpy as np
-    from dho_nb.embeddings import STILL
-    from dho_nb.manifests import rows
-    known = rows(lookup.manifest, "train", labelled=True)
-    known, names = known[lookup.has(known, STILL)], (lookup.manifest.classes, lookup.manifest.templates)
-    if not lookup.store.brought(): return "no class embeddings: training will ask the teacher's text encoder for them"
-    if not len(known): return "no labelled training image to try the class embeddings on"
-    said = lookup(known, np.full(len(known), STILL)).float() @ lookup.store.head(*names, None).T
-    right = (said.argmax(1).numpy() == lookup.manifest.table["label"].to_numpy()[known]).mean()
-    return f"the class embeddings are right about {100*right:.1f} % of {len(known)} labelled training images"
 
 # %% ../nbs/14_cli.ipynb #8fca1c7b
 def _data_list(args):
@@ -501,6 +512,7 @@ def _data_check(args):
     from dho_nb.manifests import data_root, open_manifest
     manifest = open_manifest(args.name)
     found = check_files(manifest, data_root(manifest, args.root), args.decode)
+    if args.all: print(found[["problem", "path"]].to_csv(index=False, header=False, sep="\t", lineterminator="\n"), end="")
     print(check_report(manifest, found, args.decode))
     return int((found["problem"] != "extra").any())
 
@@ -713,8 +725,9 @@ def make_parser(
     _sweep_verbs(verb)
     presets = verb("presets", _presets, "The paper's experiments by name, and what they take.")
     presets.add_argument("containing", nargs="?", default="", help="only those with this in their name or tables")
-    evaluate = verb("evaluate", _evaluate, "Score a trained student or a published checkpoint on datasets.")
-    evaluate.add_argument("model", help="model.safetensors of a run, vit_b_1.pt … by name, or a file of that kind")
+    evaluate = verb("evaluate", _evaluate, "Score a trained student, a published checkpoint or a teacher on datasets.")
+    evaluate.add_argument("model", help="model.safetensors of a run, vit_b_1.pt … by name, a file of that kind, or a "
+                                                          "teacher's name for its zero-shot answer")
     evaluate.add_argument("--dataset", nargs="+", required=True, metavar="NAME",
                           help="datasets, folders or CSVs; of several, the first is not a shifted one")
     evaluate.add_argument("--classes", nargs="+", default=[], metavar="OLD=NEW",
@@ -775,9 +788,10 @@ def _use_verbs(verb):
                        ("safetensors", "this library's own")):
         made.add_argument(f"--{kind}", action="append_const", dest="kinds", const=kind, help=said)
     made.add_argument("--int8", action="store_true", help="also a copy of the ONNX file in 8 bits, with what it costs")
-    for name, said in (("images", "pictures to check on [test images of the run's dataset]"),
-                       ("calibrate", "pictures that show int8 its ranges [training images]")):
-        made.add_argument(f"--{name}", nargs="+", default=(), metavar="IMAGES", help=said)
+    for name, what, said in (("images", "IMAGES", "pictures to check on [test images of the run's dataset]"),
+                             ("calibrate", "IMAGES", "pictures that show int8 its ranges [training images]"),
+                             ("classes", "OLD=NEW", "what the model calls the classes of --dataset")):
+        made.add_argument(f"--{name}", nargs="+", default=(), metavar=what, help=said)
     for name, kind, default, said in (("out", str, "", "folder ['export' beside the model]"),
                                       ("dataset", str, "", "the dataset to check on [the run's]"),
                                       ("root", str, "", "folder of its images"),
@@ -877,7 +891,9 @@ def _data_verbs(verbs, style):
         made.add_argument("name", metavar="NAME", help="one of dho data list")
         made.add_argument("--root", default="", metavar="DIR",
                           help="the dataset's own folder [below the data folder of the settings]")
-        if do is _data_check: made.add_argument("--decode", action="store_true", help="also decode every picture")
+        if do is not _data_check: continue
+        made.add_argument("--decode", action="store_true", help="also decode every picture")
+        made.add_argument("--all", action="store_true", help="name every file, a line each: what is wrong, and its path")
 
 # %% ../nbs/14_cli.ipynb #0ea4dc9f
 def main(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['VALIDATION', 'TEACHER_HEADS', 'PLACES', 'LATER', 'Config', 'make_config', 'preset', 'config_from', 'plain_parameters',
-           'open_data', 'known_labels', 'labels_mark', 'without', 'listed', 'settled', 'identity', 'weights_file_hash']
+           'open_data', 'known_labels', 'labels_mark', 'renamed', 'without', 'listed', 'settled', 'identity',
+           'weights_file_hash']
 
 # %% ../nbs/10_configs.ipynb #883ca461
 import dataclasses, json, math, os
@@ -54,7 +55,7 @@ class Config:
     embeddings:str=""            # Instead of a teacher: .npz, .npy, .safetensors or .parquet of path → embedding, or a store's folder
     texts:str=""                 # The classes' embeddings, where they are not in that file
     student:str="resnet18"       # timm, torchvision, open_clip:… or package.module:function
-    student_weights:str="pretrained"  # pretrained, a file, or nothing for random ones
+    student_weights:str="pretrained"  # pretrained, a file, or nothing for random ones (open_clip:NAME/TAG has its own)
     student_args:dict=field(default_factory=dict)  # More arguments for the student's constructor
     size:int=0                   # The student's image side in pixels; its own if 0
     ce_head:str="linear"         # linear, mlp, cosine or reference; the kind of the only head, where a method has one
@@ -204,7 +205,7 @@ def open_data(
                        "none")
     manifest = (from_labels(own, config.labels, classes=config.classes) if config.labels
                 else open_manifest(config.dataset))
-    manifest = _renamed(manifest, [] if config.labels else config.classes, config.templates)
+    manifest = renamed(manifest, [] if config.labels else config.classes, config.templates)
     root = (Path(config.root).expanduser() if config.root else own if own.is_dir() and not by_name
             else data_root(manifest))
     if known and own.is_dir() and own.resolve() != Path(root).resolve() and pictures_below(own):
@@ -233,6 +234,9 @@ def _whole(manifest, root, bad, skip):
             raise DhoError(f"the cache {memory.parent} cannot be written to ({reason(e)}): set cache in settings.ini "
                            "or DHO_CACHE") from None
     known = pd.read_csv(memory, dtype=str, keep_default_na=False).set_index("id")["problem"]
+    if len(known):  # a decoder may have come since
+        doubtful = replace(manifest, table=manifest.table[manifest.table["id"].isin(known.index)])
+        known = broken_images(doubtful, root, os.cpu_count() or 4).set_index("id")["problem"]
     broken = manifest.table[manifest.table["id"].isin(known.index)].assign(problem=lambda t: t["id"].map(known))
     if len(broken) and not skip: raise DhoError(listed(broken, root))
     kept = ~manifest.table["id"].isin(known.index).to_numpy()
@@ -256,8 +260,12 @@ def labels_mark(
     shown = replace(manifest, table=manifest.table.iloc[labelled])
     return digest([manifest_hash(shown), "" if keys is None else fingerprint(shown, keys[labelled])])
 
-def _renamed(manifest, classes, templates):
-    "The manifest with other class names, given as old=new, and other prompts"
+def renamed(
+    manifest:Manifest,  # The dataset
+    classes=(),         # Class names to change, as old=new
+    templates=(),       # Prompts; its own if empty
+)->Manifest:
+    "The manifest with other class names and other prompts"
     new = dict(c.split("=", 1) for c in classes if "=" in c)
     if len(new) < len(classes):
         raise DhoError(f"class names are changed as old=new, e.g. {manifest.classes[0]}=\"a better name\", "
@@ -344,5 +352,3 @@ def weights_file_hash(
     "What is in a weights file, or an error that it is not there"
     if Path(file).expanduser().is_file(): return files_hash(file)
     raise DhoError(f"student_weights {file} do not exist: give 'pretrained', nothing, or an existing file")
-
-

@@ -432,10 +432,13 @@ def _fetch_split(info, folder):
 # %% ../nbs/01b_datasets.ipynb #d2c67fc6
 def _lacks(info, root):
     "What a folder lacks to be the paper's dataset; empty if nothing"
-    try: manifest = build_manifest(info.name, root)
-    except DhoError as e: return str(e)
-    gone = missing_images(manifest, root)
-    return f"{len(gone):,} of {len(manifest):,} pictures are missing, e.g. {gone['path'].iloc[0]}" if len(gone) else ""
+    try: manifest = open_manifest(info.name)  # shipped, or made before from a whole copy
+    except DhoError:
+        try: manifest = build_manifest(info.name, root)
+        except DhoError as e: return str(e)
+    found = check_files(manifest, root).query("problem != 'extra'")
+    kinds = ", ".join(f"{n:,} {kind}" for kind, n in found["problem"].value_counts().items())
+    return f"{kinds} of {len(manifest):,} pictures, e.g. {found['path'].iloc[0]}" if len(found) else ""
 
 # %% ../nbs/01b_datasets.ipynb #79254d76
 WAYS = {"torchvision": _torchvision, "hub": _hub, "url": _url}

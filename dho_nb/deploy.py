@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['REPOSITORY', 'PUBLISHED', 'MODELS', 'IMAGES', 'DECIDED', 'FORMATS', 'published_file', 'clip_vit', 'read_published',
-           'load_published', 'random_published', 'model_file', 'load_model', 'class_columns', 'weights_of',
+           'load_published', 'random_published', 'model_file', 'load_model', 'class_columns', 'weights_of', 'zero_shot',
            'Evaluation', 'evaluation_from', 'Fused', 'Predictor', 'torch_answer', 'onnx_session', 'list_images', 'see',
            'look', 'decided', 'form_of', 'as_lines', 'write_predictions']
 
 # %% ../nbs/13_deploy.ipynb #6dd55acf
-import collections, csv, glob, io, json, os, re
+import csv, glob, io, json, os, re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -20,14 +20,15 @@ import torch
 from fastcore.basics import patch
 from PIL import Image, ImageOps
 import dho_nb
-from .configs import Config, make_config, open_data, plain_parameters
-from .evaluation import HeadOutputs, answering, collect, head_table
-from .manifests import SUFFIXES, fingerprint, manifest_hash, pictures_below, rows
+from .configs import Config, make_config, open_data, plain_parameters, renamed
+from .datasets import dataset_facts
+from .evaluation import HeadOutputs, answering, collect, head_table, interpolate
+from .manifests import SUFFIXES, Manifest, fingerprint, manifest_hash, pictures_below, rows
 from .objectives import METHODS
 from .settings import (DhoError, atomic_path, digest, load_settings, needs, pick_device, pick_precision,
                              pick_workers, read_json, reason, track, unknown, write_json)
-from .students import Student, build_student, load_student
-from .teachers import files_hash
+from .students import DualHead, Student, build_student, language_init, load_student
+from .teachers import files_hash, is_teacher, load_teacher, teacher_identity, zero_shot_head
 from .views import Images, Preprocess, centre_boxes, read_image, to_rgb
 
 # %% ../nbs/13_deploy.ipynb #24f37cc6
@@ -68,7 +69,9 @@ def read_published(
     file:str|Path,  # A .pt file
 )->tuple[dict, dict]:  # Names to tensors, and the rest
     "The content of a checkpoint that the published code wrote"
-    try: found = torch.load(file, map_location="cpu", weights_only=True)
+    numbers = [type(np.dtype("float64")), np.dtype, np.float64(0).__reduce__()[0]]  # α and β from a grid of NumPy's
+    try:
+        with torch.serialization.safe_globals(numbers): found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as e: raise DhoError(f"checkpoint {file} cannot be read ({reason(e)})") from None
     held = found.get("model_state_dict") if isinstance(found, dict) else None
     if not isinstance(held, dict):
@@ -119,10 +122,7 @@ def load_published(
 
 def _numbered(count):
     "Names for classes that have none in their file"
-    if count != 1000: return [f"class {i}" for i in range(count)]
-    from open_clip import IMAGENET_CLASSNAMES
-    often = collections.Counter(IMAGENET_CLASSNAMES)
-    return [f"{c} ({i})" if often[c] > 1 else c for i, c in enumerate(IMAGENET_CLASSNAMES)]
+    return dataset_facts("imagenet")["classes"] if count == 1000 else [f"class {i}" for i in range(count)]
 
 # %% ../nbs/13_deploy.ipynb #370fc17f
 def random_published(
@@ -193,9 +193,9 @@ def class_columns(
 )->list[int]:     # For each of them, the model's output
     "Where a dataset's classes stand among a model's outputs"
     known, own = list(facts["classes"]), facts.get("named", True)
-    if not own and len(classes) == len(known): return list(range(len(known)))
     strange = [c for c in classes if c not in known]
     if not strange: return [known.index(c) for c in classes]
+    if not own and len(classes) == len(known): return list(range(len(known)))
     raise DhoError(f"{len(strange)} of the dataset's {len(classes)} classes are unknown to the model, which has "
                    f"{len(known)}: {', '.join(strange[:3])}; rename them with classes, as old=new")
 
@@ -212,26 +212,45 @@ def weights_of(
     if not 0 <= a <= 1 or not b > 0: raise DhoError(f"α={a:g}, β={b:g}: α lies between 0 and 1, β above 0")
     return a, b
 
+# %% ../nbs/13_deploy.ipynb #e7161fc5
+def zero_shot(
+    spec:str,           # As for `load_teacher`
+    manifest:Manifest,  # Whose classes and prompts
+)->tuple[Student, dict]:  # As for `load_model`
+    "A teacher's zero-shot answer as a student of one head"
+    teacher = load_teacher(spec)
+    model = DualHead(teacher.model.visual, teacher.dim, len(manifest.classes), 1, "zero-shot")
+    language_init(model, zero_shot_head(teacher, manifest.classes, manifest.templates))
+    return Student(model.eval(), teacher.preprocess), dict(classes=list(manifest.classes), heads=1, spec=spec)
+
 # %% ../nbs/13_deploy.ipynb #b39b9e16
 class Evaluation:
     "A checkpoint, and the images that it is scored on"
     def __init__(self,
-        checkpoint:str|Path,     # As for `load_model`
+        checkpoint:str|Path,     # As for `load_model`; or a teacher's name, for its zero-shot answer
         config:Config,           # Names the dataset
         split:str="test",        # train, val or test
         alpha:float|None=None,   # Weight of the CE head; the checkpoint's own if None
         beta:float|None=None,    # Temperature of the KD head; the checkpoint's own if None
+        classes=(),              # What the model calls the dataset's classes, as old=new
     ):
-        (self.student, self.facts), self.config, self.split = load_model(checkpoint), config, split
-        self.file = model_file(checkpoint)
+        self.config, self.split = config, split
         self.manifest, self.root, _, keys = open_data(config)
+        self.manifest, teacher = renamed(self.manifest, classes), is_teacher(checkpoint)
+        self.student, self.facts = zero_shot(str(checkpoint), self.manifest) if teacher else load_model(checkpoint)
+        self.file = Path(re.sub(r"[^\w.-]+", "-", str(checkpoint))) if teacher else model_file(checkpoint)
+        self.mark, method = teacher_identity(str(checkpoint)) if teacher else "", METHODS.get(self.facts.get("method"))
+        self.heads = self.facts["heads"], method.answers if method else "both"
+        if (alpha, beta) != (None, None) and self.heads != (2, "both"):
+            raise DhoError(f"{self.file.name} was trained by {method.name if method else 'a single head'}, whose one head "
+                           "answers alone: leave alpha and beta out")
         self.rows = rows(self.manifest, split, labelled=True)
         self.columns = class_columns(self.facts, self.manifest.classes)
         if not len(self.rows):
             raise DhoError(f"{self.manifest.name} has no labelled images in its {split} split: choose another")
         self.alpha, self.beta = weights_of(self.facts, alpha, beta)
         files = "" if keys is None else fingerprint(self.manifest, keys)
-        self.identity = digest([files_hash(self.file), manifest_hash(self.manifest), files, split, self.alpha,
+        self.identity = digest([self.mark or files_hash(self.file), manifest_hash(self.manifest), files, split, self.alpha,
                                 self.beta, config.precision, dho_nb.__version__])
 
 # %% ../nbs/13_deploy.ipynb #52e0dcc4
@@ -244,15 +263,23 @@ def outputs(self:Evaluation)->HeadOutputs:
         source = Images(self.manifest, self.root, at_least=2*self.student.preprocess.size)
         precision, workers = pick_precision(device, self.config.precision), pick_workers(s.workers, device)
         found = collect(self.student, source, self.rows, device, precision, workers, s.progress)
+        said = interpolate(found, self.alpha, self.beta).argmax(-1)
+        self.among_all = (said == torch.tensor(self.columns)[found.labels]).double().mean().item()
         self._outputs = replace(found, ce=found.ce[:, self.columns], kd=found.kd[:, self.columns])
     return self._outputs
 
 @patch(as_prop=True)
 def table(self:Evaluation)->pd.DataFrame:
     "Rows CE head, KD head and both, or the single head: accuracy, nll, ece"
-    method = METHODS.get(self.facts.get("method"))
-    return answering(head_table(self.outputs, self.alpha, self.beta), self.facts["heads"],
-                     method.answers if method else "both")
+    return answering(head_table(self.outputs, self.alpha, self.beta), *self.heads)
+
+@patch(as_prop=True)
+def judged(self:Evaluation)->str:
+    "Among which of the model's classes its answers were judged, in words; nothing where it is all of them"
+    known = len(self.facts["classes"])
+    if len(self.columns) == known or not len(self.outputs): return ""
+    return (f"judged among {len(self.columns)} of the model's {known} classes; among all of them, as dho predict "
+            f"answers, {100*self.among_all:.1f} % are right")
 
 # %% ../nbs/13_deploy.ipynb #380151e9
 @patch
@@ -366,11 +393,20 @@ def _onnx_answer(file):
 
 # %% ../nbs/13_deploy.ipynb #6f8373d2
 def list_images(
-    images,  # A file, folder, glob pattern or PIL image, or a list of those
+    images,  # A file, folder, glob pattern, PIL image, open file or array [H, W, 3] uint8, or a list of those
 )->list:     # Paths and PIL images
     "Every picture that is meant"
-    given = [images] if isinstance(images, (str, Path, Image.Image)) else list(images)
-    return [i for g in given for i in ([g] if isinstance(g, Image.Image) else _below(str(g)))]
+    single = isinstance(images, (str, Path, Image.Image, bytes)) or hasattr(images, "read") or np.ndim(images) == 3
+    return [i for given in ([images] if single else images) for i in _pictures(given)]
+
+def _pictures(given):
+    "The pictures that one thing stands for"
+    if isinstance(given, (str, Path)): return _below(str(given))
+    if isinstance(given, Image.Image): return [given]
+    if hasattr(given, "read"): return [Image.open(given)]
+    if isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.ndim in (2, 3): return [Image.fromarray(given)]
+    raise DhoError(f"a picture is a file, a folder, a pattern, a PIL image, an open file or an array [H, W, 3] of uint8, "
+                   f"not {type(given).__name__}{f' of {given.dtype} {given.shape}' if isinstance(given, np.ndarray) else ''}")
 
 def _below(name):
     "The files that a path or pattern stands for"

@@ -169,5 +169,3 @@ def _one(self:Explorer, frame, change):
     for later, which, put in ((False, change.before, frame.set_title), (True, change.after, frame.set_xlabel)):
         colour = "#666666" if later != passed else "#009e73" if which == change.label else "#d55e00"
         put(words[later], color=colour, fontsize=9, fontweight="bold" if later == passed else "normal")
-
-

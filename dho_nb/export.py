@@ -20,7 +20,7 @@ import dho_nb
 from .configs import Config, make_config, open_data
 from .deploy import (Fused, class_columns, list_images, load_model, look, model_file, onnx_session,
                            torch_answer, weights_of)
-from .evaluation import HeadOutputs, answering, head_table, interpolate, load_outputs
+from .evaluation import HeadOutputs, answering, head_table, interpolate, load_outputs, predicted
 from .manifests import rows
 from .objectives import METHODS
 from .runs import differences
@@ -81,7 +81,7 @@ def write_onnx(
             for node in made.model.graph: node.metadata_props.clear()
             made.model.metadata_props["dho_nb"] = json.dumps(facts)
             made.save(file, external_data=False)
-    except DhoError: raise
+    except (DhoError, OSError): raise  # a full disk is no fault of the student's
     except Exception as e: raise _refused(facts, "ONNX", e) from None
 
 # %% ../nbs/13b_export.ipynb #a6d68c2d
@@ -429,10 +429,7 @@ def _known(file):
     config, result = read_json(here/"run.json")["config"], read_json(here/"result.json")
     if not result["tested"] or not (here/"outputs.safetensors").exists(): return config, result, None
     outputs = load_outputs(here/"outputs.safetensors")[0]
-    split = pd.read_csv(here/"predictions.csv", usecols=["split"])["split"]
-    if len(split) != len(outputs):
-        raise DhoError(f"predictions.csv and outputs.safetensors of {here} do not belong together: the dho distill "
-                       "that made them finishes them")
+    split = predicted(here, usecols=["path", "split"], dtype=str, keep_default_na=False)["split"]
     tested = torch.from_numpy((split == "test").to_numpy(copy=True)) & (outputs.labels >= 0)
     method = METHODS[result["method"]]
     return config, result, answering(head_table(outputs.only(tested), result["alpha"], result["beta"]), method.heads,

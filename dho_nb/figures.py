@@ -191,10 +191,6 @@ def plot_surfaces(
     return made
 
 # %% ../nbs/12c_figures.ipynb #909b374a
-_GROUPS = {"both right": ("both_right", "#009e73"), "only the CE head": ("ce_only", "#0072b2"),
-           "only the KD head": ("kd_only", "#e69f00"),
-           "neither": ("both_wrong", "#999999")}
-
 def plot_agreements(
     frame:pd.DataFrame,    # From `load`
     method:str="dho",      # Of two heads
@@ -203,6 +199,7 @@ def plot_agreements(
     "Which head is right where, for every number of labels; hatched is what their combination leaves wrong"
     from matplotlib import pyplot as plt
     from matplotlib.patches import Patch
+    from dho_nb.diagnostics import AGREEMENT
     if panels is None: panels = next((p for p in ("dataset", "student") if p in frame and frame[p].nunique() > 1), "")
     two, axis_of = frame[frame["method"] == method], label_axis(frame)
     two = (once(two.dropna(subset="agreement_both_right"), axes_of(frame)) if "agreement_both_right" in two
@@ -216,15 +213,16 @@ def plot_agreements(
                                     layout="constrained")
         for ax, (title, part) in zip(axes[0], parts.items()): _agreed(ax, part, axis_of, title)
         shown = [*axes[0, 0].get_legend_handles_labels()[0], Patch(fc="#bbbbbb", hatch="////", ec="white", lw=0)]
-        _legend(figure, shown, [*_GROUPS, "left wrong by both together"])
+        _legend(figure, shown, [*AGREEMENT, "left wrong by both together"])
     plt.close(figure)
     return figure
 
 def _agreed(ax, part, by, title):
     "One panel of `plot_agreements`"
+    from dho_nb.diagnostics import AGREEMENT
     means = 100*part.groupby(by)[[c for c in part if c.startswith("agreement_")]].mean().loc[ordered(part[by])[::-1]]
     start = np.zeros(len(means))
-    for label, (key, colour) in _GROUPS.items():
+    for label, (key, colour) in AGREEMENT.items():
         share = means[f"agreement_{key}"].to_numpy()
         left = means.get(f"agreement_{key}_left", pd.Series(0, means.index)).to_numpy()
         ax.barh(means.index, share - left, left=start, color=colour, label=label)

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from .configs import Config, identity, known_labels, labels_mark, open_data
-from .evaluation import HeadOutputs, interpolate, load_outputs, scores
+from .evaluation import HeadOutputs, interpolate, load_outputs, predicted, scores
 from .guidance import Guidance
 from .manifests import Manifest, content_keys, fingerprint, rows, write_manifest
 from .objectives import METHODS
@@ -324,14 +324,10 @@ def label_next(
         raise DhoError(f"{folder} holds no finished run: give the folder that dho distill left")
     names = ("label", "prediction", "ce_prediction", "kd_prediction")  # as text: 07 is a name, too
     result = read_json(folder/"result.json")
-    said = pd.read_csv(folder/"predictions.csv", keep_default_na=False, dtype=dict.fromkeys(names, str))
+    said = predicted(folder, keep_default_na=False, dtype=dict.fromkeys(("path", *names), str))
     if not METHODS[result["method"]].weighs:
         raise DhoError(f"{result['method']} has no two heads that could disagree: use a run of dho")
-    apart = disagreement(load_outputs(folder/"outputs.safetensors")[0], result["beta"]).numpy().round(4)
-    if len(apart) != len(said):
-        raise DhoError(f"predictions.csv and outputs.safetensors of {folder} do not belong together: the dho distill "
-                       "that made them finishes them")
-    said["disagreement"] = apart
+    said["disagreement"] = disagreement(load_outputs(folder/"outputs.safetensors")[0], result["beta"]).numpy().round(4)
     left = said[(said["label"] == "") & (said["split"] == "train")]
     left = left.sort_values("disagreement", ascending=False, kind="stable")
     if not len(left):

@@ -7,8 +7,8 @@ __all__ = ['SPLITS', 'TEMPLATES', 'SUFFIXES', 'RAW', 'HIDDEN', 'UNLABELLED', 'SP
            'FOLDERS', 'LISTS', 'Manifest', 'rows', 'manifest_hash', 'summary', 'read_table', 'read_manifest',
            'write_manifest', 'image_paths', 'pictures_below', 'from_folder', 'from_labels', 'from_coop',
            'digits_manifest', 'split_off', 'make_digits', 'manifest_files', 'manifest_names', 'open_manifest',
-           'data_root', 'missing_images', 'threaded', 'content_keys', 'fingerprint', 'LabelSubset', 'labelled_subset',
-           'subset_lists']
+           'data_root', 'missing_images', 'threaded', 'content_keys', 'fingerprint', 'LabelSubset', 'few_per_class',
+           'labelled_subset', 'subset_lists']
 
 # %% ../nbs/01_manifests.ipynb #579ceb6c
 import csv, gzip, hashlib, io, os, shutil, unicodedata, uuid, warnings, zlib
@@ -128,6 +128,8 @@ def read_table(
     split = next((s for s in ",;\t" if "path" in [h.strip().strip('"').lower() for h in head.split(s)]), None)
     if split is None:
         raise DhoError(f"{file}, line 1: expected a header line such as 'path,label', found {head[:80]!r}")
+    names = [h for cell in next(csv.reader([head], delimiter=split)) if (h := cell.strip().lower())]
+    if len({*names}) < len(names): raise DhoError(f"{file}, line 1: column names must differ, found {names}")
     style = dict(sep=split, dtype=str, keep_default_na=False, skipinitialspace=True, skip_blank_lines=False,
                  index_col=False)
     try:
@@ -135,7 +137,6 @@ def read_table(
             table = pd.read_csv(io.StringIO(text), **style).rename(columns=lambda c: c.strip().lower())
         if any(issubclass(w.category, pd.errors.ParserWarning) for w in said): _rows_fit(text, split, file)
     except (pd.errors.ParserError, csv.Error) as e: raise DhoError(f"cannot read {file} as CSV: {e}") from None
-    if not table.columns.is_unique: raise DhoError(f"{file}, line 1: column names must differ, found {list(table)}")
     table = table.set_axis(table.index + 2).rename_axis("line").apply(lambda column: column.str.strip())
     if "label" in table and not text.isascii(): table["label"] = table["label"].str.normalize("NFC")  # é can be spelt in two ways
     return table[(table != "").any(axis=1)]
@@ -158,8 +159,6 @@ def _labels(names, classes, where):
     for n in found:
         if n and n not in position: raise unknown(f"class in {where}, line {names.index[names == n][0]}:", n, classes)
     return np.array([position[n] if n else -1 for n in found], np.int64)[codes]
-
-
 
 # %% ../nbs/01_manifests.ipynb #cbb6a238
 def read_manifest(
@@ -541,6 +540,13 @@ class LabelSubset:
 # %% ../nbs/01_manifests.ipynb #395435e2
 LISTS = ("nested", "coop", "simclr", "reference")
 
+def few_per_class(
+    labelled:int,  # Images with labels to learn from
+    classes:int,   # How many classes
+)->int:
+    "Validation images of a class in the protocol `few`: as many as it has labels, and at most 4, as CoOp"
+    return min(max(1, round(labelled/classes)), 4)
+
 def labelled_subset(
     manifest:Manifest,    # The dataset
     shots:int=0,          # Images per class; 0 if `fraction` is given, or for all
@@ -610,7 +616,7 @@ def _listed(manifest, here, name, seed, by):
     found = pd.Index(paths if "/" in lists[key][0] else [p.rpartition("/")[2] for p in paths]).get_indexer(lists[key])
     if (found >= 0).all(): return here[found]
     raise DhoError(f"{(found < 0).sum()} of the {len(found)} images of {key} are no labelled training images of "
-                   f"{manifest.name}, e.g. {np.array(lists[key])[found < 0][0]!r}: is its manifest whole? (dho data "
+                   f"{manifest.name}, e.g. {str(np.array(lists[key])[found < 0][0])!r}: is its manifest whole? (dho data "
                    f"check {manifest.name})")
 
 # %% ../nbs/01_manifests.ipynb #eb41af9e

@@ -61,7 +61,7 @@ _MAIN = (
     Preset("paper/imagenet-lowshot-vitl14-from-vith14", {**LOWSHOT, **STUDENTS["vitl14"], **TEACHERS["vith14"]},
            "tables 3, 17", _LOW.format(80)),
     Preset("paper/imagenet-linear-vitb16-from-vitl14", {**LINEAR, **STUDENTS["vitb16"], **TEACHERS["vitl14"]},
-           "table 2", "ImageNet and its shifted sets"),
+           "table 2", "ImageNet and its shifted sets; 1 GPU"),
     Preset("reference/fewshot-resnet18",
            {**FEWSHOT, **STUDENTS["resnet18"], "schedule": "linear", "warmup_steps": 0.1, "views": "live"},
            "", _TEN + "; the published code's schedule and live teacher"))

@@ -61,12 +61,12 @@ def _frame(lines, axes, skipped):
 # %% ../nbs/12_records.ipynb #ec72409b
 def _may_choose(outputs, ids, split, found):
     "Positions of the validation images that a finished run's protocol used"
-    from dho_nb.manifests import Manifest, labelled_subset
+    from dho_nb.manifests import Manifest, few_per_class, labelled_subset
     here = np.flatnonzero((split == "val") & (outputs.labels.numpy() >= 0))
     if found["validation"] == "none" or len(here) == found["validated"]: return here[:found["validated"]]
     table = pd.DataFrame(dict(path=ids, label=outputs.labels.numpy(), split="train")).iloc[here]
     classes = outputs.ce.shape[1]
-    few = min(max(1, round(found["labelled"]/classes)), 4)
+    few = few_per_class(found["labelled"], classes)
     return here[labelled_subset(Manifest("val", table, map(str, range(classes))), few, seed=int(found["seed"])).rows]
 
 def scored_outputs(
@@ -74,9 +74,10 @@ def scored_outputs(
     found:dict,    # Its `result.json`
 )->tuple:          # `HeadOutputs` of the test images, their ids, `HeadOutputs` of the validation images
     "What the heads said about the images that are scored, the test images in the order of their ids"
-    from dho_nb.evaluation import load_outputs
+    from dho_nb.evaluation import load_outputs, predicted
     outputs, ids = load_outputs(folder/"outputs.safetensors")
-    ids, split = np.array(ids, str), pd.read_csv(folder/"predictions.csv", usecols=["split"])["split"].to_numpy()
+    said, ids = predicted(folder, usecols=["path", "split"], dtype=str, keep_default_na=False), np.array(ids, str)
+    split = said["split"].to_numpy()
     test = np.flatnonzero((split == "test") & (outputs.labels.numpy() >= 0))
     test = test[np.argsort(ids[test])]
     return outputs.only(test), ids[test].tolist(), outputs.only(_may_choose(outputs, ids, split, found))

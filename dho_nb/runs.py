@@ -23,13 +23,14 @@ from .evaluation import (HeadOutputs, agreement, answering, choose, collect, ent
                                interpolate, load_outputs, per_class, plot_reliability,
                                plot_surface, predictions, save_outputs, scores, surface)
 from .guidance import Guidance, covered
-from .manifests import fingerprint, labelled_subset, manifest_hash, manifest_names, rows
+from .manifests import few_per_class, fingerprint, labelled_subset, manifest_hash, manifest_names, rows
 from .maps import ImageMap, map_side
 from .objectives import Method, class_costs, get_method
 from .processes import current_team, end_with_parent
 from .settings import (DhoError, atomic_path, load_settings, pick_device, pick_precision, pick_workers,
                              read_json, reason, write_json)
 from .students import build_student, language_init, load_student, overhead, own_texts, save_student
+from .teachers import is_teacher
 from .training import CONFLICT, Recipe, Stopped, Trainer, enough, plot_history, stop_requests
 from .views import Images, Streams, plan, render, show_pairs
 
@@ -65,6 +66,7 @@ class Run:
 
     def _possible(self):
         "Refuse, before a folder is made, what could only fail later"
+        pick_precision(self.device, self.config.precision)
         self.val_rows
         for stage in self.stages: enough(self.streams(stage.method), stage.recipe, self.team)
 
@@ -293,6 +295,14 @@ def _ways(self:Run)->str:
             else f"{c.teacher}, {g.cycle} stored views")
 
 @patch
+def _weights(self:Run)->str:
+    "Which weights the student begins with: an open_clip model's name brings its own, or says that they are random"
+    brought = self.config.student.startswith("open_clip:") and self.config.student_weights == ""
+    if brought and is_teacher(spec := self.config.student.removeprefix("open_clip:")):
+        return "random" if spec.endswith("/random") else "its own"
+    return Path(self.config.student_weights).name or "random"
+
+@patch
 def overview(self:Run)->pd.Series:
     "What is about to happen, in numbers"
     s, size, team = self.streams(self.method), overhead(self.student.model), self.team
@@ -301,7 +311,7 @@ def overview(self:Run)->pd.Series:
         "labelled images": f"{len(self.subset)} ({self.subset.name})", "unlabelled images": len(s.unlabelled),
         "validation images": len(self.val_rows), "test images": len(rows(self.manifest, "test", True)),
         "teacher": self._ways(),
-        "student": f"{self.config.student}, {Path(self.config.student_weights).name or 'random'} weights",
+        "student": f"{self.config.student}, {self._weights()} weights",
         "student parameters": int(size["total"]), "second head adds": f"{size['overhead_percent']} %",
         "steps": sum(stage.recipe.epochs for stage in self.stages)*s.epoch_steps,
         "device": str(self.device) + (f", {team.world} processes" if team.world > 1 else "")}, name=self.name)
@@ -325,8 +335,8 @@ def val_rows(self:Run)->np.ndarray:
         raise DhoError(f"validation='few' takes images of every class, and the val split has none of {absent}: use "
                        "'full' or 'none'")
     as_train = replace(self.manifest, table=self.manifest.table.iloc[here].assign(split="train"))
-    per_class = max(1, round(len(self.subset)/len(self.manifest.classes)))
-    return here[labelled_subset(as_train, shots=min(per_class, 4), seed=self.config.seed).rows]
+    shots = few_per_class(len(self.subset), len(self.manifest.classes))
+    return here[labelled_subset(as_train, shots=shots, seed=self.config.seed).rows]
 
 # %% ../nbs/10_runs.ipynb #b81ad795
 @dataclass(frozen=True)

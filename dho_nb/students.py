@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from .settings import DhoError, atomic_path, autocast, derive_seed, reason, unknown
-from .teachers import load_teacher, zero_shot_head
+from .teachers import _quick, load_teacher, zero_shot_head
 from .views import Preprocess
 
 # %% ../nbs/05_students.ipynb #2595e1cf
@@ -323,8 +323,33 @@ def _unprefixed(found, wanted):
     ways = [found]
     for way in ways:
         bare = [{k.removeprefix(prefix): v for k, v in way.items()} for prefix in PREFIXES]
-        ways += [b for b in bare if all(b.keys() != w.keys() for w in ways)]
+        ways += [b for b in bare if len(b) == len(way) and all(b.keys() != w.keys() for w in ways)]
     return max(ways, key=lambda way: len(wanted.keys() & way.keys()))
+
+def _meant(found, wanted, file):
+    "The tensors of the one model in a file that has every name, below whatever prefix; else all that there are"
+    first = next(iter(wanted), "")
+    below = [k.removesuffix(first) for k in found if k == first or k.endswith(f".{first}")]
+    whole = [p for p in below if all(p + k in found for k in wanted)]
+    if len(whole) > 1:
+        raise DhoError(f"weights {file} hold several such models ({', '.join(p + first for p in whole[:3])}): save the "
+                       "tensors of the one that is meant")
+    if not whole: return _unprefixed(found, wanted)
+    mine = {k.removeprefix(whole[0]): v for k, v in found.items() if k.startswith(whole[0])}
+    if more := _deeper(mine, wanted):
+        raise DhoError(f"weights {file} are of a deeper network than the student: {more[0]} and {len(more) - 1} more "
+                       "tensors belong to parts that it does not have")
+    return mine
+
+def _deeper(found, wanted):
+    "Tensors of numbered parts beyond the student's own: `layer1.2.conv1.weight` where it has `layer1.0` and `layer1.1`"
+    parts = {tuple(k.split(".")[:n]) for k in wanted for n in range(1, k.count(".") + 1)}
+    numbered = {p[:-1] for p in parts if p[-1].isdigit()}
+    def beyond(name):
+        steps = tuple(name.split("."))
+        at = next((n for n in range(1, len(steps)) if steps[:n] not in parts), len(steps))
+        return len(steps) - at > 1 and steps[at - 1].isdigit() and steps[:at - 1] in numbered
+    return [k for k in found if k not in wanted and beyond(k)]
 
 def load_weights(
     module:nn.Module,  # A backbone; changed in place
@@ -332,7 +357,8 @@ def load_weights(
 )->nn.Module:
     "Put a file's tensors into a backbone, by name or, where no name fits, in order"
     wanted = {k: v for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
-    found = _unprefixed({k: v for k, v in read_weights(file).items() if not k.endswith("num_batches_tracked")}, wanted)
+    held = {k: v for k, v in read_weights(file).items() if not k.endswith("num_batches_tracked")}
+    found = _meant(held, wanted, file)
     kind = lambda names: [k.rpartition(".")[2] for k in names]
     strange = wanted.keys().isdisjoint(found)
     if strange and Path(file).suffix == ".safetensors":
@@ -449,8 +475,7 @@ def _architecture(spec):
     import open_clip
     name, _, tag = spec.removeprefix("open_clip:").partition("/")
     if not spec.startswith("open_clip:") or name not in open_clip.list_models(): return spec
-    quick = (open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu") and not name.endswith("-quickgelu")
-    return f"open_clip:{name}-quickgelu" if quick else f"open_clip:{name}"
+    return f"open_clip:{name}{'-quickgelu'*_quick(name, tag)}"
 
 # %% ../nbs/05_students.ipynb #bf8ae42d
 def load_student(

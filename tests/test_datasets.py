@@ -268,7 +268,7 @@ def test_dtd_comes_through_torchvision_whole_or_not_at_all(tmp_path, monkeypatch
     assert [p.name for p in root.parent.iterdir()] == ["dtd"]
     assert get_dataset("dtd") == root                                   # there and whole: left alone
     (root/paths[0]).unlink()
-    with pytest.raises(DhoError, match="1 of 5,640 pictures are missing"): get_dataset("dtd")
+    with pytest.raises(DhoError, match="1 missing of 5,640 pictures"): get_dataset("dtd")
     assert len(server.asked) == asked
 
 

@@ -17,7 +17,7 @@ def square(file):
         if picture.getexif().get(0x0112, 1) in (5, 6, 7, 8): whole = whole[::-1]
         picture = PIL.ImageOps.exif_transpose(picture)
     if picture.mode[0] in "IF": picture = eight_bits(picture)
-    if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
+    if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or picture.mode != "RGB" and "transparency" in picture.info:
         picture = PIL.Image.alpha_composite(PIL.Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
     (w, h), across, down = picture.size, min(1, whole[1]/whole[0]), min(1, whole[0]/whole[1])
     box = ((1 - across)/2*w, (1 - down)/2*h, (1 + across)/2*w, (1 + down)/2*h)
