@@ -564,7 +564,7 @@ def import_embeddings(
     lookup.write(here, rows[found[here]])
     lookup.own_text(_as_text(read_embeddings(texts)) if texts else held, texts or embeddings)
     lookup.unmatched = _unmatched(manifest, held["paths"], found)
-    lookup.rows[found < 0] = -1  # what an earlier list of images could match, this one cannot
+    lookup.rows = np.where(found < 0, -1, lookup.rows)  # what an earlier list of images could match, this one cannot
     return lookup
 
 # %% ../nbs/04_embeddings.ipynb #06e4de55
