@@ -239,6 +239,7 @@ def _presets(args):
 
 def _evaluate(args):
     "A checkpoint on datasets"
+    import pandas as pd
     from dho_nb.configs import make_config
     from dho_nb.deploy import Evaluation
     from dho_nb.evaluation import answering, shift_table
@@ -255,7 +256,8 @@ def _evaluate(args):
     one = next(iter(made.values()))
     if len(made) > 1:
         table = shift_table({n: e.outputs for n, e in made.items()}, one.alpha, one.beta, validation=args.dataset[0])
-        print(answering(table.T, *one.heads, "images").T.round(4).to_string())
+        shown = answering(table.drop(columns="images").T, *one.heads).T
+        print(pd.concat([table["images"], shown], axis=1).round(4).to_string())
         print(f"({args.dataset[0]} counts as the set that is not shifted)")
 
 def _estimate(args):

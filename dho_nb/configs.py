@@ -226,7 +226,8 @@ def _whole(manifest, root, bad, skip):
     "Without images that cannot be decoded; which ones those are is remembered, for files that have not changed since"
     keys = content_keys(manifest, root)
     memory = load_settings().cache/"checked"/f"{fingerprint(manifest, keys)}.csv"
-    if not memory.exists():
+    fresh = not memory.exists()
+    if fresh:
         found = broken_images(manifest, root, os.cpu_count() or 4)[["id", "problem"]]
         try:
             with atomic_path(memory) as temporary: found.to_csv(temporary, index=False)
@@ -234,7 +235,7 @@ def _whole(manifest, root, bad, skip):
             raise DhoError(f"the cache {memory.parent} cannot be written to ({reason(e)}): set cache in settings.ini "
                            "or DHO_CACHE") from None
     known = pd.read_csv(memory, dtype=str, keep_default_na=False).set_index("id")["problem"]
-    if len(known):  # a decoder may have come since
+    if len(known) and not fresh:  # a decoder may have come since
         doubtful = replace(manifest, table=manifest.table[manifest.table["id"].isin(known.index)])
         known = broken_images(doubtful, root, os.cpu_count() or 4).set_index("id")["problem"]
     broken = manifest.table[manifest.table["id"].isin(known.index)].assign(problem=lambda t: t["id"].map(known))

@@ -236,7 +236,9 @@ class Evaluation:
     ):
         self.config, self.split = config, split
         self.manifest, self.root, _, keys = open_data(config)
-        self.manifest, teacher = renamed(self.manifest, classes), is_teacher(checkpoint)
+        self.manifest = renamed(self.manifest, classes)
+        path = Path(checkpoint).expanduser()
+        teacher = not path.is_file() and not any((path/f).is_file() for f in MODELS) and is_teacher(checkpoint)
         self.student, self.facts = zero_shot(str(checkpoint), self.manifest) if teacher else load_model(checkpoint)
         self.file = Path(re.sub(r"[^\w.-]+", "-", str(checkpoint))) if teacher else model_file(checkpoint)
         self.mark, method = teacher_identity(str(checkpoint)) if teacher else "", METHODS.get(self.facts.get("method"))
@@ -396,7 +398,7 @@ def list_images(
     images,  # A file, folder, glob pattern, PIL image, open file or array [H, W, 3] uint8, or a list of those
 )->list:     # Paths and PIL images
     "Every picture that is meant"
-    single = isinstance(images, (str, Path, Image.Image, bytes)) or hasattr(images, "read") or np.ndim(images) == 3
+    single = isinstance(images, (str, Path, Image.Image, bytes)) or hasattr(images, "read") or getattr(images, "ndim", 4) < 4
     return [i for given in ([images] if single else images) for i in _pictures(given)]
 
 def _pictures(given):

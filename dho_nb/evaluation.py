@@ -203,14 +203,11 @@ def answering(
     table:pd.DataFrame,  # As from `head_table`
     heads:int=2,         # Of the student
     answers:str="both",  # As in `Method`: which head answers
-    *more,               # Rows about something else, which stay at the top
 )->pd.DataFrame:
     "The rows of a table of heads that a student has"
-    rest, more = table.drop(index=[*more]), table.loc[[*more]]
-    if heads == 1: kept = rest.loc[["both"]].rename({"both": "single head"})
-    elif answers == "kd": kept = rest.loc[["both"]].rename({"both": "KD head"})
-    else: kept = rest if answers == "both" else rest.drop("both").iloc[::-1]
-    return pd.concat([more, kept]) if len(more) else kept
+    if heads == 1: return table.loc[["both"]].rename({"both": "single head"})
+    if answers == "kd": return table.loc[["both"]].rename({"both": "KD head"})
+    return table if answers == "both" else table.drop("both").iloc[::-1]
 
 # %% ../nbs/08_evaluation.ipynb #7947059c
 def per_class(
