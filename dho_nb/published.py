@@ -11,6 +11,7 @@ import pandas as pd
 from .configs import make_config
 from .deploy import Evaluation
 from .grids import read_grid
+from .objectives import get_method
 from .records import BASIC, load
 from .reports import ResultTable
 from .settings import DhoError, load_settings, read_json, shipped, unknown
@@ -83,18 +84,18 @@ def beside(
 def shifted(
     runs:pd.DataFrame,         # From `ours`
     sets,                      # Names of datasets
-    alpha:float|None=None,     # As for `Evaluation`, with beta or not at all
-    beta:float|None=None,      # Likewise
+    alpha:float|None=None,     # Weight of the CE head where two heads answer, with beta or not at all; else each run's own
+    beta:float|None=None,      # Temperature of the KD head, likewise
     evaluate:bool=False,       # Score the models that have not been; else only what is there is read
 )->pd.DataFrame:               # The runs, with a column NAME_accuracy for every set; NaN where nothing is known
     "What the students of a sweep reach on other test sets; the sweep's folder is sought below the settings' `runs`"
     if (alpha is None) != (beta is None): raise DhoError("give alpha and beta, or neither: they are fixed as a pair")
     def accuracy(run, name):
         folder = load_settings().runs/run["sweep"]/run["run"]
-        file = folder/"shifts"/name/(f"{alpha:g}-{beta:g}" if None not in (alpha, beta) else "")/"evaluation.json"
+        pair = (alpha, beta) if get_method(run.get("method_value") or run["method"]).weighs else (None, None)
+        file = folder/"shifts"/name/("" if None in pair else "{:g}-{:g}".format(*pair))/"evaluation.json"
         if evaluate and not file.exists():
-            Evaluation(folder/"model.safetensors", make_config(dict(dataset=name)), "test", alpha,
-                       beta).write(file.parent)
+            Evaluation(folder/"model.safetensors", make_config(dict(dataset=name)), "test", *pair).write(file.parent)
         return [*read_json(file)["heads"].values()][-1]["accuracy"] if file.exists() else float("nan")
     found = {f"{name}_accuracy": [accuracy(run, name) for run in runs.to_dict("records")] for name in sets}
     made = runs.assign(**{k: pd.Series(v, runs.index, dtype=float) for k, v in found.items()})
