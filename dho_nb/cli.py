@@ -375,11 +375,11 @@ def _check(args):
     from dho_nb.manifests import summary
     from dho_nb.runs import Run
     config = chosen(args)
-    manifest, root, bad, _ = open_data(config)
+    manifest, root, bad, keys = open_data(config)
     subset = known_labels(config, manifest)
     where = str(root).replace(str(Path.home()), "~")
     print(f"{manifest.name}: {len(manifest)} images below {where}, {len(manifest.classes)} "
-          f"classes\n{summary(manifest).to_string()}\n{_class_lines(manifest)}")
+          f"classes\n{summary(manifest).to_string()}\n{_class_lines(manifest)}{_twin_lines(manifest, keys)}")
     print(f"labels for training ({subset.name}): {len(subset)}; images left out: {len(bad)}", flush=True)
     with tempfile.TemporaryDirectory() as place:
         run = Run(config, Path(place)/"run", "none")
@@ -398,6 +398,20 @@ def _class_lines(manifest, most=50):
     groups = [[*names] for _, names in groupby(sorted(manifest.classes, key=plain), plain)]
     warned = "".join(f"\nnearly the same name: {', '.join(map(repr, g))}" for g in groups if len(g) > 1)
     return f"classes, with their labelled images: {listed}{more}{warned}"
+
+def _twin_lines(manifest, keys):
+    "What is trained on and tested on, and what has two labels, where files hold the same; nothing for a known dataset"
+    if keys is None: return ""
+    table = manifest.table.assign(key=keys)
+    same = table[table["key"].duplicated(keep=False) & (table["key"] != "unreadable")].groupby("key")
+    learnt = {k: g for k, g in same if {"train"} < {*g["split"]}}
+    unsure = {k: g for k, g in ((k, g[g["label"] >= 0]) for k, g in same) if g["label"].nunique() > 1}
+    example = lambda groups, by: " and ".join(next(iter(groups.values())).drop_duplicates(by)["path"].iloc[:2])
+    asked = sum((g["split"] != "train").sum() for g in learnt.values())
+    return ((f"\nscored, and the same file as a training image: {asked} images, e.g. {example(learnt, 'split')}: leave "
+             "one of each pair out, or the score says too much" if learnt else "")
+            + (f"\nthe same file under two labels: {len(unsure)}, e.g. {example(unsure, 'label')}: one label is wrong"
+               if unsure else ""))
 
 def _demo(args):
     "The shipped grid as a sweep, and its table and pictures as reports make them"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VALIDATION', 'TEACHER_HEADS', 'PLACES', 'LATER', 'Config', 'make_config', 'preset', 'config_from', 'plain_parameters',
-           'open_data', 'known_labels', 'labels_mark', 'renamed', 'without', 'listed', 'settled', 'identity',
-           'weights_file_hash']
+           'open_data', 'known_labels', 'validation_rows', 'labels_mark', 'renamed', 'without', 'listed', 'settled',
+           'identity', 'weights_file_hash']
 
 # %% ../nbs/10_configs.ipynb #883ca461
 import dataclasses, json, math, os
@@ -16,9 +16,9 @@ import pandas as pd
 import dho_nb
 from .embeddings import Store, own_identity, read_embeddings
 from .heads import POOL_HEADS
-from .manifests import (LISTS, LabelSubset, Manifest, content_keys, data_root, fingerprint, from_labels,
-                              labelled_subset, manifest_hash, manifest_names, missing_images,
-                              open_manifest, pictures_below, split_off)
+from .manifests import (LISTS, LabelSubset, Manifest, content_keys, data_root, few_per_class, fingerprint,
+                              from_labels, labelled_subset, manifest_hash, manifest_names, missing_images,
+                              open_manifest, pictures_below, rows, split_off)
 from .objectives import METHODS, get_method
 from .presets import named
 from .settings import PRECISIONS, DhoError, atomic_path, digest, load_settings, reason, unknown
@@ -60,7 +60,7 @@ class Config:
     size:int=0                   # The student's image side in pixels; its own if 0
     ce_head:str="linear"         # linear, mlp, cosine or reference; the kind of the only head, where a method has one
     kd_head:str="linear"         # The same; cosine is the paper's alignment (Eq. 10)
-    head_init:str=""             # text begins both heads from the text embeddings of an open_clip student, text-ce the CE head; empty: at random
+    head_init:str=""             # text begins both heads from the class embeddings of an open_clip student's own text tower, text-ce the CE head, teacher both from the teacher's; empty: at random
     frozen:bool=False            # Only the heads learn, the backbone stays as it is
     epochs:int=200               # Passes over the unlabelled images
     batch_labelled:int=64        # Most labelled images per step
@@ -77,7 +77,7 @@ class Config:
     flip:float=0.5               # Probability of a horizontal flip
     tau:float=2.0                # τ, the distillation temperature
     ce_weight:float=0.5          # λ, the weight of the labels
-    kd_weight:float=0.5          # 1 − λ, the weight of the teacher
+    kd_weight:float=0.5          # The weight of the teacher, 1 − λ in the paper; given by itself
     validation:str="none"        # Who chooses α and β: none (as given), few (min(shots, 4) per class), full (the val split)
     alpha:float=0.5              # α, weight of the CE head, where validation does not choose it
     beta:float=0.5               # β, temperature of the KD head, where validation does not choose it
@@ -122,10 +122,12 @@ def _validate(config):
     for name, options in (("validation", VALIDATION), ("precision", PRECISIONS), ("pool_head", ("auto", *POOL_HEADS)),
                           ("predict", ("all", "test")), ("teacher_head", TEACHER_HEADS), ("labels_by", LISTS),
                           ("pixels", ("auto", "map", "files")), ("schedule", ("cosine", "linear")),
-                          ("head_init", ("", "text", "text-ce")),
+                          ("head_init", ("", "text", "text-ce", "teacher")),
                           *((h, [k for k in HEADS if k != "zero-shot"]) for h in ("ce_head", "kd_head"))):
         if getattr(config, name) not in options: raise unknown(name, getattr(config, name), options)
-    if config.head_init and not config.student.startswith("open_clip:"):
+    if config.head_init == "teacher" and not get_method(config.method).teacher:
+        raise DhoError(f"head_init='teacher' needs a method with a teacher, not {config.method}: leave it out")
+    if config.head_init.startswith("text") and not config.student.startswith("open_clip:"):
         raise DhoError(f"head_init={config.head_init!r} needs a student with a text tower, open_clip:NAME/TAG, and "
                        f"{config.student!r} is none")
     bad = [f"{n}={getattr(config, n)} (must be {what})" for n, what, ok in _RANGES if not ok(getattr(config, n))]
@@ -251,6 +253,32 @@ def known_labels(
     "The labelled images that a run may learn from; a method that learns from the teacher alone does without"
     needed = get_method(config.method).labelled or config.teacher_head != "zero-shot"
     return labelled_subset(manifest, config.shots, config.fraction, config.seed, config.labels_by, needed)
+
+def validation_rows(
+    config:Config,      # Whose `validation` says which
+    manifest:Manifest,  # Its dataset
+    labelled:int,       # Images with labels that the run learns from
+)->np.ndarray:          # Positions; none where nothing is chosen
+    "Validation images that a run's protocol may use; an error that says what is missing where there are none"
+    if config.validation == "none": return np.empty(0, np.int64)
+    here = rows(manifest, "val", labelled=True)
+    if not len(here) and get_method(config.method).lambdas:
+        raise DhoError(f"{config.method} chooses λ on labelled validation images, and {manifest.name} has none: mark "
+                       "some as val, or use sho with ce_weight")
+    if not len(here):
+        raise DhoError(f"validation={config.validation!r} needs a labelled val split, and {manifest.name} has none: "
+                       "use validation='none' with fixed alpha and beta")
+    return here if config.validation == "full" else here[_few(manifest, here, labelled, config.seed)]
+
+def _few(manifest, here, labelled, seed):
+    "Some validation images of every class: as many as it has labels, and at most 4"
+    there = set(manifest.table["label"].to_numpy()[here])
+    absent = [c for i, c in enumerate(manifest.classes) if i not in there]
+    if absent:
+        raise DhoError(f"validation='few' takes images of every class, and the val split has none of {absent}: use "
+                       "'full' or 'none'")
+    as_train = replace(manifest, table=manifest.table.iloc[here].assign(split="train"))
+    return labelled_subset(as_train, shots=few_per_class(labelled, len(manifest.classes)), seed=seed).rows
 
 def labels_mark(
     manifest:Manifest,  # A dataset

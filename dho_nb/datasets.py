@@ -35,9 +35,13 @@ class Dataset:
     by_hand:str=""               # What a person has to do where no library downloads it
 
     @property
-    def templates(self): return (self.template,) if isinstance(self.template, str) else self.template
+    def templates(self)->tuple:
+        "The paper's prompts"
+        return (self.template,) if isinstance(self.template, str) else self.template
     @property
-    def folder(self): return FOLDERS.get(self.name, self.name)
+    def folder(self)->str:
+        "What its images' folder is called below the data root"
+        return FOLDERS.get(self.name, self.name)
 
 # %% ../nbs/01b_datasets.ipynb #334316af
 IMAGENET_TEMPLATES = ("itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.",

@@ -511,11 +511,11 @@ def _record(self:Predictor, answers, decided, top, probabilities):
 @patch
 def predict(self:Predictor,
     images,                    # As for `list_images`
-    top:int=5,                 # As for `each`, and so are the rest
-    probabilities:bool=False,
-    batch:int=64,
-    threads:int=0,
-    mode:str="auto",
+    top:int=5,                 # Most likely classes to list
+    probabilities:bool=False,  # Also a column `p(class)` for every class
+    batch:int=64,              # Images that are computed together
+    threads:int=0,             # That decode; as many as there are cores, up to 8, if 0
+    mode:str="auto",           # Progress, as in `Settings.progress`
 )->pd.DataFrame:               # One row per image
     "What the model says about pictures: prediction, probability, each head's own answer, who decided, the likeliest classes"
     return pd.DataFrame(self.each(images, top, probabilities, batch, threads, mode),

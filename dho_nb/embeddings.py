@@ -82,11 +82,17 @@ class Store(ChunkStore):
         "One embedding per image, for whatever view is asked?"
         return not self.header.get("views")
 
-    def view(self, view:int):
+    def view(self,
+        view:int,   # Its number, or `STILL`
+    ):              # A `Chunked`, [images, D] float16
         "The array of a view"
         return self.array(self.name(view), (self.header["dim"],), "float16")
 
-    def name(self, view:int)->str: return view_name(STILL if self.single else view)
+    def name(self,
+        view:int,   # Its number, or `STILL`
+    )->str:
+        "What a view's array is called"
+        return view_name(STILL if self.single else view)
 
     def filled(self)->list:
         "Views of which there is something"
@@ -195,7 +201,10 @@ def embed(self:Lookup,
 
 # %% ../nbs/04_embeddings.ipynb #e17d0dc2
 @patch
-def enter(self:Lookup, views, rows=slice(None)):
+def enter(self:Lookup,
+    views,              # Numbers of views that are wanted
+    rows=slice(None),   # Positions in the manifest
+):
     "Enter all images in the store's list, each split apart, and make sure that the chunks of `rows` can be filled"
     split, want = self.manifest.table["split"].map(SPLITS.index), np.zeros(len(self.rows), bool)
     want[rows] = True
@@ -628,7 +637,10 @@ def write(self:Lookup,
     self.bind()
 
 @patch
-def own_text(self:Lookup, held, file):
+def own_text(self:Lookup,
+    held,   # What a file of embeddings holds, by name
+    file,   # It, for messages
+):
     "Keep class embeddings that were made elsewhere, if there are any"
     if "text" not in held: return
     text = np.asarray(held["text"], np.float32)

@@ -34,8 +34,14 @@ class HeadOutputs:
 
     def __post_init__(self):
         for name in ("ce", "kd", "labels", "rows"):
-            value = getattr(self, name).detach().cpu()
+            value = torch.as_tensor(getattr(self, name)).detach().cpu()
             object.__setattr__(self, name, value.float() if value.dtype in (torch.bfloat16, torch.float16) else value)
+        shapes = [tuple(v.shape) for v in (self.ce, self.kd, self.labels, self.rows)]
+        if self.ce.ndim != 2 or shapes[1:] != [shapes[0], shapes[0][:1], shapes[0][:1]]:
+            raise DhoError(f"head outputs: ce and kd are [N, C], labels and rows [N], not {', '.join(map(str, shapes))}")
+        if (strange := self.ce.amax(1).isnan() | self.kd.amax(1).isnan()).any():
+            raise DhoError(f"{int(strange.sum())} of {len(self)} images have logits that are no numbers (nan): the "
+                           "weights hold nan, or the precision overflows; train with a lower lr, or use precision='fp32'")
 
     def __len__(self): return len(self.labels)
 
@@ -47,7 +53,17 @@ class HeadOutputs:
 
 # %% ../nbs/08_evaluation.ipynb #0ec1e43d
 @torch.no_grad()
-def over_images(student, module, source, rows, device, precision, workers, mode, label):  # As for `collect`; `module` is the model or a part of it
+def over_images(
+    student:Student,  # Its preprocessing; its model comes back in the mode in which it was
+    module,           # The model, or a part of it
+    source,           # As for `collect`, and so are the next five
+    rows,
+    device,
+    precision,
+    workers,
+    mode,
+    label:str,        # Of the progress
+):                    # Yields what `module` returns for each batch
     "What a module says of the centred square of each image, batch by batch, in evaluation mode"
     device, training = torch.device(device), student.model.training
     student.model.to(device).eval()

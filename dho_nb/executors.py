@@ -7,7 +7,7 @@ __all__ = ['MOST_LOST', 'EXECUTORS', 'attempt', 'gpu_answers', 'Board', 'Show', 
            'fill_stores', 'run_sweep', 'slurm_script']
 
 # %% ../nbs/11b_executors.ipynb #e6b338d9
-import os, re, shlex, socket, subprocess, sys, threading, time
+import os, re, shlex, shutil, socket, subprocess, sys, threading, time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -69,7 +69,10 @@ class Board:
         self.later, self.running, self.took, self.best, self.tries, self.lost = [], {}, [], (None, ""), {}, {}
         self.slots, self.halted, self.changed = 1, "", threading.Condition()
 
-    def take(self, where, wait=True):
+    def take(self,
+        where:str,       # Who takes it, for the table
+        wait:bool=True,  # For a run that may come back to the queue
+    )->Task|None:
         "The next run for somebody, or None: there is none left, or the sweep was halted"
         with self.changed:
             while not self.halted:
@@ -84,7 +87,10 @@ class Board:
         self.running[task.run] = where, time.time()
         return task
 
-    def put(self, task, told):
+    def put(self,
+        task:Task,   # As from `take`
+        told:dict,   # kind, text, seconds, accuracy
+    ):
         "What came of a run"
         with self.changed:
             try: getattr(self, f"_{told['kind']}")(task, told)
@@ -94,7 +100,9 @@ class Board:
                 self.running.pop(task.run, None)
                 self.changed.notify_all()
 
-    def halt(self, why):
+    def halt(self,
+        why:str,   # In words
+    ):
         "End the sweep early; runs at work are asked to stop"
         with self.changed:
             self.halted = self.halted or why
@@ -151,10 +159,15 @@ def left(self:Board)->str:
 # %% ../nbs/11b_executors.ipynb #4ebc324d
 class Show:
     "Where a sweep says how it goes"
-    def __init__(self, board, mode="auto"):
+    def __init__(self,
+        board:"Board",       # Whose runs
+        mode:str="auto",     # Progress, as in `Settings.progress`
+    ):
         self.board, self.mode, self.drawn, self.last, self.shown = board, progress_mode(mode), 0, 0, Redrawn()
 
-    def line(self, text):
+    def line(self,
+        text:str,   # One line
+    ):
         "Something changed"
         if self.mode == "none": return
         try:
@@ -162,7 +175,9 @@ class Show:
             print(f"  {text}", flush=True)
         except (OSError, ValueError): self.mode = "none"  # nobody reads any more; the work goes on
 
-    def draw(self, final=False):
+    def draw(self,
+        final:bool=False,   # Also if it was drawn less than a second ago
+    ):
         "The table, in its place"
         if self.mode != "bar" or time.time() - self.last < 1 and not final: return
         self.last, text = time.time(), table_text(self.board)
@@ -274,7 +289,7 @@ def fill_stores(
                           range(len(parts))))
 
 def _fill(config, folder, part, parts, slot):
-    "A part of a store, in a process of its own"
+    "A part of a store, in a process of its own; its folder stays where it failed"
     from dho_nb.sweeps import reason_of
     folder = folder/f"{digest(asdict(config))}-{part}-{socket.gethostname()}-{os.getpid()}"  # others may fill theirs
     write_json(folder/"config.json", asdict(config))
@@ -283,6 +298,7 @@ def _fill(config, folder, part, parts, slot):
     if code:
         raise DhoError(f"the teacher's store for {config.dataset} could not be filled: {reason_of(said, code)}\nits "
                        f"log is {folder/'log.txt'}")
+    shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../nbs/11b_executors.ipynb #ecbec1a0
 def run_sweep(

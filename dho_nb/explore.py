@@ -64,7 +64,10 @@ class Explorer:
         return dict(alpha=self.at[0], beta=beta, accuracy=float(self.surface.accuracy.iloc[a][beta]),
                     nll=float(self.surface.nll.iloc[a][beta]))
 
-    def move(self, alpha=None, beta=None):
+    def move(self,
+        alpha:float|None=None,  # Weight of the CE head; where it is if None
+        beta:float|None=None,   # Temperature of the KD head, the nearest of the surface's; likewise
+    ):
         "Go to another place, as the sliders do"
         self.at = self.at[0] if alpha is None else float(alpha), self.at[1] if beta is None else self._nearest(beta)
         self.alpha.value, self.beta.value = self.at

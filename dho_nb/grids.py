@@ -33,6 +33,7 @@ class Cell:
 
     @property
     def name(self)->str:
+        "Its labels as a part of a folder's name"
         parts = [label if re.match(r"[^\W\d]", label) or re.search("[a-z%]$", label) else axis + label
                  for axis, label in self.labels.items()]
         return re.sub(r"[^\w.-]+", "-", "-".join(parts).replace("%", "pct"))[:120].strip("-") or "run"
@@ -97,10 +98,14 @@ class Grid:
         if not self.cells: raise DhoError(f"grid {self.name} has no runs: give it axes, or fewer exclusions")
 
     @property
-    def axes(self)->list: return list(dict.fromkeys(axis for c in self.cells for axis in c.labels))
+    def axes(self)->list:
+        "Names of what differs between the runs"
+        return list(dict.fromkeys(axis for c in self.cells for axis in c.labels))
 
     @property
-    def digest(self)->str: return digest([[c.labels, c.parameters] for c in self.cells])
+    def digest(self)->str:
+        "Hash of labels and parameters of all cells"
+        return digest([[c.labels, c.parameters] for c in self.cells])
 
 # %% ../nbs/11_grids.ipynb #f566f005
 def make_grid(

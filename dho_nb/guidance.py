@@ -41,6 +41,7 @@ class Guidance:
     ):
         self.config, self.manifest, self.root, self.keys = config, manifest, Path(root), keys
         self.device, self.workers, self.mode, self.teacher = torch.device(device), workers, mode, None
+        self.seen = 0  # images that a teacher has looked at which was let go
         self.precision = pick_precision(self.device, config.precision)
         self.live = config.views == "live" and not config.embeddings
         header = Path(config.embeddings or ".").expanduser()/"header.json"
@@ -60,7 +61,14 @@ class Guidance:
     @property
     def looked(self)->int:
         "Images that the teacher has looked at in this process"
-        return self.teacher.looked if self.teacher else 0
+        return self.seen + (self.teacher.looked if self.teacher else 0)
+
+    def release(self):
+        "Where all that a run asks is stored, let the teacher go: a large one takes gigabytes of the GPU that trains the student"
+        if self.teacher is None or self.live: return
+        self.head
+        self.seen, self.teacher = self.looked, None
+        if self.device.type == "cuda": torch.cuda.empty_cache()
 
 # %% ../nbs/10_guidance.ipynb #036a714c
 @patch

@@ -234,7 +234,9 @@ class Judged:
     logits:torch.Tensor  # [N, C] what it says about the pool, calibrated
 
     @property
-    def sure(self)->float: return 0.9 if len(self.table) else 0.0  # from which probability on to learn from it: a threshold needs calibration
+    def sure(self)->float:
+        "From which probability on to learn from it: a threshold needs calibration"
+        return 0.9 if len(self.table) else 0.0
 
 def judge(
     pool:torch.Tensor,      # [N, D] embeddings of length 1

@@ -231,6 +231,7 @@ class Curve:
 
     @property
     def table(self)->pd.DataFrame:
+        "labels, accuracy, and a 95 % interval of it: low, high"
         each = [interval(r.sum(), len(r)) for r in self.right]
         return pd.DataFrame(dict(labels=self.labels, accuracy=self.right.mean(1), low=[l for l, _ in each],
                                  high=[h for _, h in each]))

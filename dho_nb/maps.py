@@ -152,9 +152,13 @@ class ChunkStore:
             raise DhoError(f"the store {self.folder} cannot be made ({reason(e)}): set cache in settings.ini "
                            "or DHO_CACHE") from None
 
-    def locked(self): return FileLock(self.folder/".lock", is_singleton=True)
+    def locked(self)->FileLock:
+        "The lock of whoever changes the list of images"
+        return FileLock(self.folder/".lock", is_singleton=True)
 
-    def agree(self, asked:dict):
+    def agree(self,
+        asked:dict,   # As the header
+    ):
         "Refuse a store whose header says otherwise"
         differs = [f"{k} is {_short(old)}, asked for {_short(new)}" for k, old, new in _differences(self.header, asked)]
         if differs:
@@ -196,7 +200,11 @@ def find(self:ChunkStore,
     return self.place.reindex(_names(ids, keys), fill_value=-1).to_numpy()
 
 @patch
-def array(self:ChunkStore, name:str, item, dtype)->Chunked:
+def array(self:ChunkStore,
+    name:str,    # Of its file, without .npy
+    item:tuple,  # Shape of an image's item
+    dtype,       # NumPy's
+)->Chunked:      # [images, *item]
     "One of the arrays, with room for every image"
     if name not in self.arrays:
         self.arrays[name] = Chunked(self.folder/f"{name}.npy", item, dtype, self.bounds)
@@ -205,8 +213,10 @@ def array(self:ChunkStore, name:str, item, dtype)->Chunked:
     return self.arrays[name]
 
 @patch
-def done(self:ChunkStore, name:str)->np.ndarray:
-    "[chunks] bool: where an array is filled, whether it exists or not"
+def done(self:ChunkStore,
+    name:str,      # As for `array`
+)->np.ndarray:     # [chunks] bool
+    "Where an array is filled, whether it exists or not"
     if name in self.arrays: return self.arrays[name].done
     return Chunked(self.folder/f"{name}.npy", (), "u1", self.bounds).done
 
@@ -266,9 +276,14 @@ def _chunk_of(self:ChunkStore, place):
 # %% ../nbs/02b_maps.ipynb #15cdee0a
 class Claims:
     "Which spans of chunks this process works on"
-    def __init__(self, folder, span=8): self.folder, self.span, self.held = Path(folder), span, {}
+    def __init__(self,
+        folder:str|Path,  # Of the lock files
+        span:int=8,       # Chunks that are claimed together
+    ): self.folder, self.span, self.held = Path(folder), span, {}
 
-    def take(self, chunk:int)->bool:
+    def take(self,
+        chunk:int,   # Its number
+    )->bool:         # Is it ours?
         "Claim the span of a chunk, unless somebody else has it"
         if (span := chunk//self.span) in self.held: return True
         self.folder.mkdir(exist_ok=True)
@@ -278,7 +293,9 @@ class Claims:
         self.held[span] = lock
         return True
 
-    def before(self, chunk:int)->list:
+    def before(self,
+        chunk:int,   # Its number
+    )->list:
         "Spans held that lie before that of a chunk"
         return [s for s in self.held if s < chunk//self.span]
 
@@ -289,14 +306,19 @@ class Claims:
                 with FileLock(file, timeout=0): file.unlink(missing_ok=True)
             except Timeout: continue
 
-    def drop(self, spans):
+    def drop(self,
+        spans,   # Numbers of spans that are held
+    ):
         "Let go of spans"
         for span in spans: self.held.pop(span).release(force=True)
 
 # %% ../nbs/02b_maps.ipynb #dbc5202a
 class Work(torch.utils.data.Dataset):
     "Numbered pieces of work for processes that prepare them"
-    def __init__(self, pieces, make): self.pieces, self.make = pieces, make
+    def __init__(self,
+        pieces:list,   # Arguments of `make`
+        make,          # What to do with each
+    ): self.pieces, self.make = pieces, make
     def __len__(self): return len(self.pieces)
     def __getitem__(self, k): return k, self.make(*self.pieces[k])
 
@@ -412,7 +434,9 @@ class ImageMap(ChunkStore):
     def __getstate__(self): return {**vars(self), "resident": None if self.resident is None else True}
 
     @property
-    def bytes(self)->int: return 3*self.side**2*len(self.manifest)
+    def bytes(self)->int:
+        "What the pixels of all images take"
+        return 3*self.side**2*len(self.manifest)
 
     def _arrays(self): return [self.array("pixels", (3, self.side, self.side), "uint8"),
                                self.array("sizes", (2,), "int32")]

@@ -38,7 +38,9 @@ class Team:
         self.aside = dist.new_group(backend="gloo", timeout=timedelta(days=7))  # whoever waits for the first one's data waits long
 
     @property
-    def main(self)->bool: return self.rank == 0
+    def main(self)->bool:
+        "Is this the process that prints and writes?"
+        return self.rank == 0
 
     def wait(self):
         "Until all are here"
@@ -51,23 +53,32 @@ class Team:
         yield
         if self.main: self.wait()
 
-    def some(self, flag)->bool:
+    def some(self,
+        flag,   # What this process says; anything with a truth value
+    )->bool:
         "Does any process say yes?"
         if self.world == 1: return bool(flag)
         said = torch.tensor([float(bool(flag))])
         dist.all_reduce(said, group=self.aside)
         return said.item() > 0
 
-    def total(self, value:torch.Tensor)->torch.Tensor:
+    def total(self,
+        value:torch.Tensor,  # This process's; of any shape, the same in all
+    )->torch.Tensor:
         "Sum over the processes"
         if self.world > 1: dist.all_reduce(value := value.clone())
         return value
 
-    def share(self, rows)->np.ndarray:
+    def share(self,
+        rows,         # [N], the same in all processes
+    )->np.ndarray:
         "This process's part of some rows: every `world`-th, beginning with its rank"
         return np.asarray(rows)[self.rank::self.world]
 
-    def whole(self, part:torch.Tensor, count:int)->torch.Tensor:
+    def whole(self,
+        part:torch.Tensor,  # [len(share), …] this process's, on the CPU
+        count:int,          # Rows of all processes
+    )->torch.Tensor:        # [count, …]
         "What all made of their `share` of `count` rows, in the order of the rows"
         if self.world == 1: return part
         padded = part.new_zeros(-(-count//self.world), *part.shape[1:])

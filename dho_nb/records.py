@@ -156,15 +156,35 @@ def _from_folders(place, labels):
         why = _state(folder)
         try:
             if not why and labels: named = _relabelled(named, labels(read_json(folder/"run.json")["config"]))
-            if not why and named is not None: (line, problem), why = _line(folder, named, sweep, cache), ""
+            if not why and named is not None:
+                (line, problem), recipe = _line(folder, named, sweep, cache), _recipe(folder)
         except (DhoError, KeyError, TypeError) as e: why = f"broken ({reason(e)})"
         if why or named is None: skipped[folder.name] = why or "left out by labels"; continue
-        lines.append((line, folder)); axes = list(dict.fromkeys([*axes, *named]))
+        lines.append((dict(line, recipe=recipe), folder)); axes = list(dict.fromkeys([*axes, *named]))
         if problem: skipped[folder.name] = problem
     cache.keep()
     return lines, axes, skipped
 
 def _relabelled(named, more): return None if more is None else {**named, **{k: str(v) for k, v in more.items()}}
+
+# %% ../nbs/12_records.ipynb #b4d2f6e3
+def _recipe(folder):
+    "The parameters on which a run's numbers depend, but for its seed, as text"
+    from dho_nb.configs import PLACES, settled
+    known = settled(_plain(read_json(folder/"run.json")["config"]))
+    return {k: _text(v) for k, v in known.items() if k not in {*PLACES, "seed", "conflict"}}
+
+def _apart(lines, axes):
+    "Lines and axes, with those parameters as axes that differ between runs of a cell"
+    cells, names = {}, [a for a in dict.fromkeys([*axes, *BASIC]) if a != "seed"]
+    recipes = [line.pop("recipe", {}) for line in lines]
+    for line, recipe in zip(lines, recipes): cells.setdefault(tuple(line.get(n) for n in names), []).append(recipe)
+    varies = lambda p: any(len({r[p] for r in held if p in r}) > 1 for held in cells.values())
+    varied = [p for p in dict.fromkeys(p for r in recipes for p in r) if varies(p)]
+    for line, recipe in zip(lines, recipes):
+        line |= {f"{p}_value": line.pop(p) for p in varied if p in line}
+        line |= {p: recipe.get(p, "") for p in varied}
+    return lines, [*axes, *varied]
 
 # %% ../nbs/12_records.ipynb #368ae412
 def load_placed(
@@ -186,6 +206,7 @@ def load_placed(
         lines += [dict(line, folder=str(folder)) for line, folder in found if line["identity"] not in seen]
         seen |= {line["identity"] for line, _ in found}
         axes, skipped = list(dict.fromkeys([*axes, *its_axes])), {**skipped, **left}
+    lines, axes = _apart(lines, axes)
     broken = [f"{k}: {v}" for k, v in skipped.items() if v.startswith(("broken", "its outputs"))]
     if broken: warnings.warn(f"{len(broken)} run(s) could not be read whole; {'; '.join(broken[:5])}", stacklevel=3)
     return _frame(lines, axes, skipped)

@@ -24,7 +24,7 @@ from .settings import autocast, pick_precision
 from .students import overhead
 from .teachers import load_teacher, resolve_teacher, teacher_logits
 from .training import Trainer, enough, stored
-from .views import Images, Streams, ViewSpec
+from .views import Images, Streams, ViewSpec, epoch_steps
 
 # %% ../nbs/11_rehearsal.ipynb #6a3cbe1b
 def _imagined(config):
@@ -186,7 +186,7 @@ def workload(
     known = min(config.shots*classes, given) if config.shots else round((config.fraction or 1)*given)
     others = counts["train"] - (0 if config.include_labelled else known)
     labelled, unlabelled = m.labelled, m.unlabelled and config.unlabelled
-    steps = -(-others//config.batch_unlabelled) if others else -(-known//config.batch_labelled)
+    steps = epoch_steps(known, others, (config.batch_labelled, config.batch_unlabelled))
     steps *= sum(s.recipe.epochs for s in stages_of(config))
     seen = (steps*(labelled*min(config.batch_labelled, known))
             + unlabelled*others*sum(s.recipe.epochs for s in stages_of(config)))

@@ -182,7 +182,15 @@ def label_free(
 # %% ../nbs/12_reports.ipynb #83e06209
 class ResultTable:
     "Means over seeds with their spread, in the order of a paper; shows itself in notebooks"
-    def __init__(self, cells, keys, heads, titles, digits, scale, note):
+    def __init__(self,
+        cells:dict,    # (row, column) to mean, std, runs, wanted, and marks
+        keys:list,     # Rows in order, as tuples
+        heads:list,    # Columns in order, as tuples
+        titles:tuple,  # Names of the rows' levels and of the columns'
+        digits:int,    # After the point
+        scale:float,   # 100 for per cent
+        note:str,      # Below the table
+    ):
         self.cells, self.keys, self.heads, self.titles, self.digits = cells, keys, heads, titles, digits
         self.scale, self.note = scale, note
         self.frame, self.std, self.runs = (self._wide(lambda c: c.get(k)) for k in ("mean", "std", "runs"))
@@ -194,7 +202,9 @@ class ResultTable:
         return pd.DataFrame([[of(self.cells.get((k, h), {})) for h in self.heads] for k in self.keys],
                             index=names(self.keys, self.titles[0]), columns=names(self.heads, self.titles[1]))
 
-    def text(self, cell):
+    def text(self,
+        cell:dict,   # One of `cells`
+    )->str:
         "What stands in a cell, without its mark"
         if not cell: return ""
         counts = f" ({cell['runs']}/{cell['wanted']})" if cell["runs"] < cell["wanted"] else ""

@@ -16,14 +16,14 @@ import torch
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 import dho_nb
-from .configs import PLACES, Config, identity, known_labels, labels_mark, open_data, settled
+from .configs import PLACES, Config, identity, known_labels, labels_mark, open_data, settled, validation_rows
 from .diagnostics import plot_agreement
 from .heads import Judged
 from .evaluation import (HeadOutputs, agreement, answering, choose, collect, entropy_alpha, head_table,
                                interpolate, load_outputs, per_class, plot_reliability,
                                plot_surface, predictions, save_outputs, scores, surface)
 from .guidance import Guidance, covered
-from .manifests import few_per_class, fingerprint, labelled_subset, manifest_hash, manifest_names, rows
+from .manifests import fingerprint, manifest_hash, manifest_names, rows
 from .maps import ImageMap, map_side
 from .objectives import Method, class_costs, get_method
 from .processes import current_team, end_with_parent
@@ -72,16 +72,20 @@ class Run:
 
     @property
     def name(self)->str:
+        "Dataset, method, labels, seed and the first of the identity"
         c = self.config
         labels = self.subset.name.replace("%", "pct").replace(" ", "-")
         return f"{self.manifest.name}-{c.method}-{labels}-seed{c.seed}-{self.identity[:8]}"
 
     @property
     def done(self)->bool:
+        "Has this very run a result?"
         return (self.folder/"result.json").exists() and read_json(self.folder/"run.json")["identity"] == self.identity
 
     @property
-    def result(self)->dict: return read_json(self.folder/"result.json")
+    def result(self)->dict:
+        "What `result.json` holds, of a finished run"
+        return read_json(self.folder/"result.json")
 
 # %% ../nbs/10_runs.ipynb #9aaf6fc7
 @patch
@@ -208,10 +212,10 @@ def _begin(self:Run):
     "The student before its first step"
     c, m, method = self.config, self.manifest, self.method
     made = new_student(c, len(m.classes), lambda: self.guidance.head)
-    which = "ce" if c.head_init == "text-ce" or method.kd_head else "both"
     if c.head_init:
-        language_init(made.model,
-                      own_texts(c.student, m.classes, m.templates, c.kd_head == "reference", self.device), which)
+        texts = (self.guidance.head if c.head_init == "teacher"
+                 else own_texts(c.student, m.classes, m.templates, c.kd_head == "reference", self.device))
+        language_init(made.model, texts, "ce" if c.head_init == "text-ce" or method.kd_head else "both")
     return made
 
 # %% ../nbs/10_runs.ipynb #54937232
@@ -235,7 +239,9 @@ def pixels(self:Run)->ImageMap|None:
     return self._pixels
 
 @patch
-def streams(self:Run, method:Method)->Streams:
+def streams(self:Run,
+    method:Method,   # Of one of the run's stages
+)->Streams:
     "Training batches as a function of the step"
     c, g, train, made = self.config, self.guidance, rows(self.manifest, "train"), vars(self).setdefault("_streams", {})
     if method.name in made: return made[method.name]
@@ -259,6 +265,7 @@ def prepare(self:Run)->pd.Series:
     if self.done or self.made: return pd.Series(self.made, name=self.name, dtype=object)
     test, val = rows(self.manifest, "test", labelled=True), self.val_rows
     made, began = self.guidance.prepare(rows(self.manifest, "train"), np.union1d(test, val)), time.monotonic()
+    self.guidance.release()
     if self.pixels:
         count = len(self.pixels.missing()) or not (self.pixels.rows >= 0).all()
         self.pixels.build(self.workers if self.settings.workers >= 0 or len(self.manifest) < 2000
@@ -320,23 +327,7 @@ def overview(self:Run)->pd.Series:
 @patch(as_prop=True)
 def val_rows(self:Run)->np.ndarray:
     "Validation images that this run's protocol may use"
-    if self.config.validation == "none": return np.empty(0, np.int64)
-    here = rows(self.manifest, "val", labelled=True)
-    if not len(here) and self.method.lambdas:
-        raise DhoError(f"{self.method.name} chooses λ on labelled validation images, and {self.manifest.name} has "
-                       "none: mark some as val, or use sho with ce_weight")
-    if not len(here):
-        raise DhoError(f"validation={self.config.validation!r} needs a labelled val split, and {self.manifest.name} "
-                       "has none: use validation='none' with fixed alpha and beta")
-    if self.config.validation == "full": return here
-    there = set(self.manifest.table["label"].to_numpy()[here])
-    absent = [c for i, c in enumerate(self.manifest.classes) if i not in there]
-    if absent:
-        raise DhoError(f"validation='few' takes images of every class, and the val split has none of {absent}: use "
-                       "'full' or 'none'")
-    as_train = replace(self.manifest, table=self.manifest.table.iloc[here].assign(split="train"))
-    shots = few_per_class(len(self.subset), len(self.manifest.classes))
-    return here[labelled_subset(as_train, shots=shots, seed=self.config.seed).rows]
+    return validation_rows(self.config, self.manifest, len(self.subset))
 
 # %% ../nbs/10_runs.ipynb #b81ad795
 @dataclass(frozen=True)
@@ -347,7 +338,9 @@ class Stage:
     recipe:Recipe   # How
 
     @property
-    def suffix(self)->str: return f"-{self.name}" if self.name else ""
+    def suffix(self)->str:
+        "What its checkpoint's name ends in"
+        return f"-{self.name}" if self.name else ""
 
 def stages_of(
     config:Config,   # What to do
@@ -363,7 +356,9 @@ def stages_of(
             or [Stage("", m, whole)])
 
 @patch(as_prop=True)
-def stages(self:Run)->list: return stages_of(self.config)
+def stages(self:Run)->list:
+    "What is trained, in order"
+    return stages_of(self.config)
 
 # %% ../nbs/10_runs.ipynb #c83a64c8
 @patch(as_prop=True)
@@ -509,7 +504,9 @@ def evaluate(self:Run)->pd.DataFrame:  # As `head_table`, on the test images
     return answering(head_table(self.part("test"), self.alpha, self.beta), self.method.heads, self.method.answers)
 
 @patch
-def part(self:Run, split:str)->HeadOutputs:
+def part(self:Run,
+    split:str,   # test or val
+)->HeadOutputs:
     "The head outputs of the labelled test images, or of the validation images that may choose"
     wanted = self.val_rows if split == "val" else rows(self.manifest, split, labelled=True)
     return self.outputs.only(torch.from_numpy(np.isin(self.outputs.rows.numpy(), wanted)))

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'DhoError', 'unknown', 'reason', 'hushed', 'needs', 'Settings', 'load_settings', 'shipped',
            'pick_device', 'pick_workers', 'pick_precision', 'autocast', 'mix64', 'uniform', 'key64', 'derive_seed',
-           'atomic_path', 'write_json', 'read_json', 'digest', 'in_notebook', 'progress_mode', 'span', 'Lines', 'track',
-           'Redrawn']
+           'is_running', 'atomic_path', 'write_json', 'read_json', 'digest', 'in_notebook', 'progress_mode', 'span',
+           'Lines', 'track', 'Redrawn']
 
 # %% ../nbs/00_settings.ipynb #9e916a74
-import configparser, difflib, hashlib, importlib.util, json, logging, os, sys, textwrap, time, uuid, warnings
+import configparser, difflib, glob, hashlib, importlib.util, json, logging, os, socket, sys, textwrap, time, uuid, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -209,6 +209,17 @@ def derive_seed(
 # %% ../nbs/00_settings.ipynb #affef17d
 _umask = os.umask(0)
 os.umask(_umask)
+_HOST = hashlib.blake2b(socket.gethostname().encode(), digest_size=3).hexdigest()
+
+def is_running(
+    pid:int,   # Of a process of this machine
+)->bool:       # Where that cannot be told, yes
+    "Is there such a process?"
+    if os.name != "posix": return True
+    try: os.kill(pid, 0)
+    except PermissionError: return True  # somebody else's
+    except OSError: return False
+    return True
 
 @contextmanager
 def atomic_path(
@@ -218,7 +229,8 @@ def atomic_path(
     path = Path(os.path.expanduser(path))
     if path.is_dir(): raise DhoError(f"{path} is a folder: name a file in it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{path.name}")
+    _drop_left(path)
+    temporary = path.with_name(f".tmp-{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name}")
     try:
         yield temporary
         with open(temporary, "rb+") as f: os.fsync(f.fileno())
@@ -226,6 +238,12 @@ def atomic_path(
         os.replace(temporary, path)
         if os.name == "posix": _sync_folder(path.parent)
     finally: temporary.unlink(missing_ok=True)
+
+def _drop_left(path):
+    "Remove what processes of this machine had written for a file when they were killed"
+    for left in path.parent.glob(f".tmp-{_HOST}-*-{glob.escape(path.name)}"):
+        pid = left.name.split("-")[2]
+        if pid.isdigit() and not is_running(int(pid)): left.unlink(missing_ok=True)
 
 def _sync_folder(folder):
     "Flush a folder's own entries, so that a rename survives a power cut"

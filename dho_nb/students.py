@@ -36,12 +36,16 @@ class CosineHead(nn.Linear):
         super().__init__(dim, classes, bias)
         self.zeta = zeta
 
-    def forward(self, features:torch.Tensor)->torch.Tensor:
-        "Features [N, dim] to logits [N, classes] float32"
+    def forward(self,
+        features:torch.Tensor,  # [N, dim]
+    )->torch.Tensor:            # [N, classes] float32 logits
+        "Cosines over ζ"
         with autocast(features.device, "fp32"): return self.scores(F.normalize(features.float(), dim=-1))/self.zeta
 
-    def scores(self, unit:torch.Tensor)->torch.Tensor:
-        "Directions [N, dim] to what ζ divides"
+    def scores(self,
+        unit:torch.Tensor,  # [N, dim] of length 1
+    )->torch.Tensor:        # [N, classes]
+        "What ζ divides"
         return F.linear(unit, F.normalize(self.weight.to(unit.dtype), dim=-1))
 
 # %% ../nbs/05_students.ipynb #8168f4c1
@@ -287,7 +291,7 @@ def _finder(spec):
 
 # %% ../nbs/05_students.ipynb #df8b66dc
 def read_weights(
-    file:str|Path,  # .safetensors, .npz, .pt, .pth or .bin
+    file:str|Path,  # .safetensors, .npz, .pt, .pth, .pth.tar, .bin or .ckpt
 )->dict:            # Names to tensors
     "The tensors of a weights file, without running anything that it may hold"
     file = Path(file).expanduser()
@@ -296,8 +300,8 @@ def read_weights(
         if file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as arrays:
                 return {k: torch.from_numpy(arrays[k]) for k in arrays.files}
-        if file.suffix not in (".pt", ".pth", ".bin", ".ckpt"):
-            raise DhoError(f"weights {file}: expected .safetensors, .npz, .pt or .pth")
+        if file.suffix not in (".pt", ".pth", ".bin", ".ckpt", ".tar"):
+            raise DhoError(f"weights {file}: expected .safetensors, .npz, .pt, .pth, .pth.tar, .bin or .ckpt")
         found = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DhoError(f"weights {file} do not exist; give 'pretrained', nothing, or an existing file") from None
@@ -311,8 +315,9 @@ def read_weights(
     tensors = {k: v for k, v in found.items() if isinstance(v, torch.Tensor)}
     inside = [k for k, v in found.items() if isinstance(v, dict)]
     if inside and not tensors:
+        models = [k for k in inside if any(isinstance(v, torch.Tensor) for v in found[k].values())] or inside
         raise DhoError(f"weights {file} hold several things ({', '.join(map(str, inside))}): save the one that is "
-                       f"meant, torch.save(torch.load(FILE)[{inside[-1]!r}], NEW_FILE)")
+                       f"meant, torch.save(torch.load(FILE)[{models[0]!r}], NEW_FILE)")
     return tensors
 
 # %% ../nbs/05_students.ipynb #a5419110

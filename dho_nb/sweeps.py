@@ -21,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 from .grids import Cell, Grid, read_grid, strangers
 from .forks import fresh
 from .manifests import manifest_files
-from .settings import DhoError, atomic_path, digest, load_settings, needs, read_json, shipped, span, write_json
+from .settings import (DhoError, atomic_path, digest, is_running, load_settings, needs, read_json, shipped, span,
+                             write_json)
 
 # %% ../nbs/11_sweeps.ipynb #04e98afd
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Task:
 
     @property
     def config(self):
+        "The parameters as a `Config`, validated"
         from dho_nb.configs import make_config
         return make_config(self.parameters)
 
@@ -44,11 +46,12 @@ def tasks_of(
 )->tuple:         # List of `Task`, and what the datasets hold: name to hash
     "The runs of a grid; a mistake in any of them is an error that names it"
     from dho_nb.configs import identity, make_config
-    opened, tasks = {} if opened is None else opened, []
+    opened, subsets, tasks = {} if opened is None else opened, {}, []
     for cell in grid.cells:
         try:
             config = make_config(cell.parameters)
             manifest, hashed, files = _opened(config, opened)
+            _possible(config, manifest, subsets)
             known = identity(config, manifest, files, hashed)
         except DhoError as e: raise DhoError(f"grid {grid.name}, run {cell.name}: {e}") from None
         tasks.append(Task(f"{cell.name}-{known[:8]}", known, cell.labels, cell.parameters))
@@ -68,6 +71,27 @@ def _opened(config, opened):
         if own: manifest, _, keys = covered(Guidance(config, manifest, root, keys, mode="none"), bad)
         opened[key] = manifest, manifest_hash(manifest), "" if keys is None else fingerprint(manifest, keys)
     return opened[key]
+
+def _possible(config, manifest, subsets):
+    "Refuse what the run itself would refuse: no labels, no validation images, a warm-up that never ends"
+    from dho_nb.configs import known_labels, validation_rows
+    from dho_nb.objectives import get_method
+    from dho_nb.runs import stages_of
+    from dho_nb.training import warmed
+    from dho_nb.views import epoch_steps
+    which = [id(manifest), *(getattr(config, k) for k in ("shots", "fraction", "seed", "labels_by")),
+             get_method(config.method).labelled, config.teacher_head]
+    labelled = _memo(subsets, which, lambda: len(known_labels(config, manifest)))
+    validation_rows(config, manifest, labelled)
+    others = int((manifest.table["split"] == "train").sum()) - (0 if config.include_labelled else labelled)
+    steps = epoch_steps(labelled, others, (config.batch_labelled, config.batch_unlabelled))
+    for stage in stages_of(config): warmed(stage.recipe, steps)
+
+def _memo(known, what, make):
+    "What was made for the same thing before"
+    key = digest(what)
+    if key not in known: known[key] = make()
+    return known[key]
 
 # %% ../nbs/11_sweeps.ipynb #3afabe2d
 BEAT = 10.0  # Seconds between heartbeats; three that are missing mean death
@@ -98,11 +122,7 @@ def _said(file):
 def _alive(beat):
     "Does a heartbeat mean that somebody is at work?"
     if time.time() - beat["time"] > 3*BEAT + 5: return False
-    if beat["host"] != socket.gethostname(): return True
-    try: os.kill(beat["pid"], 0)
-    except PermissionError: return True  # somebody else's
-    except OSError: return False
-    return True
+    return beat["host"] != socket.gethostname() or is_running(beat["pid"])
 
 # %% ../nbs/11_sweeps.ipynb #715175f5
 CARRY = 60.0  # Seconds between copies of a run that is at work
@@ -403,23 +423,39 @@ class Sweep:
         self._shared()
 
     @property
-    def axes(self)->list: return list(dict.fromkeys(axis for t in self.tasks for axis in t.labels))
+    def axes(self)->list:
+        "Names of what differs between the runs"
+        return list(dict.fromkeys(axis for t in self.tasks for axis in t.labels))
 
-    def place(self, task:Task)->Path: return self.folder/task.run
+    def place(self,
+        task:Task,   # One of `tasks`
+    )->Path:
+        "A run's folder on this machine"
+        return self.folder/task.run
 
-    def work_place(self, task:Task)->str: return f"{self.url}/{task.run}" if self.url else str(self.place(task))
+    def work_place(self,
+        task:Task,   # One of `tasks`
+    )->str:
+        "Where a run is worked on: its folder, or its URL where the sweep is elsewhere"
+        return f"{self.url}/{task.run}" if self.url else str(self.place(task))
 
-    def bring(self, task:Task):
+    def bring(self,
+        task:Task,   # One of `tasks`
+    ):
         "Have a finished run's folder here, where it was worked on elsewhere"
         if self.url: pull(self.work_place(task), self.place(task))
 
-    def todo(self, only=None)->list:
+    def todo(self,
+        only=None,   # Positions in `tasks`; all if None
+    )->list:         # Of `Task`
         "The runs that lack their result, or the notebook that shows it"
         shown = lambda p: (p/"notebook.ipynb").exists() or not (p/"model.safetensors").exists()
         return [t for t in self.chosen(only) if t.identity not in self.elsewhere
                 and (not ((p := self.place(t))/"result.json").exists() or not shown(p))]
 
-    def chosen(self, only=None)->list:
+    def chosen(self,
+        only=None,   # Positions in `tasks`, from 0
+    )->list:         # Of `Task`
         "The runs at some positions; all if there are none"
         if only is not None and not all(0 <= i < len(self.tasks) for i in only):
             raise DhoError(f"{self.grid.name} has runs 0 to {len(self.tasks) - 1}, not {list(only)}")
@@ -597,12 +633,6 @@ def _estimate(self:Sweep, todo, took):
         seconds += rate*load(t)["work"]
         size += 4*weights*self.grid.keep_models + 8*load(t)["scored"]*load(t)["classes"] + 1e6
     return seconds, size
-
-def _memo(known, what, make):
-    "What was made for the same thing before"
-    key = digest(what)
-    if key not in known: known[key] = make()
-    return known[key]
 
 def _store_line(config):
     "What a store lacks"

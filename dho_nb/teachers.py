@@ -62,10 +62,14 @@ class Teacher:
         self.preprocess = Preprocess(side, tuple(eyes["mean"]), tuple(eyes["std"]), eyes["interpolation"])
 
     @property
-    def device(self)->torch.device: return next(self.model.parameters()).device
+    def device(self)->torch.device:
+        "Where the model's weights are"
+        return next(self.model.parameters()).device
 
     @property
-    def dim(self)->int: return self.encode_texts(["a"]).shape[1]
+    def dim(self)->int:
+        "Width of its embeddings"
+        return self.encode_texts(["a"]).shape[1]
 
     @torch.no_grad()
     def encode_images(self,
@@ -170,12 +174,17 @@ class TipAdapter(torch.nn.Module):
         self.register_buffer("values", F.one_hot(labels, len(head)).float())
         self.register_buffer("head", head.float())
 
-    def cache(self, embeddings:torch.Tensor, beta:float)->torch.Tensor:
+    def cache(self,
+        embeddings:torch.Tensor,  # [N, D] of length 1, float32
+        beta:float,               # How near counts as near
+    )->torch.Tensor:
         "What the labelled neighbours say [N, C]"
         return torch.exp(beta*(embeddings @ self.keys.T - 1)) @ self.values
 
-    def forward(self, embeddings:torch.Tensor)->torch.Tensor:
-        "Embeddings [N, D] of length 1 to logits [N, C]"
+    def forward(self,
+        embeddings:torch.Tensor,  # [N, D] of length 1
+    )->torch.Tensor:              # [N, C] logits
+        "The zero-shot head's logits and α times the cache"
         return teacher_logits(embeddings, self.head, self.zeta) + self.alpha*self.cache(embeddings.float(), self.beta)
 
 # %% ../nbs/03_teachers.ipynb #f74a0bf6

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONFLICT', 'Recipe', 'learning_rate', 'Said', 'live', 'stored', 'Stopped', 'stop_requests', 'Watch', 'enough',
-           'Trainer', 'plot_history']
+           'warmed', 'Trainer', 'plot_history']
 
 # %% ../nbs/07_training.ipynb #2335a7ec
 import json, math, signal, threading, time
@@ -169,14 +169,21 @@ def enough(
     team:Team,        # By whom
 ):
     "Refuse a warm-up that never ends, and batches too small for so many processes"
-    steps = recipe.epochs*streams.epoch_steps
-    if 1 <= recipe.warmup_steps and recipe.warmup_steps >= steps:
-        raise DhoError(f"warmup_steps={recipe.warmup_steps:g} leaves nothing of the run's {steps} steps: give fewer, "
-                       "or a share below 1")
+    warmed(recipe, streams.epoch_steps)
     sizes = streams.batch[0]*streams.use[0], len(streams.unlabelled)//streams.epoch_steps*streams.use[1]
     if team.world > 1 and max(sizes)//recipe.accumulate < 2*team.world:
         raise DhoError(f"batches of {sizes[0]} labelled and {sizes[1]} unlabelled images, in {recipe.accumulate} "
                        f"piece(s), cannot be shared by {team.world} processes: take fewer processes or larger batches")
+
+def warmed(
+    recipe:Recipe,    # How
+    epoch_steps:int,  # Steps of an epoch
+):
+    "Refuse a warm-up that never ends"
+    steps = recipe.epochs*epoch_steps
+    if 1 <= recipe.warmup_steps and recipe.warmup_steps >= steps:
+        raise DhoError(f"warmup_steps={recipe.warmup_steps:g} leaves nothing of the run's {steps} steps: give fewer, "
+                       "or a share below 1")
 
 def _paced(model, learnt, recipe):
     "Parameter groups of one learning rate each: trunk and heads, or all as one"
@@ -245,7 +252,9 @@ class Trainer:
         self.sum_type = torch.float32 if self.device.type == "mps" else torch.float64
 
     @property
-    def done(self)->bool: return self.step == self.steps and not self.torn
+    def done(self)->bool:
+        "Was the last step taken, and whole?"
+        return self.step == self.steps and not self.torn
 
 # %% ../nbs/07_training.ipynb #fe3980ad
 def _whole(batch):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['INTERPOLATION', 'to_rgb', 'read_image', 'ViewSpec', 'crop_boxes', 'flips', 'centre_boxes', 'Preprocess', 'Images',
-           'render', 'show_pairs', 'Batch', 'Pool', 'Streams', 'plan', 'part_of', 'loader', 'Still', 'broken_images']
+           'render', 'show_pairs', 'Batch', 'Pool', 'Streams', 'epoch_steps', 'plan', 'part_of', 'loader', 'Still',
+           'broken_images']
 
 # %% ../nbs/02_views.ipynb #3028ab9c
 import signal
@@ -249,16 +250,26 @@ class Pool:
 
     def __len__(self): return len(self.rows)
 
-    def order(self, turn:int)->np.ndarray:
+    def order(self,
+        turn:int,     # From 0
+    )->np.ndarray:    # [N] the rows
+        "All rows in the order of a turn"
         if self.last[0] != turn: self.last = turn, self.rows[np.lexsort((self.keys, mix64(self.seed, turn, self.keys)))]
         return self.last[1]
 
-    def part(self, turn:int, k:int, of:int):
+    def part(self,
+        turn:int,  # From 0; also the number of the views
+        k:int,     # From 0
+        of:int,    # How many parts there are
+    )->tuple:      # (rows, view numbers), int64 [n] each
         "The `k`-th of `of` nearly equal parts of a turn, with its view number"
         cut = self.order(turn)[k*len(self)//of:(k + 1)*len(self)//of]
         return cut, np.full(len(cut), turn)
 
-    def take(self, start:int, count:int):
+    def take(self,
+        start:int,   # From 0, through all turns
+        count:int,   # How many
+    )->tuple:        # (rows, view numbers), int64 [count] each
         "`count` places of the endless sequence of turns from `start` on, with their view numbers"
         turns, places = np.divmod(np.arange(start, start + count), len(self))
         taken = [self.order(t)[places[turns == t]] for t in np.unique(turns)]
@@ -293,7 +304,15 @@ class Streams(torch.utils.data.Dataset):
         self.labelled = Pool(labelled, images.keys[labelled], derive_seed(seed, "labelled order"))
         self.unlabelled = Pool(unlabelled, images.keys[unlabelled], derive_seed(seed, "unlabelled order"))
         self.batch = min(batch[0], len(labelled)), batch[1]
-        self.epoch_steps = int(-(-len(unlabelled)//batch[1]) if len(unlabelled) else -(-len(labelled)//batch[0]))
+        self.epoch_steps = epoch_steps(len(labelled), len(unlabelled), batch)
+
+def epoch_steps(
+    labelled:int,           # Images with labels to learn from
+    unlabelled:int,         # Images without
+    batch:tuple[int, int],  # Of each, at most, per step
+)->int:
+    "Steps of an epoch: once through the unlabelled images, or where there are none, the labelled ones"
+    return -(-unlabelled//batch[1]) if unlabelled else -(-labelled//batch[0])
 
 # %% ../nbs/02_views.ipynb #7c8c23fc
 def plan(
@@ -311,9 +330,11 @@ def plan(
 
 # %% ../nbs/02_views.ipynb #ea9c6cea
 def part_of(
-    labelled:int, unlabelled:int,  # Images of a batch
-    k:int, parts:int,              # The k-th of so many parts
-):                                 # (positions among the labelled, positions in the batch)
+    labelled:int,    # Images of a batch that have labels
+    unlabelled:int,  # Those that have none
+    k:int,           # Which part, from 0
+    parts:int,       # Of so many
+)->tuple:            # (positions among the labelled, positions in the batch)
     "A process's part of a batch: every `parts`-th of the labelled and of the unlabelled images"
     cut = lambda length: np.arange(k, length, parts)
     return cut(labelled), np.concatenate([cut(labelled), labelled + cut(unlabelled)])

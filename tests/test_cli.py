@@ -1,6 +1,7 @@
 "What a user can get wrong, and what the command says then"
 import io
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -40,6 +41,22 @@ def test_a_training_that_will_take_hours_says_so_before_it_begins(dho, tree):
     assert code == 0 and "training time: about" in out and "would take" not in out, err
     code, out, err = dho("check", "--images", tree, *SMALL, "--epochs", "100000000")
     assert code == 0 and " h on this machine; --epochs " in out and "instead of 100000000 would take" in out, err
+
+
+def test_pictures_that_are_there_twice_are_told(dho, tree, tmp_path):
+    shutil.copy(tree/"cat"/"0.png", tree/"dog"/"a copy.png")
+    pictures = sorted(tree.rglob("*.png"))
+    table = pd.DataFrame(dict(path=[p.relative_to(tree).as_posix() for p in pictures],
+                              label=[p.parent.name for p in pictures], split="train"))
+    table.to_csv(tmp_path/"labels.csv", index=False)
+    code, out, err = dho("check", "--images", tree, "--labels", tmp_path/"labels.csv", *SMALL)
+    assert code == 0 and "the same file under two labels: 1, e.g. cat/0.png and dog/a copy.png" in out, out + err
+    assert "scored, and the same file" not in out
+    table.loc[table["path"] == "dog/a copy.png", ["label", "split"]] = "cat", "test"
+    table.to_csv(tmp_path/"labels.csv", index=False)
+    code, out, err = dho("check", "--images", tree, "--labels", tmp_path/"labels.csv", *SMALL)
+    assert code == 0 and "the same file as a training image: 1 images, e.g. cat/0.png and dog/a copy.png" in out, out
+    assert "under two labels" not in out
 
 
 def test_wrong_types_are_named(dho, tree):

@@ -145,6 +145,7 @@ def test_a_second_run_asks_the_teacher_nothing(tmp_path, monkeypatch, asked):
     monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
     first = distill(preset("digits", epochs=2), tmp_path/"first")
     assert first.result["teacher_looked"] == 2*1097 + 500 and len(asked) == 1
+    assert first.guidance.teacher is None, "what is stored needs no teacher in memory"
     others = [dict(seed=1), dict(fraction=0., shots=4), dict(method="kd"), dict(method="sho", zeta=.02), dict(size=24),
               dict(teacher_head="tip-adapter-f"), dict(epochs=1)]
     for i, change in enumerate(others):
