@@ -35,7 +35,8 @@ class HeadOutputs:
     def __post_init__(self):
         for name in ("ce", "kd", "labels", "rows"):
             value = torch.as_tensor(getattr(self, name)).detach().cpu()
-            object.__setattr__(self, name, value.float() if value.dtype in (torch.bfloat16, torch.float16) else value)
+            value = value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
+            object.__setattr__(self, name, value.long() if name in ("labels", "rows") else value)
         shapes = [tuple(v.shape) for v in (self.ce, self.kd, self.labels, self.rows)]
         if self.ce.ndim != 2 or shapes[1:] != [shapes[0], shapes[0][:1], shapes[0][:1]]:
             raise DhoError(f"head outputs: ce and kd are [N, C], labels and rows [N], not {', '.join(map(str, shapes))}")
