@@ -61,15 +61,15 @@ def plot_bars(
     from matplotlib import pyplot as plt
     frame = once(frame, axes_of(frame))
     uniform(frame, axes_of(frame), [rows, "seed"])
-    by = 100*frame.groupby(rows, sort=False)["accuracy"].agg(["mean", "std"])
+    by, seeds = 100*frame.groupby(rows, sort=False)["accuracy"].agg(["mean", "std"]), frame["seed"].nunique()
+    setting = f"{frame['dataset'].iloc[0]}, {frame['labels'].iloc[0]}, {seeds} seed{'s'*(seeds > 1)}"
     with style():
         figure, axis = plt.subplots(figsize=(1.6 + .75*len(by), 3), layout="constrained")
         axis.bar(by.index, by["mean"], yerr=None if by["std"].isna().all() else by["std"].fillna(0),
                  color=[looks(by.index)[m]["color"] for m in by.index])
         for level in 100*zero_shot_of(frame).drop_duplicates():
             axis.axhline(level, color="#555555", ls="--", lw=1, label="teacher, zero-shot")
-        axis.set(ylabel="test accuracy, %", ylim=(0, 100), title=title
-                 or f"{frame['dataset'].iloc[0]}, {frame['labels'].iloc[0]}, {frame['seed'].nunique()} seed(s)")
+        axis.set(ylabel="test accuracy, %", ylim=(0, 100), title=title or setting)
         if max(map(len, by.index)) > 9:
             plt.setp(axis.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
         if axis.get_legend_handles_labels()[0]: figure.legend(loc="outside lower right")
