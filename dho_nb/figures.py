@@ -12,6 +12,7 @@ from itertools import cycle
 from pathlib import Path
 import numpy as np
 import pandas as pd
+from .grids import telling
 from .records import axes_of, conflicts, label_axis, load_placed, once, ordered, scored_outputs, surfaces, uniform
 from .reports import label_free, zero_shot_of
 from .settings import DhoError, atomic_path, read_json
@@ -60,7 +61,7 @@ def plot_bars(
     "Accuracy of each method in one setting, and the zero-shot teacher's as a line"
     from matplotlib import pyplot as plt
     frame = once(frame, axes_of(frame))
-    uniform(frame, axes_of(frame), [rows, "seed"])
+    uniform(frame, axes_of(frame), [rows])
     by, seeds = 100*frame.groupby(rows, sort=False)["accuracy"].agg(["mean", "std"]), frame["seed"].nunique()
     setting = f"{frame['dataset'].iloc[0]}, {frame['labels'].iloc[0]}, {seeds} seed{'s'*(seeds > 1)}"
     with style():
@@ -114,7 +115,7 @@ def plot_shots(
     if "classes" not in frame:
         raise DhoError("labels per class are not known of these runs: their outputs.safetensors are gone")
     frame = once(frame, axes_of(frame))
-    uniform(frame, axes_of(frame), [rows, label_axis(frame), "seed", panels])
+    uniform(frame, axes_of(frame), [rows, label_axis(frame), panels])
     parts = _panels(frame, panels)
     names = ordered(frame[rows], order)
     free = label_free(frame) if rows == "method" else set()
@@ -186,7 +187,7 @@ def plot_surfaces(
     axes = [a for a in found if a not in ("identity", "α", "β", "accuracy", "nll", "seed") and (found[a].nunique() > 1)]
     for key, part in found.groupby("identity", sort=False):
         surface = Surface(*(part.pivot(index="α", columns="β", values=v) for v in ("accuracy", "nll")))
-        name = ", ".join(part[a].iloc[0] for a in axes) or "dho"
+        name = ", ".join(telling(a, part[a].iloc[0], " ") for a in axes) or "dho"
         with style(): made[name] = plot_surface(surface, choose(surface), f"{name}: validation accuracy")
     return made
 
@@ -245,8 +246,9 @@ def plot_reliabilities(
         folder = Path(line["folder"])
         if not (folder/"outputs.safetensors").exists(): continue
         test = scored_outputs(folder, read_json(folder/"result.json"))[0]
-        name = ", ".join(line[a] for a in axes if frame[a].nunique() > 1) or method
+        name = ", ".join(telling(a, line[a], " ") for a in axes if frame[a].nunique() > 1) or method
+        alpha, beta = (float(line.get(f"{k}_value") or line[k]) for k in ("alpha", "beta"))
         parts = {"CE head": test.ce.softmax(-1), "KD head": test.kd.softmax(-1),
-                 "both": interpolate(test, line["alpha"], line["beta"])}
+                 "both": interpolate(test, alpha, beta)}
         with style(): made[name] = plot_reliability(parts, test.labels)
     return made

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from .figures import plot_agreements, plot_conflicts, plot_reliabilities, plot_shots, plot_surfaces, style
+from .grids import telling
 from .records import axes_of, expected, label_axis, load, ordered, shared_settings
 from .reports import UNTESTED, counted, everywhere, gains, gains_table, label_free, results_table
 from .settings import DhoError, atomic_path
@@ -64,7 +65,8 @@ def _accuracy_part(frame, asked):
                                            or [np.ones(len(asked), bool)])]
         here = everywhere(here, free, axis) if {"method", axis} <= {*here} else None
         table = results_table(everywhere(part, free, axis), columns=axis, expected=here, teacher=True)
-        said.append(f"<h3>{escape(', '.join(key))}</h3>" * bool(key) + f'<div class="wide">{table._repr_html_()}</div>')
+        named = ", ".join(telling(a, k, " ") for a, k in zip(rest, key))
+        said.append(f"<h3>{escape(named)}</h3>" * bool(key) + f'<div class="wide">{table._repr_html_()}</div>')
     caption = "Accuracy against labelled images per class; bars: standard deviation over seeds"
     return "".join(said) + _tried(lambda: _image(plot_shots(frame[frame["tested"] > 0], *rest[:1]), caption))
 

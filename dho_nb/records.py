@@ -305,11 +305,11 @@ def once(
 def uniform(
     frame:pd.DataFrame,  # From `load` or `expected`
     axes:list,           # What names a run
-    used:list,           # Those that are shown or averaged
+    used:list,           # Those that are shown or averaged, beside the seed
 ):
-    "Refuse a frame in which something beside `used` varies within a cell"
+    "Refuse a frame in which something beside `used` and the seed varies within a cell"
     held = [a for a in used if a in frame]
-    for a in [a for a in axes if a not in used]:
+    for a in [a for a in axes if a not in (*used, "seed")]:
         if frame.groupby(held)[a].nunique().max() > 1 if held else frame[a].nunique() > 1:
             raise DhoError(f"{a} varies within a cell ({', '.join(map(str, frame[a].unique()[:6]))}): make it a row or "
                            f"a column (dho table --rows, --columns), or in Python give average={a!r}, or keep one of "

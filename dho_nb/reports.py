@@ -84,7 +84,7 @@ def gains(
     rest = [a for a in axes if a not in (rows, "seed", *average)
             and (a in frame.attrs.get("axes", []) or frame[a].nunique() > 1)]
     frame = once(frame, axes)
-    uniform(frame, axes, [rows, "seed", *average, *rest])
+    uniform(frame, axes, [rows, *average, *rest])
     for key, part in frame.groupby(rest, sort=False) if rest else [((), frame)]:
         groups = {name: _whole(p, average, frame) for name, p in part.groupby(rows, sort=False)}
         for name in [n for n in groups if n != ours and ours in groups]:
@@ -359,7 +359,7 @@ def results_table(
     asked = _asked(expected, used, frame)
     frame = once(frame, axes)
     for axis, kept in order.items(): frame = frame[frame[axis].isin(kept)]
-    uniform(frame, axes, [*used, *average, "seed"])
+    uniform(frame, axes, [*used, *average])
     return _tabulated(frame, rows, columns, values, asked, order, against, average, teacher, draws)
 
 def _asked(expected, used, frame):
@@ -433,7 +433,8 @@ def zero_shot_of(
     figure:str="accuracy",  # Or any other that the teacher has
 )->pd.Series:               # By dataset and teacher; a run per row
     "What runs say of their zero-shot teacher"
-    frame = frame[frame["teacher_head"] == "zero-shot"] if "teacher_head" in frame else frame
+    heads = frame.get("teacher_head_value", frame.get("teacher_head"))  # an axis may have the name
+    frame = frame if heads is None else frame[heads == "zero-shot"]
     by = frame["dataset"] + " " + frame["teacher"] if {"dataset", "teacher"} <= {*frame} else pd.Series("", frame.index)
     return (frame[f"teacher_{figure}"].set_axis(by).dropna().astype(float) if f"teacher_{figure}" in frame
             else pd.Series(dtype=float))

@@ -72,6 +72,24 @@ def test_a_frame_says_what_the_results_say_and_leaves_the_folders_alone(sweep):
         assert np.unpackbits(line["right"])[:line["tested"]].mean() == pytest.approx(result["accuracy"], abs=1e-12)
 
 
+@pytest.mark.parametrize("parameter, value", [("epochs", 5), ("alpha", .25)])
+def test_runs_that_were_started_one_by_one_are_seeds_of_a_cell_only_if_the_seed_alone_differs(sweep, tmp_path, parameter,
+                                                                                               value):
+    (sweep/"sweep.json").unlink()
+    assert records.load(sweep).attrs["axes"] == []
+    for c in CELLS:
+        if c == MISSING or c[2] == 0: continue
+        note = read_json(sweep/name(*c)/"run.json")
+        write_json(sweep/name(*c)/"run.json", {**note, "config": {**note["config"], parameter: value}})
+    frame = records.load(sweep)
+    with pytest.raises(DhoError, match=f"{parameter} varies within a cell"): reports.results_table(frame)
+    assert "±" not in str(reports.results_table(frame, ["method", parameter]))
+    text = html_report(sweep, tmp_path/"page.html").read_text()
+    assert f"<h3>{parameter} {value}</h3>" in text and "±" not in text
+    assert set(figures.plot_reliabilities(sweep)) == {f"{parameter} {v}, {n}-shot" for v in (value, frame[parameter][0])
+                                                      for n in (1, 2)}
+
+
 def test_bits_and_validation_figures_are_those_of_the_predictions(sweep):
     for line in records.load(sweep).to_dict("records"):
         said = pd.read_csv(sweep/line["run"]/"predictions.csv")
