@@ -8,6 +8,7 @@ __all__ = ['teacher_shape', 'rehearse', 'store_bytes', 'bytes_text', 'try_studen
 # %% ../nbs/11_rehearsal.ipynb #01e1359f
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 import time
 import numpy as np
 import pandas as pd
@@ -61,13 +62,13 @@ def _head(classes, dim):
     "Class embeddings that mean nothing"
     return F.normalize(torch.randn(classes, dim, generator=torch.Generator().manual_seed(0)), dim=1)
 
-def _student(config, classes, dim):
-    "The student with random weights"
+def _student(config, classes, dim, weights=""):
+    "The student with random weights, or those of a file"
     import open_clip
     name, _, tag = config.student.removeprefix("open_clip:").partition("/")
     spec = (f"open_clip:{name}/random"
             if config.student.startswith("open_clip:") and tag and name in open_clip.list_models() else config.student)
-    return new_student(replace(config, student=spec, student_weights=""), classes, lambda: _head(classes, dim))
+    return new_student(replace(config, student=spec, student_weights=weights), classes, lambda: _head(classes, dim))
 
 # %% ../nbs/11_rehearsal.ipynb #1f6bc8cd
 def _streams(config, method, manifest, eyes, dim, batch):
@@ -147,7 +148,8 @@ def try_student(
     images:int=0,    # At a time; 0 for 64, or 8 large ones on a CPU
 )->tuple:            # Seconds per image, number of parameters
     "What one training image takes the student, forwards and back, on this machine; fewer at a time where memory is short"
-    device, student = torch.device(device), _student(config, classes, 16)
+    weights = config.student_weights if Path(config.student_weights).expanduser().is_file() else ""  # do they fit?
+    device, student = torch.device(device), _student(config, classes, 16, weights)
     model, side = student.model.to(device, memory_format=torch.channels_last).train(), student.preprocess.size
     count, precision = images or (8 if device.type == "cpu" and side > 64 else 64), pick_precision(device, config.precision)
     took, parameters = None, sum(p.numel() for p in model.parameters())

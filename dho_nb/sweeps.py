@@ -622,13 +622,15 @@ def _estimate(self:Sweep, todo, took):
     loads, rates, tried, size = {}, {}, {}, 0
     opened = lambda c: None if c.dataset in DATASETS else _opened(c, self.opened)[0]
     load = lambda t: _memo(loads, {**t.parameters, "seed": 0}, lambda: workload(t.config, opened(t.config)))
-    kind = lambda t: [getattr(t.config, k) for k in ("student", "student_args", "size", "ce_head", "kd_head", "frozen")]
+    kind = lambda t: [getattr(t.config, k) for k in ("student", "student_weights", "student_args", "size", "ce_head",
+                                                     "kd_head", "frozen")]
     for t in self.tasks:
         if (took.get(t.run) or 0) > 0: rates.setdefault(digest(kind(t)), []).append(took[t.run]/max(load(t)["seen"], 1))
     seconds = OVERHEAD*len(todo)
     for t in todo:
         trial = lambda: try_student(t.config, load(t)["classes"], pick_device(load_settings().device))
-        rate, weights = _memo(tried, kind(t), trial)
+        try: rate, weights = _memo(tried, kind(t), trial)
+        except DhoError as e: raise DhoError(f"grid {self.grid.name}, run {t.run}: {e}") from None
         rate = pd.Series(rates.get(digest(kind(t)), [rate])).median()
         seconds += rate*load(t)["work"]
         size += 4*weights*self.grid.keep_models + 8*load(t)["scored"]*load(t)["classes"] + 1e6
