@@ -40,9 +40,10 @@ class HeadOutputs:
         shapes = [tuple(v.shape) for v in (self.ce, self.kd, self.labels, self.rows)]
         if self.ce.ndim != 2 or shapes[1:] != [shapes[0], shapes[0][:1], shapes[0][:1]]:
             raise DhoError(f"head outputs: ce and kd are [N, C], labels and rows [N], not {', '.join(map(str, shapes))}")
-        if (strange := self.ce.amax(1).isnan() | self.kd.amax(1).isnan()).any():
-            raise DhoError(f"{int(strange.sum())} of {len(self)} images have logits that are no numbers (nan): the "
-                           "weights hold nan, or the precision overflows; train with a lower lr, or use precision='fp32'")
+        if not (finite := self.ce.amax(1).isfinite() & self.kd.amax(1).isfinite()).all():
+            raise DhoError(f"{int((~finite).sum())} of {len(self)} images have logits that are no numbers (nan, or "
+                           "infinite): the weights hold some, or the precision overflows; train with a lower lr, or use "
+                           "precision='fp32'")
 
     def __len__(self): return len(self.labels)
 

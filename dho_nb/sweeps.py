@@ -368,7 +368,7 @@ def _failure(code, said, made, folder):
     words, kept = reason_of(said, code), ""
     counted = _said(folder/"failed.json").get("attempts", 0) + (not disk_is_full(folder, words))
     try:
-        if made.exists():
+        if _said(made):  # and not torn, because papermill was killed while it wrote
             os.replace(made, folder/"failed.ipynb"); kept = f"\nit is kept with its traceback: {folder/'failed.ipynb'}"
         write_json(folder/"failed.json", dict(attempts=counted, reason=words, host=socket.gethostname(),
                                               when=time.strftime("%Y-%m-%d %H:%M:%S")))
