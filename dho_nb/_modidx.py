@@ -43,6 +43,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'dho_nb.cli._run': ('cli.html#_run', 'dho_nb/cli.py'),
                             'dho_nb.cli._run_options': ('cli.html#_run_options', 'dho_nb/cli.py'),
                             'dho_nb.cli._said': ('cli.html#_said', 'dho_nb/cli.py'),
+                            'dho_nb.cli._say_data': ('cli.html#_say_data', 'dho_nb/cli.py'),
                             'dho_nb.cli._show': ('cli.html#_show', 'dho_nb/cli.py'),
                             'dho_nb.cli._shown': ('cli.html#_shown', 'dho_nb/cli.py'),
                             'dho_nb.cli._slurm': ('cli.html#_slurm', 'dho_nb/cli.py'),

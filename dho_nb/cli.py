@@ -370,24 +370,31 @@ def _left(folder, names=WHAT):
 # %% ../nbs/14_cli.ipynb #6af5bd0b
 def _check(args):
     "What `distill` would do, up to the first step: a run in a folder that is thrown away"
-    from dho_nb.configs import known_labels, open_data
+    from dho_nb.configs import open_data
     from dho_nb.guidance import class_embeddings_fit
-    from dho_nb.manifests import summary
     from dho_nb.runs import Run
     config = chosen(args)
-    manifest, root, bad, keys = open_data(config)
-    subset = known_labels(config, manifest)
-    where = str(root).replace(str(Path.home()), "~")
-    print(f"{manifest.name}: {len(manifest)} images below {where}, {len(manifest.classes)} "
-          f"classes\n{summary(manifest).to_string()}\n{_class_lines(manifest)}{_twin_lines(manifest, keys)}")
-    print(f"labels for training ({subset.name}): {len(subset)}; images left out: {len(bad)}", flush=True)
     with tempfile.TemporaryDirectory() as place:
-        run = Run(config, Path(place)/"run", "none")
+        try: run = Run(config, Path(place)/"run", "none")
+        except DhoError:
+            _say_data(config, *open_data(config))
+            raise
+        _say_data(config, run.manifest, run.root, run.skipped, run.keys)
         run.overview()
         if run.method.teacher and run.guidance.own:
             print(f"class embeddings: {class_embeddings_fit(run.guidance.lookup)}")
         run.lock.release(force=True)
-    print(f"training time: {_expected(config, manifest)}")
+    print(f"training time: {_expected(config, run.manifest)}")
+
+def _say_data(config, manifest, root, bad, keys):
+    "What `check` found: images, classes, labels, and what may be wrong with them"
+    from dho_nb.configs import known_labels
+    from dho_nb.manifests import summary
+    where = str(root).replace(str(Path.home()), "~")
+    print(f"{manifest.name}: {len(manifest)} images below {where}, {len(manifest.classes)} "
+          f"classes\n{summary(manifest).to_string()}\n{_class_lines(manifest)}{_twin_lines(manifest, keys)}")
+    subset = known_labels(config, manifest)
+    print(f"labels for training ({subset.name}): {len(subset)}; images left out: {len(bad)}", flush=True)
 
 def _class_lines(manifest, most=50):
     "The classes with their labelled images, and those that are spelt alike"
