@@ -327,8 +327,9 @@ def check_files(
     root, paths = Path(root), manifest.table["path"].to_numpy()
     gone = set(missing_images(manifest, root)["path"])
     problem = np.array(["missing" if p in gone else "" for p in paths], object)
-    looked = threaded(lambda p: -1 if p in gone else (root/p).stat().st_size, paths)
+    looked = threaded(lambda p: -1 if p in gone or not (root/p).exists() else (root/p).stat().st_size, paths)
     size = np.array(list(track(looked, "looking at files", total=len(paths))))
+    problem[size < 0] = "missing"  # also where a link leads nowhere
     problem[size == 0] = "empty"
     keys = known_keys(manifest)
     if keys is not None:

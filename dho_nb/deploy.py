@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 import dho_nb
 from .configs import Config, make_config, open_data, plain_parameters, renamed
 from .datasets import dataset_facts
@@ -252,8 +252,9 @@ class Evaluation:
             raise DhoError(f"{self.manifest.name} has no labelled images in its {split} split: choose another")
         self.alpha, self.beta = weights_of(self.facts, alpha, beta)
         files = "" if keys is None else fingerprint(self.manifest, keys)
-        self.identity = digest([self.mark or files_hash(self.file), manifest_hash(self.manifest), files, split, self.alpha,
-                                self.beta, config.precision, dho_nb.__version__])
+        asked = [self.mark, list(self.manifest.templates)] if teacher else files_hash(self.file)
+        self.identity = digest([asked, manifest_hash(self.manifest), files, split, self.alpha, self.beta,
+                                config.precision, dho_nb.__version__])
 
 # %% ../nbs/13_deploy.ipynb #52e0dcc4
 @patch(as_prop=True)
@@ -280,8 +281,9 @@ def judged(self:Evaluation)->str:
     "Among which of the model's classes its answers were judged, in words; nothing where it is all of them"
     known = len(self.facts["classes"])
     if len(self.columns) == known or not len(self.outputs): return ""
-    return (f"judged among {len(self.columns)} of the model's {known} classes; among all of them, as dho predict "
-            f"answers, {100*self.among_all:.1f} % are right")
+    as_is = ", as dho predict answers," if (self.alpha, self.beta) == weights_of(self.facts) else ""
+    return (f"judged among {len(self.columns)} of the model's {known} classes; among all of them{as_is} "
+            f"{100*self.among_all:.1f} % are right")
 
 # %% ../nbs/13_deploy.ipynb #380151e9
 @patch
@@ -405,8 +407,11 @@ def _pictures(given):
     "The pictures that one thing stands for"
     if isinstance(given, (str, Path)): return _below(str(given))
     if isinstance(given, Image.Image): return [given]
-    if hasattr(given, "read"): return [Image.open(given)]
-    if isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.ndim in (2, 3): return [Image.fromarray(given)]
+    if hasattr(given, "read"):
+        try: return [Image.open(given)]
+        except UnidentifiedImageError: return [given]  # which `see` will say, picture by picture
+    if isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.shape[2:] in ((), (1,), (3,), (4,)):
+        return [Image.fromarray(given[..., 0] if given.shape[2:] == (1,) else given)]
     raise DhoError(f"a picture is a file, a folder, a pattern, a PIL image, an open file or an array [H, W, 3] of uint8, "
                    f"not {type(given).__name__}{f' of {given.dtype} {given.shape}' if isinstance(given, np.ndarray) else ''}")
 
@@ -425,6 +430,7 @@ def see(
     eyes:Preprocess,   # The model's
 )->np.ndarray:         # [S, S, 3] uint8
     "The centred square of one picture, a file's as training saw it; one that cannot be decoded is an error"
+    if hasattr(item, "read") and not isinstance(item, Image.Image): item = Image.open(item)
     if isinstance(item, Image.Image):
         picture = to_rgb(ImageOps.exif_transpose(item))
         picture.info["whole"] = picture.size

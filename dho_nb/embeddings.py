@@ -520,9 +520,11 @@ def match_classes(
     exact, alike = {c: i for i, c in enumerate(classes)}, {}
     for i, c in enumerate(classes): alike.setdefault(simple(c), []).append(i)
     found = [[exact[c]] if c in exact else alike.get(simple(c), []) for c in wanted]
-    times = Counter(map(tuple, found))
+    times, named = Counter(map(tuple, found)), Counter(classes)
     for c, rows in zip(wanted, found):
         if not rows: raise unknown("class among the class embeddings:", c, classes)
+        if named[c] > 1:
+            raise DhoError(f"class {c!r} stands {named[c]} times among the class embeddings: give each name once")
         if len(rows) > 1 or times[tuple(rows)] > 1:
             raise DhoError(f"class {c!r} cannot be told from others among the class embeddings "
                            f"({', '.join(classes[r] for r in rows)}): name them exactly")

@@ -34,9 +34,13 @@ class HeadOutputs:
 
     def __post_init__(self):
         for name in ("ce", "kd", "labels", "rows"):
-            value = torch.as_tensor(getattr(self, name)).detach().cpu()
-            value = value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
-            object.__setattr__(self, name, value.long() if name in ("labels", "rows") else value)
+            value = getattr(self, name)
+            value = (value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))).detach().cpu()
+            counts = name in ("labels", "rows")
+            if counts and (value.dtype == torch.bool or value.is_floating_point() and (value != value.round()).any()):
+                raise DhoError(f"head outputs: {name} are whole numbers, not {value.dtype} like {value.flatten()[0]}")
+            half = value.dtype in (torch.bfloat16, torch.float16) or not value.is_floating_point()
+            object.__setattr__(self, name, value.long() if counts else value.float() if half else value)
         shapes = [tuple(v.shape) for v in (self.ce, self.kd, self.labels, self.rows)]
         if self.ce.ndim != 2 or shapes[1:] != [shapes[0], shapes[0][:1], shapes[0][:1]]:
             raise DhoError(f"head outputs: ce and kd are [N, C], labels and rows [N], not {', '.join(map(str, shapes))}")
@@ -44,6 +48,9 @@ class HeadOutputs:
             raise DhoError(f"{int((~finite).sum())} of {len(self)} images have logits that are no numbers (nan, or "
                            "infinite): the weights hold some, or the precision overflows; train with a lower lr, or use "
                            "precision='fp32'")
+        if len(self) and self.labels.max() >= self.ce.shape[1]:
+            raise DhoError(f"head outputs: a label is {int(self.labels.max())}, and there are {self.ce.shape[1]} classes, "
+                           "counted from 0")
 
     def __len__(self): return len(self.labels)
 
@@ -104,8 +111,19 @@ def save_outputs(
     ids = manifest.table["id"].to_numpy()[outputs.rows.numpy()].tolist()
     paths = manifest.table["path"].to_numpy()[outputs.rows.numpy()].tolist()
     tensors = {k: getattr(outputs, k).clone().contiguous() for k in ("ce", "kd", "labels", "rows")}
-    names = {"ids": json.dumps(ids), **({"paths": json.dumps(paths)} if paths != ids else {})}
-    with atomic_path(file) as temporary: save_file(tensors, temporary, names)
+    tensors |= {k: _as_bytes(v) for k, v in (("ids", ids), ("paths", paths)) if k == "ids" or v != ids}
+    with atomic_path(file) as temporary: save_file(tensors, temporary)
+
+def _as_bytes(names):
+    "Names as a tensor: a header holds 100 MB, which ImageNet's outgrow"
+    return torch.frombuffer(bytearray(json.dumps(names, ensure_ascii=False).encode()), dtype=torch.uint8)
+
+def _names(file):
+    "Ids of a file of outputs, and paths where they are others; from its header in one of before"
+    held, before = file.keys(), file.metadata() or {}
+    read = lambda k: (json.loads(bytes(file.get_tensor(k).numpy())) if k in held
+                      else json.loads(before[k]) if k in before else None)
+    return read("ids"), read("paths")
 
 def load_outputs(
     file:str|Path,  # What `save_outputs` wrote
@@ -113,10 +131,11 @@ def load_outputs(
     "Read head outputs back"
     try:
         with safe_open(Path(file).expanduser(), "pt") as f:
-            tensors, ids = [f.get_tensor(k) for k in ("ce", "kd", "labels", "rows")], f.metadata()["ids"]
+            tensors, (ids, _) = [f.get_tensor(k) for k in ("ce", "kd", "labels", "rows")], _names(f)
+        if ids is None: raise KeyError("ids")
     except (OSError, SafetensorError, KeyError, TypeError) as e:
         raise DhoError(f"{file} holds no head outputs ({reason(e)})") from None
-    return HeadOutputs(*tensors), json.loads(ids)
+    return HeadOutputs(*tensors), ids
 
 def predicted(
     folder:str|Path,  # Of a finished run
@@ -124,9 +143,12 @@ def predicted(
 )->pd.DataFrame:      # Its `predictions.csv`, a line for each image of `outputs.safetensors`, in that order
     "What a run said in words, in the order of its head outputs however the table was sorted since"
     folder = Path(folder).expanduser()
-    said = pd.read_csv(folder/"predictions.csv", **how)
-    with safe_open(folder/"outputs.safetensors", "pt") as f: facts = f.metadata()
-    names, paths = json.loads(facts.get("paths", facts["ids"])), said["path"].astype(str)
+    try: said = pd.read_csv(folder/"predictions.csv", **how)
+    except ValueError as e:
+        raise DhoError(f"{folder/'predictions.csv'} cannot be read ({reason(e)}): a spreadsheet may have saved it with "
+                       "other separators; delete it, and the dho distill that made it writes it anew") from None
+    with safe_open(folder/"outputs.safetensors", "pt") as f: ids, own = _names(f)
+    names, paths = own or ids, said["path"].astype(str)
     if paths.tolist() == names: return said
     if sorted(paths) == sorted(names): return said.set_index(paths).loc[names].reset_index(drop=True)
     if len(said) == len(names) and {*paths}.isdisjoint(names): return said  # ids of its own, from before paths were kept

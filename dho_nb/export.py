@@ -282,6 +282,7 @@ def export(
         raise DhoError(f"check={check} and score={score}: an export is checked on 1 picture or more, and scored on 0 "
                        "(all) or more")
     if int8 and kind != "onnx": raise DhoError(f"int8 is made from ONNX: use kind='onnx', not {kind!r}")
+    images, calibrate = (v if isinstance(v, (tuple, list, str)) else list_images(v) for v in (images, calibrate))
     file, (student, facts) = model_file(name), load_model(name, backbone)
     facts = dict(facts, preprocess=dict(vars(student.preprocess)), version=dho_nb.__version__)
     expected = _expected(estimate, file) if estimate else None
@@ -427,7 +428,8 @@ def _known(file):
     here = file.parent
     if not (here/"result.json").exists(): return {}, {}, None
     config, result = read_json(here/"run.json")["config"], read_json(here/"result.json")
-    if not result["tested"] or not (here/"outputs.safetensors").exists(): return config, result, None
+    there = all((here/f).exists() for f in ("outputs.safetensors", "predictions.csv"))
+    if not result["tested"] or not there: return config, result, None
     outputs = load_outputs(here/"outputs.safetensors")[0]
     split = predicted(here, usecols=["path", "split"], dtype=str, keep_default_na=False)["split"]
     tested = torch.from_numpy((split == "test").to_numpy(copy=True)) & (outputs.labels >= 0)
@@ -457,10 +459,13 @@ def model_card(
     files:dict|None=None,  # Exported files and what was found, as in `export.json`
     licence:str="",        # Of the model, as the Hub names it
     estimate:str|Path="",  # As for `export`
+    backbone=None,         # As for `load_model`
 )->str:                    # Markdown under a YAML header
     "What a model is, what it learnt from, how good it is and what it is not for"
     file = model_file(name)
-    return _card(file, load_model(name)[1], files or {}, licence, _expected(estimate, file) if estimate else None)
+    student, facts = load_model(name, backbone)
+    facts = dict(facts, preprocess=dict(vars(student.preprocess)))
+    return _card(file, facts, files or {}, licence, _expected(estimate, file) if estimate else None)
 
 def _card(file, facts, files, licence, expected):
     config, result, figures = _known(file)

@@ -240,14 +240,17 @@ def plot_reliabilities(
     "Accuracy against confidence of both heads and their combination, on test images, of the first seed of every cell of a method"
     from dho_nb.evaluation import interpolate, plot_reliability
     frame, made = load_placed(places, labels), {}
-    frame = frame[(frame["method"] == method) & (frame["tested"] > 0)] if len(frame) else frame
+    if len(frame):
+        named = frame["method"] == method
+        named = named if named.any() else frame.get("method_value", named) == method
+        frame = frame[named & (frame["tested"] > 0)]
     axes = [a for a in axes_of(frame) if a != "seed"]
     for line in (frame.drop_duplicates(axes or ["method"]).to_dict("records") if len(frame) else ()):
         folder = Path(line["folder"])
         if not (folder/"outputs.safetensors").exists(): continue
         test = scored_outputs(folder, read_json(folder/"result.json"))[0]
         name = ", ".join(telling(a, line[a], " ") for a in axes if frame[a].nunique() > 1) or method
-        alpha, beta = (float(line.get(f"{k}_value") or line[k]) for k in ("alpha", "beta"))
+        alpha, beta = (float(line.get(f"{k}_value", line[k])) for k in ("alpha", "beta"))
         parts = {"CE head": test.ce.softmax(-1), "KD head": test.kd.softmax(-1),
                  "both": interpolate(test, alpha, beta)}
         with style(): made[name] = plot_reliability(parts, test.labels)

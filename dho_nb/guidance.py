@@ -65,7 +65,7 @@ class Guidance:
 
     def release(self):
         "Where all that a run asks is stored, let the teacher go: a large one takes gigabytes of the GPU that trains the student"
-        if not self.lookup or self.teacher is None and not self.own: return
+        if not self.lookup: return
         self.head
         self.seen, self.teacher = self.looked, None
         if self.device.type == "cuda": torch.cuda.empty_cache()

@@ -124,6 +124,7 @@ def read_table(
         raise DhoError(f"cannot read {file}: {getattr(e, 'strerror', None) or e}") from None
     except UnicodeDecodeError as e:
         raise DhoError(f"cannot read {file}: byte {e.start} is not UTF-8; save it as 'CSV UTF-8'") from None
+    if "\n" not in text: text = text.replace("\r", "\n")  # as a Mac of old ends its lines
     head = text.split("\n", 1)[0].strip()
     split = next((s for s in ",;\t" if "path" in [h.strip().strip('"').lower() for h in head.split(s)]), None)
     if split is None:

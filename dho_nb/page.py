@@ -131,8 +131,8 @@ def html_report(
     if not len(frame):
         raise DhoError(f"no run in {', '.join(map(str, places))} is finished: a report needs one at least")
     title = title or ", ".join(filter(None, dict.fromkeys(frame["sweep"]))) or Path(places[0]).resolve().name
-    runs = frame[[*axes_of(frame), *(c for c in ("accuracy", "ce_accuracy", "kd_accuracy", "ece", "alpha", "beta",
-                                                 "seconds", "run") if c in frame)]].dropna(axis=1, how="all")
+    shown = [*axes_of(frame), "accuracy", "ce_accuracy", "kd_accuracy", "ece", "alpha", "beta", "seconds", "run"]
+    runs = frame[[c for c in dict.fromkeys(shown) if c in frame]].dropna(axis=1, how="all")
     settings = pd.DataFrame([(k, str(v)) for k, v in shared.items()], columns=["setting", "value"])
     parts = {"Accuracy": _tried(lambda: _accuracy_part(frame, asked)),
              "Is it more than luck?": _tried(lambda: _luck_part(frame, ours, asked)),

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from filelock import FileLock
-from .grids import strangers
+from .grids import free_name, label_of, strangers
 from .settings import DhoError, atomic_path, digest, load_settings, read_json, reason, write_json
 
 # %% ../nbs/12_records.ipynb #4fc4cc1f
@@ -150,41 +150,58 @@ def _wanted(place):
 
 # %% ../nbs/12_records.ipynb #d1dfc9a4
 def _from_folders(place, labels):
-    "Lines of a folder's finished runs with their folders, the axes, what was left out and why"
-    (wanted, sweep, axes, skipped), cache, lines = _wanted(place), _Cache(place), []
+    "Lines of a folder's finished runs, each with its own labels' names, recipe and folder; the axes; what was left out and why"
+    (wanted, sweep, own, skipped), cache, lines = _wanted(place), _Cache(place), []
+    axes = [*own]
     for folder, named in wanted:
         why = _state(folder)
         try:
             if not why and labels: named = _relabelled(named, labels(read_json(folder/"run.json")["config"]))
             if not why and named is not None:
-                (line, problem), recipe = _line(folder, named, sweep, cache), _recipe(folder)
+                (line, problem), recipe = _line(folder, named, sweep, cache), _recipe(read_json(folder/"run.json"))
         except (DhoError, KeyError, TypeError) as e: why = f"broken ({reason(e)})"
+        for a in {*(named or ())} - {*own}: free_name(a)
         if why or named is None: skipped[folder.name] = why or "left out by labels"; continue
-        lines.append((dict(line, recipe=recipe), folder)); axes = list(dict.fromkeys([*axes, *named]))
+        axes = list(dict.fromkeys([*axes, *named]))
+        lines.append((line, dict(own={*own, *named}, recipe=recipe, folder=folder)))
         if problem: skipped[folder.name] = problem
     cache.keep()
     return lines, axes, skipped
 
-def _relabelled(named, more): return None if more is None else {**named, **{k: str(v) for k, v in more.items()}}
+def _relabelled(named, more):
+    "Labels with those that a function gives; None leaves a run out"
+    return None if more is None else {**named, **{k: str(v) for k, v in more.items()}}
 
 # %% ../nbs/12_records.ipynb #b4d2f6e3
-def _recipe(folder):
-    "The parameters on which a run's numbers depend, but for its seed, as text"
+def _recipe(note):
+    "What a run's numbers depend on, but for its seed, as labels: from its `run.json`"
     from dho_nb.configs import PLACES, settled
-    known = settled(_plain(read_json(folder/"run.json")["config"]))
-    return {k: _text(v) for k, v in known.items() if k not in {*PLACES, "seed", "conflict"}}
+    from dho_nb.objectives import METHODS
+    c = settled(note["config"])
+    method, idle = METHODS.get(c.get("method")), {*PLACES, "seed", "conflict"}
+    if method and not method.teacher: idle |= {"teacher", "teacher_head", "views", "zeta", "tau", "kd_weight"}
+    if c.get("validation", "none") != "none" or method and not method.weighs: idle |= {"alpha", "beta"}
+    own = {k: Path(c.get(k) or "").name for k in ("embeddings", "texts") if method and method.teacher}
+    told = {k: label_of(v) for k, v in {**_plain(c), **own}.items() if k in own or k not in idle}
+    return {**told, "images": f"{note.get('manifest', '')[:8]}-{(note.get('files') or '')[:8]}"}
 
 def _apart(lines, axes):
-    "Lines and axes, with those parameters as axes that differ between runs of a cell"
+    "Lines in which every axis says something of every run; what else differs between the runs of a cell is an axis, too"
+    for line, held in lines:
+        for a in [a for a in axes if a not in held["own"]]: _label(line, a, held["recipe"].get(a))
     cells, names = {}, [a for a in dict.fromkeys([*axes, *BASIC]) if a != "seed"]
-    recipes = [line.pop("recipe", {}) for line in lines]
-    for line, recipe in zip(lines, recipes): cells.setdefault(tuple(line.get(n) for n in names), []).append(recipe)
-    varies = lambda p: any(len({r[p] for r in held if p in r}) > 1 for held in cells.values())
-    varied = [p for p in dict.fromkeys(p for r in recipes for p in r) if varies(p)]
-    for line, recipe in zip(lines, recipes):
-        line |= {f"{p}_value": line.pop(p) for p in varied if p in line}
-        line |= {p: recipe.get(p, "") for p in varied}
-    return lines, [*axes, *varied]
+    for line, held in lines: cells.setdefault(tuple(line.get(n) for n in names), []).append(held["recipe"])
+    varies = lambda p: any(len({r[p] for r in cell if p in r}) > 1 for cell in cells.values())
+    for p in [p for p in dict.fromkeys(p for _, held in lines for p in held["recipe"]) if varies(p)]:
+        axis = f"{p}_value" if p in axes else p  # a label of that name gathers several of its values
+        for line, held in lines: _label(line, axis, held["recipe"].get(p, ""))
+        axes = [*axes, axis]
+    return [line for line, _ in lines], axes
+
+def _label(line, axis, label):
+    "Give a run a label, beside the result's figure of that name"
+    if axis in line and not axis.endswith("_value"): line[f"{axis}_value"] = line[axis]
+    line[axis] = label if label is not None else line.get(axis, "") if axis in BASIC else ""
 
 # %% ../nbs/12_records.ipynb #368ae412
 def load_placed(
@@ -203,7 +220,7 @@ def load_placed(
                            "run or a record")
         if (place/"run.json").exists() and not found:
             raise DhoError(f"{place} has no result ({left.get(place.name)}): finish the run first")
-        lines += [dict(line, folder=str(folder)) for line, folder in found if line["identity"] not in seen]
+        lines += [(dict(line, folder=str(held["folder"])), held) for line, held in found if line["identity"] not in seen]
         seen |= {line["identity"] for line, _ in found}
         axes, skipped = list(dict.fromkeys([*axes, *its_axes])), {**skipped, **left}
     lines, axes = _apart(lines, axes)
@@ -337,6 +354,7 @@ def ordered(
 def _from_record(place):
     "As `_from_folders`, from a record"
     table, bits, sweeps = _read_text(place/"runs.csv"), _read_bits(place/"right.npz"), _sweeps_of(place)
+    recipes = {i: r for k in sweeps.values() for i, r in _whole(k.get("recipes")).items()}
     named = lambda labels: frozenset((a, v) for a, v in labels if v)
     asked = {(n, c["identity"], named(c["labels"].items())): i
              for i, (n, c) in enumerate((n, c) for n, k in sweeps.items() for c in k["cells"])}
@@ -346,7 +364,9 @@ def _from_record(place):
     for i, line in enumerate(table.to_dict("records")):
         key = cell(line) if sweeps.get(line["sweep"], {}).get("cells") else None
         if key and key not in asked: skipped[line["run"]] = "not among the runs of cells.json"; continue
-        found.append((asked.get(key, len(asked) + i), (dict(line, right=bits.get(line["identity"])), place)))
+        held = dict(own={*sweeps.get(line["sweep"], {}).get("axes", ())}, recipe=recipes.get(line["identity"], {}),
+                    folder=place)
+        found.append((asked.get(key, len(asked) + i), (dict(line, right=bits.get(line["identity"])), held)))
     axes = list(dict.fromkeys(a for k in sweeps.values() for a in k["axes"]))
     return [f for _, f in sorted(found, key=lambda f: f[0])], axes, skipped
 
@@ -422,9 +442,29 @@ def _sweeps_in(place, frame, before):
     if strangers(before.get(name, {}).get("cells", ()), known.get("cells", ())):
         raise DhoError(f"the record has another sweep called {name} already, of other images: give the grid's file "
                        "another name, or use another record")
-    held = before.get(name, {}).get("settings", shared)
-    return {name: dict(name=name, axes=known.get("axes") or frame.attrs["axes"], cells=known.get("cells", []),
-                       settings={k: v for k, v in shared.items() if held.get(k) == v})}
+    was = before.get(name, {})
+    held, own = was.get("settings", shared), known.get("axes", [])
+    axes = list(dict.fromkeys([*was.get("axes", []), *own, *frame.attrs["axes"]]))
+    lines = {line["run"]: line for line in frame.to_dict("records")}
+    told = lambda c: {a: lines[c["run"]][a] for a in axes if a in lines[c["run"]] and (a in c["labels"] or a not in own)}
+    cells = [dict(c, labels=told(c)) if c["run"] in lines else c for c in known.get("cells", [])]
+    return {name: dict(name=name, axes=axes, cells=cells, settings={k: v for k, v in shared.items() if held.get(k) == v},
+                       recipes=_factored({**_whole(was.get("recipes")), **_recipes(place)}))}
+
+def _recipes(place):
+    "Identity to recipe, of a folder's finished runs"
+    notes = [read_json(p/"run.json") for p, _ in _wanted(place)[0] if not _state(p)]
+    return {note["identity"]: _recipe(note) for note in notes}
+
+def _factored(recipes):
+    "Recipes as what all have in common, and what each has beside it"
+    first = next(iter(recipes.values()), {})
+    common = {k: v for k, v in first.items() if all(r.get(k) == v for r in recipes.values())}
+    return dict(common=common, runs={i: {k: v for k, v in r.items() if k not in common} for i, r in recipes.items()})
+
+def _whole(factored):
+    "The recipes that `_factored` took apart; none of a record from before they were kept"
+    return {i: {**factored["common"], **own} for i, own in factored["runs"].items()} if factored else {}
 
 def shared_settings(
     *places,    # As for `load`
@@ -481,4 +521,5 @@ def _each(places, labels, file, which, read):
         table = read(Path(line["folder"]))
         tables.append(pd.concat([pd.DataFrame([{k: line[k] for k in ("identity", *axes_of(frame))}]*len(table),
                                               index=table.index), table], axis=1))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["identity"])
+    made = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["identity"])
+    return made.assign(**{c: made[c].fillna("") for c in made if not pd.api.types.is_numeric_dtype(made[c])})

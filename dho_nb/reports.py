@@ -355,6 +355,9 @@ def results_table(
     for title, c in values.items():
         if len(frame) and pd.to_numeric(frame[c], errors="coerce").isna().all() and frame[c].notna().any():
             raise DhoError(f"column {c} holds no numbers to take means of: give it as rows or columns")
+        if c in axes_of(frame):
+            raise DhoError(f"column {c} is an axis of these runs: give it as rows or columns, and {c}_value, the result's "
+                           "own, as the value")
     axes, used = axes_of(frame), [*rows, *columns]
     asked = _asked(expected, used, frame)
     frame = once(frame, axes)
@@ -367,9 +370,19 @@ def _asked(expected, used, frame):
     if expected is None or not len(expected): return None
     expected = expected.assign(**{c: frame[c].iloc[0] if len(frame) else ""
                                   for c in used if c not in expected and frame[c].nunique() < 2})
+    expected = expected.assign(**{c: _filled(expected, frame, c) for c in used if c in expected})
     if not {*used} <= {*expected.columns}: return None
     return ({key: set(p["seed"]) if "seed" in p else {""} for key, p in expected.groupby(used, sort=False)}
             if used else None)
+
+def _filled(expected, frame, axis):
+    "The labels of an axis, also of runs whose own sweep has none of it: what the run says, or all of its sweep's"
+    if not {"run", "sweep"} <= {*expected} & {*frame} or axis not in frame: return expected[axis]
+    own = frame.drop_duplicates("run").set_index("run")[axis]
+    alike = frame.groupby("sweep")[axis].agg(lambda v: v.iloc[0] if v.nunique() == 1 else "")
+    by_run, by_sweep = (expected[c].map(known).astype(object) for c, known in (("run", own), ("sweep", alike)))
+    found = by_run.fillna(by_sweep).fillna("")
+    return expected[axis].where(expected[axis] != "", found)
 
 # %% ../nbs/12_reports.ipynb #42698cc1
 def _tabulated(frame, rows, columns, values, asked, order, against, average, teacher, draws):

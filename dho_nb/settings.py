@@ -10,7 +10,7 @@ __all__ = ['PRECISIONS', 'DhoError', 'unknown', 'reason', 'hushed', 'needs', 'Se
 
 # %% ../nbs/00_settings.ipynb #9e916a74
 import configparser, difflib, glob, hashlib, importlib.util, json, logging, os, socket, sys, textwrap, time, uuid, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 import numpy as np
@@ -209,7 +209,8 @@ def derive_seed(
 # %% ../nbs/00_settings.ipynb #affef17d
 _umask = os.umask(0)
 os.umask(_umask)
-_HOST = hashlib.blake2b(socket.gethostname().encode(), digest_size=3).hexdigest()
+_SPACE = os.stat("/proc/self/ns/pid").st_ino if os.path.exists("/proc/self/ns/pid") else 0  # containers count apart
+_HOST = hashlib.blake2b(f"{socket.gethostname()} {_SPACE}".encode(), digest_size=3).hexdigest()
 
 def is_running(
     pid:int,   # Of a process of this machine
@@ -243,7 +244,8 @@ def _drop_left(path):
     "Remove what processes of this machine had written for a file when they were killed"
     for left in path.parent.glob(f".tmp-{_HOST}-*-{glob.escape(path.name)}"):
         pid = left.name.split("-")[2]
-        if pid.isdigit() and not is_running(int(pid)): left.unlink(missing_ok=True)
+        with suppress(OSError):  # somebody else's, in a folder like /tmp
+            if pid.isdigit() and not is_running(int(pid)): left.unlink(missing_ok=True)
 
 def _sync_folder(folder):
     "Flush a folder's own entries, so that a rename survives a power cut"

@@ -235,7 +235,13 @@ def _own(spec, weights, size, args):
     except (ImportError, AttributeError) as e:
         raise DhoError(f"student {spec!r}: {e}; it should name a function of an importable module, "
                        "or begin with timm:, torchvision: or open_clip:") from None
-    return module, getattr(module, "preprocess", None) or Preprocess(size or 224)
+    return module, _eyes(module, size)
+
+def _eyes(module, size):
+    "An own module's `Preprocess`, at the size that is asked for"
+    own = getattr(module, "preprocess", None)
+    if not isinstance(own, Preprocess): return Preprocess(size or 224)
+    return replace(own, size=size) if size else own
 
 # %% ../nbs/05_students.ipynb #82cc4f13
 def build_backbone(
@@ -249,7 +255,7 @@ def build_backbone(
     args, pretrained = args or {}, weights == "pretrained"
     try:
         if isinstance(spec, nn.Module):
-            module, preprocess = spec, getattr(spec, "preprocess", None) or Preprocess(size or 224)
+            module, preprocess = spec, _eyes(spec, size)
         elif spec == "tiny" and pretrained:
             raise DhoError("student 'tiny' has no pretrained weights: give student_weights='' or a file")
         elif spec == "tiny": module, preprocess = tiny_cnn(**args), Preprocess(size or 32, (0.5,)*3, (0.5,)*3)
@@ -312,7 +318,7 @@ def read_weights(
         raise DhoError(f"weights {file} hold a {type(found).__name__}, not a dictionary of tensors")
     for key in ("state_dict", "model", "model_state_dict"):
         found = found[key] if isinstance(found.get(key), dict) else found
-    tensors = {k: v for k, v in found.items() if isinstance(v, torch.Tensor)}
+    tensors = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
     inside = [k for k, v in found.items() if isinstance(v, dict)]
     if inside and not tensors:
         models = [k for k in inside if any(isinstance(v, torch.Tensor) for v in found[k].values())] or inside

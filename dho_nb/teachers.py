@@ -7,7 +7,7 @@ __all__ = ['resolve_teacher', 'is_teacher', 'Teacher', 'load_teacher', 'zero_sho
            'tip_adapter_f', 'weights_hash', 'files_hash', 'teacher_identity']
 
 # %% ../nbs/03_teachers.ipynb #3e9e0b1c
-import hashlib, math
+import hashlib, math, zipfile
 from pathlib import Path
 import torch
 import torch.nn.functional as F
@@ -132,7 +132,13 @@ def _not_loaded(spec, name, weights, error):
 def _quick(name, tag):
     "Were these weights trained with another activation than the architecture of that name has?"
     import open_clip
-    return bool((open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu")) and not name.endswith("-quickgelu")
+    quick = _openais(tag) or bool((open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu"))
+    return quick and not name.endswith("-quickgelu")
+
+def _openais(file):
+    "Is this a file as OpenAI gives its weights away: a TorchScript archive?"
+    if not (Path(file).is_file() and zipfile.is_zipfile(file)): return False
+    with zipfile.ZipFile(file) as held: return any("/code/" in n for n in held.namelist())
 
 # %% ../nbs/03_teachers.ipynb #e019bf55
 def zero_shot_head(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INTERPOLATION', 'to_rgb', 'read_image', 'ViewSpec', 'crop_boxes', 'flips', 'centre_boxes', 'Preprocess', 'Images',
-           'render', 'show_pairs', 'Batch', 'Pool', 'Streams', 'epoch_steps', 'plan', 'part_of', 'loader', 'Still',
-           'broken_images']
+           'render', 'show_pairs', 'Batch', 'Pool', 'Streams', 'something', 'epoch_steps', 'plan', 'part_of', 'loader',
+           'Still', 'broken_images']
 
 # %% ../nbs/02_views.ipynb #3028ab9c
 import signal
@@ -293,18 +293,26 @@ class Streams(torch.utils.data.Dataset):
         store=None,                    # (rows, views) to stored embeddings [N, D], instead of a live teacher
         share:tuple[int, int]=(0, 1),  # Which part of each batch, of how many: one for each process that trains
     ):
-        if not any(use):
-            raise DhoError("nothing to train on: the method learns from unlabelled images only, and they are left out: "
-                           "give unlabelled=True")
-        if not len(labelled)*use[0] + len(unlabelled)*use[1]:
-            asked = " and ".join(n for n, u in zip(("labelled", "unlabelled"), use) if u)
-            raise DhoError(f"nothing to train on: the method looks at {asked} images, and there are none")
+        something(len(labelled), len(unlabelled), use)
         self.images, self.student, self.teacher, self.spec, self.use = images, student, teacher, spec, use
         self.cycle, self.pixels, self.store, self.share = cycle, pixels, store, share
         self.labelled = Pool(labelled, images.keys[labelled], derive_seed(seed, "labelled order"))
         self.unlabelled = Pool(unlabelled, images.keys[unlabelled], derive_seed(seed, "unlabelled order"))
         self.batch = min(batch[0], len(labelled)), batch[1]
         self.epoch_steps = epoch_steps(len(labelled), len(unlabelled), batch)
+
+def something(
+    labelled:int,           # Images with labels to learn from
+    unlabelled:int,         # Images without
+    use:tuple[bool, bool],  # Which of both the method learns from
+):
+    "Refuse to train on nothing"
+    if not any(use):
+        raise DhoError("nothing to train on: the method learns from unlabelled images only, and they are left out: "
+                       "give unlabelled=True")
+    if not labelled*use[0] + unlabelled*use[1]:
+        asked = " and ".join(n for n, u in zip(("labelled", "unlabelled"), use) if u)
+        raise DhoError(f"nothing to train on: the method looks at {asked} images, and there are none")
 
 def epoch_steps(
     labelled:int,           # Images with labels to learn from

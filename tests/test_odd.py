@@ -289,3 +289,41 @@ def test_ids_and_labels_out_of_a_data_frame(tmp_path):
     assert import_embeddings(made, tmp_path, tmp_path/"own.npz",
                              folder=tmp_path/"store")([0, 1, 2], [0]*3).tolist() == np.eye(3)[[1, 2, 0]].tolist()
     fails(lambda: Manifest("mine", table.assign(label=[0.5, 1, 1]), ("cat", "dog")), "a fraction")
+
+
+def test_a_link_that_leads_nowhere_is_missing(tree):
+    from dho_nb.datasets import check_files
+    from dho_nb.manifests import from_folder
+    (tree/"cat"/"0.png").unlink(); (tree/"cat"/"0.png").symlink_to("nowhere.png")
+    found = check_files(from_folder(tree), tree)
+    assert found[["path", "problem"]].to_numpy().tolist() == [["cat/0.png", "missing"]]
+
+
+def test_a_table_with_the_line_ends_of_a_mac(tmp_path):
+    from dho_nb.manifests import read_table
+    (tmp_path/"labels.csv").write_bytes(b"path,label\ra.png,cat\rb.png,dog\r")
+    assert read_table(tmp_path/"labels.csv")["label"].tolist() == ["cat", "dog"]
+
+
+def test_a_class_that_stands_twice_among_the_embeddings():
+    from dho_nb.embeddings import match_classes
+    assert match_classes(["crane", "cat"], ["cat", "crane", "dog", "dog"], 4) == [1, 0]
+    with pytest.raises(DhoError, match="'crane' stands 2 times"): match_classes(["crane"], ["crane", "dog", "crane"], 3)
+
+
+def test_a_card_of_a_published_checkpoint_and_a_teacher_with_other_prompts(tmp_path, monkeypatch):
+    from dho_nb.configs import make_config
+    from dho_nb.deploy import Evaluation, random_published
+    from dho_nb.export import model_card
+    assert "two heads" in model_card(random_published(tmp_path/"x.pt", 10))
+    asked = [Evaluation("digits", make_config(dict(dataset="digits", **t))) for t in ({}, dict(templates=["a blob {}"]))]
+    assert asked[0].identity != asked[1].identity
+
+
+def test_openais_own_files_have_their_activation(tmp_path):
+    import torch
+    from dho_nb.teachers import _quick
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)).save(tmp_path/"RN50.pt")
+    torch.save({}, tmp_path/"other.pt")
+    assert _quick("RN50", str(tmp_path/"RN50.pt")) and not _quick("RN50-quickgelu", str(tmp_path/"RN50.pt"))
+    assert not _quick("RN50", str(tmp_path/"other.pt")) and not _quick("RN50", "yfcc15m/other.pt")

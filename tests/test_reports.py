@@ -72,7 +72,7 @@ def test_a_frame_says_what_the_results_say_and_leaves_the_folders_alone(sweep):
         assert np.unpackbits(line["right"])[:line["tested"]].mean() == pytest.approx(result["accuracy"], abs=1e-12)
 
 
-@pytest.mark.parametrize("parameter, value", [("epochs", 5), ("alpha", .25)])
+@pytest.mark.parametrize("parameter, value", [("epochs", 5), ("lr", .25)])
 def test_runs_that_were_started_one_by_one_are_seeds_of_a_cell_only_if_the_seed_alone_differs(sweep, tmp_path, parameter,
                                                                                                value):
     (sweep/"sweep.json").unlink()
@@ -451,3 +451,107 @@ def test_a_run_as_a_page_compares_classes_that_are_called_by_numbers(tmp_path):
     known = dict(pd=pd, run=SimpleNamespace(folder=tmp_path))
     exec(next(text for c in cells if "apart =" in (text := "".join(c["source"]))), known)
     assert known["apart"]["path"].tolist() == ["a.png"], "only one head is right about it"
+
+
+def variant(source, place, cells, axes, name=None):
+    "A sweep whose runs are copies of one, told other things: (labels, configuration, result) of each"
+    listed = []
+    for i, (labels, config, result) in enumerate(cells):
+        folder = shutil.copytree(source, place/f"run{i}")
+        note, found, identity = read_json(folder/"run.json"), read_json(folder/"result.json"), f"{place.name}{i}"
+        write_json(folder/"run.json", {**note, "identity": identity, "config": {**note["config"], **config}})
+        write_json(folder/"result.json", {**found, "identity": identity, "seed": int(labels["seed"]), **result})
+        listed.append(dict(run=folder.name, identity=identity, labels=labels, parameters={}))
+    write_json(place/"sweep.json", dict(name=name or place.name, axes=axes, cells=listed))
+    return place
+
+
+def test_what_differs_between_sweeps_is_seen_in_records_too(sweep, tmp_path):
+    one = lambda lr, seeds: [(dict(method="dho", seed=str(s)), dict(lr=lr, seed=s), {}) for s in seeds]
+    a = variant(sweep/name("dho", 1, 1), tmp_path/"a", one(.1, (0, 1)), ["method", "seed"])
+    b = variant(sweep/name("dho", 1, 1), tmp_path/"b", one(.9, (2, 3)), ["method", "seed"])
+    kept = records.record(a, tmp_path/"kept")
+    for places in ((a, b), (kept, b), (kept, records.record(b, tmp_path/"other"))):
+        with pytest.raises(DhoError, match="lr varies within a cell"): reports.results_table(records.load(*places))
+    records.record(b, kept)
+    frame = records.load(kept)
+    assert frame["lr"].tolist() == ["0.1", "0.1", "0.9", "0.9"] and frame.attrs["axes"] == ["method", "seed", "lr"]
+    again = records.load(records.record(kept, tmp_path/"again"))
+    assert again["lr"].tolist() == frame["lr"].tolist()
+    assert html_report([kept, b], tmp_path/"page.html").exists() and len(records.surfaces(kept)) > 0
+
+
+def test_sweeps_of_different_axes_have_one_meaning_of_each(sweep, tmp_path):
+    source = sweep/name("dho", 2, 0)
+    plain = variant(source, tmp_path/"plain", [(dict(method="dho", seed=str(s)), dict(seed=s, validation="none", alpha=.5,
+                                               beta=1.), dict(alpha=.5, beta=1.)) for s in (0, 1)], ["method", "seed"])
+    alpha = variant(source, tmp_path/"alpha", [(dict(alpha=a, beta="1", seed=str(s)), dict(seed=s, validation="none",
+                                               alpha=float(a), beta=1.), dict(alpha=float(a), beta=1.))
+                                               for a in ("0.2", "0.5") for s in (2, 3)], ["alpha", "beta", "seed"])
+    frame, asked = records.load(plain, alpha), records.expected(plain, alpha)
+    assert frame["alpha"].tolist() == ["0.5", "0.5", "0.2", "0.2", "0.5", "0.5"]
+    assert set(frame["beta"]) == {"1"} and frame["alpha_value"].tolist() == [.5, .5, .2, .2, .5, .5]
+    assert set(frame["method"]) == {"dho"} and set(frame["labels"]) == {"2-shot"}
+    table = reports.results_table(frame, "alpha", "method", expected=asked)
+    assert table.runs["dho"].to_dict() == {"0.2": 2, "0.5": 4} and "–" not in str(table).splitlines()[-2]
+    with pytest.raises(DhoError, match="alpha is an axis"): reports.results_table(frame, "method", value="alpha")
+    text = html_report([plain, alpha], tmp_path/"page.html").read_text()
+    assert text.count("<th>alpha</th>") == 1 and len(figures.plot_reliabilities(plain, alpha)) == 2
+    kept = [records.record(p, tmp_path/f"kept {p.name}") for p in (plain, alpha)]
+    assert html_report(kept, tmp_path/"kept.html").exists()
+    assert records.load(*kept)["alpha"].tolist() == frame["alpha"].tolist()
+
+
+def test_labels_of_a_function_are_recorded(sweep, tmp_path):
+    ours = lambda c: dict(method="ours" if c["method"] == "dho" else c["method"], kind="small")
+    frame = records.load(sweep, labels=ours)
+    kept = records.load(records.record(sweep, tmp_path/"kept", ours))
+    assert len(kept) == len(frame) == 7 and set(kept["method"]) == {"ours", "ce"} and "kind" in kept.attrs["axes"]
+    assert len(figures.plot_reliabilities(sweep, labels=ours)) == 2, "the method is known by its own name"
+    gathered = records.load(sweep, labels=lambda c: dict(shots="some"))
+    assert set(gathered["shots"]) == {"some"} and len(gathered) == 7
+    with pytest.raises(DhoError, match="cannot be called run"): records.load(sweep, labels=lambda c: dict(run="mine"))
+
+
+@pytest.mark.parametrize("config, result, said", [
+    (dict(embeddings="{}"), {}, "embeddings varies"), (dict(lr=.5), {}, "lr varies"), (dict(alpha=.1), {}, ""),
+    (dict(validation="none"), {}, "validation varies")])
+def test_what_is_idle_is_no_difference(sweep, tmp_path, config, result, said):
+    cells = [(dict(method="dho", seed=str(s)), {k: v.format(s) if v == "{}" else v for k, v in config.items()} if s else {},
+              result) for s in (0, 1)]
+    frame = records.load(variant(sweep/name("dho", 1, 1), tmp_path/"v", cells, ["method", "seed"]))
+    if not said: assert str(reports.results_table(frame)); return
+    with pytest.raises(DhoError, match=said): reports.results_table(frame)
+
+
+def test_other_images_are_other_runs(sweep, tmp_path):
+    place = variant(sweep/name("ce", 1, 1), tmp_path/"v", [(dict(seed=str(s)), dict(teacher=f"t{s}"), {}) for s in (0, 1)],
+                    ["seed"])
+    assert str(reports.results_table(records.load(place))), "labels alone ask no teacher"
+    note = read_json(place/"run1"/"run.json")
+    write_json(place/"run1"/"run.json", {**note, "manifest": "another"})
+    with pytest.raises(DhoError, match="images varies within a cell"): reports.results_table(records.load(place))
+
+
+def test_a_card_of_a_run_whose_table_is_gone_or_was_saved_otherwise(sweep):
+    from dho_nb.export import model_card
+    run = sweep/name("dho", 2, 0)
+    whole = model_card(run)
+    said = pd.read_csv(run/"predictions.csv")
+    said.to_csv(run/"predictions.csv", sep=";", index=False)
+    with pytest.raises(DhoError, match="saved it with other separators; delete it"): model_card(run)
+    (run/"predictions.csv").unlink()
+    assert "| KD head |" in whole and "| KD head |" not in model_card(run)
+
+
+def test_outputs_of_before_are_read(sweep):
+    from safetensors.torch import load_file, save_file
+    from dho_nb.evaluation import load_outputs
+    file = sweep/name("dho", 2, 0)/"outputs.safetensors"
+    (now, ids), tensors = load_outputs(file), load_file(file)
+    said = {k: bytes(tensors.pop(k).numpy()).decode() for k in ("ids", "paths") if k in tensors}
+    save_file(tensors, file, said)
+    then, same = load_outputs(file)
+    assert same == ids and then.ce.equal(now.ce)
+    save_file(tensors, file)
+    with pytest.raises(DhoError, match="holds no head outputs"): load_outputs(file)
