@@ -411,10 +411,11 @@ def _twin_lines(manifest, keys):
     if keys is None: return ""
     table = manifest.table.assign(key=keys)
     same = table[table["key"].duplicated(keep=False) & (table["key"] != "unreadable")].groupby("key")
-    learnt = {k: g for k, g in same if {"train"} < {*g["split"]}}
+    scored = lambda g: (g["split"] != "train") & (g["label"] >= 0)
+    learnt = {k: g for k, g in same if (g["split"] == "train").any() and scored(g).any()}
     unsure = {k: g for k, g in ((k, g[g["label"] >= 0]) for k, g in same) if g["label"].nunique() > 1}
     example = lambda groups, by: " and ".join(next(iter(groups.values())).drop_duplicates(by)["path"].iloc[:2])
-    asked = sum((g["split"] != "train").sum() for g in learnt.values())
+    asked = sum(scored(g).sum() for g in learnt.values())
     return ((f"\nscored, and the same file as a training image: {asked} images, e.g. {example(learnt, 'split')}: leave "
              "one of each pair out, or the score says too much" if learnt else "")
             + (f"\nthe same file under two labels: {len(unsure)}, e.g. {example(unsure, 'label')}: one label is wrong"
