@@ -364,8 +364,9 @@ def _from_record(place):
     for i, line in enumerate(table.to_dict("records")):
         key = cell(line) if sweeps.get(line["sweep"], {}).get("cells") else None
         if key and key not in asked: skipped[line["run"]] = "not among the runs of cells.json"; continue
-        held = dict(own={*sweeps.get(line["sweep"], {}).get("axes", ())}, recipe=recipes.get(line["identity"], {}),
-                    folder=place)
+        known = sweeps.get(line["sweep"], {})
+        own = {a for a in known.get("axes", ()) if known["cells"] or line.get(a)}  # what a grid leaves blank is meant
+        held = dict(own=own, recipe=recipes.get(line["identity"], {}), folder=place)
         found.append((asked.get(key, len(asked) + i), (dict(line, right=bits.get(line["identity"])), held)))
     axes = list(dict.fromkeys(a for k in sweeps.values() for a in k["axes"]))
     return [f for _, f in sorted(found, key=lambda f: f[0])], axes, skipped
@@ -518,7 +519,8 @@ def _each(places, labels, file, which, read):
     frame = load_placed(rest, labels) if rest else pd.DataFrame()
     for line in (which(frame).to_dict("records") if len(frame) else ()):
         if line["identity"] in known or not (Path(line["folder"])/"outputs.safetensors").exists(): continue
-        table = read(Path(line["folder"]))
+        try: table = read(Path(line["folder"]))
+        except (DhoError, OSError, ValueError): continue  # `load` has named it
         tables.append(pd.concat([pd.DataFrame([{k: line[k] for k in ("identity", *axes_of(frame))}]*len(table),
                                               index=table.index), table], axis=1))
     made = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["identity"])

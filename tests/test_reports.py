@@ -555,3 +555,10 @@ def test_outputs_of_before_are_read(sweep):
     assert same == ids and then.ce.equal(now.ce)
     save_file(tensors, file)
     with pytest.raises(DhoError, match="holds no head outputs"): load_outputs(file)
+
+
+def test_a_run_whose_outputs_are_damaged_does_not_keep_the_others_from_a_record(sweep, tmp_path):
+    file = sweep/name("dho", 2, 0)/"outputs.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match="its outputs cannot be read"): kept = records.record(sweep, tmp_path/"kept")
+    assert len(records.load(kept)) == 7 and set(records.surfaces(kept)["amount"]) == {"1-shot"}
