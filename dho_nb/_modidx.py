@@ -528,6 +528,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'dho_nb.manifests.Manifest.__len__': ('manifests.html#manifest.__len__', 'dho_nb/manifests.py'),
                                   'dho_nb.manifests.Manifest.__post_init__': ( 'manifests.html#manifest.__post_init__',
                                                                                'dho_nb/manifests.py'),
+                                  'dho_nb.manifests.Manifest.id_keys': ('manifests.html#manifest.id_keys', 'dho_nb/manifests.py'),
                                   'dho_nb.manifests._awaits_rows': ('manifests.html#_awaits_rows', 'dho_nb/manifests.py'),
                                   'dho_nb.manifests._carried': ('manifests.html#_carried', 'dho_nb/manifests.py'),
                                   'dho_nb.manifests._check_names': ('manifests.html#_check_names', 'dho_nb/manifests.py'),

@@ -14,6 +14,7 @@ __all__ = ['SPLITS', 'TEMPLATES', 'SUFFIXES', 'RAW', 'HIDDEN', 'UNLABELLED', 'SP
 import csv, gzip, hashlib, io, os, shutil, unicodedata, uuid, warnings, zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
@@ -39,6 +40,11 @@ class Manifest:
         _check_names(self.name, self.classes, self.templates)
 
     def __len__(self): return len(self.table)
+
+    @cached_property
+    def id_keys(self)->np.ndarray:
+        "`key64` of the ids [N], by which orders, subsets and views are drawn: made once"
+        return key64(self.table["id"])
 
 # %% ../nbs/01_manifests.ipynb #998ff8d6
 def _check_names(name, classes, templates):
@@ -385,7 +391,7 @@ def split_off(
     if not 0 < count < len(here):
         raise DhoError(f"cannot move {count} of {len(here)} labelled training images to {split!r}")
     labels = manifest.table["label"].to_numpy()[here]
-    place = _rank_in_class(manifest.table["id"].to_numpy()[here], labels, derive_seed(seed, "split", split))
+    place = _rank_in_class(manifest.id_keys[here], labels, derive_seed(seed, "split", split))
     counts = np.bincount(labels)[labels]
     if count > (place < counts - 1).sum():
         raise DhoError(f"cannot move {count} of {len(here)} labelled training images to {split!r}: each class keeps "
@@ -401,12 +407,12 @@ def _offset(labels):
     return uniform(labels, 0x5EED)
 
 # %% ../nbs/01_manifests.ipynb #f5808a36
-def _rank_in_class(ids, labels, seed):
+def _rank_in_class(keys, labels, seed):
     "The place of each image among those of its class, ordered by a hash of (seed, id)"
-    order = np.lexsort((mix64(seed, key64(ids)), labels))
-    place = np.empty(len(ids), np.int64)
+    order = np.lexsort((mix64(seed, keys), labels))
+    place = np.empty(len(keys), np.int64)
     counts = np.bincount(labels)
-    place[order] = np.arange(len(ids)) - np.repeat(np.cumsum(counts) - counts, counts)
+    place[order] = np.arange(len(keys)) - np.repeat(np.cumsum(counts) - counts, counts)
     return place
 
 # %% ../nbs/01_manifests.ipynb #7f8bc6d5
@@ -581,7 +587,7 @@ def _nested(manifest, here, labels, counts, shots, fraction, seed):
     "Which of the rows `here` come first in their class"
     quota = (shots or (_quota(counts, fraction*len(rows(manifest, "train")), manifest.name, fraction) if fraction
                        else counts.max()))
-    return _rank_in_class(manifest.table["id"].to_numpy()[here], labels, derive_seed(seed, "labels")) < quota
+    return _rank_in_class(manifest.id_keys[here], labels, derive_seed(seed, "labels")) < quota
 
 # %% ../nbs/01_manifests.ipynb #bc6e7941
 def _quota(counts, target, name, fraction):

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from PIL import Image
 from .manifests import Manifest
-from .settings import (DhoError, atomic_path, digest, key64, load_settings, mix64, progress_mode, read_json,
+from .settings import (DhoError, atomic_path, digest, load_settings, mix64, progress_mode, read_json,
                              reason, track, write_json)
 from .views import Preprocess, Still, centre_boxes, loader, read_image
 
@@ -405,7 +405,7 @@ def map_side(
 )->int:                 # Pixels
     "The side that pictures are kept at: large enough for the crops, no larger than they are"
     side, most = 64*math.ceil(size*min(crop**-.5, 2)/64), 1
-    for path in manifest.table["path"].to_numpy()[np.argsort(mix64(0, key64(manifest.table["id"])))[:sample]]:
+    for path in manifest.table["path"].to_numpy()[np.argsort(mix64(0, manifest.id_keys))[:sample]]:
         try:
             with Image.open(Path(root, path)) as picture: most = max(most, *picture.size)
         except (OSError, ValueError): continue

@@ -18,7 +18,7 @@ import torch
 from fastcore.basics import patch
 from PIL import Image, UnidentifiedImageError
 from .manifests import Manifest, threaded
-from .settings import DhoError, derive_seed, key64, mix64, track, uniform
+from .settings import DhoError, derive_seed, mix64, track, uniform
 
 # %% ../nbs/02_views.ipynb #48b50812
 def to_rgb(
@@ -166,7 +166,7 @@ class Images:
         cache_mb:int=512,     # Decoded pictures to keep in memory, per process
     ):
         self.manifest, self.root, self.at_least, self.room = manifest, Path(root), at_least, cache_mb*2**20
-        self.paths, self.keys = manifest.table["path"].to_numpy(), key64(manifest.table["id"])
+        self.paths, self.keys = manifest.table["path"].to_numpy(), manifest.id_keys
         self.labels, self.kept = manifest.table["label"].to_numpy(np.int64, copy=True), {}
 
     def __len__(self): return len(self.paths)
