@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VALIDATION', 'TEACHER_HEADS', 'PLACES', 'LATER', 'Config', 'make_config', 'preset', 'config_from', 'plain_parameters',
            'open_data', 'known_labels', 'validation_rows', 'labels_mark', 'renamed', 'without', 'listed', 'settled',
-           'identity', 'weights_file_hash']
+           'effective', 'identity', 'weights_file_hash']
 
 # %% ../nbs/10_configs.ipynb #883ca461
 import dataclasses, json, math, os
@@ -333,6 +333,17 @@ def settled(
     known = {**LATER, **parameters}
     own = METHODS[known["method"]].head_lr if known.get("method") in METHODS and not known.get("frozen") else 1.0
     return dict(known, head_lr=known["head_lr"] or own)
+
+def effective(
+    parameters:dict,  # Of a configuration, as they were written down
+)->dict:
+    "What a run's numbers follow from beside its seed and images: `settled`, without what its method or protocol does not look at"
+    known, method = settled(parameters), METHODS.get(parameters.get("method"))
+    idle = {*PLACES, "seed", "conflict"}
+    if method and not method.teacher: idle |= {"teacher", "teacher_head", "views", "zeta", "tau", "kd_weight"}
+    if known.get("validation", "none") != "none" or method and not method.weighs: idle |= {"alpha", "beta"}
+    asked = ("embeddings", "texts") if method and method.teacher else ()
+    return {**{k: v for k, v in known.items() if k not in idle}, **{k: Path(known.get(k) or "").name for k in asked}}
 
 def identity(
     config:Config,      # What to do

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from .grids import telling
-from .records import axes_of, conflicts, label_axis, load_placed, once, ordered, scored_outputs, surfaces, uniform
+from .records import (axes_of, conflicts, label_axis, load_placed, once, ordered, result_of, scored_outputs,
+                            surfaces, uniform)
 from .reports import label_free, zero_shot_of
 from .settings import DhoError, atomic_path, read_json
 
@@ -242,16 +243,16 @@ def plot_reliabilities(
     frame, made = load_placed(places, labels), {}
     if len(frame):
         named = frame["method"] == method
-        named = named if named.any() else frame.get("method_value", named) == method
+        named = named if named.any() else result_of(frame, "method") == method
         frame = frame[named & (frame["tested"] > 0)]
     axes = [a for a in axes_of(frame) if a != "seed"]
     for line in (frame.drop_duplicates(axes or ["method"]).to_dict("records") if len(frame) else ()):
         folder = Path(line["folder"])
         if not (folder/"outputs.safetensors").exists(): continue
-        test = scored_outputs(folder, read_json(folder/"result.json"))[0]
+        found = read_json(folder/"result.json")
+        test = scored_outputs(folder, found)[0]
         name = ", ".join(telling(a, line[a], " ") for a in axes if frame[a].nunique() > 1) or method
-        alpha, beta = (float(line.get(f"{k}_value", line[k])) for k in ("alpha", "beta"))
         parts = {"CE head": test.ce.softmax(-1), "KD head": test.kd.softmax(-1),
-                 "both": interpolate(test, alpha, beta)}
+                 "both": interpolate(test, found["alpha"], found["beta"])}
         with style(): made[name] = plot_reliability(parts, test.labels)
     return made

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from .figures import plot_agreements, plot_conflicts, plot_reliabilities, plot_shots, plot_surfaces, style
 from .grids import telling
-from .records import axes_of, expected, label_axis, load, ordered, shared_settings
+from .records import axes_of, expected, label_axis, load, ordered, result_of, shared_settings
 from .reports import UNTESTED, counted, everywhere, gains, gains_table, label_free, results_table
 from .settings import DhoError, atomic_path
 
@@ -89,7 +89,7 @@ def _tried(make):
 # %% ../nbs/12d_page.ipynb #86bb7a8c
 def _heads_part(frame, places, labels):
     "What the two heads know, where their gradients and their weights lie"
-    two = frame[(frame.get("method_value", frame["method"]) == "dho")]
+    two = frame[result_of(frame, "method") == "dho"]
     known = "agreement_both_right" in two and two["agreement_both_right"].notna().any()
     caption = "Which head is right where, on the test images"
     said = _tried(lambda: _image(plot_agreements(two, two["method"].iloc[0]), caption)) if known else ""

@@ -12,7 +12,7 @@ from .configs import make_config
 from .deploy import Evaluation
 from .grids import read_grid
 from .objectives import get_method
-from .records import BASIC, load
+from .records import BASIC, load, result_of
 from .reports import ResultTable
 from .settings import DhoError, load_settings, read_json, shipped, unknown
 
@@ -92,7 +92,7 @@ def shifted(
     if (alpha is None) != (beta is None): raise DhoError("give alpha and beta, or neither: they are fixed as a pair")
     def accuracy(run, name):
         folder = load_settings().runs/run["sweep"]/run["run"]
-        pair = (alpha, beta) if get_method(run.get("method_value") or run["method"]).weighs else (None, None)
+        pair = (alpha, beta) if get_method(result_of(run, "method")).weighs else (None, None)
         file = folder/"shifts"/name/("" if None in pair else "{:g}-{:g}".format(*pair))/"evaluation.json"
         if evaluate and not file.exists():
             Evaluation(folder/"model.safetensors", make_config(dict(dataset=name)), "test", *pair).write(file.parent)

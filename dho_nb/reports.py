@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
-from .records import AMOUNTS, axes_of, label_axis, once, ordered, uniform
+from .records import AMOUNTS, axes_of, label_axis, once, ordered, result_of, uniform
 from .settings import DhoError, atomic_path, unknown
 
 # %% ../nbs/12_reports.ipynb #fb78a7c7
@@ -176,8 +176,7 @@ def label_free(
 )->set:
     "What the methods are called that look at no labelled image"
     from dho_nb.objectives import METHODS
-    return set(frame["method"][frame.get("method_value",
-                                         frame["method"]).isin([n for n, m in METHODS.items() if not m.labelled])])
+    return set(frame["method"][result_of(frame, "method").isin([n for n, m in METHODS.items() if not m.labelled])])
 
 # %% ../nbs/12_reports.ipynb #83e06209
 class ResultTable:
@@ -446,7 +445,7 @@ def zero_shot_of(
     figure:str="accuracy",  # Or any other that the teacher has
 )->pd.Series:               # By dataset and teacher; a run per row
     "What runs say of their zero-shot teacher"
-    heads = frame.get("teacher_head_value", frame.get("teacher_head"))  # an axis may have the name
+    heads = result_of(frame, "teacher_head")
     frame = frame if heads is None else frame[heads == "zero-shot"]
     by = frame["dataset"] + " " + frame["teacher"] if {"dataset", "teacher"} <= {*frame} else pd.Series("", frame.index)
     return (frame[f"teacher_{figure}"].set_axis(by).dropna().astype(float) if f"teacher_{figure}" in frame

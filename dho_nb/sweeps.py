@@ -77,8 +77,8 @@ def _possible(config, manifest, subsets):
     from dho_nb.configs import known_labels, validation_rows
     from dho_nb.objectives import get_method
     from dho_nb.runs import stages_of
-    from dho_nb.training import warmed
-    from dho_nb.views import epoch_steps, something
+    from dho_nb.training import check_warmup
+    from dho_nb.views import check_images, epoch_steps
     which = [id(manifest), *(getattr(config, k) for k in ("shots", "fraction", "seed", "labels_by")),
              get_method(config.method).labelled, config.teacher_head]
     labelled = _memo(subsets, which, lambda: len(known_labels(config, manifest)))
@@ -86,8 +86,8 @@ def _possible(config, manifest, subsets):
     others = int((manifest.table["split"] == "train").sum()) - (0 if config.include_labelled else labelled)
     steps = epoch_steps(labelled, others, (config.batch_labelled, config.batch_unlabelled))
     for stage in stages_of(config):
-        something(labelled, others, (stage.method.labelled, stage.method.unlabelled and config.unlabelled))
-        warmed(stage.recipe, steps)
+        check_images(labelled, others, (stage.method.labelled, stage.method.unlabelled and config.unlabelled))
+        check_warmup(stage.recipe, steps)
 
 def _memo(known, what, make):
     "What was made for the same thing before"

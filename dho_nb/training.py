@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONFLICT', 'Recipe', 'learning_rate', 'Said', 'live', 'stored', 'Stopped', 'stop_requests', 'Watch', 'enough',
-           'warmed', 'Trainer', 'plot_history']
+           'check_warmup', 'Trainer', 'plot_history']
 
 # %% ../nbs/07_training.ipynb #2335a7ec
 import json, math, signal, threading, time
@@ -169,13 +169,13 @@ def enough(
     team:Team,        # By whom
 ):
     "Refuse a warm-up that never ends, and batches too small for so many processes"
-    warmed(recipe, streams.epoch_steps)
+    check_warmup(recipe, streams.epoch_steps)
     sizes = streams.batch[0]*streams.use[0], len(streams.unlabelled)//streams.epoch_steps*streams.use[1]
     if team.world > 1 and max(sizes)//recipe.accumulate < 2*team.world:
         raise DhoError(f"batches of {sizes[0]} labelled and {sizes[1]} unlabelled images, in {recipe.accumulate} "
                        f"piece(s), cannot be shared by {team.world} processes: take fewer processes or larger batches")
 
-def warmed(
+def check_warmup(
     recipe:Recipe,    # How
     epoch_steps:int,  # Steps of an epoch
 ):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INTERPOLATION', 'to_rgb', 'read_image', 'ViewSpec', 'crop_boxes', 'flips', 'centre_boxes', 'Preprocess', 'Images',
-           'render', 'show_pairs', 'Batch', 'Pool', 'Streams', 'something', 'epoch_steps', 'plan', 'part_of', 'loader',
-           'Still', 'broken_images']
+           'render', 'show_pairs', 'Batch', 'Pool', 'Streams', 'check_images', 'epoch_steps', 'plan', 'part_of',
+           'loader', 'Still', 'broken_images']
 
 # %% ../nbs/02_views.ipynb #3028ab9c
 import signal
@@ -293,7 +293,7 @@ class Streams(torch.utils.data.Dataset):
         store=None,                    # (rows, views) to stored embeddings [N, D], instead of a live teacher
         share:tuple[int, int]=(0, 1),  # Which part of each batch, of how many: one for each process that trains
     ):
-        something(len(labelled), len(unlabelled), use)
+        check_images(len(labelled), len(unlabelled), use)
         self.images, self.student, self.teacher, self.spec, self.use = images, student, teacher, spec, use
         self.cycle, self.pixels, self.store, self.share = cycle, pixels, store, share
         self.labelled = Pool(labelled, images.keys[labelled], derive_seed(seed, "labelled order"))
@@ -301,7 +301,7 @@ class Streams(torch.utils.data.Dataset):
         self.batch = min(batch[0], len(labelled)), batch[1]
         self.epoch_steps = epoch_steps(len(labelled), len(unlabelled), batch)
 
-def something(
+def check_images(
     labelled:int,           # Images with labels to learn from
     unlabelled:int,         # Images without
     use:tuple[bool, bool],  # Which of both the method learns from
