@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from .settings import DhoError, atomic_path, autocast, derive_seed, reason, unknown
 from .teachers import _quick, load_teacher, zero_shot_head
-from .views import Preprocess
+from .trust import check_student
+from .views import INTERPOLATION, Preprocess
 
 # %% ../nbs/05_students.ipynb #2595e1cf
 class CosineHead(nn.Linear):
@@ -476,6 +477,7 @@ def save_student(
     "Write a student with everything needed to build it again, atomically"
     model, p = student
     facts = dict(facts, heads=1 if model.kd_head is None else 2, **model.options, preprocess=asdict(p))
+    if isinstance(facts.get("spec"), str): facts.setdefault("architecture", _architecture(facts["spec"]))
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     text = json.dumps(facts, default=lambda v: v.tolist())  # numpy's and torch's numbers are plain data, too
     with atomic_path(file) as temporary: save_file(tensors, temporary, {"dho_nb": text})
@@ -488,25 +490,71 @@ def _architecture(spec):
     if not spec.startswith("open_clip:") or name not in open_clip.list_models(): return spec
     return f"open_clip:{name}{'-quickgelu'*_quick(name, tag)}"
 
+def _rebuilt(facts):
+    "What builds the network that a file holds; a tag that is no published one is not looked for on the disk"
+    import open_clip
+    spec = facts.get("architecture") or facts["spec"]
+    name, _, tag = str(spec).removeprefix("open_clip:").partition("/")
+    if not str(spec).startswith("open_clip:") or name not in open_clip.list_models(): return spec
+    return _architecture(spec) if tag in open_clip.list_pretrained_tags_by_model(name) else f"open_clip:{name}"
+
 # %% ../nbs/05_students.ipynb #bf8ae42d
+def _facts(file):
+    "What a model file says about itself, or an error that says why it is no model of this library"
+    try:
+        with safe_open(file, "pt") as f: facts = json.loads((f.metadata() or {})["dho_nb"])
+    except (OSError, ValueError, RecursionError, SafetensorError, KeyError) as e:
+        raise DhoError(f"{file} is no model of dho_nb ({reason(e)})") from None
+    if why := _unsound(facts): raise DhoError(f"{file} is no model of dho_nb: its metadata has no valid {why}")
+    return facts
+
+def _unsound(facts):
+    "Which entry of a model file's metadata is not as `save_student` writes it, or nothing"
+    if not isinstance(facts, dict): return "entries"
+    text, classes = lambda name: isinstance(facts.get(name) or "", str), facts.get("classes", [])
+    sound = dict(
+        preprocess=_is_preprocess(facts.get("preprocess")), heads=facts.get("heads") in (1, 2), spec=text("spec"),
+        architecture=text("architecture"), project=_number(facts.get("project", 0), 0, 2**20),
+        classes=isinstance(classes, list) and all(isinstance(c, str) for c in classes),
+        zeta=_number(facts.get("zeta", 1), 1e-9, 1e9), alpha=_number(facts.get("alpha", 0), 0, 1),
+        beta=_number(facts.get("beta", 1), 1e-9, 1e9))
+    return next((name for name, ok in sound.items() if not ok), "")
+
+def _number(value, low, high):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+def _is_preprocess(eyes):
+    "Are these the entries of a `Preprocess`, as JSON has them?"
+    three = lambda v, low: isinstance(v, list) and len(v) == 3 and all(_number(x, low, 1e3) for x in v)
+    return (isinstance(eyes, dict) and {*eyes} == {"size", "mean", "std", "interpolation"} and three(eyes["mean"], -1e3)
+            and three(eyes["std"], 1e-9) and isinstance(eyes["size"], int) and _number(eyes["size"], 1, 2**14)
+            and eyes["interpolation"] in [*INTERPOLATION])
+
+def _classes(tensors, facts, file):
+    "How many classes the heads of a file have; its names must be as many"
+    last = max((k for k in tensors if k.startswith("ce_head.") and k.endswith("weight")), default="")  # a row per class
+    if not last or tensors[last].ndim != 2: raise DhoError(f"{file} is no model of dho_nb: it has no CE head")
+    count, names = len(tensors[last]), len(facts.get("classes") or ())
+    if names in (0, count): return count
+    raise DhoError(f"{file} is damaged: it names {names} classes, and its heads have {count}")
+
+# %% ../nbs/05_students.ipynb #5dc19873
 def load_student(
     file:str|Path,               # What `save_student` wrote
     backbone:nn.Module|None=None,  # One's own module, if the student was built from one
+    trust_remote_code:bool=False,  # Build whatever the file names, code outside the known libraries too
 )->tuple[Student, dict]:         # The student in evaluation mode, and the facts
-    "Read a student back"
+    "Read a student back; without the user's word its file chooses a known architecture and nothing else"
     file = Path(file).expanduser()
-    try:
-        with safe_open(file, "pt") as f: facts = json.loads((f.metadata() or {})["dho_nb"])
-    except (OSError, SafetensorError, KeyError) as e:
-        raise DhoError(f"{file} is no model of dho_nb ({reason(e)})") from None
+    facts = _facts(file)
     if backbone is None and not facts.get("spec"):
         raise DhoError(f"{file} was trained with a module of your own: pass it as backbone=")
+    spec = _rebuilt(facts) if backbone is None else backbone
+    if backbone is None: check_student(spec, facts.get("args"), file, trust_remote_code)
     eyes = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["preprocess"].items()}
-    spec = _architecture(facts["spec"]) if backbone is None else backbone
     options = {k: facts[k] for k in ("ce_head", "kd_head", "project", "zeta", "frozen") if k in facts}
     tensors = load_file(file)
-    last = max(k for k in tensors if k.startswith("ce_head.") and k.endswith("weight"))  # a row per class
-    made = build_student(spec, len(tensors[last]), facts["heads"], size=eyes["size"], args=facts.get("args"),
+    made = build_student(spec, _classes(tensors, facts, file), facts["heads"], size=eyes["size"], args=facts.get("args"),
                          whole=False, **options)
     try: made.model.load_state_dict(tensors)
     except RuntimeError as e:
