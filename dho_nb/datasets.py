@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
-from PIL import Image
 from .settings import DhoError, atomic_path, load_settings, read_json, reason, shipped, track, unknown
 from .manifests import (FOLDERS, SPLITS, Manifest, content_keys, data_root, from_coop, image_paths,
-                              missing_images, open_manifest, read_manifest, subset_lists, threaded, write_manifest)
+                              missing_images, open_image, open_manifest, read_manifest, subset_lists, threaded, write_manifest)
 
 # %% ../nbs/01b_datasets.ipynb #b26f3221
 @dataclass(frozen=True)
@@ -347,7 +346,7 @@ def check_files(
 def _decodes(file):
     "Can this picture be read to its end?"
     try:
-        with Image.open(file) as picture: picture.load()
+        with open_image(file) as picture: picture.load()
         return True
     except Exception: return False
 

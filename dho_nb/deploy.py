@@ -18,12 +18,13 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 import dho_nb
 from .configs import Config, make_config, open_data, plain_parameters, renamed
 from .datasets import dataset_facts
 from .evaluation import HeadOutputs, answering, collect, head_table, interpolate
-from .manifests import SUFFIXES, Manifest, fingerprint, manifest_hash, pictures_below, rows
+from .manifests import (SUFFIXES, Manifest, check_opened, fingerprint, manifest_hash, open_image,
+                              pictures_below, rows)
 from .objectives import METHODS
 from .settings import (DhoError, atomic_path, digest, load_settings, needs, pick_device, pick_precision,
                              pick_workers, read_json, reason, track, unknown, write_json)
@@ -176,6 +177,7 @@ def _not_there(repo, error):
 def load_model(
     name:str|Path,                 # As for `model_file`
     backbone:torch.nn.Module|None=None,  # One's own module, if the student was built from one
+    trust_remote_code:bool=False,  # As for `load_student`
 )->tuple[Student, dict]:           # The student in evaluation mode, and the facts about it
     "A trained student, whoever wrote it"
     file = model_file(name)
@@ -184,7 +186,8 @@ def load_model(
     if file.suffix == ".pt2":
         raise DhoError(f"{file.name} may hold pickles: torch.export.load opens one that you trust, this library the "
                        ".safetensors or .onnx beside it")
-    return load_student(file, backbone) if file.suffix == ".safetensors" else load_published(file)
+    if file.suffix != ".safetensors": return load_published(file)
+    return load_student(file, backbone, trust_remote_code)
 
 # %% ../nbs/13_deploy.ipynb #ec9580d1
 def class_columns(
@@ -233,13 +236,15 @@ class Evaluation:
         alpha:float|None=None,   # Weight of the CE head; the checkpoint's own if None
         beta:float|None=None,    # Temperature of the KD head; the checkpoint's own if None
         classes=(),              # What the model calls the dataset's classes, as old=new
+        trust_remote_code:bool=False,  # As for `load_student`
     ):
         self.config, self.split = config, split
         self.manifest, self.root, _, keys = open_data(config)
         self.manifest = renamed(self.manifest, classes)
         path = Path(checkpoint).expanduser()
         teacher = not path.is_file() and not any((path/f).is_file() for f in MODELS) and is_teacher(checkpoint)
-        self.student, self.facts = zero_shot(str(checkpoint), self.manifest) if teacher else load_model(checkpoint)
+        self.student, self.facts = (zero_shot(str(checkpoint), self.manifest) if teacher
+                                    else load_model(checkpoint, None, trust_remote_code))
         self.file = Path(re.sub(r"[^\w.-]+", "-", str(checkpoint))) if teacher else model_file(checkpoint)
         self.mark, method = teacher_identity(str(checkpoint)) if teacher else "", METHODS.get(self.facts.get("method"))
         self.heads = self.facts["heads"], method.answers if method else "both"
@@ -307,13 +312,14 @@ def evaluation_from(
     namespace:dict,  # `globals()` of a notebook whose only variables so far are parameters
 )->Evaluation:
     "The evaluation that a notebook's parameters describe"
-    given, own = plain_parameters(namespace), ("checkpoint", "split", "alpha", "beta")
+    given, own = plain_parameters(namespace), ("checkpoint", "split", "alpha", "beta", "trust_remote_code")
     for name in given:
         if name not in (*own, *IMAGES): raise unknown("parameter", name, (*own, *IMAGES))
     for name in ("checkpoint", "split"):
         if not isinstance(given.get(name), str) or not given[name]:
             raise DhoError(f"parameter {name} must be a name, not {given.get(name)!r}")
     asked = {k: given.pop(k, None) for k in own}
+    asked["trust_remote_code"] = asked["trust_remote_code"] is True
     weights = {k: asked[k] for k in ("alpha", "beta") if asked[k] is not None}
     return Evaluation(config=make_config({**given, **weights}), **asked)
 
@@ -355,11 +361,12 @@ class Predictor:
         name:str|Path,            # As for `model_file`
         device:str="",            # Where to compute; the settings' if empty, and the CPU for ONNX
         backbone:torch.nn.Module|None=None,  # As for `load_model`
+        trust_remote_code:bool=False,  # As for `load_student`
     ):
         "A predictor for a file, the folder of a run or of an export, a published checkpoint, or a repository on the Hub"
         file = model_file(name)
         if file.suffix == ".onnx": return cls(*_onnx_answer(file))
-        student, facts = load_model(file, backbone)
+        student, facts = load_model(file, backbone, trust_remote_code)
         facts = dict(facts, preprocess=dict(vars(student.preprocess)))
         return cls(torch_answer(Fused(student, facts), device), facts)
 
@@ -408,8 +415,8 @@ def _pictures(given):
     if isinstance(given, (str, Path)): return _below(str(given))
     if isinstance(given, Image.Image): return [given]
     if hasattr(given, "read"):
-        try: return [Image.open(given)]
-        except UnidentifiedImageError: return [given]  # which `see` will say, picture by picture
+        try: return [open_image(given)]
+        except Exception: return [given]  # `see` says why, picture by picture
     if isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.shape[2:] in ((), (1,), (3,), (4,)):
         return [Image.fromarray(given[..., 0] if given.shape[2:] == (1,) else given)]
     raise DhoError(f"a picture is a file, a folder, a pattern, a PIL image, an open file or an array [H, W, 3] of uint8, "
@@ -430,9 +437,9 @@ def see(
     eyes:Preprocess,   # The model's
 )->np.ndarray:         # [S, S, 3] uint8
     "The centred square of one picture, a file's as training saw it; one that cannot be decoded is an error"
-    if hasattr(item, "read") and not isinstance(item, Image.Image): item = Image.open(item)
+    if hasattr(item, "read") and not isinstance(item, Image.Image): item = open_image(item)
     if isinstance(item, Image.Image):
-        picture = to_rgb(ImageOps.exif_transpose(item))
+        picture = to_rgb(ImageOps.exif_transpose(check_opened(item)))
         picture.info["whole"] = picture.size
     else: picture = read_image(item, 2*eyes.size)
     return np.ascontiguousarray(eyes.render(picture, centre_boxes([picture.info["whole"]])[0]).transpose(1, 2, 0))

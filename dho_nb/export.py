@@ -275,6 +275,7 @@ def export(
     licence:str="",               # Of the exported model, as the Hub names it; yours to say
     estimate:str|Path="",         # Folder of a `cross_fit` of the run's configuration; its figures go on the card
     backbone:torch.nn.Module|None=None,  # As for `load_model`
+    trust_remote_code:bool=False,  # As for `load_student`
 )->pd.DataFrame:                  # One row per file: what was checked and measured
     "A model as a file that is checked against PyTorch, measured and described"
     if kind not in KINDS: raise unknown("kind of export", kind, KINDS)
@@ -283,7 +284,7 @@ def export(
                        "(all) or more")
     if int8 and kind != "onnx": raise DhoError(f"int8 is made from ONNX: use kind='onnx', not {kind!r}")
     images, calibrate = (v if isinstance(v, (tuple, list, str)) else list_images(v) for v in (images, calibrate))
-    file, (student, facts) = model_file(name), load_model(name, backbone)
+    file, (student, facts) = model_file(name), load_model(name, backbone, trust_remote_code)
     facts = dict(facts, preprocess=dict(vars(student.preprocess)), version=dho_nb.__version__)
     expected = _expected(estimate, file) if estimate else None
     folder, data = export_folder(file, out), _data(file, config) if not images or int8 and not calibrate else None
@@ -292,7 +293,7 @@ def export(
     scored = sample(data, facts, "test", score) if data else own_sample(images, score)
     if not scored.files and images: scored = own_sample(images, score)
     made = {KINDS[kind]: _write(student, facts, folder/KINDS[kind], kind, tried, opset,
-                                backbone, lambda: _begun(folder, file))}
+                                (backbone, trust_remote_code), lambda: _begun(folder, file))}
     if int8: made["model-int8.onnx"] = _write_int8(student, folder, ranges, scored)
     _note(folder, file, facts, made, licence, expected)
     return pd.DataFrame(made).T.rename_axis("file")
@@ -332,7 +333,7 @@ def _data(file, config):
                        "or name a dataset") from None
 
 # %% ../nbs/13b_export.ipynb #bee035b6
-def _write(student, facts, file, kind, pictures, opset, backbone, begin):
+def _write(student, facts, file, kind, pictures, opset, own, begin):
     "Write one kind of file, read it back, compare, and measure; a file that differs is not left"
     graph, eyes = None if kind == "safetensors" else to_graph(student, facts), student.preprocess
     with atomic_path(file) as temporary:
@@ -340,7 +341,7 @@ def _write(student, facts, file, kind, pictures, opset, backbone, begin):
         elif kind == "torch-export": write_graph(graph, temporary, facts); answer = _read_graph(temporary)
         else:
             save_student(student, temporary, **facts)
-            answer = torch_answer(Fused(load_student(temporary, backbone)[0], facts), "cpu")
+            answer = torch_answer(Fused(load_student(temporary, *own)[0], facts), "cpu")
         checked, apart = largest_difference(answer, student, facts, pictures)
         if not apart <= TOLERANCE:
             raise DhoError(f"{file.name} is not written: on {checked} {pictures.source} its probabilities are up to "
@@ -460,10 +461,11 @@ def model_card(
     licence:str="",        # Of the model, as the Hub names it
     estimate:str|Path="",  # As for `export`
     backbone=None,         # As for `load_model`
+    trust_remote_code:bool=False,  # As for `load_student`
 )->str:                    # Markdown under a YAML header
     "What a model is, what it learnt from, how good it is and what it is not for"
     file = model_file(name)
-    student, facts = load_model(name, backbone)
+    student, facts = load_model(name, backbone, trust_remote_code)
     facts = dict(facts, preprocess=dict(vars(student.preprocess)))
     return _card(file, facts, files or {}, licence, _expected(estimate, file) if estimate else None)
 

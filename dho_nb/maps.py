@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from PIL import Image
-from .manifests import Manifest
+from .manifests import Manifest, open_image
 from .settings import (DhoError, atomic_path, digest, load_settings, mix64, progress_mode, read_json,
                              reason, track, write_json)
 from .views import Preprocess, Still, centre_boxes, loader, read_image
@@ -407,8 +407,8 @@ def map_side(
     side, most = 64*math.ceil(size*min(crop**-.5, 2)/64), 1
     for path in manifest.table["path"].to_numpy()[np.argsort(mix64(0, manifest.id_keys))[:sample]]:
         try:
-            with Image.open(Path(root, path)) as picture: most = max(most, *picture.size)
-        except (OSError, ValueError): continue
+            with open_image(Path(root, path)) as picture: most = max(most, *picture.size)
+        except (OSError, ValueError, Image.DecompressionBombError): continue
         if most >= side: return side
     return most
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from .settings import DhoError, autocast, derive_seed, hushed, reason, shipped, unknown
+from .trust import check_clip_config
 from .views import Preprocess
 
 # %% ../nbs/03_teachers.ipynb #e1a4d0b8
@@ -103,6 +104,7 @@ def load_teacher(
     "A frozen teacher by name"
     import open_clip
     name, weights = resolve_teacher(spec)
+    _check_config(name, spec)
     random = weights == "random"
     quick = bool(weights) and not random and _quick(name, weights)
     try:
@@ -116,6 +118,14 @@ def load_teacher(
     except Exception as e: raise _not_loaded(spec, name, weights, e) from e
 
 # %% ../nbs/03_teachers.ipynb #325bbf75
+def _check_config(name, spec):
+    "Look at what a folder's or a repository's configuration names, before open_clip follows it"
+    import open_clip
+    if ":" not in name: return
+    try: config = open_clip.get_model_config(name)
+    except Exception: return  # loading it says what is wrong
+    check_clip_config(config, f"teacher {spec!r}")
+
 def _not_loaded(spec, name, weights, error):
     "What to do about a teacher that could not be loaded"
     import open_clip

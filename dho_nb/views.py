@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from PIL import Image, UnidentifiedImageError
-from .manifests import Manifest, threaded
+from .manifests import Manifest, open_image, threaded
 from .settings import DhoError, derive_seed, mix64, track, uniform
 
 # %% ../nbs/02_views.ipynb #48b50812
@@ -48,7 +48,7 @@ def read_image(
 )->Image.Image:       # Upright, RGB
     "Decode a picture; one that is missing, truncated or no picture at all is an error that names it"
     try:
-        with Image.open(path) as picture:
+        with open_image(path) as picture:
             whole = picture.size
             if at_least: picture.draft(None, (at_least, at_least))
             picture.load()
