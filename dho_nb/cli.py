@@ -289,11 +289,14 @@ def _suggest(args):
 def _predict(args):
     "What a model says about pictures, into a file or onto the screen"
     from dho_nb.deploy import Predictor, form_of, write_predictions
+    from dho_nb.manifests import left_out_text
     form, model = form_of(args.out, args.format), Predictor.from_pretrained(args.model, args.device)
     records = model.each(args.images, args.top, args.probabilities, args.batch,
                          mode=load_settings().progress if args.out else "none")
     count, bad = write_predictions(records, args.out or sys.stdout, form)
     if args.out: print(f"{args.out}: {count} pictures")
+    for place in filter(os.path.isdir, map(os.path.expanduser, args.images)):
+        if left := left_out_text(place): print(f"dho: {place}: {left}", file=sys.stderr)
     return bad and _said(f"{bad} of {count} pictures could not be read: column 'problem' says why", 1)
 
 def _export(args):
@@ -388,11 +391,12 @@ def _check(args):
 
 def _say_data(config, manifest, root, bad, keys):
     "What `check` found: images, classes, labels, and what may be wrong with them"
-    from dho_nb.configs import known_labels
+    from dho_nb.configs import data_notes, known_labels
     from dho_nb.manifests import summary
     where = str(root).replace(str(Path.home()), "~")
     print(f"{manifest.name}: {len(manifest)} images below {where}, {len(manifest.classes)} "
           f"classes\n{summary(manifest).to_string()}\n{_class_lines(manifest)}{_twin_lines(manifest, keys)}")
+    for name, text in data_notes(config, manifest, root, bad).items(): print(f"{name}: {text}")
     subset = known_labels(config, manifest)
     print(f"labels for training ({subset.name}): {len(subset)}; images left out: {len(bad)}", flush=True)
 

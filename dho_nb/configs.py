@@ -4,27 +4,28 @@
 
 # %% auto #0
 __all__ = ['VALIDATION', 'TEACHER_HEADS', 'PLACES', 'LATER', 'Config', 'make_config', 'preset', 'config_from', 'plain_parameters',
-           'open_data', 'known_labels', 'validation_rows', 'labels_mark', 'renamed', 'without', 'listed', 'settled',
-           'effective', 'identity', 'weights_file_hash']
+           'open_data', 'data_notes', 'known_labels', 'validation_rows', 'labels_mark', 'renamed', 'without', 'listed',
+           'settled', 'effective', 'identity', 'weights_file_hash']
 
 # %% ../nbs/10_configs.ipynb #883ca461
-import dataclasses, json, math, os
+import dataclasses, json, math, os, shlex
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import dho_nb
+from .datasets import class_codes
 from .embeddings import Store, own_identity, read_embeddings
 from .heads import POOL_HEADS
 from .manifests import (LISTS, LabelSubset, Manifest, content_keys, data_root, few_per_class, fingerprint,
-                              from_labels, labelled_subset, manifest_hash, manifest_names, missing_images,
+                              from_labels, image_paths, labelled_subset, left_out_text, manifest_hash, manifest_names, missing_images,
                               open_manifest, pictures_below, rows, split_off)
 from .objectives import METHODS, get_method
 from .presets import named
 from .settings import PRECISIONS, DhoError, atomic_path, digest, load_settings, reason, unknown
 from .students import HEADS
 from .teachers import files_hash, teacher_identity
-from .views import broken_images
+from .views import broken_images, doubtful_images
 
 # %% ../nbs/10_configs.ipynb #7fd00943
 VALIDATION = ("none", "few", "full")
@@ -244,6 +245,55 @@ def _whole(manifest, root, bad, skip):
     if len(broken) and not skip: raise DhoError(listed(broken, root))
     kept = ~manifest.table["id"].isin(known.index).to_numpy()
     return without(manifest, broken), keys[kept], pd.concat([bad, broken])
+
+# %% ../nbs/10_configs.ipynb #5a3445ec
+def data_notes(
+    config:Config,      # Which images
+    manifest:Manifest,  # From `open_data`
+    root:str|Path,      # Likewise
+    bad=None,           # What was left out, likewise
+)->dict:                # Name to text; only what there is to say
+    "What may be wrong with the images of a run, although all of them can be read"
+    if config.dataset in manifest_names() and not config.labels: return {}
+    gone = () if bad is None else bad["path"]
+    folder = Path(config.dataset).expanduser().is_dir()
+    notes = {"passed over": left_out_text(root) if folder else _unlisted_text(manifest, root, gone),
+             "class names": _codes_text(config, manifest), **_doubts(doubtful_images(manifest, root))}
+    return {name: text for name, text in notes.items() if text}
+
+def _unlisted_text(manifest, root, gone):
+    "Pictures below the root that a list does not name"
+    more = sorted({*image_paths(root)} - {*manifest.table["path"], *gone})
+    return f"{len(more):,} picture{'s'*(len(more) > 1)} below {root} not in the list, e.g. {more[0]}" if more else ""
+
+def _doubts(found):
+    "What `doubtful_images` found, in words"
+    dark, pages = found["dark"], found["pages"]
+    return {"nearly black": dark and f"{len(dark)} of {found['deep']} pictures of 16 bits looked at hold no value above 4,095 "
+                                     f"of 65,535, e.g. {dark[0]}: if they are of 12 bits, multiply them by 16 or write the "
+                                     "TIFF tag MaxSampleValue (281)",
+            "several pages": pages and f"{len(pages)} of {found['looked']} pictures looked at hold several pages, e.g. "
+                                       f"{pages[0]}: the first page is taken"}
+
+# %% ../nbs/10_configs.ipynb #29c10b5e
+def _codes_text(config, manifest, most=3):
+    "Class names that mean nothing to a teacher, and how to give others; nothing where no teacher reads them"
+    if not get_method(config.method).teacher or config.texts or _brings_text(config.embeddings): return ""
+    codes = class_codes(manifest.classes, manifest.templates)
+    if not codes: return ""
+    shown = [f"{code} is {word!r}" if word else code for code, word in codes.items()][:most]
+    given = " ".join(shlex.quote(f"{code}={word or 'NAME'}") for code, word in [*codes.items()][:most])
+    more = " …" if len(codes) > most else ""
+    way = f"write words into the column label of {config.labels}" if config.labels else f"give words: --classes {given}{more}"
+    kind = " (WordNet ids)" if any(codes.values()) else ""
+    return (f"{len(codes)} of {len(manifest.classes)} class names are codes{kind} and mean nothing to a teacher, "
+            f"{', '.join(shown)}{more}: {way}")
+
+def _brings_text(embeddings):
+    "Do own embeddings come with those of the classes?"
+    if not embeddings: return False
+    given = Path(embeddings).expanduser()
+    return bool(Store(given).brought()) if given.is_dir() else "text" in read_embeddings(given)
 
 # %% ../nbs/10_configs.ipynb #8f7005a8
 def known_labels(

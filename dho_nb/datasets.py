@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_TEMPLATES', 'RESEARCH', 'DATASETS', 'SPLITS_AT', 'BUILDERS', 'ARCHIVES', 'SPLIT_BLOBS', 'WAYS', 'Dataset',
-           'paper_dataset', 'dataset_facts', 'class_positions', 'split_counts', 'check_counts', 'build_manifest',
-           'known_keys', 'check_files', 'check_report', 'get_dataset', 'manifests_page']
+           'paper_dataset', 'dataset_facts', 'class_positions', 'class_codes', 'split_counts', 'check_counts',
+           'build_manifest', 'known_keys', 'check_files', 'check_report', 'get_dataset', 'manifests_page']
 
 # %% ../nbs/01b_datasets.ipynb #1a76ef25
-import gzip, hashlib, random, shutil, urllib.request
+import gzip, hashlib, random, re, shutil, urllib.request
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 import numpy as np
@@ -144,6 +144,23 @@ def class_positions(
                        f"{len(place)}: {', '.join(gone[:5])}{' …' if len(gone) > 5 else ''}")
     return np.array([place[c] for c in manifest.classes], np.int64)
 
+# %% ../nbs/01b_datasets.ipynb #7e4a47e1
+_CODES = re.compile(r"n\d{8}|\d+([ _]\d+)*|(?=.*\d)[0-9a-f]{8}[0-9a-f-]*")  # WordNet ids, numbers, hashes
+_COUNTED = re.compile(r"(class|cls|label|category|cat|cluster|group|id|type|folder|[a-z]{1,2})[ _-]?\d+", re.IGNORECASE)
+
+def class_codes(
+    classes,        # Class names
+    templates=(),   # Prompts; numbers are words in a prompt that speaks of a number or a digit
+)->dict[str, str]:  # Code to what ImageNet's list calls it; to "" where it is not in there
+    "The class names that are codes, not words"
+    found = [c for c in classes if _CODES.fullmatch(c)]
+    if len(found) < len(classes) and all(_CODES.fullmatch(c) or _COUNTED.fullmatch(c) for c in classes): found = [*classes]
+    if any(re.search("number|digit", t, re.IGNORECASE) for t in templates): found = [c for c in found if not c.isdigit()]
+    if not found: return {}
+    facts = dataset_facts("imagenet")
+    names = dict(zip(facts["wnids"], facts["classes"]))
+    return {code: names.get(code, "") for code in found}
+
 # %% ../nbs/01b_datasets.ipynb #ea32d603
 def split_counts(
     manifest:Manifest,             # The dataset
@@ -188,7 +205,7 @@ def _aircraft(info, root, classes):
 
 def _lines(file, info):
     "The lines of one of the dataset's own lists"
-    try: return [line for line in map(str.strip, file.read_text(encoding="utf-8").splitlines()) if line]
+    try: return [line for line in map(str.strip, file.read_text(encoding="utf-8-sig").splitlines()) if line]
     except OSError: raise DhoError(f"{file} is missing: it comes with the archive from {info.source}") from None
 
 def _table(listed):
@@ -265,7 +282,7 @@ def _solutions(images, wnids, *folders):
     kaggle = next((f/"LOC_val_solution.csv" for f in folders if (f/"LOC_val_solution.csv").is_file()), None)
     meta = next((m for f in folders for m in sorted(f.glob("ILSVRC2012_devkit*/data/meta.mat"))), None)
     if kaggle:
-        solved = {l.split(",")[0]: l.split(",")[1].split()[0] for l in kaggle.read_text().splitlines()[1:] if "," in l}
+        solved = {l.split(",")[0]: l.split(",")[1].split()[0] for l in kaggle.read_text(encoding="utf-8-sig").splitlines()[1:] if "," in l}
     elif meta: solved = _devkit(meta)
     else:
         raise DhoError(f"the validation pictures below {folders[-1]} lie in one folder, so their classes have to come "
@@ -278,7 +295,7 @@ def _devkit(meta):
     "File name to WordNet id, from the devkit's two files"
     from scipy.io import loadmat
     wnid = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in loadmat(meta, squeeze_me=True)["synsets"]}
-    truth = (meta.parent/"ILSVRC2012_validation_ground_truth.txt").read_text().split()
+    truth = (meta.parent/"ILSVRC2012_validation_ground_truth.txt").read_text(encoding="utf-8-sig").split()
     return {f"ILSVRC2012_val_{i:08d}": wnid[int(t)] for i, t in enumerate(truth, 1)}
 
 # %% ../nbs/01b_datasets.ipynb #478a7d0b

@@ -30,7 +30,7 @@ from .settings import (DhoError, atomic_path, digest, load_settings, needs, pick
                              pick_workers, read_json, reason, track, unknown, write_json)
 from .students import DualHead, Student, build_student, language_init, load_student
 from .teachers import files_hash, is_teacher, load_teacher, teacher_identity, zero_shot_head
-from .views import Images, Preprocess, centre_boxes, read_image, to_rgb
+from .views import Images, Preprocess, centre_boxes, read_image, to_rgb, white_value
 
 # %% ../nbs/13_deploy.ipynb #24f37cc6
 REPOSITORY = "erjui/dho"
@@ -439,7 +439,7 @@ def see(
     "The centred square of one picture, a file's as training saw it; one that cannot be decoded is an error"
     if hasattr(item, "read") and not isinstance(item, Image.Image): item = open_image(item)
     if isinstance(item, Image.Image):
-        picture = to_rgb(ImageOps.exif_transpose(check_opened(item)))
+        picture = to_rgb(ImageOps.exif_transpose(check_opened(item)), white_value(item))
         picture.info["whole"] = picture.size
     else: picture = read_image(item, 2*eyes.size)
     return np.ascontiguousarray(eyes.render(picture, centre_boxes([picture.info["whole"]])[0]).transpose(1, 2, 0))

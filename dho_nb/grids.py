@@ -167,7 +167,7 @@ def read_grid(
     file:str|Path,  # A TOML file
 )->Grid:
     "A grid from a file; a name that does not exist is an error with the nearest one that does"
-    try: found = tomllib.loads(Path(file).read_text(encoding="utf-8"))
+    try: found = tomllib.loads(Path(file).read_text(encoding="utf-8-sig"))
     except OSError as e:
         raise DhoError(f"cannot read the grid {file} ({e.strerror}): give the path of a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:

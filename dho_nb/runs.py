@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 import dho_nb
-from .configs import PLACES, Config, identity, known_labels, labels_mark, open_data, settled, validation_rows
+from .configs import PLACES, Config, data_notes, identity, known_labels, labels_mark, open_data, settled, validation_rows
 from .diagnostics import plot_agreement
 from .heads import Judged
 from .evaluation import (HeadOutputs, agreement, answering, choose, collect, entropy_alpha, head_table,
@@ -321,7 +321,8 @@ def overview(self:Run)->pd.Series:
         "student": f"{self.config.student}, {self._weights()} weights",
         "student parameters": int(size["total"]), "second head adds": f"{size['overhead_percent']} %",
         "steps": sum(stage.recipe.epochs for stage in self.stages)*s.epoch_steps,
-        "device": str(self.device) + (f", {team.world} processes" if team.world > 1 else "")}, name=self.name)
+        "device": str(self.device) + (f", {team.world} processes" if team.world > 1 else ""),
+        **(data_notes(self.config, self.manifest, self.root, self.skipped) if team.main else {})}, name=self.name)
 
 # %% ../nbs/10_runs.ipynb #22a917da
 @patch(as_prop=True)

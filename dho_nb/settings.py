@@ -90,8 +90,11 @@ def _ini(start):
     "The nearest `settings.ini` at or above `start` that has a section `[dho_nb]`"
     for folder in [Path(start).resolve(), *Path(start).resolve().parents]:
         file, ini = folder/"settings.ini", configparser.ConfigParser(interpolation=None)
-        if not file.is_file() or b"[dho_nb]" not in (said := file.read_bytes()): continue
-        try: ini.read_string(said.decode())
+        if not file.is_file(): continue
+        if (said := file.read_bytes()).startswith((b"\xff\xfe", b"\xfe\xff")) and "[dho_nb]" in said.decode("utf-16", "ignore"):
+            raise DhoError(f"{file} is UTF-16, not UTF-8: save it as 'UTF-8'")
+        if b"[dho_nb]" not in said: continue
+        try: ini.read_string(said.decode("utf-8-sig"))
         except (configparser.Error, UnicodeDecodeError) as e: raise DhoError(f"{file} cannot be read: {e}") from None
         if ini.has_section("dho_nb"): return folder, dict(ini["dho_nb"])
     return None, {}

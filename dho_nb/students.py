@@ -32,9 +32,8 @@ class CosineHead(nn.Linear):
         dim:int,           # Width of the features
         classes:int,       # Number of classes
         zeta:float=0.01,   # Temperature ζ: smaller is sharper
-        bias:bool=False,   # None in a cosine
     ):
-        super().__init__(dim, classes, bias)
+        super().__init__(dim, classes, bias=False)  # a cosine has none
         self.zeta = zeta
 
     def forward(self,
@@ -52,7 +51,10 @@ class CosineHead(nn.Linear):
 # %% ../nbs/05_students.ipynb #8168f4c1
 class ReferenceHead(CosineHead):
     "The published checkpoints' KD head: weight rows keep their lengths, and ζ divides the bias as well"
-    def __init__(self, dim:int, classes:int, zeta:float=0.01): super().__init__(dim, classes, zeta, bias=True)
+    def __init__(self, dim:int, classes:int, zeta:float=0.01):
+        nn.Linear.__init__(self, dim, classes)
+        self.zeta = zeta
+
     def scores(self, unit): return F.linear(unit, self.weight.to(unit.dtype), self.bias.to(unit.dtype))
 
 class ZeroShotHead(CosineHead):
