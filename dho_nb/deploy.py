@@ -268,7 +268,7 @@ def outputs(self:Evaluation)->HeadOutputs:
     if "_outputs" not in vars(self):
         s = load_settings()
         device = pick_device(s.device)
-        source = Images(self.manifest, self.root, at_least=2*self.student.preprocess.size)
+        source = Images(self.manifest, self.root, at_least=self.student.preprocess.at_least)
         precision, workers = pick_precision(device, self.config.precision), pick_workers(s.workers, device)
         found = collect(self.student, source, self.rows, device, precision, workers, s.progress)
         said = interpolate(found, self.alpha, self.beta).argmax(-1)
@@ -367,7 +367,7 @@ class Predictor:
         file = model_file(name)
         if file.suffix == ".onnx": return cls(*_onnx_answer(file))
         student, facts = load_model(file, backbone, trust_remote_code)
-        facts = dict(facts, preprocess=dict(vars(student.preprocess)))
+        facts = dict(facts, preprocess=student.preprocess.plain())
         return cls(torch_answer(Fused(student, facts), device), facts)
 
 # %% ../nbs/13_deploy.ipynb #253a3bc6
@@ -436,12 +436,12 @@ def see(
     item,              # A path or a PIL image
     eyes:Preprocess,   # The model's
 )->np.ndarray:         # [S, S, 3] uint8
-    "The centred square of one picture, a file's as training saw it; one that cannot be decoded is an error"
+    "The still view of one picture (its centred square, or as `resize_mode` says), as evaluation sees it; one that cannot be decoded is an error"
     if hasattr(item, "read") and not isinstance(item, Image.Image): item = open_image(item)
     if isinstance(item, Image.Image):
         picture = to_rgb(ImageOps.exif_transpose(check_opened(item)), white_value(item))
         picture.info["whole"] = picture.size
-    else: picture = read_image(item, 2*eyes.size)
+    else: picture = read_image(item, eyes.at_least)
     return np.ascontiguousarray(eyes.render(picture, centre_boxes([picture.info["whole"]])[0]).transpose(1, 2, 0))
 
 def look(

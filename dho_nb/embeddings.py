@@ -9,7 +9,7 @@ __all__ = ['STILL', 'ALIASES', 'READERS', 'view_name', 'store_header', 'Store', 
 # %% ../nbs/04_embeddings.ipynb #d193cd06
 import importlib.metadata, json, re, textwrap, unicodedata, zipfile
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
@@ -45,8 +45,8 @@ def store_header(
                  **(dict(precision=precision) if precision else {}), dtype="float16", layout=1)
     if teacher is None: return asked
     eyes, versions = teacher.preprocess, {n: importlib.metadata.version(n) for n in ("torch", "open_clip_torch")}
-    known = dict(weights=weights_hash(teacher.model), dim=teacher.dim, at_least=2*eyes.size, chunk=CHUNK,
-                 preprocess=dict(asdict(eyes), mean=list(eyes.mean), std=list(eyes.std)))
+    known = dict(weights=weights_hash(teacher.model), dim=teacher.dim, at_least=eyes.at_least, chunk=CHUNK,
+                 preprocess=dict(eyes.plain(), mean=list(eyes.mean), std=list(eyes.std)))
     return dict(asked, **known, made_with=dict(name=spec, device=teacher.device.type, **versions))
 
 # %% ../nbs/04_embeddings.ipynb #161e52f0
@@ -69,7 +69,7 @@ class Store(ChunkStore):
     def preprocess(self)->Preprocess|None:
         "What the teacher's eyes expect; None for embeddings made elsewhere"
         known = self.header.get("preprocess")
-        return known and Preprocess(known["size"], tuple(known["mean"]), tuple(known["std"]), known["interpolation"])
+        return known and Preprocess(**dict(known, mean=tuple(known["mean"]), std=tuple(known["std"])))
 
     @property
     def spec(self)->ViewSpec:
@@ -191,7 +191,7 @@ def embed(self:Lookup,
     missing = lambda: self._missing(rows, views, part)
     if not missing(): return 0
     teacher = load()
-    self.store.agree(dict(weights=weights_hash(teacher.model)))
+    self.store.agree(_seen_by(teacher))
     before, make = teacher.looked, _Cut(self, root)
     put = lambda chunk, names, pixels: [self._put(chunk, n, teacher.encode_images(p)) for n, p in zip(names, pixels)]
     fill(self.store, missing, make, put, f"embedding {self.manifest.name} with {teacher.name}", workers, mode,
@@ -200,6 +200,12 @@ def embed(self:Lookup,
     return teacher.looked - before
 
 # %% ../nbs/04_embeddings.ipynb #e17d0dc2
+def _seen_by(teacher):
+    "What a store's header says of the teacher itself: its weights, and how it is shown oblong pictures"
+    eyes = teacher.preprocess
+    return dict(weights=weights_hash(teacher.model), preprocess={
+        f.name: eyes.plain().get(f.name) for f in fields(eyes) if f.name in ("resize_mode", "fill")})
+
 @patch
 def enter(self:Lookup,
     views,              # Numbers of views that are wanted

@@ -285,7 +285,7 @@ def export(
     if int8 and kind != "onnx": raise DhoError(f"int8 is made from ONNX: use kind='onnx', not {kind!r}")
     images, calibrate = (v if isinstance(v, (tuple, list, str)) else list_images(v) for v in (images, calibrate))
     file, (student, facts) = model_file(name), load_model(name, backbone, trust_remote_code)
-    facts = dict(facts, preprocess=dict(vars(student.preprocess)), version=dho_nb.__version__)
+    facts = dict(facts, preprocess=student.preprocess.plain(), version=dho_nb.__version__)
     expected = _expected(estimate, file) if estimate else None
     folder, data = export_folder(file, out), _data(file, config) if not images or int8 and not calibrate else None
     tried = own_sample(images, check) if images else sample(data, facts, "test", check)
@@ -466,7 +466,7 @@ def model_card(
     "What a model is, what it learnt from, how good it is and what it is not for"
     file = model_file(name)
     student, facts = load_model(name, backbone, trust_remote_code)
-    facts = dict(facts, preprocess=dict(vars(student.preprocess)))
+    facts = dict(facts, preprocess=student.preprocess.plain())
     return _card(file, facts, files or {}, licence, _expected(estimate, file) if estimate else None)
 
 def _card(file, facts, files, licence, expected):
@@ -490,12 +490,17 @@ def _header(title, result, licence):
                           tags=["image-classification", "knowledge-distillation", "dual-head-optimization"])
     return f"---\n{about.to_yaml()}\n---"
 
+_SEEN = {"shortest": "the centred square of a picture", "squash": "a picture whole, squeezed into a square",
+         "longest": "a picture whole, with a border that makes it square"}
+
+def _mode(facts): return facts["preprocess"].get("resize_mode", "shortest")
+
 def _about(facts):
     "What it is"
     two, size, classes = facts["heads"] == 2, facts["preprocess"]["size"], facts["classes"]
     alpha, beta = weights_of(facts)
     said = (f"An image classifier for {len(classes)} classes: `{facts.get('spec') or 'an own backbone'}` under "
-            f"{'two heads' if two else 'one head'}. It takes the centred square of a picture, resized to {size} × "
+            f"{'two heads' if two else 'one head'}. It takes {_SEEN[_mode(facts)]}, resized to {size} × "
             f"{size} pixels ({facts['preprocess']['interpolation']}), and returns a probability for every class.")
     mixed = (f"\n\nIts answer is α · softmax(CE head) + (1 − α) · softmax(KD head / β), with α = {alpha:g} and β "
              f"= {beta:g}." if two else "")
@@ -597,7 +602,8 @@ def _origin(facts, config, result):
 def _limits(facts, result, figures):
     "What it is not for"
     told = [f"It knows {len(facts['classes'])} classes and nothing else: a picture of anything else gets one of them, "
-            "often with confidence.", "It sees the centred square only; what lies beside it is lost.",
+            "often with confidence.", ("It sees the centred square only; what lies beside it is lost."
+                                       if _mode(facts) == "shortest" else ""),
             "Its figures, the calibration too, hold for pictures like the test images; on others they are to be "
             "measured again." if figures is not None else
             "No figures stand behind its probabilities: measure them on your own labelled pictures before you "

@@ -162,7 +162,7 @@ def centred(self:Guidance,
 )->torch.Tensor:   # [N, D] float32 of length 1
     "Embeddings of centred squares"
     if self.lookup: return self.lookup(wanted, np.full(len(wanted), STILL)).float().to(self.device)
-    images, teacher = Images(self.manifest, self.root, 2*self.eyes.size), self.load()
+    images, teacher = Images(self.manifest, self.root, self.eyes.at_least), self.load()
     seen = stills(images, wanted, self.eyes, self.device, self.workers, self.mode, "asking the teacher")
     return torch.cat([torch.zeros(0, teacher.dim, device=self.device), *map(teacher.encode_images, seen)])
 
@@ -175,7 +175,7 @@ def views_of(self:Guidance,
     if self.lookup:
         views = [self.lookup(wanted, np.full(len(wanted), v)) for v in range(max(self.cycle, 1))]
         return torch.stack(views).float().to(self.device)
-    images, eyes = Images(self.manifest, self.root, 2*self.eyes.size), [self.eyes]
+    images, eyes = Images(self.manifest, self.root, self.eyes.at_least), [self.eyes]
     cut = lambda v, part: render(images, part, eyes, self.spec, np.full(len(part), v))[0]
     parts = [wanted[k:k + 64] for k in range(0, len(wanted), 64)]
     return torch.stack([torch.cat([self.load().encode_images(cut(v, p)) for p in parts])

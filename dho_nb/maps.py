@@ -388,12 +388,22 @@ def cut(
 )->torch.Tensor:            # [N, 3, size, size] uint8
     "Cut, resize (antialiased) and perhaps mirror, as `Preprocess.render` does"
     exact = torch.float32 if pictures.device.type == "mps" else torch.float64
+    boxes = torch.from_numpy(eyes.still_or(boxes.cpu().numpy(), [pictures.shape[:1:-1]]*len(boxes)))
     left, top, right, bottom = boxes.to(pictures.device, exact).T
     along = _weights(left, right, pictures.shape[3], eyes.size, eyes.interpolation)
     down = _weights(top, bottom, pictures.shape[2], eyes.size, eyes.interpolation)
     along = torch.where(mirror.to(pictures.device)[:, None, None], along.flip(1), along)
     wide = (pictures.float() @ along.transpose(1, 2)[:, None]).round_().clamp_(0, 255)
-    return (down[:, None] @ wide).round_().clamp_(0, 255).to(torch.uint8)
+    made = (down[:, None] @ wide).round_().clamp_(0, 255).to(torch.uint8)
+    if eyes.resize_mode == "longest": _frame(made, boxes.numpy(), mirror, eyes)
+    return made
+
+def _frame(views, boxes, mirror, eyes):
+    "Paint what lies outside the pictures, where no weights are, in place"
+    for view, box, mirrored in zip(views, boxes, mirror.tolist()):
+        left, top, right, bottom = eyes.inside(box)
+        if mirrored: left, right = eyes.size - right, eyes.size - left
+        for part in (view[:, :top], view[:, bottom:], view[:, :, :left], view[:, :, right:]): part.fill_(eyes.fill)
 
 # %% ../nbs/02b_maps.ipynb #ecaa5640
 def map_side(
@@ -536,14 +546,14 @@ def see(self:ImageMap,
 def stills(
     source,               # `Images` or an `ImageMap`
     rows,                 # Positions in the manifest
-    eyes:Preprocess,      # The eyes of the model
+    eyes:Preprocess,      # The eyes of the model; `resize_mode` says what is seen of an oblong picture
     device="cpu",         # Where
     workers:int=0,        # Processes that decode, from files
     mode:str="auto",      # Progress, as in `Settings.progress`
     label:str="looking",  # What is being done
     size:int=256,         # Images per batch
 ):                        # Yields uint8 [size, 3, S, S]
-    "The centred square of each picture, batch by batch"
+    "The still view of each picture, batch by batch: its centred square, or as `resize_mode` says"
     rows, device = np.asarray(rows), torch.device(device)
     parts = [rows[k:k + size] for k in range(0, len(rows), size)]
     if not isinstance(source, ImageMap):
@@ -551,5 +561,5 @@ def stills(
         yield from track(loader(still, workers=workers, pin=pin), label, mode, len(still))
     else:
         for part in track(parts, label, mode):
-            boxes = torch.from_numpy(centre_boxes(source.sizes[part]))
+            boxes = torch.from_numpy(eyes.still_boxes(source.sizes[part]))
             yield cut(source.fetch(part).to(device), boxes, torch.zeros(len(part), dtype=torch.bool), eyes)

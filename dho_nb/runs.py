@@ -224,7 +224,8 @@ def images(self:Run)->Images:
     "The pictures as files"
     eyes = [self.student.preprocess, self.guidance.eyes if self.guidance.live else None]
     if "_images" not in vars(self):
-        self._images = Images(self.manifest, self.root, at_least=2*max(e.size for e in eyes if e))
+        sides = [e.at_least for e in eyes if e]
+        self._images = Images(self.manifest, self.root, at_least=max(sides)*all(sides))
     return self._images
 
 @patch(as_prop=True)

@@ -478,7 +478,7 @@ def save_student(
 ):
     "Write a student with everything needed to build it again, atomically"
     model, p = student
-    facts = dict(facts, heads=1 if model.kd_head is None else 2, **model.options, preprocess=asdict(p))
+    facts = dict(facts, heads=1 if model.kd_head is None else 2, **model.options, preprocess=p.plain())
     if isinstance(facts.get("spec"), str): facts.setdefault("architecture", _architecture(facts["spec"]))
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     text = json.dumps(facts, default=lambda v: v.tolist())  # numpy's and torch's numbers are plain data, too

@@ -3,6 +3,7 @@ import json, sys, numpy, onnxruntime, PIL.Image, PIL.ImageOps
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 about = json.loads(session.get_modelmeta().custom_metadata_map["dho_nb"])
 side, how = about["preprocess"]["size"], PIL.Image.Resampling[about["preprocess"]["interpolation"].upper()]
+mode, fill = about["preprocess"].get("resize_mode", "shortest"), about["preprocess"].get("fill", 0)
 
 def eight_bits(picture):
     values = numpy.asarray(picture, float)
@@ -10,15 +11,23 @@ def eight_bits(picture):
     most = 255 if picture.mode == "I" and values.max() <= 255 else 65535
     return PIL.Image.fromarray(numpy.uint8(values/most*255 + .5))
 
+def entire(picture):
+    inner = (side, side) if mode == "squash" else tuple(max(round(v/(max(picture.size)/side)), 1) for v in picture.size)
+    view = PIL.Image.new("RGB", (side, side), (fill, fill, fill))
+    view.paste(picture.resize(inner, how), tuple((side - v)//2 for v in inner))
+    return numpy.asarray(view)
+
 def square(file):
     with PIL.Image.open(file) as picture:
         whole = picture.size
-        picture.draft(None, (2*side, 2*side)); picture.load()
+        if mode == "shortest": picture.draft(None, (2*side, 2*side))
+        picture.load()
         if picture.getexif().get(0x0112, 1) in (5, 6, 7, 8): whole = whole[::-1]
         picture = PIL.ImageOps.exif_transpose(picture)
     if picture.mode[0] in "IF": picture = eight_bits(picture)
     if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or picture.mode != "RGB" and "transparency" in picture.info:
         picture = PIL.Image.alpha_composite(PIL.Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
+    if mode != "shortest": return entire(picture.convert("RGB"))
     (w, h), across, down = picture.size, min(1, whole[1]/whole[0]), min(1, whole[0]/whole[1])
     box = ((1 - across)/2*w, (1 - down)/2*h, (1 + across)/2*w, (1 + down)/2*h)
     return numpy.asarray(picture.convert("RGB").resize((side, side), how, box=box))
