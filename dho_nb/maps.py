@@ -17,7 +17,7 @@ from PIL import Image
 from .manifests import Manifest, open_image
 from .settings import (DhoError, atomic_path, digest, load_settings, mix64, progress_mode, read_json,
                              reason, track, write_json)
-from .views import Preprocess, Still, centre_boxes, loader, read_image
+from .views import Preprocess, Still, loader, read_image
 
 # %% ../nbs/02b_maps.ipynb #c7ef0a81
 FLUSH = 2.0  # seconds between the moments that bring chunks to the disk

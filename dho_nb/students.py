@@ -9,7 +9,7 @@ __all__ = ['HEADS', 'PREFIXES', 'CosineHead', 'ReferenceHead', 'ZeroShotHead', '
 
 # %% ../nbs/05_students.ipynb #0620432e
 import importlib, json, os, re, sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
