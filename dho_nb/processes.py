@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from .settings import load_settings
+from .settings import DhoError, launched, load_settings, reason, span
 
 # %% ../nbs/00b_processes.ipynb #5bfd082d
 def end_with_parent(
@@ -28,13 +28,15 @@ class Team:
     "The processes that work on one run"
     def __init__(self):
         self.rank, self.world, self.device = 0, 1, None
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ: self._join()
+        if launched()[1] > 1: self._join(*launched())
 
-    def _join(self):
+    def _join(self, rank, world):
         from accelerate import PartialState
         end_with_parent(signal.SIGTERM)
-        state = PartialState(cpu=load_settings().device == "cpu" or not torch.cuda.is_available())
-        self.rank, self.world, self.device = state.process_index, state.num_processes, state.device
+        store = _meet(rank, world, load_settings().wait_seconds)
+        state = PartialState(cpu=load_settings().device == "cpu" or not torch.cuda.is_available(), store=store, rank=rank,
+                             world_size=world)
+        self.rank, self.world, self.device = rank, world, state.device
         self.aside = dist.new_group(backend="gloo", timeout=timedelta(days=7))  # whoever waits for the first one's data waits long
 
     @property
@@ -86,6 +88,22 @@ class Team:
         parts = [torch.empty_like(padded) for _ in range(self.world)]
         dist.all_gather(parts, padded, group=self.aside)
         return torch.stack(parts, 1).flatten(0, 1)[:count]
+
+def _meet(rank, world, seconds):
+    "The store by which the processes of a group find each other; raises `DhoError` where not all have come in time"
+    where, limit = f"MASTER_ADDR={os.environ['MASTER_ADDR']}, MASTER_PORT={os.environ['MASTER_PORT']}", timedelta(seconds=seconds)
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        print(f"RANK={rank}, WORLD_SIZE={world}: meeting the other processes at {where}", file=sys.stderr, flush=True)
+    try:
+        store = next(dist.rendezvous("env://", rank, world, timeout=limit))[0]
+        store.set(f"dho/{rank}", "here")
+        store.wait([f"dho/{k}" for k in range(world)], limit)
+    except (RuntimeError, ValueError, OSError) as e:
+        raise DhoError(f"RANK={rank}, WORLD_SIZE={world}: not all {world} processes were at {where} within {span(seconds)} "
+                       f"({reason(e)}). Start all of them, as torchrun does, unset RANK and WORLD_SIZE to train in one process, or "
+                       "wait longer (DHO_WAIT_SECONDS)") from None
+    store.set_timeout(timedelta(minutes=30))
+    return store
 
 @lru_cache(None)
 def current_team(
