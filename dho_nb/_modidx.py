@@ -397,6 +397,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'dho_nb.figures': { 'dho_nb.figures._agreed': ('figures.html#_agreed', 'dho_nb/figures.py'),
                                 'dho_nb.figures._legend': ('figures.html#_legend', 'dho_nb/figures.py'),
                                 'dho_nb.figures._panels': ('figures.html#_panels', 'dho_nb/figures.py'),
+                                'dho_nb.figures._per_class': ('figures.html#_per_class', 'dho_nb/figures.py'),
                                 'dho_nb.figures._shots': ('figures.html#_shots', 'dho_nb/figures.py'),
                                 'dho_nb.figures.looks': ('figures.html#looks', 'dho_nb/figures.py'),
                                 'dho_nb.figures.plot_agreements': ('figures.html#plot_agreements', 'dho_nb/figures.py'),

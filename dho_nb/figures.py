@@ -93,16 +93,19 @@ def save_figure(
     return files
 
 # %% ../nbs/12c_figures.ipynb #79fed942
-def _panels(frame, panels):
+def _per_class(frame): return frame["labelled"]/result_of(frame, "classes")
+
+def _panels(frame, panels, rows):
     "Name to part, and of datasets to the average over all of them"
     if not panels: return {"": frame}
     parts = dict(tuple(frame.groupby(panels, sort=False)))
-    axes = [a for a in axes_of(frame) if a != panels]
+    if panels != "dataset" or len(parts) < 2: return parts
+    axes = list(dict.fromkeys([*(a for a in axes_of(frame) if a != panels), rows]))  # also where the rows do not vary
     whole = (frame[frame.groupby(axes, sort=False)[panels].transform("nunique") == len(parts)]
-             .assign(per_class=lambda f: f["labelled"]/f["classes"]))
+             .assign(per_class=_per_class))
     means = dict(accuracy=("accuracy", "mean"), labelled=("per_class", "mean"))
     whole = whole.groupby(axes, sort=False, as_index=False).agg(**means).assign(classes=1)
-    return {**parts, **({"average": whole} if panels == "dataset" and len(parts) > 1 and len(whole) else {})}
+    return {**parts, **({"average": whole} if len(whole) else {})}
 
 def plot_shots(
     frame:pd.DataFrame,    # From `load`
@@ -117,7 +120,7 @@ def plot_shots(
         raise DhoError("labels per class are not known of these runs: their outputs.safetensors are gone")
     frame = once(frame, axes_of(frame))
     uniform(frame, axes_of(frame), [rows, label_axis(frame), panels])
-    parts = _panels(frame, panels)
+    parts = _panels(frame, panels, rows)
     names = ordered(frame[rows], order)
     free = label_free(frame) if rows == "method" else set()
     with style():
@@ -139,7 +142,7 @@ def plot_shots(
 # %% ../nbs/12c_figures.ipynb #77bef901
 def _shots(axis, part, rows, names, free, zero):
     "One panel of `plot_shots`"
-    at, level = part.assign(per_class=part["labelled"]/part["classes"]), looks(names)
+    at, level = part.assign(per_class=_per_class), looks(names)
     for name in names:
         mine = at[at[rows] == name]
         by = 100*mine.groupby("per_class")["accuracy"].agg(["mean", "std"])

@@ -26,14 +26,15 @@ def label_of(
 
 # %% ../nbs/11_grids.ipynb #b149edd5
 RESERVED = ("run", "sweep", "state", "attempts", "accuracy", "seconds", "reason", "host", "since", "identity", "folder",
-            "right", "test", "watched")
+            "right", "test", "watched", "tested", "validated", "labelled", "nll", "α", "β", "step", "gain", "low", "high",
+            "seeds", "trunk cosine", "head cosine", "error product")
 
 def check_axis(
     axis:str,   # What somebody calls an axis
 ):
     "Refuse a name that a column of every table has"
-    if axis in RESERVED:
-        raise DhoError(f"an axis cannot be called {axis}: tables have a column of that name; call it otherwise")
+    if axis in RESERVED or axis.startswith(("_", "agreement_")) or not axis.strip():
+        raise DhoError(f"an axis cannot be called {axis or repr(axis)}: tables have a column of that name; call it otherwise")
 
 def telling(
     axis:str,        # What the label is of
