@@ -1,0 +1,612 @@
+"""Whatever a file holds, a reader reads it or refuses it in words: it calls nothing, writes nowhere else, and does not hang
+
+Files of each kind are made from valid ones by Hypothesis. The suite tries some hundred of each kind, the same ones every
+time; `DHO_FUZZ=10000 pytest tests/test_fuzz.py` as many in all, others every time (DHO_FUZZ_SEED=… the same again), and
+`python tests/test_fuzz.py 10000` counts what goes wrong, by kind, instead of stopping at the first.
+"""
+import io
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from types import SimpleNamespace
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, seed, settings
+from hypothesis import strategies as st
+
+import hostile
+from conftest import picture
+from dho_nb import datasets
+from dho_nb.cli import _written, main
+from dho_nb.configs import config_from, make_config, preset
+from dho_nb.deploy import Predictor, load_model, load_published, random_published
+from dho_nb.embeddings import Store, import_embeddings, read_embeddings
+from dho_nb.evaluation import load_outputs, predicted
+from dho_nb.export import model_card
+from dho_nb.grids import read_grid
+from dho_nb.manifests import Manifest, from_coop, from_folder, from_labels, open_manifest
+from dho_nb.records import conflicts, expected, load, record, shared_settings, surfaces
+from dho_nb.reports import results_table
+from dho_nb.runs import Run
+from dho_nb.settings import DhoError, load_settings, read_json, write_json
+from dho_nb.students import build_student, load_weights, read_weights, save_student, tiny_cnn
+from dho_nb.sweeps import Sweep, open_sweep, tasks_of
+from hostile import (BOMBS, NESTS, SPECS, TEXTS, Calls, Place, archives, csv_files, damaged, documents, each, json_files,
+                     json_text, safetensors_bytes, toml_files)
+
+WHOLE = int(os.environ.get("DHO_FUZZ", 0))  # inputs in all; the suite's own number if 0
+
+
+# ---- valid files to begin with ----
+
+@contextmanager
+def world(base):
+    "A place with pictures, two finished runs in a sweep, a record of it, a model, a store; the process works beside it"
+    place, before, here = Place(base), dict(os.environ), os.getcwd()
+    given = dict(DHO_CACHE=place.folder/"cache", DHO_RUNS=place.folder/"runs", HOME=place.base/"home", DHO_PROGRESS="none",
+                 DHO_DEVICE="cpu", DHO_DATA=place.folder/"data", HF_HUB_OFFLINE="1", TMPDIR=place.folder/"tmp")
+    os.environ.update({k: str(v) for k, v in given.items()})
+    os.environ.pop("RANK", None)
+    tempfile.tempdir = str(place.folder/"tmp")
+    os.chdir(place.base/"cwd")
+    try: yield _filled(place)
+    finally:
+        os.chdir(here)
+        os.environ.clear(); os.environ.update(before)
+        tempfile.tempdir = None
+
+
+VALIDATION = dict(dho="few", ce="none")
+
+
+def _filled(place):
+    folder = place.folder
+    for i in range(8): picture(folder/"pets"/("cat", "dog")[i % 2]/f"{i}.png", i, (9, 8))
+    place.runs = {m: folder/"sweep"/m for m in ("dho", "ce")}
+    for method, out in place.runs.items():
+        place.run = Run(preset("digits", epochs=1, views=1, method=method, conflict=method == "dho", validation=VALIDATION[method]), out, "none")
+        place.run.prepare(); place.run.train(); place.run.finish()
+    cells = [dict(run=m, identity=read_json(p/"run.json")["identity"], labels=dict(method=m, seed="0"),
+                  parameters=dict(preset("digits", epochs=1, views=1, method=m, validation=VALIDATION[m]).__dict__)) for m, p in place.runs.items()]
+    write_json(folder/"sweep"/"sweep.json", dict(
+        name="sweep", version="0.1.0", grid="x", axes=["method", "seed"], keep_models=True, cpus=1, retries=2, disk="x",
+        holds={"digits": "x"}, cells=cells))
+    record(folder/"sweep", folder/"record")
+    place.student = build_student("tiny", 2, size=16, seed=0)
+    save_student(place.student, folder/"model.safetensors", spec="tiny", args={}, classes=["cat", "dog"], alpha=.5, beta=.5,
+                 method="dho", run="a-run", version="0.1.0")
+    place.published = random_published(folder/"published.pt", 2).read_bytes()
+    place.tensors = {k: v.contiguous() for k, v in place.student.model.state_dict().items()}
+    place.facts = _facts(folder/"model.safetensors")
+    place.header, place.body = _taken_apart((folder/"model.safetensors").read_bytes())
+    place.onnx = _graph()
+    place.pets = from_folder(folder/"pets")
+    place.vectors = dict(paths=[*place.pets.table["path"]], embeddings=np.eye(8, 4, dtype=np.float32) + 1,
+                         classes=["cat", "dog"], text=np.eye(2, 4, dtype=np.float32))
+    np.savez(folder/"e.npz", **place.vectors)
+    import_embeddings(place.pets, folder/"pets", folder/"e.npz", folder=folder/"store")
+    trained = Run(preset("digits", epochs=3, views=1), folder/"begun", "none")
+    trained.prepare(); trained.trainer.save()
+    place.trainer = trained.trainer
+    place.saved = {p: p.read_bytes() for d in ("sweep", "record", "store", "begun") for p in (folder/d).rglob("*") if p.is_file()}
+    place.folders = {p for d in ("sweep", "record", "store", "begun") for p in (folder/d).rglob("*") if p.is_dir()}
+    return place
+
+
+def _facts(file):
+    from safetensors import safe_open
+    with safe_open(file, "pt") as f: return json.loads(f.metadata()["dho_nb"])
+
+
+def _taken_apart(data):
+    size = int.from_bytes(data[:8], "little")
+    return json.loads(data[8:8 + size]), data[8 + size:]
+
+
+def _graph():
+    "A small graph: pixels in, the probabilities of two classes out, three times"
+    from onnx import TensorProto, helper
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [None, 2]) for n in ("both", "ce", "kd")]
+    nodes = [helper.make_node("Cast", ["pixels"], ["float"], to=TensorProto.FLOAT),
+             helper.make_node("ReduceMean", ["float", "axes"], ["mean"], keepdims=0),
+             helper.make_node("Slice", ["mean", "zero", "two", "one"], ["cut"]),
+             *(helper.make_node("Softmax", ["cut"], [n]) for n in ("both", "ce", "kd"))]
+    ints = lambda name, values: helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("pixels", TensorProto.UINT8, [None, 16, 16, 3])], ends,
+                              [ints("axes", [1, 2]), ints("zero", [0]), ints("two", [2]), ints("one", [1])])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+@contextmanager
+def changed(place, name, data):
+    "A file of the place is another one for a while; what readers made is taken away again"
+    place.file(name, data)
+    try: yield
+    finally:
+        top = place.folder/Path(name).parts[0]
+        for p in sorted(top.rglob("*"), reverse=True):
+            if p.is_dir() and not p.is_symlink():
+                if p not in place.folders: shutil.rmtree(p)
+            elif p not in place.saved: p.unlink()
+        for p, held in place.saved.items():
+            if top in p.parents and (not p.exists() or p.read_bytes() != held):
+                p.parent.mkdir(parents=True, exist_ok=True); p.write_bytes(held)
+        for left in (place.folder/"work", place.folder/"tmp"):
+            shutil.rmtree(left); left.mkdir()
+        shutil.rmtree(place.folder/"cache"/"reports", ignore_errors=True)
+
+
+PIXELS = np.zeros((9, 9, 3), np.uint8)
+said = lambda *argv: redirected(lambda: main([*map(str, argv)]))
+
+
+def redirected(call):
+    with redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8")), redirect_stderr(io.TextIOWrapper(io.BytesIO(), "utf-8")):
+        return call()
+
+
+# ---- readers, each with the inputs that it gets: a strategy of a place, and what is done with a file ----
+
+TARGETS = {}
+
+
+def target(share, make):
+    "A reader; `share` of all inputs, and a strategy made from the valid files"
+    def kept(read): TARGETS[read.__name__] = SimpleNamespace(share=share, make=make, read=read); return read
+    return kept
+
+
+def _models(place):
+    facts = place.facts
+    own = [dict(facts, spec=s, args=a) for s, a in (
+        ("subprocess:getoutput", {"cmd": "touch x"}), ("os:system", {"command": "touch x"}), ("canary:call", {}), ("builtins:eval", {}),
+        ("timm:test_resnet", {"checkpoint_path": "../../x"}), ("timm:test_vit", {}), ("open_clip:RN50", {"cache_dir": "/nowhere"}),
+        ("torchvision:squeezenet1_1", {"weights": "DEFAULT"}), ("tiny", {"widths": [4, 4]}), ("open_clip:local-dir:..", {}))]
+    return documents(facts, facts, facts, dict(facts, heads=1, method="ce"), *own).map(json_text)
+
+
+@target(12, _models)
+def model(place, text):
+    "Metadata of a .safetensors: loaded, asked, described"
+    header = dict(place.header, __metadata__={"dho_nb": text})
+    file = place.file("work/model.safetensors", safetensors_bytes(header, place.body))
+    each(lambda: load_model(file), lambda: Predictor.from_pretrained(file).predict(PIXELS), lambda: unharmed(model_card(file)))
+
+
+@target(6, lambda place: st.tuples(documents(place.header).map(lambda h: json_text(h).encode()).flatmap(damaged), st.sampled_from((True, False))))
+def tensors(place, given):
+    "The header of a .safetensors: a student's, and weights"
+    file = place.file("work/w.safetensors", safetensors_bytes(given[0], place.body[:None if given[1] else -8]))
+    each(lambda: load_model(file), lambda: load_weights(tiny_cnn(), file), lambda: read_embeddings(file), lambda: load_outputs(file))
+
+
+@target(8, lambda place: documents(place.facts, place.facts, dict(place.facts, heads=1)).map(json_text).map(str.encode).flatmap(damaged))
+def onnx(place, text):
+    "Metadata of an ONNX file: opened and asked"
+    made = type(place.onnx)()
+    made.CopyFrom(place.onnx)
+    entry = made.metadata_props.add()
+    entry.key, entry.value = "dho_nb", text.decode("utf-8", "replace")
+    file = place.file("work/model.onnx", made.SerializeToString())
+    each(lambda: Predictor.from_pretrained(file).predict(PIXELS), lambda: [*Predictor.from_pretrained(file).each(PIXELS, probabilities=True)])
+
+
+@target(4, lambda place: st.binary(max_size=80) | damaged(place.onnx.SerializeToString()) | damaged(place.published))
+def graph(place, data):
+    "Bytes that are called a model"
+    each(*(lambda s=s: Predictor.from_pretrained(place.file(f"work/m{s}", data)) for s in (".onnx", ".safetensors", ".pt", ".pt2")))
+
+
+def _checkpoints(place):
+    held = dict(epoch=1, alpha=.5, beta=.5, acc=50.)
+    def packed(data):
+        made = io.BytesIO()
+        tensors = {f"module.{k}": torch.zeros(s) for k, s in (("backbone.conv1.weight", (64, 3, 4, 4)), ("ce_head.weight", (2, 32)))}
+        torch.save(dict(data, model_state_dict=tensors) if isinstance(data, dict) else data, made)
+        return made.getvalue()
+    safe = lambda d: json_text(d) and d
+    return st.tuples(st.one_of(documents(held).map(packed).flatmap(damaged), damaged(place.published), st.sampled_from(BOMBS),
+                               st.sampled_from((Calls(os.system, "touch x"), [1], "x", {"state_dict": {1: 2}},
+                                                {"a": Calls(eval, "1")}, {"a": {"b": torch.zeros(2)}})).map(packed)),
+                     st.sampled_from((".pt", ".pth", ".bin", ".ckpt", ".npz", ".safetensors")))
+
+
+@target(6, _checkpoints)
+def weights(place, given):
+    "Files of weights of the formats that people have"
+    file = place.file(f"work/w{given[1]}", given[0])
+    each(lambda: read_weights(file), lambda: load_weights(tiny_cnn(), file), lambda: load_published(file))
+
+
+def readers(folder):
+    "Everything that reads a folder of runs"
+    frame = each(lambda: load(folder))[0]
+    tables = lambda: [f() for f in (lambda t: (t.markdown, t.latex, t.csv, t.__str__, t._repr_html_))(
+        results_table(frame, average=("seed",) if "seed" in frame else ()))]
+    each(lambda: expected(folder), lambda: shared_settings(folder), lambda: conflicts(folder), lambda: surfaces(folder))
+    if isinstance(frame, pd.DataFrame) and len(frame): each(lambda: [unharmed(t) for t in tables() if "<table" in t])
+
+
+def unharmed(text):
+    "What comes from a file is not markup"
+    if "<script>" in text: raise AssertionError("a file's <script> is on a page")
+    return text
+
+
+def _page(place, data):
+    "The page of one in so many inputs: figures take time"
+    if sum(data)*2654435761 % 64: return
+    page = place.folder/"work"/"page.html"
+    redirected(lambda: main(["report", str(place.folder/"sweep"), "--out", str(page)]))
+    if page.exists(): unharmed(page.read_text(encoding="utf-8"))
+
+
+@target(10, lambda place: st.tuples(st.sampled_from(("dho", "ce")), json_files(*(read_json(p/"run.json") for p in place.runs.values()))))
+def run_json(place, given):
+    "What a run says about itself"
+    method, data = given
+    with changed(place, f"sweep/{method}/run.json", data):
+        folder = place.runs[method]
+        readers(folder); readers(place.folder/"sweep"); _page(place, data)
+        each(lambda: record(place.folder/"sweep", place.folder/"work"/"record"), lambda: make_config(_written(folder/"run.json")),
+             lambda: Run(preset("digits", epochs=1, views=1, method=method, conflict=method == "dho", validation=VALIDATION[method]), folder, "none").lock.release(force=True),
+             lambda: unharmed(model_card(folder)))
+        said("status", place.folder/"sweep")
+
+
+@target(10, lambda place: st.tuples(st.sampled_from(("dho", "ce")), json_files(*(read_json(p/"result.json") for p in place.runs.values()))))
+def result_json(place, given):
+    "What a run found"
+    method, data = given
+    with changed(place, f"sweep/{method}/result.json", data):
+        folder = place.runs[method]
+        readers(folder); readers(place.folder/"sweep"); _page(place, data)
+        each(lambda: record(place.folder/"sweep", place.folder/"work"/"record"), lambda: unharmed(model_card(folder)))
+        said("status", place.folder/"sweep")
+
+
+@target(6, lambda place: st.tuples(st.sampled_from(("failed.json", ".heartbeat.json")), json_files(
+    dict(attempts=1, reason="ValueError: x", host="h", when="2026-01-01"), dict(host="h", pid=1, began=1e9, time=4e9))))
+def signs(place, given):
+    "What a run says while it lasts, and when it fails"
+    kept = (place.runs["ce"]/"result.json").read_bytes()
+    with changed(place, f"sweep/ce/{given[0]}", given[1]):
+        (place.runs["ce"]/"result.json").unlink()
+        each(lambda: open_sweep(place.folder/"sweep").states(), lambda: open_sweep(place.folder/"sweep").todo())
+        readers(place.folder/"sweep"); _page(place, given[1])
+        said("status", place.folder/"sweep")
+
+
+@target(10, lambda place: json_files(read_json(place.folder/"sweep"/"sweep.json")))
+def sweep_json(place, data):
+    "What a sweep means"
+    with changed(place, "sweep/sweep.json", data):
+        folder = place.folder/"sweep"
+        readers(folder); readers(place.runs["ce"]); _page(place, data)
+        each(lambda: open_sweep(folder).states(), lambda: open_sweep(folder).todo(), lambda: record(folder, place.folder/"work"/"record"),
+             lambda: open_sweep(folder, go_on=True), lambda: Sweep(read_grid(place.file("work/sweep.toml", GRID)), folder))
+        said("status", folder)
+
+
+GRID = 'base = {preset = "digits", epochs = 1, views = 1}\naxes = {method = ["dho", "ce"], seed = [0]}\n'
+
+
+def _tables(place):
+    names = ("sweep/dho/predictions.csv", "sweep/dho/history.csv", "sweep/dho/conflict.csv", "sweep/dho/per_class.csv", "record/runs.csv",
+             "record/conflict.csv", "record/surface.csv", "store/images.csv")
+    rows = {n: [l.split(",") for l in (place.folder/n).read_text().splitlines()][:60] for n in names}
+    return st.sampled_from(names).flatmap(lambda n: st.tuples(st.just(n), csv_files(rows[n])))
+
+
+@target(8, _tables)
+def tables(place, given):
+    "Tables of runs, records and stores"
+    name, data = given
+    with changed(place, name, data):
+        top = place.folder/name.split("/")[0]
+        if top.name == "store": each(lambda: Store(top), lambda: import_embeddings(place.pets, place.folder/"pets", place.folder/"e.npz", folder=top)); return
+        readers(top); readers(place.runs["dho"]); _page(place, data)
+        each(lambda: predicted(place.runs["dho"]), lambda: record(place.folder/"sweep", place.folder/"record"))
+
+
+@target(6, lambda place: json_files(read_json(place.folder/"record"/"cells.json")))
+def cells_json(place, data):
+    "What a record says about its sweeps"
+    with changed(place, "record/cells.json", data):
+        readers(place.folder/"record")
+        each(lambda: record(place.folder/"sweep", place.folder/"record"))
+
+
+def _arrays(place):
+    names = ("record/right.npz", "sweep/dho/outputs.safetensors", "store/classes.safetensors", "store/still.npy", "store/still.crc",
+             "sweep/dho/model.safetensors")
+    whole = {n: (place.folder/n).read_bytes() for n in names}
+    def made(n):
+        if n.endswith(".safetensors"):
+            header, body = _taken_apart(whole[n])
+            return st.one_of(damaged(whole[n]), documents(header).map(lambda h: safetensors_bytes(h, body)))
+        if n.endswith(".npz"): return damaged(whole[n]) | _zipped(dict(np.load(io.BytesIO(whole[n]))))
+        return damaged(whole[n])
+    return st.sampled_from(names).flatmap(lambda n: st.tuples(st.just(n), made(n)))
+
+
+@st.composite
+def _zipped(draw, arrays):
+    "An .npz with other arrays under its names"
+    arrays = dict(arrays)
+    for _ in range(draw(st.integers(1, 2))):
+        name = draw(st.sampled_from([*arrays, "x", "../x"]))
+        arrays[name] = draw(st.sampled_from((
+            np.zeros(0), np.zeros((2, 3)), np.full((8, 4), np.nan, np.float32), np.array("x"), np.array(["a", "b"]), np.array([b"\xff", b"a"]),
+            np.arange(5), np.array([2**62]), np.array([-1, 3]), np.array([None, 1], object), np.array([Calls(os.system, "touch x")], object),
+            np.zeros(3, "M8[s]"), np.zeros(3, complex), np.zeros(2, [("a", int)]), np.zeros((8, 0), np.float32), np.ones((8, 4, 1)))))
+        if draw(st.booleans()) and len(arrays) > 1: arrays.pop(draw(st.sampled_from([*arrays])))
+    held = io.BytesIO()
+    np.savez(held, **arrays)
+    return draw(damaged(held.getvalue()))
+
+
+@target(8, _arrays)
+def arrays(place, given):
+    "Arrays of runs, records and stores"
+    name, data = given
+    with changed(place, name, data):
+        top = place.folder/name.split("/")[0]
+        if top.name == "store":
+            each(lambda: Store(top).brought(), lambda: Store(top).filled(), lambda: Store(top).head(["cat", "dog"], ["{}"], None),
+                 lambda: import_embeddings(place.pets, place.folder/"pets", place.folder/"e.npz", folder=top)([0, 1], [0, 0]))
+            return
+        readers(top)
+        each(lambda: load_outputs(place.runs["dho"]/"outputs.safetensors"), lambda: predicted(place.runs["dho"]),
+             lambda: model_card(place.runs["dho"]), lambda: record(place.folder/"sweep", place.folder/"record"))
+
+
+@target(5, lambda place: json_files(read_json(place.folder/"store"/"header.json")))
+def store_json(place, data):
+    "What a store says about itself"
+    with changed(place, "store/header.json", data):
+        folder = place.folder/"store"
+        config = lambda: make_config(dict(dataset=str(place.folder/"pets"), embeddings=str(folder), student="tiny", student_weights="", shots=1))
+        each(lambda: Store(folder), lambda: (lambda s: (s.preprocess, s.spec if not s.single else 0, s.filled()))(Store(folder)),
+             lambda: import_embeddings(place.pets, place.folder/"pets", place.folder/"e.npz", folder=folder)([0], [0]),
+             lambda: Run(config(), place.folder/"work"/"run", "none").lock.release(force=True))
+
+
+@target(8, lambda place: csv_files([["path", "label", "split"], *([f"{c}/{i}.png", c, s] for i, c, s in (
+    (0, "cat", "train"), (1, "dog", ""), (2, "cat", "val"), (3, "dog", "test")))], [["path", "label"], ["0.png", "cat"], ["cat/2.png", ""]]))
+def labels(place, data):
+    "A table of labels, and a list of images"
+    file = place.file("work/labels.csv", data)
+    gone = file.with_suffix(".json").unlink(missing_ok=True)
+    each(lambda: from_labels(place.folder/"pets", file), lambda: open_manifest(str(file)), lambda: from_labels(place.folder/"pets", file, classes=["dog", "cat"]),
+         lambda: Run(make_config(dict(dataset=str(place.folder/"pets"), labels=str(file), teacher="digits", student="tiny", student_weights="")),
+                     place.folder/"work"/"run", "none").lock.release(force=True))
+
+
+@target(4, lambda place: json_files(dict(classes=["cat", "dog"], templates=["a {}."]), dict(classes=["cat", "dog"])))
+def facts_json(place, data):
+    "Class names and prompts beside a list of images"
+    file = place.file("work/pets.csv", "path,label,split\ncat/0.png,cat,train\ndog/1.png,dog,test\n")
+    place.file("work/pets.json", data)
+    each(lambda: open_manifest(str(file)),
+         lambda: Run(make_config(dict(dataset=str(file), root=str(place.folder/"pets"), teacher="digits", student="tiny", student_weights="")),
+                     place.folder/"work"/"run", "none").lock.release(force=True))
+    file.with_suffix(".json").unlink()
+
+
+@target(5, lambda place: json_files({s: [["cat/0.png", 0, "cat"], ["dog/1.png", 1, "dog"]] for s in ("train", "val", "test")}))
+def coop(place, data):
+    "A CoOp split"
+    file = place.file("work/split_zhou_Pets.json", data)
+    each(lambda: from_coop(file), lambda: open_manifest(str(file)))
+
+
+@target(10, lambda place: toml_files(
+    dict(name="g", base=dict(preset="digits", epochs=1), axes=dict(seed=[0, 1], method=["ce", "dho"]), exclude=[dict(seed=0, method="ce")], jobs=1),
+    dict(base=dict(preset="digits"), axes=dict(labels=[dict(shots=1), dict(fraction=.01)]), also=[dict(base=dict(epochs=2), axes=dict(seed=[3]))]),
+    dict(base=dict(dataset=str(place.folder/"pets"), teacher="digits", student="tiny", student_weights="", test=2), axes=dict(shots=[1]), retries=1, cpus=1)))
+def grid(place, data):
+    "A grid, and the runs that it means"
+    file = place.file("work/grid.toml", data)
+    each(lambda: tasks_of(read_grid(file)), lambda: Sweep(read_grid(file), place.folder/"work"/"sweep").states(), lambda: open_sweep(file))
+
+
+@target(6, lambda place: json_files(*(read_json(p/"run.json")["config"] for p in place.runs.values()), dict(preset="digits", seed=1)))
+def config_json(place, data):
+    "Parameters in a file: dho distill --config"
+    file = place.file("work/config.json", data)
+    each(lambda: make_config(_written(file)), lambda: Run(make_config(_written(file)), place.folder/"work"/"run", "none").lock.release(force=True))
+
+
+@target(8, lambda place: archives())
+def archive(place, data):
+    "An archive of a dataset"
+    stage = place.folder/"data"/".dho-get-imagenet_r"
+    shutil.rmtree(stage, ignore_errors=True)
+    place.file("data/.dho-get-imagenet_r/files/imagenet-r.tar", data)
+    place.file("data/.dho-get-imagenet_r/files/a.zip", data)
+    place.file("data/.dho-get-imagenet_r/files/a.tar.gz", data)
+    info, each_ = datasets.paper_dataset("imagenet_r"), []
+    for name in ("a.zip", "a.tar.gz"):
+        try: datasets._url(stage, info, f"https://nowhere/{name}")
+        except DhoError: pass
+        except Exception: pass  # named by get_dataset
+    each(lambda: datasets.get_dataset("imagenet_r"))
+    kinds = [p for p in stage.rglob("*") if p.is_symlink() and not p.resolve().is_relative_to(stage)]
+    if kinds: raise AssertionError("a link leads out of the folder of an archive")
+
+
+def _vectors(place):
+    def parquet(kind):
+        held = io.BytesIO()
+        frame = pd.DataFrame(dict(paths=place.vectors["paths"], embeddings=[*place.vectors["embeddings"]]))
+        {"plain": lambda f: f, "none": lambda f: f.assign(embeddings=None), "ragged": lambda f: f.assign(embeddings=[[1.]*(i % 3) for i in range(len(f))]),
+         "text": lambda f: f.assign(embeddings="x"), "dates": lambda f: f.assign(paths=pd.Timestamp(0)), "twice": lambda f: pd.concat([f, f]),
+         "wide": lambda f: pd.DataFrame(np.eye(3)).rename(columns=str), "empty": lambda f: f.iloc[:0]}[kind](frame).to_parquet(held)
+        return held.getvalue()
+    npy = io.BytesIO(); np.save(npy, place.vectors["embeddings"])
+    kinds = ("plain", "none", "ragged", "text", "dates", "twice", "wide", "empty")
+    return st.one_of(
+        st.tuples(st.just(".npz"), _zipped(place.vectors), st.just(b"")),
+        st.tuples(st.just(".parquet"), st.sampled_from(kinds).map(parquet).flatmap(damaged), st.just(b"")),
+        st.tuples(st.just(".npy"), damaged(npy.getvalue()), damaged("\n".join(place.vectors["paths"]).encode())),
+        st.tuples(st.just(".safetensors"), documents(
+            {"__metadata__": {"paths": json.dumps(place.vectors["paths"])}, "embeddings": dict(dtype="F32", shape=[8, 4], data_offsets=[0, 128])},
+            {"__metadata__": {"paths": '["a", 1, null]', "classes": "[" * 30}, "embeddings": dict(dtype="F32", shape=[8, 4], data_offsets=[0, 128])})
+            .map(lambda h: safetensors_bytes(h, place.vectors["embeddings"].tobytes())), st.just(b"")))
+
+
+@target(8, _vectors)
+def embeddings(place, given):
+    "Embeddings that were made elsewhere"
+    kind, data, beside = given
+    file = place.file(f"work/v{kind}", data)
+    if kind == ".npy": place.file("work/v.txt", beside)
+    shutil.rmtree(place.folder/"work"/"store", ignore_errors=True)
+    each(lambda: read_embeddings(file),
+         lambda: import_embeddings(place.pets, place.folder/"pets", file, folder=place.folder/"work"/"store"))
+    shutil.rmtree(place.folder/"work"/"store", ignore_errors=True)
+    each(lambda: import_embeddings(place.pets, place.folder/"pets", place.folder/"e.npz", file, folder=place.folder/"work"/"store"))
+
+
+INI = "[dho_nb]\ndata = data\ncache = ~/.cache/dho_nb\nruns = runs\ndevice = cpu\nworkers = 0\nthreads = 0\nprogress = none\ncheckpoint_seconds = 30\n"
+
+
+@st.composite
+def ini_files(draw):
+    lines = INI.splitlines()
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, len(lines) - 1))
+        lines[at] = draw(st.sampled_from((lines[at].partition("=")[0] + "= " + draw(st.sampled_from(TEXTS)), draw(st.sampled_from(TEXTS)),
+                                          lines[at] + " %(home)s ${HOME}", "[dho_nb]", "[other]", lines[at].replace("=", ""), " " + lines[at])))
+    return draw(damaged("\n".join(lines).encode("utf-8", "surrogatepass")))
+
+
+@target(6, lambda place: ini_files())
+def ini(place, data):
+    "settings.ini"
+    file = place.file("work/ini/settings.ini", data)
+    each(lambda: load_settings(file.parent, {}))
+    file.unlink()
+
+
+def _states(place):
+    header, body = _taken_apart((place.folder/"begun"/"checkpoint.safetensors").read_bytes())
+    state = json.loads(header["__metadata__"]["state"])
+    return st.one_of(documents(state).map(json_text).map(lambda t: safetensors_bytes(dict(header, __metadata__={"state": t}), body)),
+                     documents(header).map(lambda h: safetensors_bytes(h, body)), damaged(safetensors_bytes(header, body)))
+
+
+@target(6, _states)
+def checkpoint(place, data):
+    "Where training goes on from"
+    from dho_nb.sweeps import _step
+    with changed(place, "begun/checkpoint.safetensors", data):
+        each(lambda: place.trainer.load(), lambda: _step(place.folder/"begun"/"checkpoint.safetensors"))
+
+
+@target(4, lambda place: st.tuples(st.sampled_from(("estimate.json", "export.json", "evaluation.json")), json_files(
+    dict(folds=2, labelled=10, table=dict(student=dict(accuracy=.5, low=.4, high=.6, nll=1.)), config=read_json(place.runs["dho"]/"run.json")["config"], labels="x"),
+    dict(model="x", source="m", licence="", estimate=None, files={"model.onnx": dict(megabytes=1, ms=1.)}, card="x", card_before=None))))
+def notes(place, given):
+    "What an estimate and an export left"
+    from dho_nb.deploy import Evaluation
+    from dho_nb.export import _note
+    name, data = given
+    with changed(place, f"sweep/dho/{name}", data):
+        folder, file = place.runs["dho"], place.runs["dho"]/"model.safetensors"
+        facts = dict(place.facts)
+        if name == "estimate.json": each(lambda: unharmed(model_card(folder, estimate=folder)))
+        if name == "export.json": each(lambda: _note(folder, file, facts, {}, "", None))
+
+
+# ---- the tests ----
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    with world(tmp_path_factory.mktemp("fuzz")) as made: yield made
+
+
+# Inputs that went wrong once: by target
+ONCE = {}
+
+# What the suite tries of each target, where not all 10,000 are asked for
+SOME = {name: 6*t.share for name, t in TARGETS.items()}
+
+
+def count(name):
+    return -(-WHOLE*TARGETS[name].share//sum(t.share for t in TARGETS.values())) if WHOLE else SOME[name]
+
+
+def tried(place, name, check, most, number=None):
+    "Call `check` with so many inputs of a target, after those that went wrong once"
+    run = given(TARGETS[name].make(place))(check)
+    for once in ONCE.get(name, ()): run = example(once)(run)
+    if number is not None: run = seed(number)(run)
+    settings(max_examples=most, derandomize=number is None, database=None, deadline=None, report_multiple_bugs=False,
+             suppress_health_check=list(HealthCheck))(run)()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_file_is_read_or_refused_in_words(place, name):
+    number = int(os.environ.get("DHO_FUZZ_SEED", random.randrange(2**32))) if WHOLE else None
+    print(f"DHO_FUZZ_SEED={number}")
+    def check(given): assert place.verdict(TARGETS[name].read, given) == []
+    tried(place, name, check, count(name), number)
+
+
+@pytest.mark.parametrize("harm, said", [
+    (lambda p: os.system("true"), "os.system"), (lambda p: subprocess.run(["true"]), "subprocess.Popen"),
+    (lambda p: os.posix_spawn("/bin/true", ["true"], {}), "os.posix_spawn"), (lambda p: eval("1 + 1"), "exec by"),
+    (lambda p: __import__("this"), "import 'this'"), (lambda p: __import__("canary_of_nobody"), "import 'canary_of_nobody'"),
+    (lambda p: __import__("socket").create_connection(("127.0.0.1", 9), 1), "socket.connect"),
+    (lambda p: __import__("pickle").loads(BOMBS[1]), "pickle.find_class"), (lambda p: open("x", "w").close(), "write 'x'"),
+    (lambda p: os.mkdir(p.base/"y"), "os.mkdir"), (lambda p: (p.base/"home"/"kept").rename(p.folder/"kept"), "os.rename"),
+    (lambda p: os.symlink("/", p.base/"home"/"link"), "os.symlink"), (lambda p: {}["x"], "KeyError outside of the library"),
+    (lambda p: subprocess._fork_exec if False else [None for _ in iter(int, 1)], "Hang"), (lambda p: bytearray(2**40), "MemoryError")])
+def test_the_watch_sees_what_is_forbidden(tmp_path, monkeypatch, capsys, harm, said):
+    monkeypatch.setattr(hostile, "SECONDS", (.3, 5))
+    place = Place(tmp_path)
+    monkeypatch.chdir(tmp_path/"cwd")
+    assert any(said in kind for kind in place.verdict(lambda p, given: harm(p), None))
+
+
+def test_the_watch_lets_a_reader_read_refuse_and_write_where_it_may(tmp_path):
+    def reads(place, given):
+        place.file("a/b", b"x").rename(place.folder/"a"/"c")
+        import timm.models.vgg  # noqa: F401
+        raise DhoError("no")
+    assert Place(tmp_path).verdict(reads, None) == []
+
+
+def survey(most, *names):
+    "Count what goes wrong, by target and kind, with an example of each"
+    with tempfile.TemporaryDirectory() as base, world(base) as place:
+        total = sum(TARGETS[n].share for n in TARGETS)
+        for name in names or TARGETS:
+            found, examples, done = Counter(), {}, [0]
+            def check(given):
+                done[0] += 1
+                for kind in place.verdict(TARGETS[name].read, given):
+                    key = kind.split(" (")[0] if " in " in kind and kind[0].isupper() else kind[:40]
+                    found[key] += 1; examples.setdefault(key, (kind, given))
+            tried(place, name, check, -(-most*TARGETS[name].share//total) if not names else most, random.randrange(2**32))
+            print(f"{name}: {done[0]} inputs, {sum(found.values())} violations of {len(found)} kinds", flush=True)
+            for key, number in found.most_common():
+                kind, given = examples[key]
+                shown = repr(given)
+                print(f"  {number:5} {kind}\n        {shown if len(shown) < 400 else shown[:200] + ' … ' + shown[-200:]}", flush=True)
+
+
+if __name__ == "__main__": survey(int(sys.argv[1]), *sys.argv[2:])
