@@ -540,7 +540,7 @@ def doubtful_images(
     found = dict(looked=0, deep=0, dark=[], pages=[])
     for path in manifest.table["path"].to_numpy()[np.argsort(mix64(0, manifest.id_keys))[:sample]]:
         try:
-            with Image.open(Path(root, path)) as picture:
+            with open_image(Path(root, path)) as picture:
                 found["looked"] += 1
                 if picture.format == "TIFF" and picture.n_frames > 1: found["pages"].append(path)
                 picture.seek(0)
