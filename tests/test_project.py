@@ -47,10 +47,11 @@ def test_every_name_is_imported_and_every_import_is_used():
 @pytest.mark.parametrize("notebook", EXPERIMENTS, ids=lambda p: p.stem)
 def test_an_experiment_has_one_parameters_cell(notebook):
     tagged = [c for c in code(notebook) if "parameters" in c["metadata"].get("tags", [])]
-    assert len(tagged) == 1 and tagged[0] is not None
+    assert len(tagged) == 1
     assert tagged[0]["source"] == code(notebook)[0]["source"], "the parameters come first"
-    assert all(isinstance(s, ast.Assign) and (ast.literal_eval(s.value) is not None or True)
-               for s in ast.parse("".join(tagged[0]["source"])).body)
+    given = ast.parse("".join(tagged[0]["source"])).body
+    assert given and all(isinstance(s, ast.Assign) for s in given)
+    for s in given: ast.literal_eval(s.value)  # plain data, or an error
 
 
 def test_the_distill_notebook_has_every_parameter_with_the_presets_values():
@@ -60,13 +61,30 @@ def test_the_distill_notebook_has_every_parameter_with_the_presets_values():
     assert given == {**Config(**PRESETS["digits"]).__dict__}
 
 
+def imported(nodes):
+    "Modules of this library that statements import, by whatever form"
+    for n in nodes:
+        if isinstance(n, ast.Import): names = [a.name for a in n.names]
+        elif isinstance(n, ast.ImportFrom):
+            base = ".".join(filter(None, ["dho_nb"*(n.level > 0), n.module]))
+            names = [f"{base}.{a.name}" for a in n.names] if base == "dho_nb" else [base]
+        else: continue
+        yield from (name.split(".")[1] for name in names if name.startswith("dho_nb."))
+
+
 def test_rooms_import_only_upwards():
     rooms = {re.sub(r"^\d+[a-z]?_", "", p.stem): i for i, p in enumerate(sorted((ROOT/"nbs").glob("[0-9]*.ipynb")))}
-    for name, place in rooms.items():
-        tree = ast.parse((ROOT/"dho_nb"/f"{name}.py").read_text())
-        imported = [n.module.removeprefix("dho_nb.") for n in tree.body if isinstance(n, ast.ImportFrom)
-                    and n.module.startswith("dho_nb.")]
-        assert [i for i in imported if rooms[i] >= place] == [], name
+    trees = {name: ast.parse((ROOT/"dho_nb"/f"{name}.py").read_text()) for name in rooms}
+    assert sum(len([*imported(tree.body)]) for tree in trees.values()) > 100
+    edges = [(name, other) for name, tree in trees.items() for other in imported(ast.walk(tree))]  # in functions, too
+    assert [edge for edge in edges if rooms.get(edge[1], -1) >= rooms[edge[0]]] == []
+
+
+def test_imports_are_seen_in_every_form():
+    forms = ("from .grids import Grid", "from dho_nb.grids import Grid", "import dho_nb.grids as g", "from . import grids",
+             "from dho_nb import grids", "def f():\n    from .grids import Grid")
+    for form in forms: assert [*imported(ast.walk(ast.parse(form)))] == ["grids"], form
+    assert [*imported(ast.walk(ast.parse("import dho_nb, grids\nfrom grids import Grid")))] == []
 
 
 @pytest.mark.parametrize("name", made())
