@@ -277,8 +277,6 @@ def _is_run(folder, files):
     except (DhoError, TypeError): return False
 
 # %% ../nbs/01_manifests.ipynb #431a5e9e
-_PHOTOGRAPHS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")  # Pillow's names
-
 def left_out(
     root:str|Path,  # A folder of pictures
 )->pd.DataFrame:    # path, reason: a suffix, or "without a suffix", "hidden", "AppleDouble", "of the system", "of a run", …
@@ -291,10 +289,8 @@ def left_out(
 
 def _is_photograph(file):
     "Does a file begin as a photograph does?"
-    from PIL import Image
-    Image.init()
     try:
-        with Image.open(file, formats=[f for f in _PHOTOGRAPHS if f in Image.OPEN]): return Path(file).is_file()
+        with open_image(file): return Path(file).is_file()
     except Exception: return False
 
 # %% ../nbs/01_manifests.ipynb #4bb1bd5b
