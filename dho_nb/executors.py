@@ -12,6 +12,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import lru_cache
+from html import escape
 from pathlib import Path
 import pandas as pd
 from fastcore.basics import patch
@@ -21,6 +22,7 @@ from .settings import (DhoError, Redrawn, digest, in_notebook, load_settings, ne
                              unknown, write_json)
 from .sweeps import (NOTEBOOKS, Busy, Ended, Slot, Sweep, Task, disk_is_full, is_url, mistaken, run_one, state_of,
                            stores_of, supervised)
+from .trust import visible
 
 # %% ../nbs/11b_executors.ipynb #54b5f291
 def attempt(
@@ -172,7 +174,7 @@ class Show:
         if self.mode == "none": return
         try:
             self._clear()
-            print(f"  {text}", flush=True)
+            print(f"  {visible(text)}", flush=True)
         except (OSError, ValueError): self.mode = "none"  # nobody reads any more; the work goes on
 
     def draw(self,
@@ -183,10 +185,10 @@ class Show:
         self.last, text = time.time(), table_text(self.board)
         if in_notebook():
             from IPython.display import HTML
-            self.shown(HTML(f"<pre>{text}</pre>"))
+            self.shown(HTML(f"<pre>{escape(text)}</pre>"))
         else:
             self._clear()
-            if not final: print(text, flush=True); self.drawn = text.count("\n") + 1
+            if not final: print(visible(text), flush=True); self.drawn = text.count("\n") + 1
 
     def _clear(self):
         if self.drawn: print(f"\x1b[{self.drawn}A\x1b[J", end="")
@@ -294,7 +296,7 @@ def _fill(config, folder, part, parts, slot):
     folder = folder/f"{digest(asdict(config))}-{part}-{socket.gethostname()}-{os.getpid()}"  # others may fill theirs
     write_json(folder/"config.json", asdict(config))
     code, said = supervised(["-m", "dho_nb.cli", "store", "fill", "--config", str(folder/"config.json"), "--part",
-                             f"{part}/{parts}"], folder, slot)
+                             f"{part}/{parts}", "--trust-remote-code"], folder, slot)  # the sweep was allowed to begin
     if code:
         raise DhoError(f"the teacher's store for {config.dataset} could not be filled: {reason_of(said, code)}\nits "
                        f"log is {folder/'log.txt'}")
@@ -412,7 +414,10 @@ def slurm_script(
     command = shlex.join([sys.executable, "-m", "dho_nb.cli", "sweep", str(place),
                           *(["--out", sweep.url or str(sweep.folder)] if place.is_file() else []),
                           *(["--cpus", str(cpus)] if cpus else []),
+                          *(["--trust-remote-code"] if sweep.grid.trust_remote_code else []),
                           *(["--record", str(Path(record).expanduser().resolve())] if record else [])])
+    if bad := [v for v in (*given.values(), place, os.getcwd(), record, sweep.url) if len(str(v).splitlines()) > 1]:
+        raise DhoError(f"{str(bad[0])!r} has a line break, and a line of a job script would end there: rename it")
     return "\n".join([
         "#!/bin/bash", *(f"#SBATCH --{k}={shlex.quote(str(v)) if ' ' in str(v) else v}" for k, v in given.items()), "",
         "# Fill the teachers' stores first, on a machine with a GPU, so that the jobs find them:",

@@ -28,6 +28,7 @@ from .settings import (DhoError, atomic_path, hushed, load_settings, needs, read
                              write_json)
 from .students import Student, load_student, save_student
 from .teachers import files_hash
+from .trust import markdown_text
 from .views import Preprocess
 
 # %% ../nbs/13b_export.ipynb #f22c1bda
@@ -448,11 +449,7 @@ def _lines(table, head):
     rows = [[str(i), *("" if v is None or v != v else f"{v:.4g}" if isinstance(v, float) else str(v) for v in row)]
             for i, row in zip(table.index, table.to_numpy(dtype=object))]
     cells = [[head, *map(str, table.columns)], ["---"]*(1 + table.shape[1]), *rows]
-    return "\n".join("| " + " | ".join(_plain(c) for c in row) + " |" for row in cells)
-
-def _plain(text):
-    "Text that Markdown leaves as it is"
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    return "\n".join("| " + " | ".join(markdown_text(c) for c in row) + " |" for row in cells)
 
 # %% ../nbs/13b_export.ipynb #7e0ae593
 def model_card(
@@ -471,7 +468,7 @@ def model_card(
 
 def _card(file, facts, files, licence, expected):
     config, result, figures = _known(file)
-    title = facts.get("run") or facts.get("source") or file.stem
+    title = markdown_text(facts.get("run") or facts.get("source") or file.stem)
     parts = [_header(title, result, licence), f"# {title}\n\n{_about(facts)}", _use(files),
              _figures(facts, result, figures, expected), _files(files), _origin(facts, config, result),
              _limits(facts, result, figures), _licences(config, result, licence)]
@@ -498,14 +495,15 @@ def _mode(facts): return facts["preprocess"].get("resize_mode", "shortest")
 def _about(facts):
     "What it is"
     two, size, classes = facts["heads"] == 2, facts["preprocess"]["size"], facts["classes"]
+    spec = re.sub(r"[`\s]+", " ", facts.get("spec") or "an own backbone")
     alpha, beta = weights_of(facts)
-    said = (f"An image classifier for {len(classes)} classes: `{facts.get('spec') or 'an own backbone'}` under "
+    said = (f"An image classifier for {len(classes)} classes: `{spec}` under "
             f"{'two heads' if two else 'one head'}. It takes {_SEEN[_mode(facts)]}, resized to {size} × "
             f"{size} pixels ({facts['preprocess']['interpolation']}), and returns a probability for every class.")
     mixed = (f"\n\nIts answer is α · softmax(CE head) + (1 − α) · softmax(KD head / β), with α = {alpha:g} and β "
              f"= {beta:g}." if two else "")
     more = f" … and {len(classes) - 50} more" if len(classes) > 50 else ""
-    return f"{said}{mixed}\n\nClasses: {_plain(', '.join(classes[:50]))}{more}."
+    return f"{said}{mixed}\n\nClasses: {markdown_text(', '.join(classes[:50]))}{more}."
 
 def _use(files):
     "How to ask it"
@@ -530,7 +528,7 @@ def _figures(facts, result, figures, expected):
         table.loc[teacher] = [result[f"teacher_{k}"] for k in ("accuracy", "nll", "ece")]
     note = "The KD head alone is at temperature 1. " if "both" in table.index else ""
     return (f"## Figures\n\nOn {result['tested']} test images of "
-            f"{result['dataset']}:\n\n{_lines(table, 'answer of')}\n\n{note}The calibration error is how far a stated "
+            f"{markdown_text(result['dataset'])}:\n\n{_lines(table, 'answer of')}\n\n{note}The calibration error is how far a stated "
             "probability is from how often it is right." + (f"\n\n{_crossed(expected)}" if expected else ""))
 
 def _crossed(expected):
@@ -585,7 +583,7 @@ _CHOSEN = {"none": "fixed beforehand", "few": "chosen on a few labelled validati
 def _origin(facts, config, result):
     "What it was made from"
     if not result:
-        source = f", which was read from {facts['source']}" if facts.get("source") else ""
+        source = f", which was read from {markdown_text(facts['source'])}" if facts.get("source") else ""
         return f"## Origin\n\nNot recorded beside the model{source}."
     method, taught = METHODS[result["method"]], METHODS[result["method"]].teacher
     found = {

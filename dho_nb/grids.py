@@ -12,6 +12,7 @@ from itertools import product
 from pathlib import Path
 from .presets import named
 from .settings import DhoError, digest, shipped, unknown
+from .trust import check_parameters
 
 # %% ../nbs/11_grids.ipynb #9d262a3a
 def label_of(
@@ -106,6 +107,7 @@ class Grid:
     jobs:int=0             # Runs at a time; 0 is one per GPU, or one for two CPU cores
     cpus:int=0             # CPU cores of a run, on which its last bits depend; 0 is a fair share
     retries:int=2          # How often a run that failed is tried again
+    trust_remote_code:bool=False  # The user's word for what its file names; no key of that file
 
     def __post_init__(self):
         for name, kind in (("name", str), ("keep_models", bool), ("jobs", int), ("cpus", int), ("retries", int)):
@@ -166,6 +168,7 @@ def strangers(
 # %% ../nbs/11_grids.ipynb #5c02238b
 def read_grid(
     file:str|Path,  # A TOML file
+    trust_remote_code:bool=False,  # Allow students and teachers outside the known libraries, as for `check_parameters`
 )->Grid:
     "A grid from a file; a name that does not exist is an error with the nearest one that does"
     try: found = tomllib.loads(Path(file).read_text(encoding="utf-8-sig"))
@@ -176,7 +179,9 @@ def read_grid(
     known = ("name", "base", "axes", "exclude", "also", "keep_models", "jobs", "cpus", "retries")
     for key in found:
         if key not in known: raise unknown(f"key in {file}:", key, known)
-    return make_grid(**{"name": Path(file).stem, **found})
+    grid = make_grid(**{"name": Path(file).stem, **found}, trust_remote_code=trust_remote_code)
+    for cell in grid.cells: check_parameters(cell.parameters, file, trust_remote_code)
+    return grid
 
 # %% ../nbs/11_grids.ipynb #12821617
 def demo_grid(

@@ -12,6 +12,7 @@ from .configs import make_config
 from .deploy import Evaluation
 from .grids import read_grid
 from .objectives import get_method
+from .trust import check_folder
 from .records import BASIC, load, result_of
 from .reports import ResultTable
 from .settings import DhoError, load_settings, read_json, shipped, unknown
@@ -91,7 +92,7 @@ def shifted(
     "What the students of a sweep reach on other test sets; the sweep's folder is sought below the settings' `runs`"
     if (alpha is None) != (beta is None): raise DhoError("give alpha and beta, or neither: they are fixed as a pair")
     def accuracy(run, name):
-        folder = load_settings().runs/run["sweep"]/run["run"]
+        folder = load_settings().runs.joinpath(*(check_folder(run[k], "runs.csv") for k in ("sweep", "run")))
         pair = (alpha, beta) if get_method(result_of(run, "method")).weighs else (None, None)
         file = folder/"shifts"/name/("" if None in pair else "{:g}-{:g}".format(*pair))/"evaluation.json"
         if evaluate and not file.exists():

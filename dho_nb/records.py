@@ -14,6 +14,7 @@ import pandas as pd
 from filelock import FileLock
 from .grids import check_axis, label_of, strangers
 from .settings import DhoError, atomic_path, digest, load_settings, read_json, reason, write_json
+from .trust import check_folder
 
 # %% ../nbs/12_records.ipynb #4fc4cc1f
 BASIC = ("dataset", "student", "method", "labels", "seed")
@@ -145,7 +146,8 @@ def _wanted(place):
                      else (place, sorted(p for p in place.iterdir() if (p/"run.json").exists())))
     known = _sweep(home)
     if not known: return [(p, {}) for p in folders], "" if one else place.name, [], {}
-    cells = [(home/c["run"], c["labels"]) for c in known["cells"] if not one or c["run"] == place.name]
+    cells = [(home/check_folder(c["run"], home/"sweep.json"), c["labels"]) for c in known["cells"]
+             if not one or c["run"] == place.name]
     stray = {p.name: "not among the runs of sweep.json" for p in folders if p not in {c for c, _ in cells}}
     return cells, known["name"], known["axes"], stray
 
@@ -248,7 +250,7 @@ def expected(
     "The runs that sweeps ask for, and whether they are there"
     rows, axes = [], []
     for place in [Path(p).expanduser() for p in places]:
-        alone = lambda place=place: [(_sweep(place), lambda c: _state(place/c["run"]))]
+        alone = lambda place=place: [(_sweep(place), lambda c: _state(place/check_folder(c["run"], place/"sweep.json")))]
         for known, state in _kept_sweeps(place) if (place/"runs.csv").exists() else alone():
             axes = list(dict.fromkeys([*axes, *known.get("axes", [])]))
             for cell in known.get("cells", []):

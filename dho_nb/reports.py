@@ -16,6 +16,7 @@ import pandas as pd
 from fastcore.basics import patch
 from .records import AMOUNTS, axes_of, label_axis, once, ordered, result_of, uniform
 from .settings import DhoError, atomic_path, unknown
+from .trust import markdown_text
 
 # %% ../nbs/12_reports.ipynb #fb78a7c7
 def _drawn(gain, draws, rng):
@@ -220,12 +221,12 @@ _MARKS = dict(markdown=("**{}**", "*{}*"), html=("<b>{}</b>", "<i>{}</i>"), late
 _ODD = {"\\": r"\textbackslash{}", "%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
         "±": r"$\pm$", "–": "--", "−": "$-$", "α": r"$\alpha$", "β": r"$\beta$", "λ": r"$\lambda$", "ζ": r"$\zeta$",
         "τ": r"$\tau$", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": "$<$", ">": "$>$",
-        "|": "$|$", '"': "''"}
+        "|": "$|$", '"': "''", "\n": " "}
 
 def _safe(text, form):
     if form == "html": return escape(text)
     return ("".join(_ODD.get(c, c) for c in text) if form == "latex"
-            else text.replace("|", "\\|").replace("<", "&lt;") if form == "markdown" else text)
+            else markdown_text(text) if form == "markdown" else text)
 
 @patch
 def _dressed(self:ResultTable, cell, form):
@@ -265,7 +266,8 @@ def latex(self:ResultTable)->str:
         lines.append(" & ".join([*[""]*side, *(rf"\multicolumn{{{n}}}{{c}}{{{t}}}" for t, n in spans)]) + r" \\")
     lines += [" & ".join([*(_safe(t, "latex") for t in self.titles[0]), *(t for t, n in last for _ in range(n))])
               + r" \\", r"\midrule"]
-    lines += [" & ".join([*k, *c]) + r" \\" for k, c in self._lines("latex")]
+    begins = lambda text: "{}"*text.startswith(("[", "*")) + text  # behind \\ those two would be LaTeX's
+    lines += [begins(" & ".join([*k, *c])) + r" \\" for k, c in self._lines("latex")]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 # %% ../nbs/12_reports.ipynb #f39ea561

@@ -29,8 +29,9 @@ from .objectives import Method, class_costs, get_method
 from .processes import current_team, end_with_parent
 from .settings import (DhoError, atomic_path, load_settings, pick_device, pick_precision, pick_workers,
                              read_json, reason, write_json)
-from .students import build_student, language_init, load_student, overhead, own_texts, save_student
+from .students import build_backbone, build_student, language_init, load_student, overhead, own_texts, save_student
 from .teachers import is_teacher
+from .trust import check_student
 from .training import CONFLICT, Recipe, Stopped, Trainer, enough, plot_history, stop_requests
 from .views import Images, Streams, plan, render, show_pairs
 
@@ -190,8 +191,17 @@ def guidance(self:Run)->Guidance:
 def student(self:Run):
     "The student; the trained one when the run is done"
     if "_student" not in vars(self):
-        self._student = load_student(self.folder/"model.safetensors")[0] if self.done else self._begin()
+        self._student = self._trained() if self.done else self._begin()
     return self._student
+
+@patch
+def _trained(self:Run):
+    "The student in the folder; one of own code is built as the configuration says, whatever the file in the folder names"
+    c = self.config
+    try: check_student(c.student, c.student_args, "the configuration")
+    except DhoError: own = build_backbone(c.student, "", c.size, c.student_args).module
+    else: own = None
+    return load_student(self.folder/"model.safetensors", own)[0]
 
 def new_student(
     config:Config,   # What to do
@@ -694,7 +704,7 @@ def launch(
     with tempfile.TemporaryDirectory() as place:
         write_json(Path(place)/"config.json", asdict(config))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
-                   "-m", "dho_nb.cli", "distill", "--config", f"{place}/config.json",
+                   "-m", "dho_nb.cli", "distill", "--config", f"{place}/config.json", "--trust-remote-code",
                    *(["--out", str(folder)] if folder else [])]
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                  start_new_session=True, preexec_fn=end_with_parent)

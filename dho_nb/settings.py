@@ -15,6 +15,7 @@ import configparser, difflib, errno, glob, hashlib, importlib.util, json, loggin
 import uuid, warnings
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
+from html import escape
 from pathlib import Path
 import numpy as np
 from filelock import FileLock, SoftFileLock, Timeout
@@ -556,7 +557,7 @@ def track(
     mode, total = progress_mode(mode), len(items) if total is None else total
     if mode == "bar" and total > 1:
         from fastprogress.fastprogress import progress_bar
-        return progress_bar(items, total=total, leave=False, **(dict(comment=label) if in_notebook() else {}))
+        return progress_bar(items, total=total, leave=False, **(dict(comment=escape(label)) if in_notebook() else {}))
     return _tracked(items, Lines(total, label)) if mode == "lines" else items
 
 def _tracked(items, lines):

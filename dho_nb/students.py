@@ -23,7 +23,7 @@ from torch import nn
 from .settings import DhoError, atomic_path, autocast, derive_seed, reason, unknown
 from .teachers import _quick, load_teacher, zero_shot_head
 from .trust import check_student
-from .views import INTERPOLATION, Preprocess
+from .views import INTERPOLATION, RESIZE_MODES, Preprocess
 
 # %% ../nbs/05_students.ipynb #2595e1cf
 class CosineHead(nn.Linear):
@@ -479,7 +479,8 @@ def save_student(
     "Write a student with everything needed to build it again, atomically"
     model, p = student
     facts = dict(facts, heads=1 if model.kd_head is None else 2, **model.options, preprocess=p.plain())
-    if isinstance(facts.get("spec"), str): facts.setdefault("architecture", _architecture(facts["spec"]))
+    bare = _architecture(facts["spec"]) if isinstance(facts.get("spec"), str) else None
+    if bare not in (None, facts.get("spec")): facts.setdefault("architecture", bare)
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     text = json.dumps(facts, default=lambda v: v.tolist())  # numpy's and torch's numbers are plain data, too
     with atomic_path(file) as temporary: save_file(tensors, temporary, {"dho_nb": text})
@@ -528,9 +529,11 @@ def _number(value, low, high):
 def _is_preprocess(eyes):
     "Are these the entries of a `Preprocess`, as JSON has them?"
     three = lambda v, low: isinstance(v, list) and len(v) == 3 and all(_number(x, low, 1e3) for x in v)
-    return (isinstance(eyes, dict) and {*eyes} == {"size", "mean", "std", "interpolation"} and three(eyes["mean"], -1e3)
+    usual = {"size", "mean", "std", "interpolation"}
+    return (isinstance(eyes, dict) and usual <= {*eyes} <= {*usual, "resize_mode", "fill"} and three(eyes["mean"], -1e3)
             and three(eyes["std"], 1e-9) and isinstance(eyes["size"], int) and _number(eyes["size"], 1, 2**14)
-            and eyes["interpolation"] in [*INTERPOLATION])
+            and eyes["interpolation"] in [*INTERPOLATION] and eyes.get("resize_mode", "shortest") in RESIZE_MODES
+            and isinstance(eyes.get("fill", 0), int) and _number(eyes.get("fill", 0), 0, 255))
 
 def _classes(tensors, facts, file):
     "How many classes the heads of a file have; its names must be as many"

@@ -23,6 +23,7 @@ from .forks import fresh
 from .manifests import manifest_files
 from .settings import (DhoError, atomic_path, digest, is_running, load_settings, needs, read_json, shipped, span,
                              write_json)
+from .trust import check_folder, check_parameters
 
 # %% ../nbs/11_sweeps.ipynb #04e98afd
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Task:
     identity:str     # Hash of everything that its numbers depend on
     labels:dict      # Axis to label
     parameters:dict  # Of a `Config`
+
+    def __post_init__(self): check_folder(self.run, "sweep.json")
 
     @property
     def config(self):
@@ -152,7 +155,7 @@ def pull(
     fs, root = _far(url)
     found, same = fs.find(root, detail=True) if fs.exists(root) else {}, {}
     for name, facts in sorted(found.items(), key=lambda f: f[0].endswith(_MARKS)):
-        file = local/name[len(root):].lstrip("/")
+        file = local.joinpath(*(check_folder(part, url) for part in name[len(root):].strip("/").split("/")))
         if file.name.startswith(tuple(skip)): continue
         settled = (file.exists() and file.stat().st_size == facts["size"] and file.suffix != ".json"
                    and not file.name.startswith("checkpoint"))
@@ -480,6 +483,7 @@ def _kept(self:Sweep):
     "The runs as they were written down, if nothing that they depend on can have changed since"
     k = self.known
     if (k.get("grid"), k.get("version")) != (self.grid.digest, dho_nb.__version__): return None
+    if digest([[c["labels"], c["parameters"]] for c in k["cells"]]) != self.grid.digest: return None  # nobody else's runs
     return [Task(**cell) for cell in k["cells"]] if k.get("disk") == on_disk(self.grid) else None
 
 @patch
@@ -559,11 +563,12 @@ def open_sweep(
     place:str|Path,  # A grid's TOML file, or a sweep's folder, or its name below the settings' `runs`
     folder:str|Path="",  # The sweep's folder, for a grid's file; as for `Sweep` if empty
     go_on:bool=False,    # To work on it: refuse one whose runs would be others now, as `Sweep` does
+    trust_remote_code:bool=False,  # As for `read_grid`, for what the TOML file or the sweep's own file names
 )->Sweep:
     "A sweep by its grid or by its folder"
     here = next((p for p in (Path(place).expanduser(), load_settings().runs/str(place)) if p.exists()), None)
     if here is None: raise DhoError(f"there is no grid or sweep {place}: give a TOML file, or the folder of a sweep")
-    if here.is_file() and here.suffix != ".json": return Sweep(read_grid(here), folder)
+    if here.is_file() and here.suffix != ".json": return Sweep(read_grid(here, trust_remote_code), folder)
     if folder:
         raise DhoError(f"{here} is a sweep with a folder of its own: leave out {folder}, or give the grid's TOML file")
     if here.is_dir() and not (here/"sweep.json").exists():
@@ -573,8 +578,9 @@ def open_sweep(
     made = Sweep.__new__(Sweep)
     made.opened, made.url, made.folder, made.known = {}, "", here.resolve(), found
     made.tasks = [Task(**c) for c in found["cells"]]
+    for task in made.tasks: check_parameters(task.parameters, here, trust_remote_code)
     made.grid = Grid(found["name"], tuple(Cell(t.labels, t.parameters) for t in made.tasks), found["keep_models"], 0,
-                     found["cpus"], found["retries"])
+                     found["cpus"], found["retries"], trust_remote_code)
     if go_on: made.tasks = made._kept() or made._planned()
     return made
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OWN', 'known_student', 'plain_argument', 'check_student', 'check_parameters', 'check_clip_config', 'check_folder',
-           'visible']
+           'visible', 'markdown_text']
 
 # %% ../nbs/00c_trust.ipynb #7704bd43
 import re
@@ -113,3 +113,12 @@ def visible(
     "Replace control characters, but for line breaks and tabs, by their codes"
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]",
                   lambda c: c[0].encode("unicode_escape").decode(), text)
+
+# %% ../nbs/00c_trust.ipynb #58a30bd8
+def markdown_text(
+    text:str,   # Whatever is to stand in a line or a table's cell
+)->str:
+    "Escape what Markdown would take for a tag, a link, a cell's end or a line's"
+    text = re.sub(r"[\x00-\x1f\x7f]+", " ", str(text))
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("](", "]&#40;")
+
