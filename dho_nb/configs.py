@@ -5,24 +5,25 @@
 # %% auto #0
 __all__ = ['VALIDATION', 'TEACHER_HEADS', 'PLACES', 'LATER', 'Config', 'make_config', 'preset', 'config_from', 'plain_parameters',
            'open_data', 'data_notes', 'known_labels', 'validation_rows', 'labels_mark', 'renamed', 'without', 'listed',
-           'settled', 'effective', 'identity', 'weights_file_hash']
+           'settled', 'effective', 'identity', 'weights_file_hash', 'own_sources']
 
 # %% ../nbs/10_configs.ipynb #883ca461
-import dataclasses, json, math, os, shlex
+import dataclasses, json, math, os, shlex, sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import dho_nb
 from .datasets import class_codes
-from .embeddings import Store, own_identity, read_embeddings
+from .embeddings import READERS, Store, own_identity, read_embeddings
 from .heads import POOL_HEADS
 from .manifests import (LISTS, LabelSubset, Manifest, content_keys, data_root, few_per_class, fingerprint,
                               from_labels, image_paths, labelled_subset, left_out_text, manifest_hash, manifest_names, missing_images,
                               open_manifest, pictures_below, rows, split_off)
-from .objectives import METHODS, get_method
+from .objectives import METHODS, SHIPPED, get_method
 from .presets import named
 from .settings import PRECISIONS, DhoError, atomic_path, digest, load_settings, reason, unknown
+from .sources import is_own, module_sources, source_hash
 from .students import HEADS
 from .teachers import files_hash, teacher_identity
 from .views import broken_images, doubtful_images
@@ -410,6 +411,8 @@ def identity(
         what["student"] = f"open_clip:{_student_of(config.student.removeprefix('open_clip:'))}"
     if config.student_weights not in ("", "pretrained"):
         what["student_weights"] = weights_file_hash(config.student_weights)
+    if sources := own_sources(asdict(config)): what["sources"] = sources
+    if files_given := _files_in(config.student_args): what["student_files"] = files_given
     return digest(dict(what, manifest=hashed or manifest_hash(manifest), files=files, prompts=list(manifest.templates),
                        version=dho_nb.__version__))
 
@@ -442,3 +445,32 @@ def weights_file_hash(
     "What is in a weights file, or an error that it is not there"
     if Path(file).expanduser().is_file(): return files_hash(file)
     raise DhoError(f"student_weights {file} do not exist: give 'pretrained', nothing, or an existing file")
+
+# %% ../nbs/10_configs.ipynb #dbc24767
+def own_sources(
+    parameters:dict,  # Of a configuration; what is not there has its default
+)->dict:              # Name to hash; empty where all code is this library's
+    "The user's own code that a run calls: the student's modules, and registered functions"
+    known = {f.name: parameters.get(f.name, f.default) for f in dataclasses.fields(Config)}
+    found, method = _student_sources(known["student"]), METHODS.get(known["method"])
+    for name in filter(None, (known["method"], method and method.first)):
+        m = METHODS.get(name)
+        if m != SHIPPED.get(name):
+            found[f"method {name}"] = source_hash({f.name: getattr(m, f.name) for f in dataclasses.fields(m) if f.name != "about"})
+    pool = [*POOL_HEADS] if known["pool_head"] == "auto" else [known["pool_head"]]
+    used = {f"pool head {n}": POOL_HEADS.get(n) for n in pool if method and "pool" in method.needs}
+    if ending := Path(known["embeddings"] or "").suffix.lower(): used[f"reader of {ending}"] = READERS.get(ending)
+    return found | {name: source_hash(f) for name, f in used.items() if f and is_own(f)}
+
+def _student_sources(spec):
+    "The modules of a student `package.module:function`; the function itself where it is of no file"
+    where, colon, what = spec.partition(":")
+    if not colon or where in ("timm", "torchvision", "open_clip") or where.split(".")[0] == "dho_nb": return {}
+    made = getattr(sys.modules.get(where), what, None)
+    return (where != "__main__" and module_sources(where)) or ({spec: source_hash(made)} if made else {})
+
+def _files_in(args):
+    "Hashes of the files that a student's arguments name"
+    if isinstance(args, (dict, list)):
+        return [h for v in (args.values() if isinstance(args, dict) else args) for h in _files_in(v)]
+    return [files_hash(args)] if isinstance(args, str) and args and Path(args).expanduser().is_file() else []

@@ -180,6 +180,7 @@ def _recipe(note):
     "What a run's numbers depend on, but for its seed, as labels: from its `run.json`"
     from dho_nb.configs import effective
     told = {k: label_of(v) for k, v in _plain(effective(note["config"])).items()}
+    if note.get("sources"): told["code"] = digest(note["sources"], 8)
     return {**told, "images": f"{note.get('manifest', '')[:8]}-{(note.get('files') or '')[:8]}"}
 
 def _apart(lines, axes):

@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 import dho_nb
-from .configs import PLACES, Config, data_notes, identity, known_labels, labels_mark, open_data, settled, validation_rows
+from .configs import PLACES, Config, data_notes, identity, known_labels, labels_mark, open_data, own_sources, settled, validation_rows
 from .diagnostics import plot_agreement
 from .heads import Judged
 from .evaluation import (HeadOutputs, agreement, answering, choose, collect, entropy_alpha, head_table,
@@ -126,7 +126,12 @@ def _sign(self:Run):
     write_json(self.folder/"run.json", dict(identity=self.identity, name=self.name, version=dho_nb.__version__,
                                             manifest=manifest_hash(self.manifest), files=self.files,
                                             labels=labels_mark(self.manifest, self.subset.rows, self.keys),
-                                            config=_placed(self.config)))
+                                            config=_placed(self.config), **self._sources()))
+
+@patch
+def _sources(self:Run)->dict:
+    "The user's own code that this run calls, as an entry of a file; nothing where there is none"
+    return {"sources": found} if (found := own_sources(asdict(self.config))) else {}
 
 def _placed(config):
     "Parameters to be written down, with the places that they name as seen from anywhere"
@@ -163,6 +168,8 @@ def _same(self:Run, known):
     differs = differences(known.get("config", {}), self.config)
     same = (known.get("manifest"), known.get("files")) == (manifest_hash(self.manifest), self.files)
     differs += [] if same else ["the images or labels changed"]
+    was, now = known.get("sources", {}), self._sources().get("sources", {})
+    differs += [f"the source of {n} changed" for n in sorted({*was, *now}) if was.get(n) != now.get(n)]
     version = known.get("version")
     differs += [f"dho_nb was {version}, now {dho_nb.__version__}"] if version != dho_nb.__version__ else []
     raise DhoError(f"{self.folder} belongs to another run "
@@ -616,7 +623,7 @@ def _write(self:Run, facts):
     self._sign()
     save_student(self.student, folder/"model.safetensors", spec=c.student, args=c.student_args,
                  classes=list(self.manifest.classes), alpha=self.alpha, beta=self.beta, method=c.method, run=self.name,
-                 version=dho_nb.__version__)
+                 version=dho_nb.__version__, **self._sources())
     self._write_outputs(self.alpha, self.beta)
     _write_csv(self.history, folder/"history.csv")
     if len(self.part("test")): _write_csv(self._by_class(), folder/"per_class.csv")

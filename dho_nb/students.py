@@ -8,7 +8,7 @@ __all__ = ['HEADS', 'PREFIXES', 'CosineHead', 'ReferenceHead', 'ZeroShotHead', '
            'own_texts', 'language_init', 'overhead', 'save_student', 'load_student']
 
 # %% ../nbs/05_students.ipynb #0620432e
-import importlib, json, os, re, sys
+import importlib, json, os, re, sys, warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from .settings import DhoError, atomic_path, autocast, derive_seed, reason, unknown
+from .sources import module_sources
 from .teachers import _quick, load_teacher, zero_shot_head
 from .trust import check_student
 from .views import INTERPOLATION, RESIZE_MODES, Preprocess
@@ -238,6 +239,7 @@ def _own(spec, weights, size, args):
     except (ImportError, AttributeError) as e:
         raise DhoError(f"student {spec!r}: {e}; it should name a function of an importable module, "
                        "or begin with timm:, torchvision: or open_clip:") from None
+    if where != "__main__": module_sources(where)  # remembers what was read: an edit from now on is refused
     return module, _eyes(module, size)
 
 def _eyes(module, size):
@@ -558,7 +560,10 @@ def load_student(
     if backbone is None: check_student(spec, facts.get("args"), file, trust_remote_code)
     eyes = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["preprocess"].items()}
     options = {k: facts[k] for k in ("ce_head", "kd_head", "project", "zeta", "frozen") if k in facts}
-    tensors = load_file(file)
+    tensors, trained = load_file(file), {k: v for k, v in facts.get("sources", {}).items() if " " not in k}
+    if backbone is None and trained and module_sources(spec.partition(":")[0]) not in (trained, {}):
+        warnings.warn(f"the source of student {spec} was edited after {file} was trained: bring it back, or what the "
+                      "model says may be wrong", stacklevel=2)
     made = build_student(spec, _classes(tensors, facts, file), facts["heads"], size=eyes["size"], args=facts.get("args"),
                          whole=False, **options)
     try: made.model.load_state_dict(tensors)

@@ -295,7 +295,7 @@ def _same(folder, config, identity):
                        "delete this one")
     if not identity: return
     if (folder/"result.json").exists(): os.replace(folder/"result.json", folder/f"result-{found['identity'][:8]}.json")
-    raise DhoError(f"{folder.name} is the run {found['identity'][:8]} now: the images, labels or weights of "
+    raise DhoError(f"{folder.name} is the run {found['identity'][:8]} now: the images, labels, weights or own code of "
                    f"{config.dataset} were changed while the sweep was at work. Bring them back and delete that "
                    "folder, or begin another sweep with them as they are")
 
@@ -516,7 +516,7 @@ def _changed(self:Sweep, task):
         why = f"dho_nb was {version} and is {dho_nb.__version__} now (pip install dho_nb=={version})"
     elif self.known.get("holds", {}).get(dataset) != self.holds.get(dataset):
         why = f"the images or labels of {dataset} changed (bring them back)"
-    else: why = "a file of weights or embeddings changed (bring it back)"
+    else: why = "a file of weights or embeddings, or own code of a student or method, changed (bring it back)"
     return DhoError(f"the sweep in {self.folder} has begun, and {task.run} would be another run now: {why}, or give "
                     "the sweep another folder")
 
@@ -524,7 +524,8 @@ def _changed(self:Sweep, task):
 def on_disk(
     grid:Grid,   # Whatever its parameters name
 )->str:
-    "A hash of size and time of every file that a grid's parameters name, and of its datasets' lists"
+    "A hash of size and time of every file that a grid's parameters name, of its datasets' lists, and of the user's own code"
+    from dho_nb.configs import own_sources
     lists = manifest_files()
     named = {str(v) for c in grid.cells for k, v in c.parameters.items()
              if k in ("dataset", "root", "labels", "teacher", "student", "student_weights", "embeddings",
@@ -536,6 +537,8 @@ def on_disk(
             found = ([file] if file.is_file()
                      else sorted(p for p in file.rglob("*") if p.is_file()) if file.is_dir() else [])
             seen[name] = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in found] or seen.get(name, [])
+    code = [own_sources(c.parameters) for c in grid.cells]
+    if any(code): seen["own code"] = code
     return digest(seen)
 
 @patch

@@ -18,10 +18,11 @@ import torch
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from .objectives import Method, added, cosine, error_product, pcgrad
+from .objectives import SHIPPED, Method, added, cosine, error_product, pcgrad
 from .processes import Team, common_batch_norm, current_team, shared_model
 from .settings import (DhoError, Lines, Redrawn, atomic_path, autocast, derive_seed, in_notebook, pick_precision,
                              progress_mode, unknown)
+from .sources import is_own, source_hash
 from .students import DualHead, Student
 from .teachers import Teacher
 from .views import Batch, Streams, loader, part_of
@@ -192,10 +193,13 @@ def _paced(model, learnt, recipe):
     sides = ((1.0, [p for p in learnt if id(p) in trunk]), (recipe.head_lr, [p for p in learnt if id(p) not in trunk]))
     return [dict(params=params, lr=recipe.lr*pace, pace=pace) for pace, params in sides if params]
 
-def _named(method, recipe):
-    "The identity of a run that was given none: its method, and what of its recipe is not the default"
+def _named(method, recipe, model):
+    "The identity of a run that was given none: its method, what of its recipe is not the default, and own code"
     own = [f"{f.name}={value}" for f in fields(recipe) if (value := getattr(recipe, f.name)) != f.default
            and f.name != "conflict"]
+    own += [] if method == SHIPPED.get(method.name) else [f"source={source_hash(method)}"]
+    classes = sorted({type(m) for m in model.modules() if is_own(type(m))}, key=lambda c: c.__qualname__)
+    own += [f"network={source_hash(classes)}"] if classes else []
     return f"{method.name}({', '.join(own)})"
 
 def _trainable(method, model, teach):
@@ -234,7 +238,7 @@ class Trainer:
         self.preprocess = student.preprocess
         self.precision = pick_precision(self.device, recipe.precision)
         self.checkpoint = checkpoint and Path(checkpoint).expanduser()
-        self.identity = identity or _named(method, recipe)
+        self.identity = identity or _named(method, recipe, self.model)
         self.workers = workers
         self.check, self.check_every, self.team = check, check_every, team or current_team()
         self.saving, self.constants = saving, constants
