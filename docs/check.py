@@ -24,8 +24,14 @@ class Page(HTMLParser):
         if tag == "div" and "cell_input" in (given.get("class") or "").split(): self.inputs.append("")
         if tag not in ("img", "br", "hr", "meta", "link", "input", "source", "wbr", "col"): self.stack.append((tag, given.get("class") or ""))
 
+    def handle_startendtag(self, tag, attrs):
+        before = [*self.stack]
+        self.handle_starttag(tag, attrs)
+        self.stack = before
+
     def handle_endtag(self, tag):
-        while self.stack and self.stack.pop()[0] != tag: pass
+        if tag in (name for name, _ in self.stack):
+            while self.stack.pop()[0] != tag: pass
 
     def handle_data(self, data):
         if self.stack and self.stack[-1][0] in ("script", "style"): return
@@ -38,6 +44,7 @@ def pages(site): return {p: Page(p.read_text(encoding="utf-8")) for p in sorted(
 def problems(site):
     "One line per fault"
     site, read = Path(site).resolve(), pages(site)
+    if not read: return [f"{site}: there is no page"]
     read = {p.resolve(): page for p, page in read.items()}
     return [f"{p.relative_to(site)}: {fault}" for p, page in read.items() for fault in faults(p, page, read, site)]
 

@@ -133,11 +133,12 @@ def test_other_pictures_or_weights_under_the_same_names_are_another_run(tree, tm
     assert len({first.identity, second.identity, run().identity}) == 3
 
 
-@pytest.mark.parametrize("content", [[torch_like for torch_like in (1, 2)], None], ids=["list", "empty"])
-def test_weights_that_are_none(dho, tree, tmp_path, content):
+@pytest.mark.parametrize("content, says", [([1, 2], "w.pth hold a list"), (None, "w.pth cannot be read")],
+                         ids=["list", "empty"])
+def test_weights_that_are_none(dho, tree, tmp_path, content, says):
     import torch
     torch.save(content, tmp_path/"w.pth") if content else (tmp_path/"w.pth").touch()
-    fails(dho, tmp_path, "--images", tree, *SMALL, "--student-weights", tmp_path/"w.pth", says=["w.pth"])
+    fails(dho, tmp_path, "--images", tree, *SMALL, "--student-weights", tmp_path/"w.pth", says=says)
 
 
 def test_a_folder_that_cannot_be_made(dho, tree, tmp_path):
@@ -235,7 +236,7 @@ def test_help_reads_like_a_manual(dho):
     assert dho()[0] == 0 and "distill" in dho()[1]
     for verb in ("distill", "check", "demo", "estimate", "suggest", "predict", "export", "push", "list"):
         code, out, _ = dho(verb, "--help")
-        assert code == 0 and "example" in out or verb == "demo"
+        assert code == 0 and ("example" in out or verb == "demo"), verb
     assert "λ, the weight of the labels [0.5]" in dho("distill", "--help")[1]
 
 
@@ -244,7 +245,7 @@ def test_from_python_in_under_ten_lines(tree, tmp_path):
     from dho_nb.runs import distill
     run = distill(make_config(dict(dataset=str(tree), shots=2, test=0.25, teacher="digits", student="tiny",
                                    student_weights="", size=16, epochs=1, flip=0.0)), tmp_path/"out")
-    assert run.result["tested"] == 6 and json.loads((tmp_path/"out"/"result.json").read_text()) == run.result
+    assert run.result["tested"] == 6 and run.result["accuracy"] == run.evaluate()["accuracy"].iloc[-1]
     assert (tmp_path/"out"/"model.safetensors").exists()
 
 
@@ -289,7 +290,7 @@ def test_mistakes_about_a_model_in_use_are_named(tree, model, tmp_path, capsys):
                        (["predict", model, tree, "--out", tmp_path/"said.json"], "did you mean 'jsonl'"),
                        (["predict", model, tree, "--out", tmp_path/"there.csv"], "there already"),
                        (["predict", model, tree, "--top", "0"], "top and batch are 1 or more"),
-                       (["predict", tree, tree], "holds no model"), (["predict", model, tree, "--tops", "1"], "--top"),
+                       (["predict", tree, tree], "holds no model"), (["predict", model, tree, "--tops", "1"], "mean '--top'"),
                        (["export", model], "give them with images"),
                        (["export", model, "--safetensors", "--int8", "--images", tree], "int8 is made from ONNX"),
                        (["export", tmp_path/"gone.onnx", "--images", tree], "does not exist"),
