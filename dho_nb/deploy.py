@@ -10,27 +10,27 @@ __all__ = ['REPOSITORY', 'PUBLISHED', 'MODELS', 'IMAGES', 'DECIDED', 'FORMATS', 
 
 # %% ../nbs/13_deploy.ipynb #6dd55acf
 import csv, glob, io, json, os, re
+import numpy as np
+import pandas as pd
+import torch
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-import numpy as np
-import pandas as pd
-import torch
 from fastcore.basics import patch
 from PIL import Image, ImageOps
 import dho_nb
 from .configs import Config, make_config, open_data, plain_parameters, renamed
 from .datasets import dataset_facts
-from .evaluation import HeadOutputs, answering, collect, head_table, interpolate
-from .manifests import (SUFFIXES, Manifest, check_opened, fingerprint, manifest_hash, open_image,
-                              pictures_below, rows)
+from .evaluation import answering, collect, head_table, HeadOutputs, interpolate
+from .manifests import (check_opened, fingerprint, Manifest, manifest_hash, open_image, pictures_below, rows,
+                              SUFFIXES)
 from .objectives import METHODS
-from .settings import (DhoError, atomic_path, digest, load_settings, needs, pick_device, pick_precision,
+from .settings import (atomic_path, DhoError, digest, load_settings, needs, pick_device, pick_precision,
                              pick_workers, read_json, reason, track, unknown, write_json)
-from .students import DualHead, Student, build_student, language_init, load_student
-from .teachers import files_hash, is_teacher, load_teacher, teacher_identity, zero_shot_head
-from .views import Images, Preprocess, centre_boxes, read_image, to_rgb, white_value
+from .students import build_student, DualHead, language_init, load_student, Student
+from .teachers import files_hash, image_tower, is_teacher, load_teacher, teacher_identity, zero_shot_head
+from .views import centre_boxes, Images, Preprocess, read_image, to_rgb, white_value
 
 # %% ../nbs/13_deploy.ipynb #24f37cc6
 REPOSITORY = "erjui/dho"
@@ -222,7 +222,7 @@ def zero_shot(
 )->tuple[Student, dict]:  # As for `load_model`
     "A teacher's zero-shot answer as a student of one head"
     teacher = load_teacher(spec)
-    model = DualHead(teacher.model.visual, teacher.dim, len(manifest.classes), 1, "zero-shot")
+    model = DualHead(image_tower(teacher), teacher.dim, len(manifest.classes), 1, "zero-shot")
     language_init(model, zero_shot_head(teacher, manifest.classes, manifest.templates))
     return Student(model.eval(), teacher.preprocess), dict(classes=list(manifest.classes), heads=1, spec=spec)
 

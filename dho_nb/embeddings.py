@@ -69,7 +69,7 @@ class Store(ChunkStore):
     def preprocess(self)->Preprocess|None:
         "What the teacher's eyes expect; None for embeddings made elsewhere"
         known = self.header.get("preprocess")
-        return known and Preprocess(**dict(known, mean=tuple(known["mean"]), std=tuple(known["std"])))
+        return known and Preprocess(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
 
     @property
     def spec(self)->ViewSpec:

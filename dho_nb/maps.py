@@ -400,10 +400,11 @@ def cut(
 
 def _frame(views, boxes, mirror, eyes):
     "Paint what lies outside the pictures, where no weights are, in place"
+    fill = torch.tensor(eyes.fill, dtype=torch.uint8).reshape(-1, 1, 1)
     for view, box, mirrored in zip(views, boxes, mirror.tolist()):
         left, top, right, bottom = eyes.inside(box)
         if mirrored: left, right = eyes.size - right, eyes.size - left
-        for part in (view[:, :top], view[:, bottom:], view[:, :, :left], view[:, :, right:]): part.fill_(eyes.fill)
+        for part in (view[:, :top], view[:, bottom:], view[:, :, :left], view[:, :, right:]): part.copy_(fill)
 
 # %% ../nbs/02b_maps.ipynb #ecaa5640
 def map_side(

@@ -8,23 +8,27 @@ __all__ = ['HEADS', 'PREFIXES', 'CosineHead', 'ReferenceHead', 'ZeroShotHead', '
            'own_texts', 'language_init', 'overhead', 'save_student', 'load_student']
 
 # %% ../nbs/05_students.ipynb #0620432e
-import importlib, json, os, re, sys, warnings
-from dataclasses import replace
-from pathlib import Path
-from typing import NamedTuple
+import importlib, json, os, pickle, re, sys, warnings, zipfile
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 from fastcore.basics import patch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open, SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from .settings import DhoError, atomic_path, autocast, derive_seed, reason, unknown
+from collections import OrderedDict
+from contextlib import nullcontext
+from types import SimpleNamespace
+from .settings import atomic_path, autocast, derive_seed, DhoError, hushed, reason, unknown
 from .sources import module_sources
-from .teachers import _quick, load_teacher, zero_shot_head
+from .teachers import (_beside, _openais, _quick, advice, HARMLESS, image_tower, load_teacher, trouble,
+                             unusable, zero_shot_head)
 from .trust import check_student
-from .views import INTERPOLATION, RESIZE_MODES, Preprocess
+from .views import INTERPOLATION, Preprocess, RESIZE_MODES
 
 # %% ../nbs/05_students.ipynb #2595e1cf
 class CosineHead(nn.Linear):
@@ -197,7 +201,9 @@ def _timm(name, weights, size, args):
     module = timm.create_model(name, pretrained=weights == "pretrained", num_classes=0, **args)
     data = timm.data.resolve_data_config({}, model=module)
     how = data["interpolation"] if data["interpolation"] in ("bicubic", "bilinear", "lanczos", "nearest") else "bicubic"
-    return module, Preprocess(size or data["input_size"][-1], tuple(data["mean"]), tuple(data["std"]), how)
+    mode = {"squash": "squash", "border": "longest"}.get(data["crop_mode"], "shortest")
+    fill = tuple(round(255*v) for v in data["mean"]) if mode == "longest" else 0
+    return module, Preprocess(size or data["input_size"][-1], tuple(data["mean"]), tuple(data["std"]), how, mode, fill)
 
 def _torchvision(name, weights, size, args):
     "A torchvision model with its last linear layer taken off"
@@ -223,13 +229,27 @@ def _torchvision(name, weights, size, args):
 
 # %% ../nbs/05_students.ipynb #f0d6874f
 def _open_clip(name, weights, size, args):
-    "The image tower of an open_clip model"
+    "The image tower of an open_clip model; a configuration beside its weights' file counts"
     import open_clip
+    base, _, file = name.partition("/")
+    if weights != "pretrained" and not file: file = weights
+    there = base in open_clip.list_models() and file and Path(file).expanduser().is_file()
+    if there and Path(file).expanduser().with_name("open_clip_config.json").is_file():
+        _same_tower(base, str(Path(file).expanduser()))
+        name = f"{base}/{file}"
     spec = f"{name}/random" if name in open_clip.list_models() and weights != "pretrained" else name
     try: teacher = load_teacher(spec, seed=torch.initial_seed(), size=size, **args)
     except DhoError as e:
         raise DhoError(f"{e}{f'; or size={size} is none that it can be given: leave it at 0' if size else ''}") from e
-    return teacher.model.visual.requires_grad_(True), teacher.preprocess
+    return image_tower(teacher).requires_grad_(True), teacher.preprocess
+
+def _same_tower(name, file):
+    "Refuse a configuration beside weights of which a student could not be built again from the name alone"
+    import open_clip
+    base, own = open_clip.get_model_config(name)["vision_cfg"], _beside(name, file)[0].get("vision_cfg", {})
+    if other := [k for k in own if k not in ("image_size", "timm_model_pretrained") and own[k] != base.get(k)]:
+        raise DhoError(f"the open_clip_config.json beside {file} has another {', '.join(other)} than {name}: give its "
+                       "folder, open_clip:FOLDER")
 
 def _own(spec, weights, size, args):
     "A module made by a function named as `package.module:function`"
@@ -265,7 +285,8 @@ def build_backbone(
             raise DhoError("student 'tiny' has no pretrained weights: give student_weights='' or a file")
         elif spec == "tiny": module, preprocess = tiny_cnn(**args), Preprocess(size or 32, (0.5,)*3, (0.5,)*3)
         else:
-            module, preprocess = _finder(spec)(re.sub("^(timm|torchvision|open_clip):", "", spec), weights, size, args)
+            with hushed() if pretrained else nullcontext():  # what is fetched is tried again and again, with a line each
+                module, preprocess = _finder(spec)(_bare_name(spec), weights, size, args)
         if not isinstance(module, nn.Module):
             raise DhoError(f"student {spec!r} made a {type(module).__name__}, not a torch.nn.Module")
         if size and whole: _sees_all(spec, module, size)
@@ -273,10 +294,24 @@ def build_backbone(
         return Backbone(module, feature_dim(module, preprocess.size), preprocess)
     except DhoError: raise
     except Exception as e:
-        way = "without internet here, download its weights elsewhere and give the file as student_weights"
-        hint = way if pretrained else f"size was {size or 'its own'}, arguments were {args}"
-        raise DhoError(f"student {spec if isinstance(spec, str) else type(spec).__name__!r} cannot be built "
-                       f"({reason(e, 300)}); {hint}") from None
+        named = spec if isinstance(spec, str) else type(spec).__name__
+        if pretrained and trouble(e)[0] != "other":
+            raise DhoError(f"student {named!r} cannot be built: "
+                           f"{advice(e, *_published(spec), f'the network {named}')}") from None
+        raise DhoError(f"student {named!r} cannot be built ({reason(e, 300)}); size was {size or 'its own'}, arguments "
+                       f"were {args}") from None
+
+def _bare_name(spec): return re.sub("^(timm|torchvision|open_clip):", "", spec)
+
+def _published(spec):
+    "Where a student's pretrained weights are published, and what to do with them"
+    import timm, torchvision
+    name, way = _bare_name(spec), "and give it as student_weights"
+    if _finder(spec) == _timm:
+        known = timm.get_pretrained_cfg(name)
+        if known.hf_hub_id: return f"https://huggingface.co/{known.hf_hub_id}", f"{known.hf_hub_filename or 'model.safetensors'} {way}"
+        return known.url or "its page", f"the file {way}"
+    return torchvision.models.get_model_weights(name).DEFAULT.url, f"the file {way}"
 
 def _sees_all(spec, module, size):
     "Refuse a side that is no multiple of a ViT's patch: what is left over would be cut off unseen"
@@ -302,34 +337,75 @@ def _finder(spec):
 
 # %% ../nbs/05_students.ipynb #df8b66dc
 def read_weights(
-    file:str|Path,  # .safetensors, .npz, .pt, .pth, .pth.tar, .bin or .ckpt
+    file:str|Path,  # .safetensors, .npz, a file of `torch.save`, or the .index.json of several such; known by its content
 )->dict:            # Names to tensors
     "The tensors of a weights file, without running anything that it may hold"
     file = Path(file).expanduser()
+    if not file.exists():
+        raise DhoError(f"weights {file} do not exist; give 'pretrained', nothing, or an existing file")
+    if not file.is_file(): raise DhoError(f"weights {file} are a folder: give the file that is in it")
+    if file.name.endswith(".index.json"): return _shards(file)
+    if strange := unusable(file): raise DhoError(f"weights {file}: the file {strange}")
     try:
-        if file.suffix == ".safetensors": return load_file(file)
-        if file.suffix == ".npz":
-            with np.load(file, allow_pickle=False) as arrays:
-                return {k: torch.from_numpy(arrays[k]) for k in arrays.files}
-        if file.suffix not in (".pt", ".pth", ".bin", ".ckpt", ".tar"):
-            raise DhoError(f"weights {file}: expected .safetensors, .npz, .pt, .pth, .pth.tar, .bin or .ckpt")
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise DhoError(f"weights {file} do not exist; give 'pretrained', nothing, or an existing file") from None
+        with open(file, "rb") as f: head = f.read(9)
+        if head[8:] == b"{": return load_file(file)
+        if not head.startswith(b"PK") or not _is_npz(file): return _chosen(_torch_load(file), file)
+        with np.load(file, allow_pickle=False) as arrays: return {k: torch.from_numpy(arrays[k]) for k in arrays.files}
     except DhoError: raise
     except Exception as e:
-        raise DhoError(f"weights {file} cannot be read ({reason(e)})") from None
+        half = "; it is cut short: download or copy it again" if "EOF" in f"{type(e).__name__} {e}" else ""
+        raise DhoError(f"weights {file} cannot be read ({reason(e)}){half}") from None
+
+def _is_npz(file):
+    "Is this zip file one of NumPy's?"
+    with zipfile.ZipFile(file) as held: return all(n.endswith(".npy") for n in held.namelist())
+
+def _shards(file):
+    "The tensors of a model that is saved in several files, by their list"
+    try: parts = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise DhoError(f"weights {file} are no list of a model's files ({reason(e)})") from None
+    lacking = [p for p in parts if p != Path(p).name or not file.with_name(p).is_file()]
+    if lacking: raise DhoError(f"weights {file} are in {len(parts)} files, and {', '.join(lacking[:3])} is not beside it")
+    return {k: v for p in parts for k, v in read_weights(file.with_name(p)).items()}
+
+# %% ../nbs/05_students.ipynb #e29842fe
+def _torch_load(file):
+    "What a file of `torch.save` holds, if that is tensors and plain values"
+    if _openais(file):
+        raise DhoError(f"weights {file} are a TorchScript archive, which holds code: where you trust it, save its tensors, "
+                       "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)")
+    with torch.serialization.safe_globals(HARMLESS):
+        try: return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as e: raise _objects(file, e) from None
+
+def _objects(file, error):
+    "The error for a file of Python objects, by their names"
+    try: names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    except Exception: names = []  # of a file in PyTorch's older format nothing can be listed
+    names = names or re.findall(r"GLOBAL (\S+)", str(error))
+    whole = any(n.startswith("torch.nn.modules") for n in names)
+    way = ".state_dict()" if whole else "['state_dict']"
+    what = "a whole pickled model" if whole else "Python objects besides tensors"
+    return DhoError(f"weights {file} hold {what} ({', '.join(names[:3]) or reason(error)}), and loading it could run code: "
+                    f"where you trust it, save its tensors alone, torch.save(torch.load(FILE, weights_only=False){way}, "
+                    "NEW_FILE)")
+
+def _chosen(found, file):
+    "The tensors of the one model that a checkpoint holds"
     if not isinstance(found, dict):
         raise DhoError(f"weights {file} hold a {type(found).__name__}, not a dictionary of tensors")
     for key in ("state_dict", "model", "model_state_dict"):
         found = found[key] if isinstance(found.get(key), dict) else found
-    tensors = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
-    inside = [k for k, v in found.items() if isinstance(v, dict)]
-    if inside and not tensors:
-        models = [k for k in inside if any(isinstance(v, torch.Tensor) for v in found[k].values())] or inside
-        raise DhoError(f"weights {file} hold several things ({', '.join(map(str, inside))}): save the one that is "
-                       f"meant, torch.save(torch.load(FILE)[{models[0]!r}], NEW_FILE)")
-    return tensors
+    of = lambda held: {k: torch.as_tensor(v) for k, v in held.items()
+                       if isinstance(k, str) and isinstance(v, (torch.Tensor, np.ndarray))}
+    inside = {k: of(v) for k, v in found.items() if isinstance(v, dict)}
+    models = [k for k, v in inside.items() if v]
+    if tensors := of(found): return tensors
+    if len(models) == 1: return inside[models[0]]
+    if not inside: raise DhoError(f"weights {file} hold no tensors, but {', '.join(map(str, [*found][:5])) or 'nothing'}")
+    raise DhoError(f"weights {file} hold several things ({', '.join(map(str, inside))}): save the one that is "
+                   f"meant, torch.save(torch.load(FILE)[{(models or [*inside])[0]!r}], NEW_FILE)")
 
 # %% ../nbs/05_students.ipynb #a5419110
 PREFIXES = ("module.", "model.", "backbone.", "encoder.", "visual.", "_orig_mod.")
@@ -371,29 +447,91 @@ def load_weights(
     module:nn.Module,  # A backbone; changed in place
     file:str|Path,     # As for `read_weights`
 )->nn.Module:
-    "Put a file's tensors into a backbone, by name or, where no name fits, in order"
+    "Put a file's tensors into a backbone, by name"
     wanted = {k: v for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
     held = {k: v for k, v in read_weights(file).items() if not k.endswith("num_batches_tracked")}
-    found = _meant(held, wanted, file)
-    kind = lambda names: [k.rpartition(".")[2] for k in names]
-    strange = wanted.keys().isdisjoint(found)
-    if strange and Path(file).suffix == ".safetensors":
-        raise DhoError(f"weights {file} name their tensors otherwise ({', '.join([*found][:2])} …) than the student "
-                       f"({', '.join([*wanted][:2])} …), and a .safetensors file keeps no order to take them in: "
-                       "rename them, or save them as .npz in the order of the model that they come from")
-    shapes = lambda tensors: [v.shape for v in tensors]
-    if strange and shapes([*found.values()][len(wanted):2*len(wanted)]) == shapes(wanted.values()):
-        raise DhoError(f"weights {file} hold two such models ({', '.join([*found][::len(wanted)][:2])} …): save the "
-                       "tensors of the one that is meant")
-    if strange and kind(found)[:len(wanted)] == kind(wanted): found = dict(zip(wanted, found.values()))
+    found = _converted(module, _meant(_renamed(held, wanted), wanted, file), wanted)
     lacking = [k for k in wanted if k not in found]
-    unlike = [f"{k} is {tuple(found[k].shape)}, not {tuple(v.shape)}" for k, v in wanted.items()
-              if k in found and found[k].shape != v.shape]
+    unlike = [k for k, v in wanted.items() if k in found and found[k].shape != v.shape]
+    whole = [k for k, v in wanted.items() if k in found and v.is_floating_point() > found[k].is_floating_point()]
     if lacking or unlike:
-        raise DhoError(f"weights {file} are for another architecture: {len(lacking)} tensors missing, e.g. "
-                       f"{lacking[:2]}; {len(unlike)} of another shape, e.g. {unlike[:2]}")
+        raise DhoError(f"weights {file} are for another architecture, or under other names: "
+                       f"{_unlike(found, wanted, lacking, unlike)}")
+    if whole:
+        raise DhoError(f"weights {file} are quantised ({whole[0]} and {len(whole) - 1} more are {found[whole[0]].dtype}): "
+                       "give the file of floating-point numbers that they were made from")
     module.load_state_dict({k: found[k].to(v.dtype) for k, v in wanted.items()}, strict=False)
     return module
+
+# %% ../nbs/05_students.ipynb #73fc1ac9
+def _unlike(found, wanted, lacking, unlike):
+    "How a file's tensors differ from a student's, with names of both sides"
+    told = []
+    if lacking:
+        told.append(f"{len(lacking)} of {len(wanted)} tensors are missing, e.g. {', '.join(lacking[:2])}, where the file "
+                    f"has {', '.join([k for k in found if k not in wanted][:3]) or 'no others'}")
+    if unlike:
+        told.append(f"{len(unlike)} are of another shape, e.g. {unlike[0]} is {tuple(found[unlike[0]].shape)} and not "
+                    f"{tuple(wanted[unlike[0]].shape)}")
+    if unlike and not lacking and all("pos" in k for k in unlike):
+        told.append("it is of another image size: give that as size, or a file for this one")
+    return "; ".join(told)
+
+def _renamed(held, wanted):
+    "A file's tensors under the student's names, where both naming schemes are known"
+    if any(".denselayer1.norm1." in k for k in wanted):  # as torchvision renames what it publishes
+        return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2.", k): v for k, v in held.items()}
+    names = _mobilenetv2(wanted)
+    stem = next((k.removesuffix("features.0.0.weight") for k in held if k.endswith("features.0.0.weight")), None)
+    mine = {} if stem is None else {names.get(k.removeprefix(stem)[:k.removeprefix(stem).rfind(".")], "") + k[k.rfind("."):]: v
+                                    for k, v in held.items() if k.startswith(stem)}
+    return mine if all(k in mine for k in wanted) else held
+
+def _mobilenetv2(wanted):
+    "torchvision's names of MobileNetV2's layers to timm's, for as many blocks as the student has"
+    blocks = sorted({tuple(map(int, k.split(".")[1:3])) for k in wanted if re.match(r"blocks\.\d+\.\d+\.conv_dw\.", k)})
+    last = len(blocks) + 1
+    names = {"features.0.0": "conv_stem", "features.0.1": "bn1", f"features.{last}.0": "conv_head",
+             f"features.{last}.1": "bn2", "classifier.1": "classifier"}
+    parts = {True: {"0.0": "conv_pw", "0.1": "bn1", "1.0": "conv_dw", "1.1": "bn2", "2": "conv_pwl", "3": "bn3"},
+             False: {"0.0": "conv_dw", "0.1": "bn1", "1": "conv_pw", "2": "bn2"}}
+    for n, (stage, i) in enumerate(blocks):
+        widened = f"blocks.{stage}.{i}.conv_pwl.weight" in wanted
+        names |= {f"features.{n + 1}.conv.{a}": f"blocks.{stage}.{i}.{b}" for a, b in parts[widened].items()}
+    return names
+
+# %% ../nbs/05_students.ipynb #a407b651
+def _fits(found, wanted): return all(k in found and found[k].shape == v.shape for k, v in wanted.items())
+
+def _converted(module, found, wanted):
+    "A file's tensors as the library of a model converts them for it: other names, another image size"
+    if _fits(found, wanted): return found
+    for convert in (_as_timm, _as_torchvision, _as_open_clip):
+        try: made = convert(module, dict(found))
+        except Exception: continue  # a file for something else, which the caller says
+        if made and _fits(made, wanted): return made
+    return found
+
+def _as_timm(module, found):
+    "By the filter that timm puts its own files through"
+    home = type(module).__module__
+    convert = getattr(sys.modules[home], "checkpoint_filter_fn", None) if home.startswith("timm.") else None
+    return convert and convert(found, module)
+
+def _as_torchvision(module, found):
+    "Position embeddings of a torchvision ViT, resampled"
+    from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
+    if not isinstance(module, VisionTransformer): return None
+    return interpolate_embeddings(module.image_size, module.patch_size, OrderedDict(found))
+
+def _as_open_clip(module, found):
+    "Position embeddings of an open_clip ViT, resampled"
+    from open_clip.model import resize_pos_embed
+    from open_clip.transformer import VisionTransformer
+    if not isinstance(module, VisionTransformer): return None
+    named = {f"visual.{k}": v for k, v in found.items()}
+    resize_pos_embed(named, SimpleNamespace(visual=module))
+    return {k.removeprefix("visual."): v for k, v in named.items()}
 
 # %% ../nbs/05_students.ipynb #3455e085
 class Student(NamedTuple):
@@ -480,6 +618,8 @@ def save_student(
 ):
     "Write a student with everything needed to build it again, atomically"
     model, p = student
+    if _unsaid_quick(facts.get("spec") or "", model.backbone):
+        facts["args"] = {**(facts.get("args") or {}), "quick_gelu": True}
     facts = dict(facts, heads=1 if model.kd_head is None else 2, **model.options, preprocess=p.plain())
     bare = _architecture(facts["spec"]) if isinstance(facts.get("spec"), str) else None
     if bare not in (None, facts.get("spec")): facts.setdefault("architecture", bare)
@@ -488,6 +628,13 @@ def save_student(
     with atomic_path(file) as temporary: save_file(tensors, temporary, {"dho_nb": text})
 
 # %% ../nbs/05_students.ipynb #246d9a84
+def _unsaid_quick(spec, backbone):
+    "Has an open_clip tower OpenAI's activation for its weights' file, where its name does not say so?"
+    from open_clip.transformer import QuickGELU
+    name, _, tag = spec.removeprefix("open_clip:").partition("/")
+    if not spec.startswith("open_clip:") or ":" in name or name.endswith("-quickgelu"): return False
+    return (not _quick(name, tag) or Path(tag).is_file()) and any(isinstance(m, QuickGELU) for m in backbone.modules())
+
 def _architecture(spec):
     "What builds a spec's network again without its weights, which are in the student's own file"
     import open_clip

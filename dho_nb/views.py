@@ -180,7 +180,7 @@ class Preprocess:
     std:tuple[float, ...]=(0.229, 0.224, 0.225)
     interpolation:str="bicubic"
     resize_mode:str="shortest"  # How evaluation makes a picture square, one of `RESIZE_MODES`
-    fill:int=0                  # Grey level, 0 to 255, of the border that "longest" adds
+    fill:int|tuple[int, ...]=0  # Grey level, 0 to 255, or three values, of the border that "longest" adds
 
     def __post_init__(self):
         if str(self.interpolation) not in INTERPOLATION:
@@ -198,8 +198,9 @@ class Preprocess:
         cut = (max(box[0]*w, 0), max(box[1]*h, 0), min(box[2]*w, w), min(box[3]*h, h))
         pixels = np.asarray(picture.resize((right - left, bottom - top), how, box=cut))
         if pixels.shape[:2] != (self.size, self.size):
-            pixels = np.pad(pixels, ((top, self.size - bottom), (left, self.size - right), (0, 0)),
-                            constant_values=self.fill)
+            view = np.full((self.size, self.size, 3), self.fill, np.uint8)
+            view[top:bottom, left:right] = pixels
+            pixels = view
         pixels = pixels.transpose(2, 0, 1)
         return pixels[:, :, ::-1] if flip else pixels
 

@@ -13,7 +13,7 @@ def eight_bits(picture):
 
 def entire(picture):
     inner = (side, side) if mode == "squash" else tuple(max(round(v/(max(picture.size)/side)), 1) for v in picture.size)
-    view = PIL.Image.new("RGB", (side, side), (fill, fill, fill))
+    view = PIL.Image.new("RGB", (side, side), tuple(fill) if isinstance(fill, list) else (fill,)*3)
     view.paste(picture.resize(inner, how), tuple((side - v)//2 for v in inner))
     return numpy.asarray(view)
 
