@@ -11,8 +11,10 @@ import argparse, builtins, dataclasses, json, logging, os, sys, tempfile
 from itertools import groupby
 from pathlib import Path
 from safetensors import SafetensorError
+from contextlib import nullcontext, redirect_stdout, suppress
 import dho_nb
-from .settings import DhoError, atomic_path, load_settings, needs, pick_device, read_json, span, unknown
+from .settings import (alone, atomic_path, DhoError, launched, load_settings, memory_message, needs,
+                             pick_device, read_json, refusal_message, span, unknown)
 from .trust import check_parameters, visible
 
 # %% ../nbs/14_cli.ipynb #63965548
@@ -93,7 +95,7 @@ def _distill(args):
     from dho_nb.sweeps import NOTEBOOKS, run_one
     config = chosen(args)
     if args.processes < 1: raise DhoError(f"--processes {args.processes}: give 1 or more")
-    if args.notebook and (args.processes > 1 or "RANK" in os.environ):
+    if args.notebook and (args.processes > 1 or launched()[1] > 1):
         raise DhoError("a notebook runs in one process: leave out --notebook, or --processes and the launcher")
     if args.notebook: needs("sweep", *NOTEBOOKS)
     if args.processes > 1: return launch(config, args.out, args.processes)
@@ -407,12 +409,17 @@ def _say_data(config, manifest, root, bad, keys):
     "What `check` found: images, classes, labels, and what may be wrong with them"
     from dho_nb.configs import data_notes, known_labels
     from dho_nb.manifests import summary
-    where = str(root).replace(str(Path.home()), "~")
+    where = _tilde(root)
     print(f"{manifest.name}: {len(manifest)} images below {where}, {len(manifest.classes)} "
           f"classes\n{summary(manifest).to_string()}\n{_class_lines(manifest)}{_twin_lines(manifest, keys)}")
     for name, text in data_notes(config, manifest, root, bad).items(): print(f"{name}: {text}")
     subset = known_labels(config, manifest)
     print(f"labels for training ({subset.name}): {len(subset)}; images left out: {len(bad)}", flush=True)
+
+def _tilde(path):
+    "A path as people write it, with ~ for the home folder"
+    home, path = os.path.expanduser("~"), Path(path)
+    return f"~/{path.relative_to(home)}" if len(home) > 1 and path.is_relative_to(home) else str(path)
 
 def _class_lines(manifest, most=50):
     "The classes with their labelled images, and those that are spelt alike"
@@ -531,13 +538,13 @@ def _import(args):
 def _data_list(args):
     from dho_nb.datasets import DATASETS
     from dho_nb.manifests import data_root, manifest_files
-    files, home = manifest_files(), str(Path.home())
+    files = manifest_files()
     print(f"{'':16} {'train':>9} {'val':>6} {'test':>6} {'classes':>7}  list      pictures")
     for d in DATASETS.values():
         root, made = data_root(d.name), "shipped" if not d.builder else "built" if d.name in files else "to build"
         print(f"{d.name:16} " + " ".join(f"{c:{w},}" for c, w in zip((*d.counts, d.classes), (9, 6, 6, 7)))
               + f"  {made:9} "
-              + str(root).replace(home, "~") + ("" if root.is_dir() else " (not there)"))
+              + _tilde(root) + ("" if root.is_dir() else " (not there)"))
 
 def _data_get(args):
     from dho_nb.datasets import get_dataset
@@ -953,7 +960,7 @@ def main(
 )->int:                   # 0 done, 1 something is not whole or cannot be read, 2 a mistake that the message explains, 130 stopped
     "The command `dho`"
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what failed in the end is our message
-    if os.environ.get("RANK", "0") != "0": sys.stdout = open(os.devnull, "w")  # of several processes, the first one speaks
+    with suppress(DhoError): load_settings()  # a home for libraries, where there is none
     for stream in (sys.stdout, sys.stderr):  # a terminal that knows no ± is shown \xb1
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     parser = make_parser()
@@ -963,13 +970,28 @@ def main(
         if rest: raise unknown("option", rest[0], _options(parser, argv or sys.argv[1:]))
         vars(args).update({k: os.path.expanduser(v) for k, v in vars(args).items()
                            if k in _WRITTEN and isinstance(v, str)})
-        return args.do(args) or 0
+        with _part_of(args): return args.do(args) or 0
     except KeyboardInterrupt as e:
         return _said(e if str(e) else "stopped; the same command goes on from where it was", 130)
     except DhoError as e: return _said(e, 2)
     except BrokenPipeError: return os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) and 0
+    except (MemoryError, RuntimeError) as e:
+        if not (why := memory_message(e) or _homeless(e)): raise
+        return _said(why, 2)
     except (OSError, SafetensorError) as e:
+        if why := isinstance(e, OSError) and refusal_message(e): return _said(why, 2)
         return _said(f"{e}{_GOES_ON if {*_KEEPS} & {*(argv or sys.argv[1:])[:1]} else ''}", 2)
+
+def _part_of(args):
+    "Only a training run is shared by the processes of a group, and only its first process prints"
+    trains = args.do in (_distill, _run) and not getattr(args, "dry", False)
+    if not trains or launched()[1] == 1: return alone()
+    return redirect_stdout(open(os.devnull, "w")) if launched()[0] else nullcontext()
+
+def _homeless(error):
+    "The sentence for a ~ that nobody knows"
+    if "home directory" not in str(error): return ""
+    return "a path begins with ~, and the home folder that it means is not known: write the path without ~, or as ./~NAME"
 
 _GOES_ON = "; what is finished is kept, the same command goes on from there"
 _KEEPS = ("distill", "run", "sweep", "estimate", "demo", "store", "data")

@@ -9,20 +9,21 @@ __all__ = ['VALIDATION', 'TEACHER_HEADS', 'PLACES', 'LATER', 'Config', 'make_con
 
 # %% ../nbs/10_configs.ipynb #883ca461
 import dataclasses, json, math, os, shlex, sys
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 import numpy as np
 import pandas as pd
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from contextlib import suppress
 import dho_nb
 from .datasets import class_codes
-from .embeddings import READERS, Store, own_identity, read_embeddings
+from .embeddings import own_identity, read_embeddings, READERS, Store
 from .heads import POOL_HEADS
-from .manifests import (LISTS, LabelSubset, Manifest, content_keys, data_root, few_per_class, fingerprint,
-                              from_labels, image_paths, labelled_subset, left_out_text, manifest_hash, manifest_names, missing_images,
-                              open_manifest, pictures_below, rows, split_off)
-from .objectives import METHODS, SHIPPED, get_method
+from .manifests import (content_keys, data_root, few_per_class, fingerprint, from_labels, image_paths,
+                              labelled_subset, LabelSubset, left_out_text, LISTS, Manifest, manifest_hash,
+                              manifest_names, missing_images, open_manifest, pictures_below, rows, split_off)
+from .objectives import get_method, METHODS, SHIPPED
 from .presets import named
-from .settings import PRECISIONS, DhoError, atomic_path, digest, load_settings, reason, unknown
+from .settings import atomic_path, DhoError, digest, load_settings, PRECISIONS, unknown
 from .sources import is_own, module_sources, source_hash
 from .students import HEADS
 from .teachers import files_hash, teacher_identity
@@ -233,12 +234,8 @@ def _whole(manifest, root, bad, skip):
     fresh = not memory.exists()
     if fresh:
         found = broken_images(manifest, root, os.cpu_count() or 4)[["id", "problem"]]
-        try:
-            with atomic_path(memory) as temporary: found.to_csv(temporary, index=False)
-        except OSError as e:
-            raise DhoError(f"the cache {memory.parent} cannot be written to ({reason(e)}): set cache in settings.ini "
-                           "or DHO_CACHE") from None
-    known = pd.read_csv(memory, dtype=str, keep_default_na=False).set_index("id")["problem"]
+        with suppress(OSError), atomic_path(memory) as temporary: found.to_csv(temporary, index=False)  # not remembered, then
+    known = (found if fresh else pd.read_csv(memory, dtype=str, keep_default_na=False)).set_index("id")["problem"]
     if len(known) and not fresh:  # a decoder may have come since
         doubtful = replace(manifest, table=manifest.table[manifest.table["id"].isin(known.index)])
         known = broken_images(doubtful, root, os.cpu_count() or 4).set_index("id")["problem"]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from .evaluation import over_images, scores
 from .objectives import cosine, dho, dot, error_product
-from .settings import DhoError
+from .settings import DhoError, subplots
 from .students import DualHead, Student, build_student
 from .training import CONFLICT
 
@@ -68,13 +68,12 @@ def plot_conflict(
     looks=None,       # Arguments of `plot` for each line
 ):                    # A matplotlib figure
     "The cosines and the product of the errors over training: every value, and a running mean"
-    from matplotlib import pyplot as plt
     named = lambda h: isinstance(h, (pd.DataFrame, list))
     table = lambda h: pd.DataFrame(h) if named(h) else pd.DataFrame(np.asarray(h), columns=CONFLICT)
     histories = {name: table(h) for name, h in histories.items()}
     lacking = [name for name, h in histories.items() if not {*CONFLICT} <= {*h}]
     if lacking: raise DhoError(f"nothing noted about {', '.join(lacking)}: train with conflict=True")
-    figure, axes = plt.subplots(1, len(CONFLICT), figsize=(3.4*len(CONFLICT), 2.7), layout="constrained")
+    figure, axes = subplots(1, len(CONFLICT), figsize=(3.4*len(CONFLICT), 2.7), layout="constrained")
     for axis, column in zip(axes, CONFLICT):
         axis.axhline(0, color="grey", lw=.8)
         for (name, h), look in zip(histories.items(), looks or [dict(color=f"C{k}") for k in range(len(histories))]):
@@ -86,7 +85,6 @@ def plot_conflict(
                  ylabel="cosine" if "cosine" in column else "inner product")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.suptitle(title)
-    plt.close(figure)
     return figure
 
 # %% ../nbs/09_diagnostics.ipynb #13a1cc6a
@@ -99,8 +97,7 @@ def plot_agreement(
     title:str="",    # Above the figure
 ):                   # A matplotlib figure
     "Shares of the images on which both heads, one, or none are right; hatched is what their combination leaves wrong"
-    from matplotlib import pyplot as plt
-    figure, axis = plt.subplots(figsize=(6.6, 1.9), layout="constrained")
+    figure, axis = subplots(figsize=(6.6, 1.9), layout="constrained")
     start = 0
     for label, (key, colour) in AGREEMENT.items():
         share, left = 100*found[key], 100*found.get(f"{key}_left", 0)
@@ -112,7 +109,6 @@ def plot_agreement(
     title = title or f"Together right: {right:.1f} %; same prediction: {100*found['same_prediction']:.1f} %"
     axis.set(xlim=(0, 100), yticks=[], xlabel="% of the images"); axis.set_title(title, fontsize=10)
     axis.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(.5, -.45), frameon=False)
-    plt.close(figure)
     return figure
 
 # %% ../nbs/09_diagnostics.ipynb #abafc89b

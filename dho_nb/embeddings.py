@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from .manifests import SPLITS, SUFFIXES, Manifest, read_table
 from .maps import CHUNK, ChunkStore, fill
-from .settings import DhoError, atomic_path, digest, load_settings, needs, unknown
+from .settings import DhoError, atomic_path, digest, load_settings, needs, refusal_message, unknown
 from .teachers import Teacher, files_hash, teacher_identity, weights_hash, zero_shot_head
 from .views import Images, Preprocess, ViewSpec, render
 
@@ -96,7 +96,7 @@ class Store(ChunkStore):
 
     def filled(self)->list:
         "Views of which there is something"
-        names = sorted(p.stem for p in self.folder.glob("*.npy"))
+        names = sorted(p.stem for p in self.folder.glob("*.npy") if re.fullmatch(r"still|view\d{3,}", p.stem))
         return [STILL if n == "still" else int(n.removeprefix("view")) for n in names if self.done(n).any()]
 
 # %% ../nbs/04_embeddings.ipynb #d62624f9
@@ -285,8 +285,12 @@ def head(self:Store,
         if self.single: self._speaks(teacher)
         else: self.agree(dict(weights=weights_hash(teacher.model)))
         made = zero_shot_head(teacher, classes, templates).cpu().contiguous()
-        with atomic_path(file) as temporary:
-            save_file(dict(head=made), temporary, dict(prompts=json.dumps([[*classes], [*templates]])))
+        try:
+            with atomic_path(file) as temporary:
+                save_file(dict(head=made), temporary, dict(prompts=json.dumps([[*classes], [*templates]])))
+        except OSError as e:
+            if not refusal_message(e): raise
+            return made  # the store is somebody else's: it is not kept
     return load_file(file)["head"]
 
 @patch
@@ -380,6 +384,7 @@ def _take(source, target):
             new.put(int(there[chunk]), old[slice(*source.bounds[chunk:chunk + 2])])
         new.flush()
     for file in source.folder.glob("*.safetensors"):  # class embeddings
+        if not re.fullmatch(r"classes|head-[0-9a-f]+", file.stem): continue
         with atomic_path(target.folder/file.name) as temporary: temporary.write_bytes(file.read_bytes())
 
 # %% ../nbs/04_embeddings.ipynb #50079bc0

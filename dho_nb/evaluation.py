@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from .manifests import Manifest
 from .maps import stills
-from .settings import DhoError, atomic_path, autocast, reason
+from .settings import DhoError, atomic_path, autocast, reason, subplots
 from .students import Student
 
 # %% ../nbs/08_evaluation.ipynb #c14082b2
@@ -398,9 +398,8 @@ def plot_surface(
     title:str="",         # Above the figure
 ):                        # A matplotlib figure
     "The surface as a picture"
-    from matplotlib import pyplot as plt
     from matplotlib.patheffects import withStroke
-    figure, axis = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
+    figure, axis = subplots(figsize=(5.2, 3.6), layout="constrained")
     values = found.accuracy.T.to_numpy()
     figure.colorbar(axis.imshow(values, aspect="auto", origin="lower", cmap="viridis"), label="accuracy")
     alphas, betas = list(found.accuracy.index), list(found.accuracy.columns)
@@ -416,7 +415,6 @@ def plot_surface(
         axis.plot(*at, marker="o", ms=11, mfc="none", mec="white", mew=2, path_effects=dark)
         axis.annotate(f"α={mark[0]:g}, β={mark[1]:g}", at, xytext=(side, up), ha=align, textcoords="offset points",
                       color="white", fontsize=8, path_effects=dark)
-    plt.close(figure)
     return figure
 
 # %% ../nbs/08_evaluation.ipynb #252f1870
@@ -426,8 +424,7 @@ def plot_reliability(
     bins:int=15,          # Of confidence
 ):                        # A matplotlib figure
     "A panel for each: accuracy in bins of confidence as bars, the gap to the diagonal, and where the images are"
-    from matplotlib import pyplot as plt
-    figure, axes = plt.subplots(2, len(answers), figsize=(.4 + 2.4*len(answers), 3.3), sharex=True,
+    figure, axes = subplots(2, len(answers), figsize=(.4 + 2.4*len(answers), 3.3), sharex=True,
                                 sharey="row", squeeze=False, height_ratios=[3, 1], layout="constrained")
     for (name, p), (above, below) in zip(answers.items(), axes.T):
         table = reliability(p, labels, bins)
@@ -441,7 +438,6 @@ def plot_reliability(
         below.bar(at, table["share"], 1/bins, color="grey", edgecolor="white", lw=.5)
         below.set(xlabel="confidence")
     axes[0, 0].set_ylabel("accuracy"); axes[1, 0].set_ylabel("share"); axes[0, 0].legend(fontsize=7, loc="upper left")
-    plt.close(figure)
     return figure
 
 # %% ../nbs/08_evaluation.ipynb #6e33e4e3

@@ -18,7 +18,7 @@ import pandas as pd
 from fastcore.basics import patch
 from .forks import ForkServer
 from .grids import Grid
-from .settings import (DhoError, Redrawn, digest, in_notebook, load_settings, needs, progress_mode, reason, span,
+from .settings import (DhoError, Redrawn, child_env, digest, in_notebook, load_settings, needs, progress_mode, reason, span,
                              unknown, write_json)
 from .sweeps import (NOTEBOOKS, Busy, Ended, Slot, Sweep, Task, disk_is_full, is_url, mistaken, run_one, state_of,
                            stores_of, supervised)
@@ -49,7 +49,7 @@ def gpu_answers(
     "Does a GPU still compute, asked from a process of its own?"
     ask = "import torch; torch.ones(8, device='cuda').sum().item()"
     try:
-        return subprocess.run([sys.executable, "-c", ask], env=dict(os.environ, CUDA_VISIBLE_DEVICES=gpu),
+        return subprocess.run([sys.executable, "-c", ask], env=child_env(CUDA_VISIBLE_DEVICES=gpu),
                               capture_output=True, timeout=120).returncode == 0
     except subprocess.TimeoutExpired: return False
 

@@ -16,7 +16,7 @@ from .grids import telling
 from .records import (axes_of, conflicts, label_axis, load_placed, once, ordered, result_of, scored_outputs,
                             surfaces, uniform)
 from .reports import label_free, zero_shot_of
-from .settings import DhoError, atomic_path, read_json
+from .settings import DhoError, atomic_path, load_matplotlib, read_json, subplots
 
 # %% ../nbs/12c_figures.ipynb #9e63ae06
 COLOURS = ("#d55e00", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#000000", "#7f7f7f")
@@ -38,13 +38,14 @@ def looks(
 @contextmanager
 def style():
     "Matplotlib's settings of the figures here, for a while"
-    from matplotlib import pyplot as plt
-    settings = {"axes.prop_cycle": plt.cycler(color=COLOURS), "axes.spines.top": False, "axes.spines.right": False,
+    matplotlib = load_matplotlib()
+    from cycler import cycler
+    settings = {"axes.prop_cycle": cycler(color=COLOURS), "axes.spines.top": False, "axes.spines.right": False,
                 "grid.color": "#e4e4e4", "grid.linewidth": .6, "axes.axisbelow": True, "axes.titlesize": 10,
                 "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8,
                 "legend.frameon": False, "lines.markersize": 5, "errorbar.capsize": 2,
                 "pdf.fonttype": 42, "svg.hashsalt": "dho_nb", "figure.facecolor": "white", "text.parse_math": False}
-    with plt.rc_context(settings): yield
+    with matplotlib.rc_context(settings): yield
 
 def _legend(figure, handles, names):
     "A legend below a figure, which grows by its lines; in as many columns as fit"
@@ -60,22 +61,20 @@ def plot_bars(
     title:str="",        # Above the figure; dataset, labels and seeds if empty
 ):                       # A matplotlib figure
     "Accuracy of each method in one setting, and the zero-shot teacher's as a line"
-    from matplotlib import pyplot as plt
     frame = once(frame, axes_of(frame))
     uniform(frame, axes_of(frame), [rows])
     by, seeds = 100*frame.groupby(rows, sort=False)["accuracy"].agg(["mean", "std"]), frame["seed"].nunique()
     setting = f"{frame['dataset'].iloc[0]}, {frame['labels'].iloc[0]}, {seeds} seed{'s'*(seeds > 1)}"
     with style():
-        figure, axis = plt.subplots(figsize=(1.6 + .75*len(by), 3), layout="constrained")
+        figure, axis = subplots(figsize=(1.6 + .75*len(by), 3), layout="constrained")
         axis.bar(by.index, by["mean"], yerr=None if by["std"].isna().all() else by["std"].fillna(0),
                  color=[looks(by.index)[m]["color"] for m in by.index])
         for level in 100*zero_shot_of(frame).drop_duplicates():
             axis.axhline(level, color="#555555", ls="--", lw=1, label="teacher, zero-shot")
         axis.set(ylabel="test accuracy, %", ylim=(0, 100), title=title or setting)
         if max(map(len, by.index)) > 9:
-            plt.setp(axis.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
+            for label in axis.get_xticklabels(): label.set(rotation=30, ha="right", rotation_mode="anchor")
         if axis.get_legend_handles_labels()[0]: figure.legend(loc="outside lower right")
-    plt.close(figure)
     return figure
 
 # %% ../nbs/12c_figures.ipynb #7479d12a
@@ -114,7 +113,6 @@ def plot_shots(
     order=None,            # Those, in order
 ):                         # A matplotlib figure
     "Accuracy against labels"
-    from matplotlib import pyplot as plt
     if panels is None: panels = next((p for p in ("dataset", "student") if p in frame and frame[p].nunique() > 1), "")
     if "classes" not in frame:
         raise DhoError("labels per class are not known of these runs: their outputs.safetensors are gone")
@@ -126,7 +124,7 @@ def plot_shots(
     with style():
         columns = min(4, len(parts))
         lines = -(-len(parts)//columns)
-        figure, axes = plt.subplots(lines, columns, figsize=(.6 + 3.6*columns, 3.3*lines + .7), squeeze=False,
+        figure, axes = subplots(lines, columns, figsize=(.6 + 3.6*columns, 3.3*lines + .7), squeeze=False,
                                     sharey=panels == "student", layout="constrained")
         zero = {title: 100*zero_shot_of(part).groupby(level=0).mean().mean() for title, part in parts.items()}
         if "average" in parts: zero["average"] = np.mean([zero[t] for t in parts if t != "average"])
@@ -136,7 +134,6 @@ def plot_shots(
         for axis in axes.flat[len(parts):]: axis.set_visible(False)
         known = {l: h for a in axes.flat for h, l in zip(*a.get_legend_handles_labels())}
         _legend(figure, list(known.values()), list(known))
-    plt.close(figure)
     return figure
 
 # %% ../nbs/12c_figures.ipynb #77bef901
@@ -202,7 +199,6 @@ def plot_agreements(
     panels:str|None=None,  # As for `plot_shots`
 ):                         # A matplotlib figure
     "Which head is right where, for every number of labels; hatched is what their combination leaves wrong"
-    from matplotlib import pyplot as plt
     from matplotlib.patches import Patch
     from dho_nb.diagnostics import AGREEMENT
     if panels is None: panels = next((p for p in ("dataset", "student") if p in frame and frame[p].nunique() > 1), "")
@@ -214,12 +210,11 @@ def plot_agreements(
     parts = dict(tuple(two.groupby(panels, sort=False))) if panels else {method: two}
     with style():
         most = max(p[axis_of].nunique() for p in parts.values())
-        figure, axes = plt.subplots(1, len(parts), figsize=(2.4 + 4*len(parts), 1 + .34*most), squeeze=False,
+        figure, axes = subplots(1, len(parts), figsize=(2.4 + 4*len(parts), 1 + .34*most), squeeze=False,
                                     layout="constrained")
         for ax, (title, part) in zip(axes[0], parts.items()): _agreed(ax, part, axis_of, title)
         shown = [*axes[0, 0].get_legend_handles_labels()[0], Patch(fc="#bbbbbb", hatch="////", ec="white", lw=0)]
         _legend(figure, shown, [*AGREEMENT, "left wrong by both together"])
-    plt.close(figure)
     return figure
 
 def _agreed(ax, part, by, title):

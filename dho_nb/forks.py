@@ -10,6 +10,7 @@ import atexit, ctypes, gc, json, os, runpy, signal, subprocess, sys, threading, 
 from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import EntryPoint
+from .settings import child_env, load_settings
 
 # %% ../nbs/10b_forks.ipynb #c3d58f0e
 PRELOAD = ("papermill.cli", "ipykernel.kernelapp", "IPython.core.completerlib", "IPython.extensions.storemagic",
@@ -154,8 +155,7 @@ class ForkServer:
         self.threads, self.modules, self.process, self.changed = threads, modules, None, threading.Condition()
 
     def _begin(self):
-        env = dict(os.environ, PYTHONUNBUFFERED="1",
-                   **(dict(OMP_NUM_THREADS=str(self.threads)) if self.threads else {}))
+        env = child_env(PYTHONUNBUFFERED="1", **(dict(OMP_NUM_THREADS=str(self.threads)) if self.threads else {}))
         self.process = subprocess.Popen([sys.executable, "-Xfrozen_modules=off", "-c",
                                          "from dho_nb.forks import serve; serve()", *self.modules], env=env,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -187,7 +187,8 @@ class ForkServer:
             self.forks.append(fork)
             try: self.process.stdin.write((json.dumps(order) + "\n").encode()); self.process.stdin.flush()
             except BrokenPipeError: pass
-            self.changed.wait_for(lambda: fork.pid or fork.returncode is not None)
+            if not self.changed.wait_for(lambda: fork.pid or fork.returncode is not None, 5*load_settings().wait_seconds):
+                self.process.kill()  # it does not even import; its forks, if there are any, end with it
             return fork if fork.pid else fresh(command, env, log)
 
     def close(self):

@@ -21,7 +21,7 @@ from .manifests import Manifest, content_keys, fingerprint, rows, write_manifest
 from .objectives import METHODS
 from .runs import Run, distill
 from .settings import (DhoError, digest, key64, load_settings, mix64, pick_device, pick_workers,
-                             read_json, write_json)
+                             read_json, subplots, write_json)
 from .teachers import teacher_logits
 
 # %% ../nbs/12b_labels.ipynb #d6a63b4f
@@ -287,8 +287,7 @@ def plot(self:Curve,
     labels,            # As for `expect`
 ):                     # A matplotlib figure
     "The curve and its continuation"
-    from matplotlib import pyplot as plt
-    figure, axis = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
+    figure, axis = subplots(figsize=(5.2, 3.4), layout="constrained")
     seen, guess = self.table, self.expect(np.geomspace(self.labels.min(), max(labels), 40))
     axis.fill_between(guess["labels"], guess["low"], guess["high"], color="#0072b2", alpha=.15, lw=0,
                       label="power law, 95 % band")
@@ -299,7 +298,6 @@ def plot(self:Curve,
     axis.set(xscale="log", xlabel="labelled images that train", ylabel="accuracy on images that were held out",
              ylim=(0, 1), xticks=ticks, xticklabels=ticks)
     axis.minorticks_off(); axis.legend(fontsize=8, loc="lower right")
-    plt.close(figure)
     return figure
 
 # %% ../nbs/12b_labels.ipynb #a6f04041

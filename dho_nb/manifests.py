@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
-from .settings import (DhoError, atomic_path, derive_seed, key64, load_settings, mix64, read_json, shipped,
+from .settings import (DhoError, atomic_path, clutter, derive_seed, key64, load_settings, mix64, read_json, shipped,
                              uniform, unknown, write_json)
 
 # %% ../nbs/01_manifests.ipynb #0d55e31a
@@ -535,7 +535,8 @@ def manifest_files(
 )->dict[str, Path]:  # Name to CSV
     "Manifests that come with the package, and those that were built on this machine"
     folders = load_settings().cache/"manifests", shipped("data_manifests")
-    return {p.name.split(".")[0]: p for folder in folders for p in sorted(folder.glob("[!.]*.csv*"))}
+    return {p.name.split(".")[0]: p for folder in folders for p in sorted(folder.glob("[!.]*.csv*"))
+            if p.name in (f"{p.name.split('.')[0]}{end}" for end in (".csv", ".csv.gz")) and not clutter(p.name)}
 
 def manifest_names(
 )->list[str]:

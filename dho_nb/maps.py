@@ -7,17 +7,20 @@ __all__ = ['FLUSH', 'CHUNK', 'Chunked', 'ChunkStore', 'Claims', 'Work', 'fill', 
 
 # %% ../nbs/02b_maps.ipynb #a93d5995
 import io, math, mmap, os, time, zlib
-from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from pathlib import Path
 from fastcore.basics import patch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from PIL import Image
+from contextlib import contextmanager
+from functools import partial
 from .manifests import Manifest, open_image
-from .settings import (DhoError, atomic_path, digest, load_settings, mix64, progress_mode, read_json,
-                             reason, track, write_json)
-from .views import Preprocess, Still, loader, read_image
+from .settings import (atomic_path, clutter, DhoError, digest, file_lock, load_settings, lock_holder, mix64,
+                             progress_mode, read_json, reason, refusal_message, taking_turns, to_disk, track,
+                             write_json)
+from .views import loader, Preprocess, read_image, Still
 
 # %% ../nbs/02b_maps.ipynb #c7ef0a81
 FLUSH = 2.0  # seconds between the moments that bring chunks to the disk
@@ -94,10 +97,10 @@ def put(self:Chunked,
 def flush(self:Chunked):
     "Bring what was written to the disk, then note its checksums"
     if not self.waiting: return
-    with open(self.file, "rb") as f: os.fsync(f.fileno())
+    with open(self.file, "rb") as f: to_disk(f)
     with open(self.sums, "r+b") as f:
         for chunk, value in self.waiting.items(): f.seek(4*chunk); f.write(value.to_bytes(4, "little"))
-        f.flush(); os.fsync(f.fileno())
+        f.flush(); to_disk(f)
     self.waiting, self.flushed = {}, time.time()
 
 # %% ../nbs/02b_maps.ipynb #fc3462ec
@@ -112,7 +115,9 @@ def __getitem__(self:Chunked, rows)->np.ndarray:
 @patch
 def _open(self:Chunked):
     "Map the file; rows are asked for at random, so the system shall not read ahead"
-    self.view = np.memmap(self.file, self.dtype, "r", len(self.head), (int(self.bounds[-1]), *self.item))
+    mapped = partial(np.memmap, self.file, self.dtype, offset=len(self.head), shape=(int(self.bounds[-1]), *self.item))
+    try: self.view = mapped(mode="r")
+    except OSError: self.view = mapped(mode="c")  # some FUSE folders share no pages, and give private ones
     if hasattr(mmap, "MADV_RANDOM"): self.view._mmap.madvise(mmap.MADV_RANDOM)
 
 @patch
@@ -145,16 +150,26 @@ class ChunkStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self.locked():
                 if (self.folder/"header.json").exists(): return
-                if any(not p.name.startswith(".") for p in self.folder.iterdir()):
+                if any(not clutter(p.name) for p in self.folder.iterdir()):
                     raise DhoError(f"{self.folder} holds other files and no store: choose another folder")
                 write_json(self.folder/"header.json", asked)
         except OSError as e:
-            raise DhoError(f"the store {self.folder} cannot be made ({reason(e)}): set cache in settings.ini "
+            raise DhoError(f"the store {self.folder} cannot be made ({refusal_message(e) or reason(e)}): set cache in settings.ini "
                            "or DHO_CACHE") from None
 
-    def locked(self)->FileLock:
-        "The lock of whoever changes the list of images"
-        return FileLock(self.folder/".lock", is_singleton=True)
+    @contextmanager
+    def locked(self):
+        "Within: no other process changes the list of images"
+        try:
+            with taking_turns(file_lock(self.folder/".lock", is_singleton=True), f"works on {self.folder.name}"): yield
+        except OSError as e: raise self.refused(e) from None
+
+    def refused(self,
+        error:OSError,   # What writing here met
+    )->Exception:        # To be raised
+        "The error itself, or one that says whose folder this is"
+        told = refusal_message(error)
+        return DhoError(f"the store {self.folder.name} lacks something that this asks for: {told}") if told else error
 
     def agree(self,
         asked:dict,   # As the header
@@ -287,7 +302,7 @@ class Claims:
         "Claim the span of a chunk, unless somebody else has it"
         if (span := chunk//self.span) in self.held: return True
         self.folder.mkdir(exist_ok=True)
-        lock = FileLock(self.folder/f"{span}.lock")
+        lock = file_lock(self.folder/f"{span}.lock")
         try: lock.acquire(timeout=0)
         except Timeout: return False
         self.held[span] = lock
@@ -303,7 +318,7 @@ class Claims:
         "Remove the locks that nobody holds"
         for file in self.folder.glob("*.lock"):
             try:
-                with FileLock(file, timeout=0): file.unlink(missing_ok=True)
+                with file_lock(file, timeout=0): file.unlink(missing_ok=True)
             except Timeout: continue
 
     def drop(self,
@@ -333,22 +348,34 @@ def fill(
     pin:bool=False,     # Page-locked memory, for a GPU
 ):
     "Do what is missing, together with whoever else does"
-    claims, waiting = Claims(store.folder/".claims"), False
+    claims, wait = Claims(store.folder/".claims"), _Wait(store, mode)
     try:
         while pieces := missing():
             mine = (k for k, (chunk, names) in enumerate(pieces)
                     if claims.take(chunk) and not _filled(store, chunk, names))
-            made = loader(Work(pieces, make), mine, workers=workers, pin=pin)
+            made = loader(Work(pieces, make), mine, workers=workers, pin=pin, strict=True)
             count = sum(1 for k, what in track(made, label, mode, len(pieces))
                         if _put(store, claims, put, pieces[k], what))
             _settle(store, claims, list(claims.held))
-            if not count and missing(): waiting = waiting or _say_waiting(store, mode); time.sleep(.5)
+            wait([] if count else missing())
         claims.tidy()
+    except OSError as e: raise store.refused(e) from None
     finally: _settle(store, claims, list(claims.held))
 
-def _say_waiting(store, mode):
-    if progress_mode(mode) != "none": print(f"waiting for another process that fills {store.folder.name}", flush=True)
-    return True
+class _Wait:
+    "Waits for another process that fills a store; not for ever, where nothing comes of it"
+    def __init__(self, store, mode): self.store, self.mode, self.left, self.since = store, mode, 0, 0.0
+
+    def __call__(self, pieces):
+        left, self.left, limit = self.left, len(pieces or ()), 30*load_settings().wait_seconds
+        if not self.left: return
+        if self.left != left: self.since = time.monotonic()
+        who = lock_holder(self.store.folder/".claims"/f"{pieces[0][0]//8}.lock")
+        if not left and progress_mode(self.mode) != "none": print(f"waiting for {who} that fills {self.store.folder.name}", flush=True)
+        if time.monotonic() - self.since > limit:
+            raise DhoError(f"{who} that fills {self.store.folder} has finished nothing for {limit/60:.0f} min: see to that process, or wait "
+                           "longer (DHO_WAIT_SECONDS)")
+        time.sleep(.5)
 
 def _filled(store, chunk, names): return all(store.done(n)[chunk] for n in names)
 

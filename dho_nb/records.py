@@ -8,12 +8,12 @@ __all__ = ['BASIC', 'AMOUNTS', 'scored_outputs', 'load_placed', 'load', 'write_c
 
 # %% ../nbs/12_records.ipynb #4f2d3688
 import base64, os, re, warnings, zipfile, zlib
-from pathlib import Path
 import numpy as np
 import pandas as pd
-from filelock import FileLock
+from pathlib import Path
 from .grids import check_axis, label_of, strangers
-from .settings import DhoError, atomic_path, digest, load_settings, read_json, reason, write_json
+from .settings import (atomic_path, clutter, DhoError, digest, file_lock, load_settings, read_json, reason,
+                             taking_turns, write_json)
 from .trust import check_folder
 
 # %% ../nbs/12_records.ipynb #4fc4cc1f
@@ -397,12 +397,12 @@ def record(
 )->Path:            # The folder
     "Keep what a sweep found, small enough to commit: runs.csv, right.npz, cells.json, and conflict.csv and surface.csv if there are any"
     folder, place, frame = Path(folder).expanduser(), Path(place).expanduser(), load_placed([place], labels)
-    strange = lambda: any(p.name not in _BEFORE and not p.name.startswith(".tmp-") for p in folder.iterdir())
+    strange = lambda: any(p.name not in _BEFORE and not clutter(p.name) for p in folder.iterdir())
     if folder.exists() and not (folder/"runs.csv").exists() and strange():
         raise DhoError(f"{folder} is in use and holds no record: choose another folder")
     turn = load_settings().cache/"locks"/digest(str(folder.resolve()))
     turn.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(turn): _kept(folder, place, frame, labels)
+    with taking_turns(file_lock(turn), f"writes the record {folder.name}"): _kept(folder, place, frame, labels)
     return folder
 
 # What stands in a record before runs.csv, also when its first writing broke off

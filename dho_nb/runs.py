@@ -6,7 +6,7 @@
 __all__ = ['Run', 'differences', 'new_student', 'Stage', 'stages_of', 'distill', 'launch']
 
 # %% ../nbs/10_runs.ipynb #b47ac5b5
-import dataclasses, math, os, platform, signal, subprocess, sys, tempfile, time
+import dataclasses, errno, math, os, platform, signal, subprocess, sys, tempfile, time, warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 import dho_nb
 from .configs import PLACES, Config, data_notes, identity, known_labels, labels_mark, open_data, own_sources, settled, validation_rows
 from .diagnostics import plot_agreement
@@ -27,7 +27,7 @@ from .manifests import fingerprint, manifest_hash, manifest_names, rows
 from .maps import ImageMap, map_side
 from .objectives import Method, class_costs, get_method
 from .processes import current_team, end_with_parent
-from .settings import (DhoError, atomic_path, load_settings, pick_device, pick_precision, pick_workers,
+from .settings import (DhoError, atomic_path, child_env, clutter, file_lock, load_settings, pick_device, pick_precision, pick_workers,
                              read_json, reason, write_json)
 from .students import build_backbone, build_student, language_init, load_student, overhead, own_texts, save_student
 from .teachers import is_teacher
@@ -61,7 +61,7 @@ class Run:
         self.identity = identity(config, self.manifest, self.files)
         self.folder = Path(folder).expanduser() if folder else self._home()
         if not self.done: self._possible()
-        self.lock = FileLock(self.folder/".lock", is_singleton=True)
+        self.lock = file_lock(self.folder/".lock", is_singleton=True)
         if self.team.main: self._claim()
         self.team.wait()
 
@@ -154,7 +154,7 @@ def _tidy(self:Run):
 def _foreign(path):
     "Is this something that no run of ours puts into its folder before `run.json`?"
     if path.name in ("notebook.ipynb", "failed.ipynb"): return not _executed(path)
-    return not path.name.startswith(".") and path.name not in ("failed.json", "log.txt")
+    return not clutter(path.name) and path.name not in ("failed.json", "log.txt")
 
 def _executed(path):
     "Is this a notebook that papermill has written, as a run's own is?"
@@ -628,11 +628,20 @@ def _write(self:Run, facts):
     _write_csv(self.history, folder/"history.csv")
     if len(self.part("test")): _write_csv(self._by_class(), folder/"per_class.csv")
     if len(self.skipped): _write_csv(self.skipped[["path", "problem"]], folder/"skipped.csv")
-    for name, figure in self.figures().items():
-        with atomic_path(folder/f"{name}.png") as temporary: figure.savefig(temporary, dpi=110)
+    self._write_figures()
     if self.trainer.conflict is not None: _write_csv(self._conflict(), folder/"conflict.csv")
     write_json(folder/"result.json", facts)
     self._tidy()
+
+@patch
+def _write_figures(self:Run):
+    "Draw the figures into the folder; what cannot be drawn is a warning, as the result does not need it"
+    try:
+        for name, figure in self.figures().items():
+            with atomic_path(self.folder/f"{name}.png") as temporary: figure.savefig(temporary, dpi=110)
+    except Exception as e:
+        if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT): raise
+        warnings.warn(f"figures of {self.name} could not be drawn ({reason(e)}); the result does not need them", stacklevel=2)
 
 @patch
 def _conflict(self:Run)->pd.DataFrame:
@@ -710,10 +719,11 @@ def launch(
         raise DhoError(f"processes={processes}: there are {here} GPUs here, and each process needs one of its own")
     with tempfile.TemporaryDirectory() as place:
         write_json(Path(place)/"config.json", asdict(config))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes", "1", "--nproc-per-node",
+                   str(processes),
                    "-m", "dho_nb.cli", "distill", "--config", f"{place}/config.json", "--trust-remote-code",
                    *(["--out", str(folder)] if folder else [])]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=child_env(),
                                  start_new_session=True, preexec_fn=end_with_parent)
         with stop_requests(lambda number: child.send_signal(signal.SIGTERM)) as asked:
             said = [print(line, end="", flush=True) or line for line in child.stdout]

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['GROUP_VARIABLES', 'PRECISIONS', 'NOTE', 'RESULT', 'DhoError', 'unknown', 'reason', 'hushed', 'needs',
-           'memory_message', 'Settings', 'load_settings', 'launched', 'ungrouped', 'alone', 'shipped', 'pick_device',
-           'pick_workers', 'pick_precision', 'autocast', 'mix64', 'uniform', 'key64', 'derive_seed', 'is_running',
-           'atomic_path', 'to_disk', 'write_json', 'read_json', 'parse_json', 'with_fields', 'is_kind', 'clutter',
-           'refusal_message', 'file_lock', 'lock_holder', 'taking_turns', 'digest', 'in_notebook', 'progress_mode',
-           'span', 'Lines', 'track', 'Redrawn', 'subplots']
+           'memory_message', 'Settings', 'load_settings', 'launched', 'ungrouped', 'child_env', 'alone', 'shipped',
+           'pick_device', 'pick_workers', 'pick_precision', 'autocast', 'mix64', 'uniform', 'key64', 'derive_seed',
+           'is_running', 'atomic_path', 'to_disk', 'write_json', 'read_json', 'parse_json', 'with_fields', 'is_kind',
+           'clutter', 'refusal_message', 'file_lock', 'lock_holder', 'taking_turns', 'digest', 'in_notebook',
+           'progress_mode', 'span', 'Lines', 'track', 'Redrawn', 'subplots', 'load_matplotlib']
 
 # %% ../nbs/00_settings.ipynb #9e916a74
 import configparser, difflib, errno, glob, hashlib, importlib.util, json, logging, os, re, socket, sys, tempfile, textwrap, time
@@ -73,12 +73,16 @@ def needs(
 
 # %% ../nbs/00_settings.ipynb #c6566bc6
 _NO_MEMORY = re.compile("can't allocate memory|out of memory|bad_alloc|[Cc]annot allocate memory|Unable to allocate")
+_WORKER = re.compile(r"DataLoader worker \(.*?\) (exited unexpectedly|is killed by signal: [\w ]+)")
 
 def memory_message(
     error:BaseException,  # Any error
 )->str:
     "The sentence for an error of memory that ran out; empty for any other error"
     if str(error).startswith("memory ran out"): return str(error)
+    if found := _WORKER.search(str(error)):
+        return (f"memory ran out, or somebody ended a process that decodes images ({found[0]}): take fewer (DHO_WORKERS), none "
+                "(DHO_WORKERS=0), or give a container more shared memory (docker run --shm-size=8g)")
     if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))): return ""
     size = re.search(r"allocate ([\d.]+) ?(\w+)", str(error))
     asked = f" ({' '.join(size.groups())} were asked for at once)" if size else ""
@@ -179,6 +183,14 @@ def ungrouped(
     "The environment of a process that works on its own, for one to be started"
     return {k: v for k, v in (os.environ if env is None else env).items()
             if k not in GROUP_VARIABLES and not k.startswith(("TORCHELASTIC_", "PET_"))}
+
+def child_env(
+    **more,   # Further variables
+)->dict:
+    "The environment of a Python process that this one starts: no group, no files of the working folder in the place of libraries"
+    env, here = ungrouped() | dict(PYTHONSAFEPATH="1"), str(Path(__file__).resolve().parent.parent)
+    if here == os.getcwd(): env["PYTHONPATH"] = os.pathsep.join(filter(None, (env.get("PYTHONPATH"), here)))  # not installed
+    return env | more
 
 @contextmanager
 def alone():
@@ -592,7 +604,7 @@ def subplots(
     **options,       # As for `matplotlib.pyplot.subplots`
 )->tuple:            # A closed `matplotlib.figure.Figure`, and its axes
     "`matplotlib.pyplot.subplots`, on a figure that needs no screen"
-    _import_matplotlib()
+    load_matplotlib()
     if in_notebook():
         with suppress(Exception):  # a backend that is not there
             from matplotlib import pyplot as plt
@@ -604,14 +616,15 @@ def subplots(
     figure = Figure(**{k: options.pop(k) for k in ("figsize", "layout") if k in options})
     return figure, figure.subplots(rows, columns, **options)
 
-def _import_matplotlib():
-    "Import matplotlib, which refuses to be imported where the environment names an unknown backend"
-    if "matplotlib" in sys.modules: return
+def load_matplotlib():
+    "The module matplotlib, which by itself refuses to be imported where the environment names an unknown backend"
+    if "matplotlib" in sys.modules: return sys.modules["matplotlib"]
     named = os.environ.pop("MPLBACKEND", None)
     try: import matplotlib
     finally: os.environ.update({} if named is None else dict(MPLBACKEND=named))
     with suppress(ValueError):
         if named: matplotlib.rcParams["backend"] = named
+    return matplotlib
 
 def _show_figures():
     "Have this notebook show figures, where no backend does"

@@ -254,7 +254,7 @@ def _same_tower(name, file):
 def _own(spec, weights, size, args):
     "A module made by a function named as `package.module:function`"
     where, _, what = spec.partition(":")
-    if os.getcwd() not in sys.path: sys.path.insert(0, os.getcwd())
+    if os.getcwd() not in sys.path: sys.path.append(os.getcwd())  # last: its files take no library's place
     try: module = getattr(importlib.import_module(where), what)(**args)
     except (ImportError, AttributeError) as e:
         raise DhoError(f"student {spec!r}: {e}; it should name a function of an importable module, "

@@ -8,21 +8,21 @@ __all__ = ['BEAT', 'CARRY', 'CLAIM', 'NOTEBOOKS', 'OVERHEAD', 'Task', 'tasks_of'
            'Sweep', 'on_disk', 'open_sweep', 'stores_of']
 
 # %% ../nbs/11_sweeps.ipynb #5e90c339
-import json, os, re, shutil, signal, socket, subprocess, threading, time
+import json, os, re, shutil, signal, socket, subprocess, sys, tempfile, threading, time
+import pandas as pd
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Callable
-import dho_nb
-import pandas as pd
 from fastcore.basics import patch
-from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from .grids import Cell, Grid, read_grid, strangers
+from filelock import Timeout
+from safetensors import safe_open, SafetensorError
+import dho_nb
 from .forks import fresh
+from .grids import Cell, Grid, read_grid, strangers
 from .manifests import manifest_files
-from .settings import (DhoError, atomic_path, digest, is_running, load_settings, needs, read_json, shipped, span,
-                             write_json)
+from .settings import (atomic_path, child_env, clutter, DhoError, digest, file_lock, is_running, load_settings,
+                             needs, read_json, shipped, span, write_json)
 from .trust import check_folder, check_parameters
 
 # %% ../nbs/11_sweeps.ipynb #04e98afd
@@ -276,8 +276,8 @@ def run_one(
         needs("sweep", *NOTEBOOKS)
         (folder/".papermill").mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(folder/".papermill.lock", timeout=0), FileLock(folder/".lock", timeout=0): pass
-            with FileLock(folder/".papermill.lock", timeout=0): _execute(config, folder, slot, notebook)
+            with file_lock(folder/".papermill.lock", timeout=0), file_lock(folder/".lock", timeout=0): pass
+            with file_lock(folder/".papermill.lock", timeout=0): _execute(config, folder, slot, notebook)
         except Timeout:
             raise Busy(f"another process is working in {folder}: wait for it, or choose another folder") from None
         _same(folder, config, identity)
@@ -309,19 +309,31 @@ def _execute(config, folder, slot, notebook):
     literal = lambda path: str(path).replace("{", "{{").replace("}", "}}")
     command = ["-m", "papermill", literal(notebook or shipped("experiments")/"distill.ipynb"), literal(made), "-f",
                str(asked), "-k", "python3", "--no-progress-bar", "--log-output", "--cwd", os.getcwd()]
-    code, said = supervised(command, folder, slot)
+    with tempfile.TemporaryDirectory(prefix="dho-jupyter-", ignore_cleanup_errors=True) as place:
+        code, said = supervised(command, folder, slot, _own_jupyter(Path(place)))
     if code: raise _failure(code, said, made, folder)
     os.replace(made, folder/"notebook.ipynb")
     for left in ("failed.ipynb", "failed.json"): (folder/left).unlink(missing_ok=True)
     shutil.rmtree(folder/".papermill")
 
+_KERNEL = dict(language="python", display_name="Python 3 (ipykernel)", metadata=dict(debugger=True), argv=[
+    sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}",
+    "--IPKernelApp.exec_lines=__import__('sys').path.append('')"])  # own modules of the working folder, after all others
+
+def _own_jupyter(place):
+    "Environment variables of a kernel that is this very Python, and of no configuration but its own"
+    write_json(place/"kernels"/"python3"/"kernel.json", _KERNEL)
+    return dict(JUPYTER_PATH=str(place), JUPYTER_CONFIG_DIR=str(place/"config"), JUPYTER_RUNTIME_DIR=str(place/"runtime"),
+                IPYTHONDIR=str(place/"ipython"), PYTHONSTARTUP="", MPLBACKEND="module://matplotlib_inline.backend_inline")
+
 def supervised(
     command:list,       # Arguments of Python
     folder:Path,        # Where `log.txt` and the heartbeat go
     slot:Slot=Slot(),   # Where it works
+    more:dict|None=None,# Further environment variables
 )->tuple:               # Exit code, and what was said
     "Run a Python process, note that it lives, and see that it does not outlive this one"
-    env = dict(os.environ, DHO_PROGRESS="lines", PYTHONWARNINGS="ignore:IProgress not found", PYTHONUNBUFFERED="1")
+    env = child_env(DHO_PROGRESS="lines", PYTHONWARNINGS="ignore:IProgress not found", PYTHONUNBUFFERED="1", **(more or {}))
     if slot.threads: env.update(DHO_THREADS=str(slot.threads), OMP_NUM_THREADS=str(slot.threads))
     if slot.gpu: env["CUDA_VISIBLE_DEVICES"] = slot.gpu
     with open(folder/"log.txt", "ab") as log:
@@ -421,7 +433,7 @@ class Sweep:
         self.folder = here.expanduser().resolve()
         if self.url: pull(self.url, self.folder)
         self.known = _said(self.folder/"sweep.json")
-        strange = lambda: any(not p.name.startswith(".") for p in self.folder.iterdir())
+        strange = lambda: any(not clutter(p.name) for p in self.folder.iterdir())
         if self.folder.exists() and not self.known and strange():
             raise DhoError(f"{self.folder} is in use and holds no sweep of dho_nb: choose another folder")
         self.tasks = self._kept() or self._planned()

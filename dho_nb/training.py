@@ -8,24 +8,24 @@ __all__ = ['CONFLICT', 'Recipe', 'learning_rate', 'Said', 'live', 'stored', 'Sto
 
 # %% ../nbs/07_training.ipynb #2335a7ec
 import json, math, signal, threading, time
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Callable, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Callable, NamedTuple
 from fastcore.basics import patch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
-from .objectives import SHIPPED, Method, added, cosine, error_product, pcgrad
-from .processes import Team, common_batch_norm, current_team, shared_model
-from .settings import (DhoError, Lines, Redrawn, atomic_path, autocast, derive_seed, in_notebook, pick_precision,
-                             progress_mode, unknown)
+from .objectives import added, cosine, error_product, Method, pcgrad, SHIPPED
+from .processes import common_batch_norm, current_team, shared_model, Team
+from .settings import (atomic_path, autocast, derive_seed, DhoError, in_notebook, Lines, memory_message,
+                             pick_precision, progress_mode, Redrawn, subplots, unknown)
 from .sources import is_own, source_hash
 from .students import DualHead, Student
 from .teachers import Teacher
-from .views import Batch, Streams, loader, part_of
+from .views import Batch, loader, part_of, Streams
 
 # %% ../nbs/07_training.ipynb #8b0486de
 @dataclass(frozen=True)
@@ -159,8 +159,8 @@ def __call__(self:Watch,
 
 @patch
 def _draw(self:Watch, history):
-    "The curves so far, in their place"
-    self.curves(plot_history(history))
+    "The curves so far, in their place; training goes on where they cannot be drawn"
+    with suppress(Exception): self.curves(plot_history(history))
     self.drawn = time.monotonic()
 
 # %% ../nbs/07_training.ipynb #bd4b4b49
@@ -252,6 +252,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.step, self.history, self.sums, self.seconds = 0, [], {}, 0.0
         self.torn = False  # a step has begun to change things and has not ended
+        self.waiting = False  # for a batch
         self.conflict = torch.full((self.steps, len(CONFLICT)), torch.nan) if recipe.conflict and method.both else None
         self.sum_type = torch.float32 if self.device.type == "mps" else torch.float64
 
@@ -498,13 +499,12 @@ def train(self:Trainer,
     until = self.steps if until is None else min(until, self.steps)
     watch = Watch(self.steps, self.streams.epoch_steps, mode if self.team.main else "none")
     saved, wait = time.monotonic(), every
-    with stop_requests() as asked, torch.random.fork_rng(devices=[]):
-        batches = loader(self.streams, range(self.step, until), self.workers, self.device.type == "cuda")
+    with stop_requests(self._hurry) as asked, torch.random.fork_rng(devices=[]):
+        batches = loader(self.streams, range(self.step, until), self.workers, self.device.type == "cuda", strict=True)
         since = time.monotonic() - self.seconds
         self.model.train()
         while self.step < until:
-            batch = self._next(batches)
-            self.train_step(batch)
+            self._take(batches)
             self.seconds = time.monotonic() - since  # over all sessions
             watch(self.step, self.history)
             if self.team.world > 1 and self.step % 8: continue  # together with the others, every few steps
@@ -517,12 +517,30 @@ def train(self:Trainer,
 
 # %% ../nbs/07_training.ipynb #ca11fe79
 @patch
+def _take(self:Trainer, batches):
+    "One more step; raises `MemoryError` where memory runs out"
+    try: self.train_step(self._next(batches))
+    except RuntimeError as e:
+        if told := memory_message(e): raise MemoryError(told) from e
+        raise
+
+@patch
 def _next(self:Trainer, batches):
     "The next batch; if it cannot be had, nothing of what was learnt is lost"
+    self.waiting = True
     try: return next(batches)
+    except KeyboardInterrupt:
+        if self.team.world == 1: self._stop()
+        raise
     except BaseException:
         if self.team.world == 1: self.save()
         raise
+    finally: self.waiting = False
+
+@patch
+def _hurry(self:Trainer, number):
+    "End the wait for a batch, when somebody asks to stop; processes that train together stop at a common step instead"
+    if self.waiting and self.team.world == 1: raise KeyboardInterrupt
 
 @patch
 def _stop(self:Trainer):
@@ -538,11 +556,10 @@ def plot_history(
     title:str="",    # Above the figure
 ):                   # A matplotlib figure
     "The loss's parts over epochs, and what was checked on the way"
-    from matplotlib import pyplot as plt
     history = pd.DataFrame(history)
     checks = [c for c in history if c.endswith("accuracy")]
     parts = [c for c in history if c not in ("epoch", "step", "lr", *CONFLICT, *checks)]
-    figure, axes = plt.subplots(1, 1 + bool(checks), figsize=(5 + 4*bool(checks), 2.8),
+    figure, axes = subplots(1, 1 + bool(checks), figsize=(5 + 4*bool(checks), 2.8),
                                 layout="constrained", squeeze=False)
     for name in parts:
         axes[0, 0].plot(history["epoch"], history[name], label=name.replace("_", " "),
@@ -556,5 +573,4 @@ def plot_history(
     if checks:
         axes[0, 1].set(xlabel="epoch", ylabel="accuracy", title="Validation accuracy on the way")
         axes[0, 1].legend(fontsize=8)
-    plt.close(figure)
     return figure

@@ -8,17 +8,18 @@ __all__ = ['INTERPOLATION', 'RESIZE_MODES', 'to_rgb', 'white_value', 'read_image
            'epoch_steps', 'plan', 'part_of', 'loader', 'Still', 'broken_images', 'doubtful_images']
 
 # %% ../nbs/02_views.ipynb #3028ab9c
-import signal
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import NamedTuple
+import multiprocessing.queues, os, signal, sys, warnings
 import numpy as np
 import pandas as pd
 import torch
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
 from fastcore.basics import patch
 from PIL import Image, UnidentifiedImageError
 from .manifests import Manifest, open_image, threaded
-from .settings import DhoError, derive_seed, mix64, track, uniform, unknown
+from .settings import (derive_seed, DhoError, load_settings, memory_message, mix64, reason, span, subplots,
+                             track, uniform, unknown)
 
 # %% ../nbs/02_views.ipynb #48b50812
 def to_rgb(
@@ -320,17 +321,15 @@ def show_pairs(
     most:int=10,                # How many to show
 ):                              # A matplotlib figure
     "What teacher and student see, one above the other"
-    from matplotlib import pyplot as plt
     both = [(name, batch[:most]) for name, batch in (("teacher", teacher), ("student", student)) if batch is not None]
     shape = len(both), len(both[0][1])
-    figure, axes = plt.subplots(*shape, figsize=(1.1*shape[1], 1.3*shape[0] + .2), squeeze=False, layout="constrained")
+    figure, axes = subplots(*shape, figsize=(1.1*shape[1], 1.3*shape[0] + .2), squeeze=False, layout="constrained")
     for line, (name, batch) in zip(axes, both):
         for axis, picture in zip(line, batch):
             axis.imshow(picture.permute(1, 2, 0).numpy()); axis.set(xticks=[], yticks=[])
         line[0].set_ylabel(f"{name}, {batch.shape[-1]} px")
     for axis, title in zip(axes[0], titles if titles is not None else []):
         axis.set_title(title if len(title) < 14 else f"{title[:12]}…", fontsize=9, parse_math=False)
-    plt.close(figure)
     return figure
 
 # %% ../nbs/02_views.ipynb #198adcb7
@@ -480,26 +479,97 @@ def see(self:Streams,
             else self.pixels.see(batch, self.student, device))
 
 # %% ../nbs/02_views.ipynb #7611168c
-def _leave_stopping_to_the_parent(worker):
-    "A stop sent to the whole process group is for training to act on; the workers end with it"
+def _worker_begins(worker):
+    "A stop sent to the whole process group is for training to act on, and a batch that shared memory has no room for goes by a pipe"
     for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, signal.SIG_IGN)
+    multiprocessing.queues.Queue._on_queue_feeder_error = _send_again  # its hook for what could not be sent
 
+def _send_again(queue, error, item):
+    "Send a batch by a pipe; without this, whoever waits for it would wait for ever"
+    place, batch = item
+    if isinstance(batch, _Piped) or not hasattr(batch, "__len__"): print(reason(error), file=sys.stderr, flush=True); os._exit(1)
+    queue.put((place, _Piped(batch)))
+
+class _Piped:
+    "A batch with its tensors as arrays, which processes send each other by pipes and not by shared memory"
+    def __init__(self, batch): self.batch = _mapped(batch, torch.Tensor, torch.Tensor.numpy)
+    def tensors(self): return _mapped(self.batch, np.ndarray, torch.from_numpy)
+
+def _mapped(batch, kind, change):
+    "A nest of tuples and lists with its members of one kind changed"
+    if isinstance(batch, kind): return change(batch)
+    if not isinstance(batch, (tuple, list)): return batch
+    members = [_mapped(b, kind, change) for b in batch]
+    return type(batch)(*members) if hasattr(batch, "_fields") else type(batch)(members)
+
+class _Sent(torch.utils.data.Dataset):
+    "Batches for another process: by shared memory, or by pipes while it has no room for one batch of each worker and one more"
+    def __init__(self, batches, workers): self.batches, self.workers = batches, workers
+    def __len__(self): return len(self.batches)
+
+    def __getitem__(self, k):
+        batch, sizes = self.batches[k], []
+        _mapped(batch, torch.Tensor, lambda t: sizes.append(t.nbytes))
+        return batch if sum(sizes)*(self.workers + 1) <= _shared_memory() else _Piped(batch)
+
+def _shared_memory():
+    "Bytes that are free in the memory that processes share"
+    try: room = os.statvfs("/dev/shm")
+    except (OSError, AttributeError): return float("inf")  # this system shares otherwise
+    return room.f_bavail*room.f_frsize
+
+# %% ../nbs/02_views.ipynb #49dbde5e
 def loader(
     batches,                  # `Streams`, `Still`, or anything indexed by step
     steps=None,               # Which, in order; all if None, save of `Streams`, which have no end
     workers:int=0,            # Processes that decode and cut
     pin:bool=False,           # Page-locked memory, for a GPU
+    strict:bool=False,        # Refuse what the settings ask for and shared memory has no room for, rather than work around it
 ):
-    "The batches of `steps`, prepared ahead"
+    """The batches of `steps`, prepared ahead.
+
+    Raises `MemoryError` where a worker was killed, `TimeoutError` where none answers."""
     if steps is None and isinstance(batches, Streams):
         raise DhoError("streams have no end: say which steps, e.g. range(epochs*streams.epoch_steps)")
+    limit = 5*load_settings().wait_seconds
     made = torch.utils.data.DataLoader(
-        batches, batch_size=None, sampler=range(len(batches)) if steps is None else steps,
-        num_workers=workers, pin_memory=pin, generator=torch.Generator(), worker_init_fn=_leave_stopping_to_the_parent,
-        **(dict(prefetch_factor=4) if workers else {}))
-    try: yield from made
+        _Sent(batches, workers) if workers else batches, batch_size=None,
+        sampler=range(len(batches)) if steps is None else steps,
+        num_workers=workers, pin_memory=pin, generator=torch.Generator(), worker_init_fn=_worker_begins,
+        **(dict(prefetch_factor=4, timeout=limit) if workers else {}))
+    try: yield from _received(_begun(made, workers), strict and load_settings().workers == workers, workers)
     except DhoError as e:
         raise DhoError(str(e).strip().splitlines()[-1].removeprefix("dho_nb.settings.DhoError: ")) from None
+    except RuntimeError as e:
+        if "timed out after" in str(e): raise _no_answer(limit) from None
+        if told := memory_message(e): raise MemoryError(told) from None
+        raise
+
+def _begun(made, workers):
+    "The loader's processes, started"
+    try: return iter(made)
+    except OSError as e:
+        raise DhoError(f"{workers} processes that decode images cannot be started ({reason(e)}): decode in this one (DHO_WORKERS=0), "
+                       "or see to /dev/shm and the limit of processes") from None
+
+def _received(batches, strict, workers):
+    "Batches as they were made, however they came"
+    warned = False
+    for k, batch in enumerate(batches):
+        if isinstance(batch, _Piped):
+            size = os.statvfs("/dev/shm") if os.path.exists("/dev/shm") else None
+            room = f"/dev/shm has {size.f_blocks*size.f_frsize/2**20:.0f} MiB" if size else "shared memory is full"
+            short = f"{room}, too little for the batches of {workers} decoding processes"
+            if strict and k == 0:
+                raise DhoError(f"{short}: start the container with more (docker run --shm-size=8g), or decode in one process "
+                               "(DHO_WORKERS=0)")
+            if not warned: warnings.warn(f"{short}: they go by pipes, which is slower; docker run --shm-size=8g gives more", stacklevel=2)
+            batch, warned = batch.tensors(), True
+        yield batch
+
+def _no_answer(limit):
+    return TimeoutError(f"no batch came from the processes that decode images for {span(limit)}: see whether the images can be "
+                        "read, decode in one process (DHO_WORKERS=0), or wait longer (DHO_WAIT_SECONDS)")
 
 # %% ../nbs/02_views.ipynb #06185a8f
 class Still(torch.utils.data.Dataset):
