@@ -95,7 +95,9 @@ def _function(function, seen):
     "What a function depends on, as plain data"
     cells = [c.cell_contents for c in function.__closure__ or () if c != types.CellType()]
     state = [_plain(v, seen) for v in (cells, function.__defaults__, function.__kwdefaults__)]
-    return [function.__qualname__, _home(function.__globals__.get("__name__") or "", lambda: _text(function, seen)), state]
+    home = _home(function.__globals__.get("__name__") or "", lambda: _text(function, seen))
+    which = _code(function.__code__) if function.__name__ == "<lambda>" else function.__code__.co_firstlineno
+    return [function.__qualname__, home, which if isinstance(home, dict) else 0, state]  # a file may define several of a name
 
 def _home(module, otherwise):
     "Where something is defined, as plain data: a module's sources, or what `otherwise` says where there is no file"

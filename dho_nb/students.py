@@ -715,6 +715,7 @@ def load_student(
                          whole=False, **options)
     try: made.model.load_state_dict(tensors)
     except RuntimeError as e:
-        raise DhoError(f"{file} holds another network than {'this backbone' if backbone is not None else spec}: "
+        edited = f" (was the source of {spec} edited since?)" if trained and backbone is None else ""
+        raise DhoError(f"{file} holds another network than {'this backbone' if backbone is not None else spec}{edited}: "
                        f"{' '.join(str(e).split())[:300]}") from None
     return Student(made.model.eval(), Preprocess(**eyes)), facts
