@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from contextlib import nullcontext, redirect_stdout, suppress
 import dho_nb
-from .settings import (alone, atomic_path, DhoError, launched, load_settings, memory_message, needs,
+from .settings import (alone, atomic_path, DhoError, launched, load_settings, memory_message, needs, NOTE,
                              pick_device, read_json, refusal_message, span, unknown)
 from .trust import check_parameters, visible
 
@@ -340,7 +340,7 @@ def _moved(model, root):
     if not note.exists():
         raise DhoError(f"--root says where the pictures of a run's dataset are now, and {model} is no run's folder: "
                        "name a dataset as well (--dataset)")
-    config = read_json(note)["config"]
+    config = read_json(note, **NOTE)["config"]
     folder = (config.get("labels") or not (config["dataset"] in manifest_names()
                                            or config["dataset"].endswith((".csv", ".csv.gz", ".json"))))
     return make_config({**config, "dataset" if folder else "root": root})

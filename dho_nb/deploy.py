@@ -26,9 +26,9 @@ from .evaluation import answering, collect, head_table, HeadOutputs, interpolate
 from .manifests import (check_opened, fingerprint, Manifest, manifest_hash, open_image, pictures_below, rows,
                               SUFFIXES)
 from .objectives import METHODS
-from .settings import (atomic_path, DhoError, digest, load_settings, needs, pick_device, pick_precision,
-                             pick_workers, read_json, reason, track, unknown, write_json)
-from .students import build_student, DualHead, language_init, load_student, Student
+from .settings import (atomic_path, DhoError, digest, load_settings, needs, parse_json, pick_device,
+                             pick_precision, pick_workers, read_json, reason, track, unknown, write_json)
+from .students import _unsound, build_student, DualHead, language_init, load_student, Student
 from .teachers import files_hash, image_tower, is_teacher, load_teacher, teacher_identity, zero_shot_head
 from .views import centre_boxes, Images, Preprocess, read_image, to_rgb, white_value
 
@@ -353,6 +353,7 @@ class Predictor:
         facts:dict,  # About the model
     ):
         eyes = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["preprocess"].items()}
+        if not facts.get("classes"): raise DhoError("this model does not say what its classes are called: it cannot answer about pictures")
         self.answer, self.facts, self.preprocess = answer, facts, Preprocess(**eyes)
         self.classes = np.array(facts["classes"], dtype=object)
 
@@ -400,7 +401,17 @@ def _onnx_answer(file):
     session = onnx_session(file)
     about = session.get_modelmeta().custom_metadata_map.get("dho_nb")
     if not about: raise DhoError(f"{file} was not exported by dho_nb: it says nothing about its classes")
-    return lambda pixels: session.run(None, {"pixels": pixels}), json.loads(about)
+    try: facts = parse_json(about)
+    except ValueError as e: raise DhoError(f"{file} is no model of dho_nb: its metadata are no JSON ({e})") from None
+    if why := _unsound(facts): raise DhoError(f"{file} is no model of dho_nb: its metadata have no valid {why}")
+    ends = [(o.shape or [0])[-1] for o in session.get_outputs()]
+    if len(ends) != 2*facts["heads"] - 1 or {e for e in ends if isinstance(e, int)} - {len(facts.get("classes", ()))}:
+        raise DhoError(f"{file} is damaged: its metadata tell of {facts['heads']} head(s) and {len(facts.get('classes', ()))} classes, "
+                       "its graph has others")
+    def answer(pixels):
+        try: return session.run(None, {"pixels": pixels})
+        except Exception as e: raise DhoError(f"{file} cannot answer about pictures of {pixels.shape[1:]} ({reason(e)})") from None
+    return answer, facts
 
 # %% ../nbs/13_deploy.ipynb #6f8373d2
 def list_images(

@@ -8,21 +8,22 @@ __all__ = ['STILL', 'ALIASES', 'READERS', 'view_name', 'store_header', 'Store', 
 
 # %% ../nbs/04_embeddings.ipynb #d193cd06
 import importlib.metadata, json, re, textwrap, unicodedata, zipfile
-from collections import Counter
-from dataclasses import asdict, fields, replace
-from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from collections import Counter
+from dataclasses import asdict, fields, replace
+from pathlib import Path, PurePosixPath
 from fastcore.basics import patch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open, SafetensorError
 from safetensors.torch import load_file, save_file
-from .manifests import SPLITS, SUFFIXES, Manifest, read_table
+from .manifests import Manifest, read_table, SPLITS, SUFFIXES
 from .maps import CHUNK, ChunkStore, fill
-from .settings import DhoError, atomic_path, digest, load_settings, needs, refusal_message, unknown
-from .teachers import Teacher, files_hash, teacher_identity, weights_hash, zero_shot_head
-from .views import Images, Preprocess, ViewSpec, render
+from .settings import (atomic_path, DhoError, digest, load_settings, needs, parse_json, reason, refusal_message,
+                             unknown, with_fields)
+from .teachers import files_hash, Teacher, teacher_identity, weights_hash, zero_shot_head
+from .views import Images, Preprocess, render, ViewSpec
 
 # %% ../nbs/04_embeddings.ipynb #273f3931
 STILL = -1  # The view that evaluation uses: the centred square
@@ -59,11 +60,13 @@ class Store(ChunkStore):
         if not asked and not Path(folder).expanduser().joinpath("header.json").exists():
             raise DhoError(f"{folder} is no store: it has no header.json")
         super().__init__(folder, asked or {})
+        if self.header.get("kind") != "embeddings":
+            raise DhoError(f"{folder} is a store of {self.header.get('kind')}, not of embeddings")
+        with_fields(self.header, self.folder/"header.json", teacher=str, views=dict, layout=int, dim=int)
+        if not 0 < self.header["dim"] < 2**20: with_fields(self.header, self.folder/"header.json", dim=())
         if self.single and self.header["layout"] < 2:
             raise DhoError(f"{folder} was imported by a version that could mix up rows: import its embeddings anew, "
                            "into another folder")
-        if self.header.get("kind") != "embeddings":
-            raise DhoError(f"{folder} is a store of {self.header.get('kind')}, not of embeddings")
 
     @property
     def preprocess(self)->Preprocess|None:
@@ -267,8 +270,12 @@ def brought(self:Store)->dict[str, torch.Tensor]:
     "Class embeddings [D] by name that came with the images'; empty if none did"
     file = self.folder/"classes.safetensors"
     if not file.exists(): return {}
-    with safe_open(file, "pt") as held:
-        return dict(zip(json.loads(held.metadata()["classes"]), held.get_tensor("text")))
+    try:
+        with safe_open(file, "pt") as held: names, text = parse_json(held.metadata()["classes"]), held.get_tensor("text")
+        if len(names) != len(text) or text.ndim != 2 or not all(isinstance(n, str) for n in names): raise ValueError("its names do not fit")
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
+        raise DhoError(f"{file} cannot be read ({reason(e)}): import the embeddings anew, into another folder") from None
+    return dict(zip(names, text))
 
 @patch
 def head(self:Store,

@@ -9,18 +9,18 @@ __all__ = ['ALPHAS', 'BETAS', 'HeadOutputs', 'over_images', 'collect', 'save_out
 
 # %% ../nbs/08_evaluation.ipynb #728ac4f7
 import json
+import numpy as np
+import pandas as pd
+import torch
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-import numpy as np
-import pandas as pd
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
 from .manifests import Manifest
 from .maps import stills
-from .settings import DhoError, atomic_path, autocast, reason, subplots
+from .settings import atomic_path, autocast, DhoError, parse_json, reason, subplots
 from .students import Student
 
 # %% ../nbs/08_evaluation.ipynb #c14082b2
@@ -121,9 +121,10 @@ def _as_bytes(names):
 def _names(file):
     "Ids of a file of outputs, and paths where they are others; from its header in one of before"
     held, before = file.keys(), file.metadata() or {}
-    read = lambda k: (json.loads(bytes(file.get_tensor(k).numpy())) if k in held
-                      else json.loads(before[k]) if k in before else None)
-    return read("ids"), read("paths")
+    text = lambda k: bytes(file.get_tensor(k).numpy()).decode() if k in held else before.get(k)
+    found = [None if (said := text(k)) is None else parse_json(said) for k in ("ids", "paths")]
+    if all(v is None or isinstance(v, list) and all(isinstance(n, str) for n in v) for v in found): return found
+    raise ValueError("its ids are no list of names")
 
 def load_outputs(
     file:str|Path,  # What `save_outputs` wrote
@@ -132,8 +133,11 @@ def load_outputs(
     try:
         with safe_open(Path(file).expanduser(), "pt") as f:
             tensors, (ids, _) = [f.get_tensor(k) for k in ("ce", "kd", "labels", "rows")], _names(f)
-        if ids is None: raise KeyError("ids")
-    except (OSError, SafetensorError, KeyError, TypeError) as e:
+        ce, kd, labels, rows = tensors
+        if ids is None or ce.shape != kd.shape or ce.ndim != 2 or {len(ids), *labels.shape, *rows.shape} != {len(ce)}:
+            raise ValueError("its parts do not belong together")
+        if len(labels) and not -1 <= labels.min() <= labels.max() < ce.shape[1]: raise ValueError("its labels are no classes")
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
         raise DhoError(f"{file} holds no head outputs ({reason(e)})") from None
     return HeadOutputs(*tensors), ids
 
@@ -147,7 +151,12 @@ def predicted(
     except ValueError as e:
         raise DhoError(f"{folder/'predictions.csv'} cannot be read ({reason(e)}): a spreadsheet may have saved it with "
                        "other separators; delete it, and the dho distill that made it writes it anew") from None
-    with safe_open(folder/"outputs.safetensors", "pt") as f: ids, own = _names(f)
+    if "path" not in said:
+        raise DhoError(f"{folder/'predictions.csv'} has no column path: delete it, and the dho distill that made it writes it anew")
+    try:
+        with safe_open(folder/"outputs.safetensors", "pt") as f: ids, own = _names(f)
+    except (SafetensorError, TypeError, ValueError) as e:
+        raise DhoError(f"{folder/'outputs.safetensors'} holds no head outputs ({reason(e)})") from None
     names, paths = own or ids, said["path"].astype(str)
     if paths.tolist() == names: return said
     if sorted(paths) == sorted(names): return said.set_index(paths).loc[names].reset_index(drop=True)

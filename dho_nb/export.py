@@ -22,10 +22,10 @@ from .deploy import (Fused, class_columns, list_images, load_model, look, model_
                            torch_answer, weights_of)
 from .evaluation import HeadOutputs, answering, head_table, interpolate, load_outputs, predicted
 from .manifests import rows
-from .objectives import METHODS
+from .objectives import METHODS, get_method
 from .runs import differences
-from .settings import (DhoError, atomic_path, hushed, load_settings, needs, read_json, reason, shipped, unknown,
-                             write_json)
+from .settings import (_MAYBE, NOTE, RESULT, DhoError, atomic_path, hushed, load_settings, needs, read_json, reason, shipped, unknown,
+                             with_fields, write_json)
 from .students import Student, load_student, save_student
 from .teachers import files_hash
 from .trust import markdown_text
@@ -313,7 +313,7 @@ def export_folder(
     held = [p for p in folder.iterdir() if not p.name.startswith(".")] if folder.exists() else []
     if held and not (folder/"export.json").exists():
         raise DhoError(f"{folder} is in use and holds no export: choose another folder with out")
-    if held and read_json(folder/"export.json").get("model") != files_hash(file):
+    if held and read_json(folder/"export.json", model=str)["model"] != files_hash(file):
         raise DhoError(f"{folder} holds the export of another model: choose another folder with out, or delete it")
     return folder
 
@@ -328,7 +328,7 @@ def _data(file, config):
     if config is None and not note.exists():
         raise DhoError("an export is checked on real pictures, and int8 takes its ranges from some: give them with "
                        "images and calibrate, or name a dataset")
-    try: return open_data(config or make_config(read_json(note)["config"]))
+    try: return open_data(config or make_config(read_json(note, **NOTE)["config"]))
     except DhoError as e:
         raise DhoError(f"the pictures to check on are not at hand ({str(e).splitlines()[0]}): give others with images, "
                        "or name a dataset") from None
@@ -390,7 +390,7 @@ def _write_int8(student, folder, ranges, pictures):
 # %% ../nbs/13b_export.ipynb #30ce371c
 def _note(folder, file, facts, made, licence, expected):
     "Write down what was found, the card, and the script"
-    before = read_json(folder/"export.json") if (folder/"export.json").exists() else {}
+    before = _exported(folder/"export.json") if (folder/"export.json").exists() else {}
     files, card = {**before.get("files", {}), **made}, folder/"README.md"
     licence, expected = licence or before.get("licence", ""), expected or before.get("estimate")
     text = _card(file, facts, files, licence, expected)
@@ -404,6 +404,28 @@ def _note(folder, file, facts, made, licence, expected):
                                           card_before=None if edited else there))
     if edited: return  # else it may be written anew, also where this breaks off before the next line
     with atomic_path(card) as temporary: temporary.write_text(text, encoding="utf-8")
+
+# %% ../nbs/13b_export.ipynb #369dce43
+def _exported(file):
+    "What an export noted; raises `DhoError` if the file is damaged"
+    found = read_json(file, model=str, files=dict, licence=str, estimate=(dict, type(None)), card=str)
+    if found["estimate"]: _crossfit(found["estimate"], file)
+    for name, told in found["files"].items():
+        with_fields(told, f"{file}, {name}", **dict.fromkeys(with_fields(told, file), (str, float, bool, type(None))))
+        with_fields({"threads": 1, **told}, f"{file}, {name}", threads=int)
+        lost = dict(calibrated=int, calibrated_on=str, scored=int, on=str, accuracy=_MAYBE, same=float)
+        if "same" in told: with_fields({"accuracy_before": 0, **told}, f"{file}, {name}", accuracy_before=_MAYBE, **lost)
+    return found
+
+def _estimated(file):
+    "What a cross-fit noted; raises `DhoError` if the file is damaged"
+    return _crossfit(read_json(file, config=dict), file)
+
+def _crossfit(found, file):
+    "The figures of a cross-fit, by answer"
+    with_fields(found, file, folds=int, labelled=int, table=dict)
+    for told in found["table"].values(): with_fields(told, file, accuracy=float, low=float, high=float, nll=float)
+    return found
 
 # %% ../nbs/13b_export.ipynb #2c2ff0a2
 TEACHER_LICENCES = {
@@ -429,13 +451,13 @@ def _known(file):
     "What the run beside a model left: its configuration, its result, its figures head by head"
     here = file.parent
     if not (here/"result.json").exists(): return {}, {}, None
-    config, result = read_json(here/"run.json")["config"], read_json(here/"result.json")
+    config, result = vars(make_config(read_json(here/"run.json", **NOTE)["config"])), read_json(here/"result.json", **RESULT)
     there = all((here/f).exists() for f in ("outputs.safetensors", "predictions.csv"))
     if not result["tested"] or not there: return config, result, None
     outputs = load_outputs(here/"outputs.safetensors")[0]
     split = predicted(here, usecols=["path", "split"], dtype=str, keep_default_na=False)["split"]
     tested = torch.from_numpy((split == "test").to_numpy(copy=True)) & (outputs.labels >= 0)
-    method = METHODS[result["method"]]
+    method = get_method(result["method"])
     return config, result, answering(head_table(outputs.only(tested), result["alpha"], result["beta"]), method.heads,
                                      method.answers)
 
@@ -542,14 +564,14 @@ def _crossed(expected):
 
 def _expected(estimate, file):
     "A cross-fit's note, if it is about the run beside a model"
-    known, (config, result, _) = read_json(Path(estimate).expanduser()/"estimate.json"), _known(file)
+    known, (config, result, _) = _estimated(Path(estimate).expanduser()/"estimate.json"), _known(file)
     if not result:
         raise DhoError(f"{estimate} is an estimate of a run's accuracy, and beside {file} is no finished run: leave "
                        "estimate out")
     differs = (differences(known["config"], make_config(config))
                or [f"labelled images were {known['labelled']}, now {n}" for n in [result["labelled"]]
                    if n != known["labelled"]])
-    mark = read_json(file.parent/"run.json").get("labels")  # of a run from before there was one, nothing is known
+    mark = read_json(file.parent/"run.json", **NOTE).get("labels")  # of a run from before there was one, nothing is known
     if not differs and mark and mark != known.get("labels", mark): differs = ["the labelled images were others"]
     if differs:
         raise DhoError(f"{estimate} is the estimate of another configuration ({'; '.join(differs)}): run dho estimate "
@@ -592,9 +614,9 @@ def _origin(facts, config, result):
         "teacher": _bare(result["teacher"]) if taught else "none",
         "teacher's head": f"{result['teacher_head']}, ζ = {config['zeta']:g}" if taught else None,
         "student's first weights": _bare(config["student_weights"]) or "random", "epochs": config["epochs"],
-        "seed": result["seed"], "α and β": _CHOSEN[result["validation"]] if method.weighs else None,
-        "made with": f"dho_nb {result['machine']['dho_nb']}, torch {result['machine']['torch']}, "
-                     f"{result['machine']['precision']}"}
+        "seed": result["seed"], "α and β": _CHOSEN.get(result["validation"]) if method.weighs else None,
+        "made with": "dho_nb {dho_nb}, torch {torch}, {precision}".format(
+            **{k: result["machine"].get(k, "unknown") for k in ("dho_nb", "torch", "precision")})}
     return "## Origin\n\n" + _lines({k: v for k, v in found.items() if v is not None}, "")
 
 def _limits(facts, result, figures):

@@ -7,16 +7,16 @@ __all__ = ['COLOURS', 'looks', 'style', 'plot_bars', 'save_figure', 'plot_shots'
            'plot_agreements', 'plot_reliabilities']
 
 # %% ../nbs/12c_figures.ipynb #9ff1e07e
+import numpy as np
+import pandas as pd
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
-import numpy as np
-import pandas as pd
 from .grids import telling
 from .records import (axes_of, conflicts, label_axis, load_placed, once, ordered, result_of, scored_outputs,
                             surfaces, uniform)
 from .reports import label_free, zero_shot_of
-from .settings import DhoError, atomic_path, load_matplotlib, read_json, subplots
+from .settings import atomic_path, DhoError, load_matplotlib, read_json, RESULT, subplots
 
 # %% ../nbs/12c_figures.ipynb #9e63ae06
 COLOURS = ("#d55e00", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#000000", "#7f7f7f")
@@ -247,7 +247,7 @@ def plot_reliabilities(
     for line in (frame.drop_duplicates(axes or ["method"]).to_dict("records") if len(frame) else ()):
         folder = Path(line["folder"])
         if not (folder/"outputs.safetensors").exists(): continue
-        found = read_json(folder/"result.json")
+        found = read_json(folder/"result.json", **RESULT)
         test = scored_outputs(folder, found)[0]
         name = ", ".join(telling(a, line[a], " ") for a in axes if frame[a].nunique() > 1) or method
         parts = {"CE head": test.ce.softmax(-1), "KD head": test.kd.softmax(-1),

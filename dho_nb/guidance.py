@@ -21,7 +21,7 @@ from .heads import Judged, judge, kept_neighbours
 from .manifests import Manifest, rows
 from .maps import stills
 from .objectives import get_method
-from .settings import DhoError, load_settings, pick_device, pick_precision, pick_workers, read_json
+from .settings import DhoError, load_settings, pick_device, pick_precision, pick_workers, read_json, with_fields
 from .teachers import Teacher, load_teacher, teacher_identity, teacher_logits, tip_adapter_f, zero_shot_head
 from .training import live, stored
 from .views import Images, Preprocess, ViewSpec, render
@@ -45,11 +45,11 @@ class Guidance:
         self.precision = pick_precision(self.device, config.precision)
         self.live = config.views == "live" and not config.embeddings
         header = Path(config.embeddings or ".").expanduser()/"header.json"
-        self.own = bool(config.embeddings) and not (header.exists() and read_json(header).get("views"))
+        self.own = bool(config.embeddings) and not (header.exists() and with_fields(read_json(header), header).get("views"))
         fresh = self.live or self.own or not get_method(config.method).teacher
         self.cycle = 0 if fresh else min(config.views, config.epochs)
         self.spec = ViewSpec(config.seed if fresh else 0, (config.crop, 1.0), flip=config.flip)
-        if config.embeddings and header.exists(): self.precision = read_json(header).get("precision", self.precision)
+        if config.embeddings and header.exists(): self.precision = str(read_json(header).get("precision", self.precision))
         self.lookup = self._open(folder) if get_method(config.method).teacher and not self.live else None
 
     def load(self)->Teacher:

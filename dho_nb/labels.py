@@ -8,20 +8,20 @@ __all__ = ['interval', 'deal', 'hold_out', 'CrossFit', 'cross_fit', 'try_teacher
 
 # %% ../nbs/12b_labels.ipynb #06c9a38f
 import math, time
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from fastcore.basics import patch
 from .configs import Config, identity, known_labels, labels_mark, open_data
 from .evaluation import HeadOutputs, interpolate, load_outputs, predicted, scores
 from .guidance import Guidance
-from .manifests import Manifest, content_keys, fingerprint, rows, write_manifest
-from .objectives import METHODS
-from .runs import Run, distill
-from .settings import (DhoError, digest, key64, load_settings, mix64, pick_device, pick_workers,
-                             read_json, subplots, write_json)
+from .manifests import content_keys, fingerprint, Manifest, rows, write_manifest
+from .objectives import get_method, METHODS
+from .runs import distill, Run
+from .settings import (DhoError, digest, key64, load_settings, mix64, pick_device, pick_workers, read_json,
+                             RESULT, subplots, write_json)
 from .teachers import teacher_logits
 
 # %% ../nbs/12b_labels.ipynb #d6a63b4f
@@ -322,9 +322,9 @@ def label_next(
     if not (folder/"result.json").exists():
         raise DhoError(f"{folder} holds no finished run: give the folder that dho distill left")
     names = ("label", "prediction", "ce_prediction", "kd_prediction")  # as text: 07 is a name, too
-    result = read_json(folder/"result.json")
+    result = read_json(folder/"result.json", **RESULT)
     said = predicted(folder, keep_default_na=False, dtype=dict.fromkeys(("path", *names), str))
-    if not METHODS[result["method"]].weighs:
+    if not get_method(result["method"]).weighs:
         raise DhoError(f"{result['method']} has no two heads that could disagree: use a run of dho")
     said["disagreement"] = disagreement(load_outputs(folder/"outputs.safetensors")[0], result["beta"]).numpy().round(4)
     left = said[(said["label"] == "") & (said["split"] == "train")]

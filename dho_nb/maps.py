@@ -19,7 +19,7 @@ from functools import partial
 from .manifests import Manifest, open_image
 from .settings import (atomic_path, clutter, DhoError, digest, file_lock, load_settings, lock_holder, mix64,
                              progress_mode, read_json, reason, refusal_message, taking_turns, to_disk, track,
-                             write_json)
+                             with_fields, write_json)
 from .views import loader, Preprocess, read_image, Still
 
 # %% ../nbs/02b_maps.ipynb #c7ef0a81
@@ -141,7 +141,8 @@ class ChunkStore:
     ):
         self.folder, self.arrays = Path(folder).expanduser(), {}
         if not (self.folder/"header.json").exists(): self._begin(asked)
-        self.header = read_json(self.folder/"header.json")
+        self.header = with_fields(read_json(self.folder/"header.json"), self.folder/"header.json")
+        with_fields({"images": {}, **self.header}, self.folder/"header.json", images=dict)
         self.agree(asked)
         self._list()
 

@@ -11,9 +11,9 @@ import base64, os, re, warnings, zipfile, zlib
 import numpy as np
 import pandas as pd
 from pathlib import Path
-from .grids import check_axis, label_of, strangers
-from .settings import (atomic_path, clutter, DhoError, digest, file_lock, load_settings, read_json, reason,
-                             taking_turns, write_json)
+from .grids import check_axis, check_plan, label_of, read_plan, strangers
+from .settings import (atomic_path, clutter, DhoError, digest, file_lock, load_settings, NOTE, read_json,
+                             reason, RESULT, taking_turns, with_fields, write_json)
 from .trust import check_folder
 
 # %% ../nbs/12_records.ipynb #4fc4cc1f
@@ -117,7 +117,7 @@ class _Cache:
 # %% ../nbs/12_records.ipynb #3e4b59ea
 def _line(folder, labels, sweep, cache):
     "A finished run as one line of text and its bits; and what is wrong with its outputs, if anything"
-    found, problem = read_json(folder/"result.json"), ""
+    found, problem = read_json(folder/"result.json", **RESULT), ""
     try: told = cache.told(folder, found)
     except FileNotFoundError as e:
         told, problem = {}, f"{Path(e.filename).name} is not there: no pairing, no validation accuracy"
@@ -132,12 +132,12 @@ def _line(folder, labels, sweep, cache):
 def _state(folder):
     "Why a run has no line, or nothing if it has a result"
     if (folder/"result.json").exists(): return ""
-    try: return f"failed: {read_json(folder/'failed.json').get('reason')}"
+    try: return f"failed: {read_json(folder/'failed.json', reason=(str, type(None)))['reason']}"
     except DhoError: return "unfinished" if folder.exists() else "not begun"
 
 def _sweep(place):
     "What a folder's sweep.json says; nothing where there is none"
-    return read_json(place/"sweep.json") if (place/"sweep.json").exists() else {}
+    return read_plan(place/"sweep.json") if (place/"sweep.json").exists() else {}
 
 def _wanted(place):
     "A folder's run folders with their labels, the sweep's name and axes, and the folders that are no longer asked for"
@@ -159,9 +159,9 @@ def _from_folders(place, labels):
     for folder, named in wanted:
         why = _state(folder)
         try:
-            if not why and labels: named = _relabelled(named, labels(read_json(folder/"run.json")["config"]))
+            if not why and labels: named = _relabelled(named, labels(read_json(folder/"run.json", **NOTE)["config"]))
             if not why and named is not None:
-                (line, problem), recipe = _line(folder, named, sweep, cache), _recipe(read_json(folder/"run.json"))
+                (line, problem), recipe = _line(folder, named, sweep, cache), _recipe(read_json(folder/"run.json", **NOTE))
         except (DhoError, KeyError, TypeError) as e: why = f"broken ({reason(e)})"
         for a in {*(named or ())} - {*own}: check_axis(a)
         if why or named is None: skipped[folder.name] = why or "left out by labels"; continue
@@ -267,9 +267,9 @@ def _kept_sweeps(place):
     held = set(_read_text(place/"runs.csv")["identity"])
     return [(k, lambda c: "" if c["identity"] in held else "not in the record") for k in _sweeps_of(place).values()]
 
-def _read_text(file):
-    "A record's table as text"
-    try: table = pd.read_csv(file, dtype=str, keep_default_na=False)
+def _read_text(file, kinds=str):
+    "A record's table as text, or with some columns as numbers"
+    try: table = pd.read_csv(file, dtype=kinds, keep_default_na=False)
     except (ValueError, OSError) as e:
         raise DhoError(f"{file} cannot be read ({reason(e)}): bring it back from version control") from None
     if "identity" in table: return table
@@ -378,14 +378,26 @@ def _from_record(place):
     axes = list(dict.fromkeys(a for k in sweeps.values() for a in k["axes"]))
     return [f for _, f in sorted(found, key=lambda f: f[0])], axes, skipped
 
-def _sweeps_of(record): return read_json(record/"cells.json") if (record/"cells.json").exists() else {}
+def _sweeps_of(record):
+    "What a record says about its sweeps; raises `DhoError` if that is damaged"
+    file = record/"cells.json"
+    if not file.exists(): return {}
+    for plan in with_fields(read_json(file), file).values():
+        check_plan(plan, file, settings=dict)
+        recipes = with_fields(plan.get("recipes") or dict(common={}, runs={}), file, common=dict, runs=dict)
+        for told in (recipes["common"], *recipes["runs"].values()):
+            with_fields(told, file, **dict.fromkeys(with_fields(told, file), str))
+    return read_json(file)
 
 def _read_bits(file):
     "Identity to packed bits"
     if not file.exists(): return {}
     try:
-        with np.load(file, allow_pickle=False) as held:
-            return dict(zip(held["identity"].tolist(), np.split(held["right"], held["size"].cumsum()[:-1])))
+        with np.load(file, allow_pickle=False) as held: names, sizes, bits = held["identity"], held["size"], held["right"]
+        kinds = names.dtype.kind, sizes.dtype.kind, bits.dtype
+        if kinds != ("U", "i", np.uint8) or names.shape != sizes.shape or (sizes < 0).any() or bits.shape != (sizes.sum(),):
+            raise ValueError("its arrays do not belong together")
+        return dict(zip(names.tolist(), np.split(bits, sizes.cumsum()[:-1])))
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as e:
         raise DhoError(f"{file} cannot be read ({reason(e)}): bring it back from version control") from None
 
@@ -477,7 +489,7 @@ def shared_settings(
     configs = []
     for place in [Path(p).expanduser() for p in places]:
         if (place/"runs.csv").exists(): configs += [k["settings"] for k in _sweeps_of(place).values()]; continue
-        configs += [_plain(read_json(p/"run.json")["config"]) for p, _ in _wanted(place)[0] if not _state(p)]
+        configs += [_plain(read_json(p/"run.json", **NOTE)["config"]) for p, _ in _wanted(place)[0] if not _state(p)]
     return {k: v for k, v in (configs[0] if configs else {}).items() if all(k in c and c[k] == v for c in configs)
             and v not in ("", [], {})}
 
@@ -508,15 +520,14 @@ def surfaces(
 # %% ../nbs/12_records.ipynb #f6f5aabe
 def _surface(folder):
     from dho_nb.evaluation import surface
-    found = surface(scored_outputs(folder, read_json(folder/"result.json"))[2])
+    found = surface(scored_outputs(folder, read_json(folder/"result.json", **RESULT))[2])
     return pd.DataFrame(dict(accuracy=found.accuracy.stack(), nll=found.nll.stack())).reset_index()
 
 def _each(places, labels, file, which, read):
     "Tables of some runs one below the other, with their labels; a record's as they are"
     places, tables, known = [Path(p).expanduser() for p in places], [], set()
     for p in [p for p in places if (p/file).exists() and (p/"runs.csv").exists()]:
-        table = pd.read_csv(p/file, dtype={a: str for a in ("identity", *BASIC, *load_placed([p]).attrs["axes"])},
-                            keep_default_na=False)
+        table = _read_text(p/file, {a: str for a in ("identity", *BASIC, *load_placed([p]).attrs["axes"])})
         tables.append(table[~table["identity"].isin(known)]); known |= {*table["identity"]}
     rest = [p for p in places if not (p/"runs.csv").exists()]
     frame = load_placed(rest, labels) if rest else pd.DataFrame()

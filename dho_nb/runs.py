@@ -7,33 +7,35 @@ __all__ = ['Run', 'differences', 'new_student', 'Stage', 'stages_of', 'distill',
 
 # %% ../nbs/10_runs.ipynb #b47ac5b5
 import dataclasses, errno, math, os, platform, signal, subprocess, sys, tempfile, time, warnings
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import torch
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
 from fastcore.basics import patch
 from filelock import Timeout
 import dho_nb
-from .configs import PLACES, Config, data_notes, identity, known_labels, labels_mark, open_data, own_sources, settled, validation_rows
+from .configs import (Config, data_notes, identity, known_labels, labels_mark, open_data, own_sources, PLACES,
+                            settled, validation_rows)
 from .diagnostics import plot_agreement
+from .evaluation import (agreement, answering, choose, collect, entropy_alpha, head_table, HeadOutputs,
+                               interpolate, load_outputs, per_class, plot_reliability, plot_surface, predictions,
+                               save_outputs, scores, surface)
+from .guidance import covered, Guidance
 from .heads import Judged
-from .evaluation import (HeadOutputs, agreement, answering, choose, collect, entropy_alpha, head_table,
-                               interpolate, load_outputs, per_class, plot_reliability,
-                               plot_surface, predictions, save_outputs, scores, surface)
-from .guidance import Guidance, covered
 from .manifests import fingerprint, manifest_hash, manifest_names, rows
 from .maps import ImageMap, map_side
-from .objectives import Method, class_costs, get_method
+from .objectives import class_costs, get_method, Method
 from .processes import current_team, end_with_parent
-from .settings import (DhoError, atomic_path, child_env, clutter, file_lock, load_settings, pick_device, pick_precision, pick_workers,
-                             read_json, reason, write_json)
-from .students import build_backbone, build_student, language_init, load_student, overhead, own_texts, save_student
+from .settings import (atomic_path, child_env, clutter, DhoError, file_lock, load_settings, NOTE, pick_device,
+                             pick_precision, pick_workers, read_json, reason, RESULT, write_json)
+from .students import (build_backbone, build_student, language_init, load_student, overhead, own_texts,
+                             save_student)
 from .teachers import is_teacher
+from .training import CONFLICT, enough, plot_history, Recipe, stop_requests, Stopped, Trainer
 from .trust import check_student
-from .training import CONFLICT, Recipe, Stopped, Trainer, enough, plot_history, stop_requests
-from .views import Images, Streams, plan, render, show_pairs
+from .views import Images, plan, render, show_pairs, Streams
 
 # %% ../nbs/10_runs.ipynb #1aaf5b93
 class Run:
@@ -81,19 +83,19 @@ class Run:
     @property
     def done(self)->bool:
         "Has this very run a result?"
-        return (self.folder/"result.json").exists() and read_json(self.folder/"run.json")["identity"] == self.identity
+        return (self.folder/"result.json").exists() and read_json(self.folder/"run.json", **NOTE)["identity"] == self.identity
 
     @property
     def result(self)->dict:
         "What `result.json` holds, of a finished run"
-        return read_json(self.folder/"result.json")
+        return read_json(self.folder/"result.json", **RESULT)
 
 # %% ../nbs/10_runs.ipynb #9aaf6fc7
 @patch
 def _claim(self:Run):
     "Make the folder this run's own, or say why it cannot be"
     note = self.folder/"run.json"
-    if note.exists(): self._same(read_json(note))
+    if note.exists(): self._same(read_json(note, **NOTE))
     elif self.folder.exists() and (not self.folder.is_dir() or any(map(_foreign, self.folder.iterdir()))):
         raise DhoError(f"{self.folder} is in use and holds no run of dho_nb: choose another folder")
     try: self.folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +119,7 @@ def _home(self:Run)->Path:
     "The folder of its name; the same run's under an older name, where the images' folder was called otherwise"
     named, same = self.settings.runs/self.name, self.settings.runs.glob(f"*-{self.identity[:8]}/run.json")
     return (named if named.exists()
-            else next((p.parent for p in same if read_json(p).get("identity") == self.identity), named))
+            else next((p.parent for p in same if read_json(p, **NOTE)["identity"] == self.identity), named))
 
 @patch
 def _sign(self:Run):
@@ -598,7 +600,7 @@ def finish(self:Run)->dict:  # What stands in `result.json`
 @patch
 def _predict_rest(self:Run)->dict:
     "What a finished run was not asked to predict, and is now"
-    note = read_json(self.folder/"run.json")
+    note = read_json(self.folder/"run.json", **NOTE)
     there = all((self.folder/name).exists() for name in ("model.safetensors", "outputs.safetensors"))
     if self.config.predict == "test" or note["config"].get("predict", "all") == "all" or not there: return self.result
     kept = self._stored()

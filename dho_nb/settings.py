@@ -6,7 +6,7 @@
 __all__ = ['GROUP_VARIABLES', 'PRECISIONS', 'NOTE', 'RESULT', 'DhoError', 'unknown', 'reason', 'hushed', 'needs',
            'memory_message', 'Settings', 'load_settings', 'launched', 'ungrouped', 'child_env', 'alone', 'shipped',
            'pick_device', 'pick_workers', 'pick_precision', 'autocast', 'mix64', 'uniform', 'key64', 'derive_seed',
-           'is_running', 'atomic_path', 'to_disk', 'write_json', 'read_json', 'parse_json', 'with_fields', 'is_kind',
+           'is_running', 'atomic_path', 'to_disk', 'parse_json', 'with_fields', 'is_kind', 'write_json', 'read_json',
            'clutter', 'refusal_message', 'file_lock', 'lock_holder', 'taking_turns', 'digest', 'in_notebook',
            'progress_mode', 'span', 'Lines', 'track', 'Redrawn', 'subplots', 'load_matplotlib']
 
@@ -350,24 +350,6 @@ def to_disk(
     except OSError as e:
         if e.errno in _BROKEN: raise
 
-# %% ../nbs/00_settings.ipynb #7f52f324
-def write_json(
-    path:str|Path,  # Where
-    data,           # What: dicts, lists, numbers, strings
-):
-    "Write `data` as JSON, atomically"
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False)+"\n", encoding="utf-8")
-
-def read_json(
-    path:str|Path,  # Which file
-    **fields,       # As for `with_fields`, of a file that must hold an object
-):
-    "Read a JSON file; raises `DhoError`, which names it, if it is unreadable or lacks one of the fields"
-    try: found = parse_json(Path(path).expanduser().read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as e: raise DhoError(f"cannot read {path} as JSON: {e}") from None
-    return with_fields(found, path, **fields) if fields else found
-
 # %% ../nbs/00_settings.ipynb #403509dd
 def parse_json(
     text:str,  # From a file
@@ -405,6 +387,24 @@ def is_kind(
     return isinstance(value, kinds)
 
 def _short(value, most=60): return textwrap.shorten(ascii(value), most, placeholder=" …")
+
+# %% ../nbs/00_settings.ipynb #7f52f324
+def write_json(
+    path:str|Path,  # Where
+    data,           # What: dicts, lists, numbers, strings
+):
+    "Write `data` as JSON, atomically"
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False)+"\n", encoding="utf-8")
+
+def read_json(
+    path:str|Path,  # Which file
+    **fields,       # As for `with_fields`, of a file that must hold an object
+):
+    "Read a JSON file; raises `DhoError`, which names it, if it is unreadable or lacks one of the fields"
+    try: found = parse_json(Path(path).expanduser().read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as e: raise DhoError(f"cannot read {path} as JSON: {e}") from None
+    return with_fields(found, path, **fields) if fields else found
 
 # %% ../nbs/00_settings.ipynb #56713af5
 _MAYBE = float, type(None)  # what could not be measured is null

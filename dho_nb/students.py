@@ -23,7 +23,7 @@ from torch import nn
 from collections import OrderedDict
 from contextlib import nullcontext
 from types import SimpleNamespace
-from .settings import atomic_path, autocast, derive_seed, DhoError, hushed, reason, unknown
+from .settings import atomic_path, autocast, derive_seed, DhoError, hushed, parse_json, reason, unknown
 from .sources import module_sources
 from .teachers import (_beside, _openais, _quick, advice, HARMLESS, image_tower, load_teacher, trouble,
                              unusable, zero_shot_head)
@@ -654,8 +654,8 @@ def _rebuilt(facts):
 def _facts(file):
     "What a model file says about itself, or an error that says why it is no model of this library"
     try:
-        with safe_open(file, "pt") as f: facts = json.loads((f.metadata() or {})["dho_nb"])
-    except (OSError, ValueError, RecursionError, SafetensorError, KeyError) as e:
+        with safe_open(file, "pt") as f: facts = parse_json((f.metadata() or {})["dho_nb"])
+    except (OSError, ValueError, SafetensorError, KeyError) as e:
         raise DhoError(f"{file} is no model of dho_nb ({reason(e)})") from None
     if why := _unsound(facts): raise DhoError(f"{file} is no model of dho_nb: its metadata has no valid {why}")
     return facts

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from .objectives import added, cosine, error_product, Method, pcgrad, SHIPPED
 from .processes import common_batch_norm, current_team, shared_model, Team
 from .settings import (atomic_path, autocast, derive_seed, DhoError, in_notebook, Lines, memory_message,
-                             pick_precision, progress_mode, Redrawn, subplots, unknown)
+                             parse_json, pick_precision, progress_mode, Redrawn, subplots, unknown, with_fields)
 from .sources import is_own, source_hash
 from .students import DualHead, Student
 from .teachers import Teacher
@@ -442,8 +442,10 @@ def _read(self:Trainer):
     "Take everything over from the checkpoint"
     try:
         with safe_open(self.checkpoint, "pt") as f:
-            state, tensors = json.loads(f.metadata()["state"]), {k: f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, KeyError, TypeError, OSError) as e:
+            state, tensors = parse_json(f.metadata()["state"]), {k: f.get_tensor(k) for k in f.keys()}
+        with_fields(state, "its state", identity=str, step=int, steps=int, history=list, parts=list, scaler=dict)
+        if {k for k in tensors if k.startswith("sum.")} != {f"sum.{k}" for k in state["parts"]}: raise KeyError("sum")
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as e:
         raise DhoError(f"checkpoint {self.checkpoint} cannot be read ({e}): delete it to begin anew") from None
     same = (state["identity"], state["steps"]) == (self.identity, self.steps)
     if same and not self._fits(tensors):
