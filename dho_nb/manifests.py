@@ -89,7 +89,7 @@ def _checked(table, classes, name):
 
 def _leaves(paths):
     "Which of a column of paths point outside the folder they are relative to?"
-    return paths.str.startswith("/") | paths.str.contains(r"(?:^|/)\.\.(?:/|$)")
+    return paths.str.startswith("/") | paths.str.contains(r"(?:^|[/\\])\.\.(?:[/\\]|$)")
 
 # %% ../nbs/01_manifests.ipynb #db265869
 def rows(

@@ -252,7 +252,7 @@ def _spans(self:ResultTable, form):
 def markdown(self:ResultTable)->str:
     "As a Markdown table"
     heads = [_safe(", ".join(filter(None, map(str, h))), "markdown") for h in self.heads]
-    lines = [[*self.titles[0], *heads], [*("---" for _ in self.titles[0]), *("---:" for _ in heads)],
+    lines = [[*(_safe(t, "markdown") for t in self.titles[0]), *heads], [*("---" for _ in self.titles[0]), *("---:" for _ in heads)],
              *([*k, *c] for k, c in self._lines("markdown"))]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 

@@ -2,6 +2,8 @@
 import json, sys, numpy, onnxruntime, PIL.Image, PIL.ImageOps
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 about = json.loads(session.get_modelmeta().custom_metadata_map["dho_nb"])
+PHOTOS = "JPEG MPO PNG WEBP TIFF BMP GIF PPM AVIF JPEG2000 HEIF".split()  # Pillow would start another program for EPS, whatever the file is called
+PIL.Image.init()
 side, how = about["preprocess"]["size"], PIL.Image.Resampling[about["preprocess"]["interpolation"].upper()]
 mode, fill = about["preprocess"].get("resize_mode", "shortest"), about["preprocess"].get("fill", 0)
 
@@ -18,7 +20,7 @@ def entire(picture):
     return numpy.asarray(view)
 
 def square(file):
-    with PIL.Image.open(file) as picture:
+    with PIL.Image.open(file, formats=[f for f in PHOTOS if f in PIL.Image.OPEN]) as picture:
         whole = picture.size
         if mode == "shortest": picture.draft(None, (2*side, 2*side))
         picture.load()
