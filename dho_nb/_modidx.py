@@ -171,6 +171,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'dho_nb.deploy.decided': ('deploy.html#decided', 'dho_nb/deploy.py'),
                                'dho_nb.deploy.evaluation_from': ('deploy.html#evaluation_from', 'dho_nb/deploy.py'),
                                'dho_nb.deploy.form_of': ('deploy.html#form_of', 'dho_nb/deploy.py'),
+                               'dho_nb.deploy.left_out_names': ('deploy.html#left_out_names', 'dho_nb/deploy.py'),
                                'dho_nb.deploy.list_images': ('deploy.html#list_images', 'dho_nb/deploy.py'),
                                'dho_nb.deploy.load_model': ('deploy.html#load_model', 'dho_nb/deploy.py'),
                                'dho_nb.deploy.load_published': ('deploy.html#load_published', 'dho_nb/deploy.py'),

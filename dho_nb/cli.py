@@ -303,16 +303,15 @@ def _suggest(args):
 
 def _predict(args):
     "What a model says about pictures, into a file or onto the screen"
-    from dho_nb.deploy import Predictor, form_of, write_predictions
-    from dho_nb.manifests import left_out_text
+    from dho_nb.deploy import Predictor, form_of, left_out_names, write_predictions
     form = form_of(args.out, args.format)
     model = Predictor.from_pretrained(args.model, args.device, trust_remote_code=args.trust_remote_code)
     records = model.each(args.images, args.top, args.probabilities, args.batch,
                          mode=load_settings().progress if args.out else "none")
     count, bad = write_predictions(records, args.out or (_Screen() if sys.stdout.isatty() else sys.stdout), form)
     if args.out: print(f"{args.out}: {count} pictures")
-    for place in filter(os.path.isdir, map(os.path.expanduser, args.images)):
-        if left := left_out_text(place): print(f"dho: {place}: {left}", file=sys.stderr)
+    for place in args.images:
+        if left := left_out_names(place): print(f"dho: {place}: {left}", file=sys.stderr)
     return bad and _said(f"{bad} of {count} pictures could not be read: column 'problem' says why", 1)
 
 def _export(args):
@@ -402,6 +401,8 @@ def _check(args):
         run.overview()
         if run.method.teacher and run.guidance.own:
             print(f"class embeddings: {class_embeddings_fit(run.guidance.lookup)}")
+            gone = getattr(run.guidance.lookup, "unmatched", ())
+            if len(gone): print(f"not matched: {gone['problem'].value_counts().to_dict()}, e.g. {gone['path'].iloc[0]}")
         run.lock.release(force=True)
     print(f"training time: {_expected(config, run.manifest)}")
 

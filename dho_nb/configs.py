@@ -8,7 +8,7 @@ __all__ = ['VALIDATION', 'TEACHER_HEADS', 'PLACES', 'LATER', 'Config', 'make_con
            'settled', 'effective', 'identity', 'weights_file_hash', 'own_sources']
 
 # %% ../nbs/10_configs.ipynb #883ca461
-import dataclasses, json, math, os, shlex, sys
+import dataclasses, json, math, os, shlex, sys, unicodedata
 import numpy as np
 import pandas as pd
 from dataclasses import asdict, dataclass, field, replace
@@ -343,8 +343,11 @@ def renamed(
     templates=(),       # Prompts; its own if empty
 )->Manifest:
     "The manifest with other class names and other prompts"
-    new = dict(c.split("=", 1) for c in classes if "=" in c)
-    if len(new) < len(classes):
+    pairs = [unicodedata.normalize("NFC", c).split("=", 1) for c in classes if "=" in c]
+    new = dict(pairs)
+    for old, name in pairs:
+        if new[old] != name: raise DhoError(f"class {old!r} is renamed twice, to {name!r} and to {new[old]!r}: give one name")
+    if len(pairs) < len(classes):
         raise DhoError(f"class names are changed as old=new, e.g. {manifest.classes[0]}=\"a better name\", "
                        f"not {classes}")
     for old in new:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['REPOSITORY', 'PUBLISHED', 'MODELS', 'IMAGES', 'DECIDED', 'FORMATS', 'published_file', 'clip_vit', 'read_published',
            'load_published', 'random_published', 'model_file', 'load_model', 'class_columns', 'weights_of', 'zero_shot',
-           'Evaluation', 'evaluation_from', 'Fused', 'Predictor', 'torch_answer', 'onnx_session', 'list_images', 'see',
-           'look', 'decided', 'form_of', 'as_lines', 'write_predictions']
+           'Evaluation', 'evaluation_from', 'Fused', 'Predictor', 'torch_answer', 'onnx_session', 'list_images',
+           'left_out_names', 'see', 'look', 'decided', 'form_of', 'as_lines', 'write_predictions']
 
 # %% ../nbs/13_deploy.ipynb #6dd55acf
 import csv, glob, io, json, os, re
@@ -23,8 +23,8 @@ import dho_nb
 from .configs import Config, make_config, open_data, plain_parameters, renamed
 from .datasets import dataset_facts
 from .evaluation import answering, collect, head_table, HeadOutputs, interpolate
-from .manifests import (check_opened, fingerprint, Manifest, manifest_hash, open_image, pictures_below, rows,
-                              SUFFIXES)
+from .manifests import (check_opened, fingerprint, left_out_text, Manifest, manifest_hash, open_image,
+                              pictures_below, rows, SUFFIXES)
 from .objectives import METHODS
 from .settings import (atomic_path, DhoError, digest, load_settings, needs, parse_json, pick_device,
                              pick_precision, pick_workers, read_json, reason, track, unknown, write_json)
@@ -440,7 +440,18 @@ def _below(name):
     elif path.exists() or not glob.has_magic(name): return [path]
     else: found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).suffix.lower() in SUFFIXES]
     if found: return found
-    raise DhoError(f"no picture {'below' if path.is_dir() else 'matches'} {name}")
+    left = left_out_names(name)
+    raise DhoError(f"no picture {'below' if path.is_dir() else 'matches'} {name}{left and f' ({left})'}")
+
+def left_out_names(
+    name:str,  # A path or pattern, as for `list_images`
+)->str:        # Empty if every file is taken
+    "What of the files that a folder or pattern stands for is not taken for a picture, in words"
+    path = Path(name).expanduser()
+    if path.is_dir(): return left_out_text(path)
+    if path.exists() or not glob.has_magic(str(name)): return ""
+    left = [f for f in sorted(glob.glob(str(path), recursive=True)) if Path(f).is_file() and Path(f).suffix.lower() not in SUFFIXES]
+    return f"{len(left):,} file{'s'*(len(left) > 1)} not taken for pictures by their names, e.g. {left[0]}" if left else ""
 
 # %% ../nbs/13_deploy.ipynb #e3c36291
 def see(

@@ -337,3 +337,212 @@ def test_openais_own_files_have_their_activation(tmp_path):
     torch.save({}, tmp_path/"other.pt")
     assert _quick("RN50", str(tmp_path/"RN50.pt")) and not _quick("RN50-quickgelu", str(tmp_path/"RN50.pt"))
     assert not _quick("RN50", str(tmp_path/"other.pt")) and not _quick("RN50", "yfcc15m/other.pt")
+
+
+def odd_tree(root):
+    "Four pictures by their names, and files that are none by theirs"
+    for name in ("cat", "dog"):
+        for i in range(2): picture(root/name/f"{i}.png", seed=i + 9*(name == "dog"))
+    for i, name in enumerate(("cat/a.jpe", "cat/b", "dog/c.JPG_large")): picture(root/"new.jpg", seed=50 + i).rename(root/name)
+    for name in ("cat/._0.png", "cat/.hidden.png", "dog/Thumbs.db", "notes.txt"): (root/name).write_text("none")
+    for name in ("lost+found", "$RECYCLE.BIN", "System Volume Information", ".Trash-1000", "@eaDir", "__MACOSX"):
+        picture(root/name/"old.png", seed=70)
+    return root
+
+
+def test_what_is_not_taken_is_counted_by_reason(tmp_path):
+    from dho_nb.manifests import left_out, left_out_text
+    root = odd_tree(tmp_path/"odd")
+    assert open_manifest(str(root)).classes == ("cat", "dog")
+    found = left_out(root)
+    assert found["reason"].value_counts().to_dict() == {
+        "of the system": 6, ".jpe": 1, "without a suffix": 1, ".jpg_large": 1, ".txt": 1, "AppleDouble": 1, "hidden": 2}
+    text = left_out_text(root)
+    assert text.startswith("13 files not taken") and "by content 3 of them are photographs" in text
+    files = sum(len(names) for _, _, names in os.walk(root))
+    assert len(found) + len(open_manifest(str(root))) == files
+    assert left_out_text(tmp_path/"odd"/"@eaDir") == ""
+
+
+def test_split_folders_may_hold_folders_of_the_system(tmp_path):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"): picture(tmp_path/"t"/split/name/"1.png", seed=len(split + name))
+    picture(tmp_path/"t"/"train"/"@eaDir"/"1.png"), picture(tmp_path/"t"/"lost+found"/"1.png")
+    made = open_manifest(str(tmp_path/"t"))
+    assert made.classes == ("cat", "dog") and len(made) == 4
+
+
+def test_a_class_without_pictures_says_what_its_files_are(tmp_path):
+    root = odd_tree(tmp_path/"odd")
+    for f in (root/"dog").glob("*.png"): f.rename(f.with_suffix(".jpe"))
+    fails(lambda: open_manifest(str(root)), "['dog']", "3 .jpe", "are photographs")
+
+
+def test_check_distill_and_predict_say_what_is_passed_over(dho, tmp_path):
+    root = odd_tree(tmp_path/"odd")
+    code, out, err = dho("check", "--images", root, *SMALL)
+    assert code == 0 and "passed over: 13 files not taken" in out, out + err
+    code, out, err = dho("distill", "--images", root, *SMALL, "--out", "run")
+    assert code == 0 and out.count("13 files not taken") == 1, out + err
+    for asked in (root, root/"[cd]*"/"*"):
+        code, out, err = dho("predict", "run", asked)
+        assert code == 0 and "files not taken for pictures" in err and len(out.splitlines()) == 5, out + err
+
+
+def test_pictures_that_a_list_does_not_name_are_counted(tree, tmp_path):
+    from dho_nb.configs import data_notes
+    (tmp_path/"list.csv").write_text("path,label\ncat/0.png,cat\ndog/0.png,dog\n")
+    config = make_config(dict(OPTIONS, dataset=str(tmp_path/"list.csv"), root=str(tree)))
+    manifest, root, bad, _ = open_data(config)
+    assert data_notes(config, manifest, root, bad) == {"passed over": f"22 pictures below {tree} not in the list, e.g. cat/1.png"}
+
+
+def test_class_names_that_are_codes_are_named(tree, tmp_path):
+    from dho_nb.configs import data_notes
+    for old, new in (("cat", "n02123045"), ("dog", "0012")): (tree/old).rename(tree/new)
+    notes = lambda **more: data_notes(c := make_config(dict(OPTIONS, dataset=str(tree), **more)), *open_data(c)[:2])
+    assert "2 of 2 class names are codes" in (said := notes()["class names"])
+    assert "n02123045 is 'tabby cat'" in said and "--classes 0012=NAME 'n02123045=tabby cat'" in said
+    assert notes(classes=["n02123045=tabby", "0012=dog"]) == notes(method="ce") == {}
+    (tmp_path/"l.csv").write_text("path,label\n0012/0.png,class_0\nn02123045/0.png,class_1\n")
+    assert "write words into the column label" in notes(labels=str(tmp_path/"l.csv"))["class names"]
+
+
+def coop(file, **parts):
+    file.write_text(json.dumps({s: parts.get(s, []) for s in ("train", "val", "test")}))
+    return file
+
+
+@pytest.mark.parametrize("val, said", [
+    ([["b.png", 1, "cat"]], ["class 'cat'", "0 in train", "1 in val"]),
+    ([["b.png", 0, "dog"]], ["label 0", "'cat' in train", "'dog' in val"]),
+    ([["b.png", 1, "dog"], ["c.png", 1, "cow"]], ["label 1", "'dog' in val", "'cow' in val"]),
+    ([["b.png", "1", "dog"]], ["whole number"]), ([["b.png", 1.5, "dog"]], ["whole number"]),
+    ([["b.png", 1, ""]], ["class name"]), ([["b.png", 1, None]], ["class name"]), ([[3, 1, "dog"]], ["path"]),
+    ([["a.png", 1, "dog"]], ["more than once"])])
+def test_a_coop_split_whose_parts_disagree_is_refused(tmp_path, val, said):
+    file = coop(tmp_path/"split_zhou_X.json", train=[["a.png", 0, "cat"]], val=val, test=[["d.png", 1, "dog"]])
+    fails(lambda: from_coop(file), *said)
+
+
+def test_names_of_a_coop_split_may_be_spelt_in_two_ways(tmp_path):
+    file = coop(tmp_path/"split_zhou_X.json", train=[["a.png", 0, "caf\u00e9"], ["b.png", 1, "bar"]], val=[["c.png", 0, "cafe\u0301 "]])
+    assert from_coop(file).classes == ("caf\u00e9", "bar")
+
+
+def test_class_lists_may_be_spelt_in_two_ways(tree, tmp_path):
+    (tmp_path/"l.csv").write_text("path,label\ncat/0.png,caf\u00e9\ndog/0.png,bar\n")
+    assert from_labels(tree, tmp_path/"l.csv", classes=["cafe\u0301", "bar"]).classes == ("caf\u00e9", "bar")
+    (tmp_path/"l.json").write_text(json.dumps(dict(classes=["bar", "cafe\u0301"])))
+    assert read_manifest(tmp_path/"l.csv").classes == ("bar", "caf\u00e9")
+    config = dict(OPTIONS, dataset=str(tmp_path/"l.csv"), root=str(tree))
+    assert open_data(make_config(dict(config, classes=["cafe\u0301=pub"])))[0].classes == ("bar", "pub")
+    fails(lambda: open_data(make_config(dict(config, classes=["bar=a", "bar=b"]))), "'bar' is renamed twice")
+    fails(lambda: open_data(make_config(dict(config, classes=["bar=a", "caf\u00e9=a"]))), "must differ")
+
+
+MARK = "\ufeff"
+
+
+def test_a_byte_order_mark_is_read_over(tree, tmp_path, monkeypatch):
+    from dho_nb.grids import read_grid
+    (tmp_path/"g.toml").write_text(MARK + "[base]\npreset = 'digits'\n[axes]\nseed = [0, 1]\n", encoding="utf-8")
+    assert len(read_grid(tmp_path/"g.toml").cells) == 2
+    (tmp_path/"settings.ini").write_text(MARK + "[dho_nb]\nthreads = 3\n", encoding="utf-8")
+    assert load_settings(tmp_path, {}).threads == 3
+    (tmp_path/"l.csv").write_text(MARK + "path,label\ncat/0.png,cat\ndog/0.png,dog\n", encoding="utf-8")
+    assert from_labels(tree, tmp_path/"l.csv").classes == read_manifest(tmp_path/"l.csv").classes == ("cat", "dog")
+    (tmp_path/"l.json").write_text(MARK + json.dumps(dict(classes=["dog", "cat"])), encoding="utf-8")
+    assert read_manifest(tmp_path/"l.csv").classes == ("dog", "cat")
+    split = coop(tmp_path/"split_zhou_X.json", train=[["a", 0, "x"], ["b", 1, "y"]])
+    split.write_text(MARK + split.read_text(), encoding="utf-8")
+    assert from_coop(split).classes == ("x", "y")
+
+
+def test_settings_in_another_encoding_are_not_passed_over(tmp_path):
+    (tmp_path/"settings.ini").write_bytes("[dho_nb]\nthreads = 3\n".encode("utf-16"))
+    fails(lambda: load_settings(tmp_path, {}), "settings.ini", "UTF-16", "save it as 'UTF-8'")
+
+
+RAMP = np.linspace(0, 4095, 64*64).reshape(64, 64).astype(np.uint16)
+
+
+def grey(file, values, tags=None, sbit=0):
+    "A grey picture of 16 bits, with TIFF tags or an sBIT chunk"
+    made = Image.fromarray(values)
+    if file.suffix == ".tif": made.save(file, tiffinfo=tags or {})
+    else:
+        from PIL.PngImagePlugin import PngInfo
+        chunks = PngInfo()
+        if sbit: chunks.add(b"sBIT", bytes([sbit]))
+        made.save(file, pnginfo=chunks)
+    return file
+
+
+def test_twelve_bits_in_sixteen_are_scaled_where_the_file_says_so(tmp_path):
+    from dho_nb.deploy import see
+    from dho_nb.views import Preprocess
+    files = dict(said=grey(tmp_path/"said.tif", RAMP, {281: 4095}), unsaid=grey(tmp_path/"unsaid.tif", RAMP),
+                 statistic=grey(tmp_path/"statistic.tif", RAMP, {281: 4000}),
+                 wrong=grey(tmp_path/"wrong.tif", RAMP*8, {281: 4095}), whole=grey(tmp_path/"whole.tif", RAMP*16, {281: 65535}),
+                 sbit=grey(tmp_path/"sbit.png", RAMP, sbit=12), scaled=grey(tmp_path/"scaled.png", RAMP*16, sbit=12),
+                 dark=grey(tmp_path/"dark.png", RAMP//64*16, sbit=12), full=grey(tmp_path/"full.png", RAMP, sbit=16))
+    top = {name: int(np.max(read_image(file))) for name, file in files.items()}
+    assert top == dict(said=255, unsaid=16, statistic=16, wrong=127, whole=255, sbit=255, scaled=255, dark=4, full=16)
+    eyes = Preprocess(32)
+    for file in files.values():
+        with Image.open(file) as opened: assert (see(file, eyes) == see(opened, eyes)).all(), file
+
+
+def test_pictures_of_twelve_bits_that_nothing_tells_of_are_named(tmp_path):
+    from dho_nb.configs import data_notes
+    for name in ("cat", "dog"):
+        (tmp_path/"t"/name).mkdir(parents=True)
+        for i in range(3): grey(tmp_path/"t"/name/f"{i}.tif", RAMP//(i + 1)//(1 + (name == "dog")), {281: 4095} if i == 2 else {})
+    Image.fromarray(RAMP*16).save(tmp_path/"t"/"cat"/"stack.tif", save_all=True, append_images=[Image.fromarray(RAMP)])
+    picture(tmp_path/"t"/"dog"/"8bit.png")
+    config = make_config(dict(OPTIONS, dataset=str(tmp_path/"t")))
+    notes = data_notes(config, *open_data(config)[:2])
+    assert notes["nearly black"].startswith("4 of 7 pictures of 16 bits") and "MaxSampleValue" in notes["nearly black"]
+    assert notes["several pages"].startswith("1 of 8 pictures looked at hold several pages, e.g. cat/stack.tif")
+
+
+def bands(file, count, bits=8, head="<"):
+    "A small TIFF of any number of bands, written by hand"
+    import struct
+    data = bytes(4*4*count*bits//8)
+    tags = [(256, 4, 1, 4), (257, 4, 1, 4), (258, 3, 1, bits), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 0),
+            (277, 3, 1, count), (278, 4, 1, 4), (279, 4, 1, len(data))]
+    at = 8 + 2 + 12*len(tags) + 4
+    tags = [(t, k, n, at if t == 273 else v) for t, k, n, v in tags]
+    pack = lambda form, *v: struct.pack(head + form, *v)
+    entry = lambda t, k, n, v: pack("HHI", t, k, n) + (pack("HH", v, 0) if k == 3 else pack("I", v))
+    file.write_bytes((b"II" if head == "<" else b"MM") + pack("HI", 42, 8) + pack("H", len(tags))
+                     + b"".join(entry(*t) for t in tags) + pack("I", 0) + data)
+    return file
+
+
+@pytest.mark.parametrize("head", "<>")
+@pytest.mark.parametrize("count, bits, said", [(5, 8, "5 bands of 8 bits"), (13, 16, "13 bands of 16 bits"),
+                                               (2, 32, "2 bands of 32 bits"), (3, 64, "3 bands of 64 bits")])
+def test_a_tiff_of_many_bands_is_called_so(tmp_path, count, bits, said, head):
+    fails(lambda: read_image(bands(tmp_path/"a.tif", count, bits, head)), f"a TIFF of {said} is not read",
+          "gdal_translate -b 1" if count != 3 else "save it so")
+
+
+def test_what_begins_like_a_tiff_and_is_none_is_no_image(tmp_path):
+    for i, rest in enumerate((b"", b"\xff"*60, bytes(60))):
+        (tmp_path/f"{i}.tif").write_bytes(b"II*\0" + rest)
+        fails(lambda i=i: read_image(tmp_path/f"{i}.tif"), "cannot be decoded")
+
+
+def test_a_cosine_head_has_no_bias():
+    from dho_nb.students import CosineHead, ReferenceHead
+    with pytest.raises(TypeError, match="bias"): CosineHead(4, 2, bias=True)
+    head, reference = CosineHead(4, 2), ReferenceHead(4, 2)
+    assert head.bias is None and reference.bias.shape == (2,)
+    with torch.no_grad(): reference.bias.fill_(1.0)
+    x = torch.randn(3, 4)
+    before = reference(x)
+    with torch.no_grad(): reference.bias.fill_(2.0)
+    assert torch.allclose(reference(x) - before, torch.full((3, 2), 1/reference.zeta))
