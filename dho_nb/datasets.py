@@ -9,13 +9,15 @@ __all__ = ['IMAGENET_TEMPLATES', 'RESEARCH', 'DATASETS', 'SPLITS_AT', 'BUILDERS'
 
 # %% ../nbs/01b_datasets.ipynb #1a76ef25
 import gzip, hashlib, random, re, shutil, urllib.request
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
-from .settings import DhoError, atomic_path, load_settings, read_json, reason, shipped, track, unknown
-from .manifests import (FOLDERS, SPLITS, Manifest, content_keys, data_root, from_coop, image_paths,
-                              missing_images, open_image, open_manifest, read_manifest, subset_lists, threaded, write_manifest)
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from .manifests import (content_keys, data_root, FOLDERS, from_coop, image_paths, Manifest, missing_images,
+                              open_image, open_manifest, read_manifest, SPLITS, subset_lists, threaded,
+                              write_manifest)
+from .settings import (atomic_path, DhoError, download_limit, load_settings, read_json, reason, shipped, track,
+                             unknown)
 
 # %% ../nbs/01b_datasets.ipynb #b26f3221
 @dataclass(frozen=True)
@@ -397,7 +399,7 @@ def _torchvision(stage, info, name, inner, into=""):
         if f.is_dir() and not any(f.iterdir()): f.rmdir()
         elif f.is_file() and f.suffix not in ARCHIVES: f.unlink()
     files.mkdir(parents=True, exist_ok=True)
-    getattr(torchvision.datasets, name)(files, download=True)
+    with download_limit(): getattr(torchvision.datasets, name)(files, download=True)
     return _moved(files/inner, stage/"whole"/into)
 
 def _moved(source, target):

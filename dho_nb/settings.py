@@ -7,8 +7,8 @@ __all__ = ['GROUP_VARIABLES', 'PRECISIONS', 'NOTE', 'RESULT', 'DhoError', 'unkno
            'memory_message', 'Settings', 'load_settings', 'launched', 'ungrouped', 'child_env', 'alone', 'shipped',
            'pick_device', 'pick_workers', 'pick_precision', 'autocast', 'mix64', 'uniform', 'key64', 'derive_seed',
            'is_running', 'atomic_path', 'to_disk', 'parse_json', 'with_fields', 'is_kind', 'write_json', 'read_json',
-           'clutter', 'refusal_message', 'file_lock', 'lock_holder', 'taking_turns', 'digest', 'in_notebook',
-           'progress_mode', 'span', 'Lines', 'track', 'Redrawn', 'subplots', 'load_matplotlib']
+           'clutter', 'refusal_message', 'file_lock', 'lock_holder', 'taking_turns', 'download_limit', 'digest',
+           'in_notebook', 'progress_mode', 'span', 'Lines', 'track', 'Redrawn', 'subplots', 'load_matplotlib']
 
 # %% ../nbs/00_settings.ipynb #9e916a74
 import configparser, difflib, errno, glob, hashlib, importlib.util, json, logging, os, re, socket, sys, tempfile, textwrap, time
@@ -119,7 +119,7 @@ def _expanded(path):
 
 _RANGES = dict(workers=(-1, 1024), threads=(0, 1024), checkpoint_seconds=(0, 1e9), wait_seconds=(1, 1e9))
 
-def _checked(name, value):
+def _in_range(name, value):
     "A setting's value, refused where it lies outside of its range"
     low, high = _RANGES.get(name, (None, None))
     if low is not None and not low <= value <= high:
@@ -156,7 +156,7 @@ def load_settings(
     for name, value, where in [*((k, v, base) for k, v in given.items()),
                                *((k, env[f"DHO_{k.upper()}"], None) for k in types if env.get(f"DHO_{k.upper()}"))]:
         if name not in types: raise unknown(f"setting in {base/'settings.ini'}:", name, types)
-        try: found[name] = _checked(name, _typed(value, types[name], where))
+        try: found[name] = _in_range(name, _typed(value, types[name], where))
         except DhoError: raise
         except ValueError: raise DhoError(f"setting {name} = {value!r} is not a valid {types[name].__name__}") from None
     made = Settings(**found)
@@ -505,6 +505,17 @@ def taking_turns(
                            "wait longer (DHO_WAIT_SECONDS)") from None
     try: yield
     finally: lock.release()
+
+# %% ../nbs/00_settings.ipynb #d1f2db6c
+@contextmanager
+def download_limit(
+    seconds:float=60.0,   # Without a byte
+):
+    "Within: a connection that goes silent is an error, also for libraries that would wait for ever"
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try: yield
+    finally: socket.setdefaulttimeout(before)
 
 # %% ../nbs/00_settings.ipynb #e380a348
 def digest(

@@ -23,7 +23,8 @@ from torch import nn
 from collections import OrderedDict
 from contextlib import nullcontext
 from types import SimpleNamespace
-from .settings import atomic_path, autocast, derive_seed, DhoError, hushed, parse_json, reason, unknown
+from .settings import (atomic_path, autocast, derive_seed, DhoError, download_limit, hushed, parse_json, reason,
+                             unknown)
 from .sources import module_sources
 from .teachers import (_beside, _openais, _quick, advice, HARMLESS, image_tower, load_teacher, trouble,
                              unusable, zero_shot_head)
@@ -218,7 +219,7 @@ def _torchvision(name, weights, size, args):
                           made_for.interpolation.value)
     if shifts and not pretrained: args = dict(aux_logits=False, init_weights=False, **args)
     if name.startswith("vit_") and not pretrained: args = dict(image_size=size or eyes.size, **args)
-    module = torchvision.models.get_model(name, weights=best if pretrained else None, **args)
+    with download_limit(): module = torchvision.models.get_model(name, weights=best if pretrained else None, **args)
     if shifts and (weights or module.transform_input):
         module.transform_input, eyes = False, replace(eyes, mean=(.5,)*3, std=(.5,)*3)
     if getattr(module, "aux_logits", False): module.aux_logits, module.AuxLogits = False, None

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import numpy as np
 from pathlib import Path
 from copy import deepcopy
-from .settings import autocast, derive_seed, DhoError, hushed, needs, reason, shipped, unknown
+from .settings import autocast, clutter, derive_seed, DhoError, hushed, needs, reason, shipped, unknown
 from .trust import check_clip_config
 from .views import Preprocess
 
@@ -549,7 +549,7 @@ def files_hash(
 )->str:             # 16 hexadecimal characters
     "Hash of a file's bytes, or of all files of a folder with their names; a file is read once in a process, until it changes"
     path, seen = Path(path).expanduser(), hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file()):
+    for file in [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file() and not clutter(p.name)):
         if path.is_dir(): seen.update(file.name.encode())
         seen.update(_digest(file))
     return seen.hexdigest()[:16]

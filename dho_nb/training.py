@@ -506,7 +506,7 @@ def train(self:Trainer,
         since = time.monotonic() - self.seconds
         self.model.train()
         while self.step < until:
-            self._take(batches)
+            self._next_step(batches)
             self.seconds = time.monotonic() - since  # over all sessions
             watch(self.step, self.history)
             if self.team.world > 1 and self.step % 8: continue  # together with the others, every few steps
@@ -519,7 +519,7 @@ def train(self:Trainer,
 
 # %% ../nbs/07_training.ipynb #ca11fe79
 @patch
-def _take(self:Trainer, batches):
+def _next_step(self:Trainer, batches):
     "One more step; raises `MemoryError` where memory runs out"
     try: self.train_step(self._next(batches))
     except RuntimeError as e:

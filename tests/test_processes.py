@@ -8,6 +8,7 @@ import time
 
 import pandas as pd
 import psutil
+import pytest
 from safetensors import safe_open
 
 from conftest import ROOT
@@ -121,3 +122,24 @@ def test_too_many_processes_are_told_so(tmp_path, dho):
     code, out, err = dho("distill", "--preset", "digits", "--batch-unlabelled", "2", "--method", "kd", "--out", "run",
                          "--processes", "3", OMP_NUM_THREADS="1")
     assert code == 2 and "cannot be shared by 3 processes" in out + err
+
+
+ALONE = """
+import sys
+from dho_nb.processes import current_team
+from dho_nb.settings import DhoError
+try: team = current_team(); print(team.rank, team.world)
+except DhoError as e: print(e)
+"""
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_processes_that_do_not_come_are_waited_for_with_a_limit(rank):
+    said = finished(together(1, "-c", ALONE, RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=f"2954{rank}", DHO_WAIT_SECONDS="2"), 100)
+    assert "MASTER_ADDR=127.0.0.1" in said and "DHO_WAIT_SECONDS" in said and "unset RANK" in said
+
+
+@pytest.mark.parametrize("env", [dict(RANK="1", WORLD_SIZE="2"), dict(RANK="one", WORLD_SIZE="auto", MASTER_ADDR="x", MASTER_PORT="1"),
+                                 dict(RANK="0", WORLD_SIZE="1", MASTER_ADDR="x", MASTER_PORT="1")])
+def test_variables_that_no_launcher_set_make_no_group(env):
+    assert finished(together(1, "-c", ALONE, **env), 100).split() == ["0", "1"]
