@@ -26,7 +26,7 @@ from .evaluation import answering, collect, head_table, HeadOutputs, interpolate
 from .manifests import (check_opened, fingerprint, left_out_text, Manifest, manifest_hash, open_image,
                               pictures_below, rows, SUFFIXES)
 from .objectives import METHODS
-from .settings import (atomic_path, DhoError, digest, load_settings, needs, parse_json, pick_device,
+from .settings import (atomic_path, clipped, DhoError, digest, load_settings, needs, parse_json, pick_device,
                              pick_precision, pick_workers, read_json, reason, track, unknown, write_json)
 from .students import _unsound, build_student, DualHead, language_init, load_student, Student
 from .teachers import files_hash, image_tower, is_teacher, load_teacher, teacher_identity, zero_shot_head
@@ -296,7 +296,7 @@ def write(self:Evaluation,
     out:str|Path="",   # Folder; a name made from checkpoint and dataset below the settings' `runs` if empty
 )->Path:               # The file
     "Leave `evaluation.json`, whole or not at all, and never in place of another evaluation's"
-    name = f"{self.file.stem}-{self.manifest.name}-{self.split}-{self.identity[:8]}"
+    name = f"{clipped(self.file.stem)}-{self.manifest.name}-{self.split}-{self.identity[:8]}"
     file = (Path(out).expanduser() if out else load_settings().runs/"evaluations"/name)/"evaluation.json"
     if file.exists() and read_json(file).get("identity") != self.identity:
         raise DhoError(f"{file} is of another evaluation: choose another folder with out, or delete it")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from .presets import named
-from .settings import DhoError, digest, is_kind, read_json, shipped, unknown, with_fields
+from .settings import clipped, DhoError, digest, is_kind, read_json, shipped, unknown, with_fields
 from .trust import check_folder, check_parameters
 
 # %% ../nbs/11_grids.ipynb #9d262a3a
@@ -57,7 +57,7 @@ class Cell:
     def name(self)->str:
         "Its labels as a part of a folder's name"
         parts = [telling(axis, label) for axis, label in self.labels.items()]
-        return re.sub(r"[^\w.-]+", "-", "-".join(parts).replace("%", "pct"))[:120].strip("-") or "run"
+        return clipped(re.sub(r"[^\w.-]+", "-", "-".join(parts).replace("%", "pct")), 120).strip("-") or "run"
 
 # %% ../nbs/11_grids.ipynb #3cf417ec
 def _multiplied(base, axes):
@@ -116,6 +116,8 @@ class Grid:
                 raise DhoError(f"grid {self.name}: {name} must be of type {kind.__name__}, not {getattr(self, name)!r}")
         if not re.fullmatch(r"[\w][\w.-]*", self.name):
             raise DhoError(f"grid name {self.name!r} becomes a folder: use letters, digits, '-', '_' and '.'")
+        if clipped(self.name, 150) != self.name:
+            raise DhoError(f"grid name {self.name!r} becomes a folder: use at most 150 bytes")
         if min(self.jobs, self.cpus, self.retries) < 0:
             raise DhoError(f"grid {self.name}: jobs, cpus and retries must be 0 or more")
         if not self.cells: raise DhoError(f"grid {self.name} has no runs: give it axes, or fewer exclusions")

@@ -12,14 +12,14 @@ __all__ = ['SPLITS', 'TEMPLATES', 'SUFFIXES', 'RAW', 'SYSTEM', 'UNLABELLED', 'SP
 
 # %% ../nbs/01_manifests.ipynb #579ceb6c
 import csv, gzip, hashlib, io, os, shutil, unicodedata, uuid, warnings, zlib
+import numpy as np
+import pandas as pd
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-import numpy as np
-import pandas as pd
-from .settings import (DhoError, atomic_path, clutter, derive_seed, key64, load_settings, mix64, read_json, shipped,
-                             uniform, unknown, write_json)
+from .settings import (atomic_path, clipped, clutter, derive_seed, DhoError, key64, load_settings, mix64,
+                             read_json, shipped, uniform, unknown, write_json)
 
 # %% ../nbs/01_manifests.ipynb #0d55e31a
 SPLITS = ("train", "val", "test")
@@ -34,6 +34,7 @@ class Manifest:
     templates:tuple[str, ...]=TEMPLATES  # Prompts with one {} for the class name
 
     def __post_init__(self):
+        object.__setattr__(self, "name", clipped(self.name, 120))  # it becomes a part of folders' names
         object.__setattr__(self, "classes", tuple(map(str, self.classes)))
         object.__setattr__(self, "templates", tuple(self.templates))
         object.__setattr__(self, "table", _checked(self.table, self.classes, self.name))

@@ -8,7 +8,8 @@ __all__ = ['GROUP_VARIABLES', 'PRECISIONS', 'NOTE', 'RESULT', 'DhoError', 'unkno
            'pick_device', 'pick_workers', 'pick_precision', 'autocast', 'mix64', 'uniform', 'key64', 'derive_seed',
            'is_running', 'atomic_path', 'to_disk', 'parse_json', 'with_fields', 'is_kind', 'write_json', 'read_json',
            'clutter', 'refusal_message', 'file_lock', 'lock_holder', 'taking_turns', 'download_limit', 'digest',
-           'in_notebook', 'progress_mode', 'span', 'Lines', 'track', 'Redrawn', 'subplots', 'load_matplotlib']
+           'clipped', 'in_notebook', 'progress_mode', 'span', 'Lines', 'track', 'Redrawn', 'subplots',
+           'load_matplotlib']
 
 # %% ../nbs/00_settings.ipynb #9e916a74
 import configparser, difflib, errno, glob, hashlib, importlib.util, json, logging, os, re, socket, sys, tempfile, textwrap, time
@@ -317,7 +318,7 @@ def atomic_path(
     if path.is_dir(): raise DhoError(f"{path} is a folder: name a file in it")
     path.parent.mkdir(parents=True, exist_ok=True)
     _drop_left(path)
-    temporary = path.with_name(f".tmp-{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name}")
+    temporary = path.with_name(f".tmp-{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{_tail(path.name)}")
     try:
         yield temporary
         with open(temporary, "rb+") as f: to_disk(f)
@@ -326,9 +327,13 @@ def atomic_path(
         if os.name == "posix": _sync_folder(path.parent)
     finally: temporary.unlink(missing_ok=True)
 
+def _tail(name):
+    "The end of a file's name, so that a temporary name before it has room (255 bytes)"
+    return name.encode()[-200:].decode(errors="ignore")
+
 def _drop_left(path):
     "Remove what processes of this machine had written for a file when they were killed"
-    for left in path.parent.glob(f".tmp-{_HOST}-*-{glob.escape(path.name)}"):
+    for left in path.parent.glob(f".tmp-{_HOST}-*-{glob.escape(_tail(path.name))}"):
         pid = left.name.split("-")[2]
         with suppress(OSError):  # somebody else's, in a folder like /tmp
             if pid.isdigit() and not is_running(int(pid)): left.unlink(missing_ok=True)
@@ -525,6 +530,14 @@ def digest(
     "A short, stable hash of plain data"
     text = json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+# %% ../nbs/00_settings.ipynb #dcc09305
+def clipped(
+    text:str,       # To be a part of a file's name
+    most:int=100,   # Bytes of UTF-8
+)->str:
+    "The beginning of a text that fits into so many bytes"
+    return text.encode()[:most].decode(errors="ignore")
 
 # %% ../nbs/00_settings.ipynb #67abb1f7
 def in_notebook(

@@ -13,9 +13,10 @@ import pytest
 from conftest import ROOT
 from dho_nb import figures, records, reports
 from dho_nb.configs import preset
+from dho_nb.grids import make_grid
 from dho_nb.page import html_report
 from dho_nb.runs import distill
-from dho_nb.settings import DhoError, read_json, write_json
+from dho_nb.settings import DhoError, digest, read_json, write_json
 
 RESULTS = ROOT/"nbs"/"paper"/"results"/"eurosat"
 CELLS = [(m, n, s) for n in (1, 2) for m in ("ce", "dho") for s in (0, 1)]
@@ -562,3 +563,60 @@ def test_a_run_whose_outputs_are_damaged_does_not_keep_the_others_from_a_record(
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.warns(UserWarning, match="its outputs cannot be read"): kept = records.record(sweep, tmp_path/"kept")
     assert len(records.load(kept)) == 7 and set(records.surfaces(kept)["amount"]) == {"1-shot"}
+
+
+def forged(original, place, axes):
+    "A sweep over some axes whose runs are copies of two"
+    grid = make_grid("forged", dict(preset="digits", epochs=1, validation="few", views=2, shots=1, fraction=0.), axes)
+    cells = [dict(run=f"{c.name}-{digest(c.parameters, 8)}", identity=digest(c.parameters), labels=c.labels,
+                  parameters=c.parameters) for c in grid.cells]
+    for c in cells:
+        own = shutil.copytree(original/name(c["parameters"].get("method", "dho"), 1, 1), place/c["run"])
+        note, result = read_json(own/"run.json"), read_json(own/"result.json")
+        write_json(own/"run.json", dict(note, identity=c["identity"], config={**note["config"], **c["parameters"]}))
+        write_json(own/"result.json", dict(result, identity=c["identity"], **{k: v for k, v in c["parameters"].items()
+                                                                              if k in result and k != "labels"}))
+    write_json(place/"sweep.json", dict(name="forged", axes=grid.axes, cells=cells))
+    return place
+
+
+two = [dict(name="a", lr=.1), dict(name="b", lr=.2)]
+AXES = {"nothing": {}, "one value": dict(lr=[.001]), "one axis": dict(lr=[.001, .01]),
+        "datasets and seeds": dict(dataset=["digits", "eurosat"], seed=[0, 1]),
+        "two of one value": dict(lr=[.01], epochs=[1]),
+        "two": dict(lr=[.01, .1], epochs=[1, 2], seed=[0, 1]), "a figure's name": dict(alpha=[.1, .5]),
+        "labels": dict(labels=[dict(name="few", shots=1), dict(name="more", shots=2)]),
+        "truth values": dict(include_labelled=[True, False], method=["ce", "dho"]),
+        "dicts": dict(student_args=[dict(widths=[8, 8]), dict(widths=[16, 8])]),
+        "lists": dict(classes=[["0=zero"], ["1=one"]]), "steps": dict(steps=two), "nothing as a label":
+        dict(variant=[dict(name="", lr=.1), dict(name="None", lr=.2), dict(name="nan", lr=.3)]),
+        "long names": dict(variant=[dict(name="京"*90 + "<b>|$x$", lr=.1), dict(name="京"*90 + "\\", lr=.2)])}
+
+
+@pytest.mark.parametrize("axes", AXES.values(), ids=AXES)
+def test_whatever_the_axes_are_there_is_a_page_and_a_record(original, tmp_path, monkeypatch, axes):
+    monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
+    place = forged(original, tmp_path/"forged", axes)
+    count = len(read_json(place/"sweep.json")["cells"])
+    for source in (place, records.record(place, tmp_path/"kept")):
+        text = html_report(source, tmp_path/"page.html").read_text(encoding="utf-8")
+        assert Page(text).open == [] and f"{count} of {count} runs are there" in text
+        assert 'class="bad"' not in text or len(axes) > 2, "one figure cannot show two axes beside methods and labels"
+        frame, by = records.load(source), [a for a in axes if a != "seed"] or ["method"]
+        table = reports.results_table(frame, by, (), expected=records.expected(source), teacher=True)
+        assert len(frame) == count and all(getattr(table, f)() for f in ("markdown", "latex", "csv", "html", "__repr__"))
+        figures.plot_bars(frame.assign(cell=frame[by].agg("".join, axis=1)), "cell") if len(by) < 2 else None
+
+
+def test_all_runs_failed(original, tmp_path):
+    place = forged(original, tmp_path/"forged", dict(lr=[.001, .01]))
+    for run in place.glob("*/result.json"):
+        run.unlink()
+        write_json(run.parent/"failed.json", dict(attempts=3, reason="no memory"))
+    with pytest.raises(DhoError, match="one at least"): html_report(place, tmp_path/"page.html")
+    assert "– (0/1)" in reports.results_table(records.load(place), "lr", (), expected=records.expected(place)).markdown()
+
+
+@pytest.mark.parametrize("axis", ["tested", "validated", "nll", "α", "gain", "seeds", "_recipe", "agreement_both_right", ""])
+def test_columns_that_tables_compute_with_are_no_axes(axis):
+    with pytest.raises(DhoError, match="cannot be called"): make_grid("x", dict(preset="digits"), {axis: two})

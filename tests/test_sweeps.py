@@ -434,3 +434,32 @@ def test_two_nodes_of_a_cluster_and_one_is_lost(grid, undisturbed, tmp_path):
         assert process.returncode == 0, said
     finally: cluster.shutdown()
     same_sweep(undisturbed, tmp_path/"sweep")
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "京"])
+def test_long_values_of_an_axis_make_names_that_a_file_system_takes(tmp_path, letter):
+    from dho_nb.settings import write_json
+    axes = dict(variant=[dict(name=letter*300 + end, lr=lr) for end, lr in (("1", .01), ("2", .02))])
+    sweep = Sweep(make_grid("long", dict(preset="digits"), axes), tmp_path/"sweep").begin()
+    assert len({t.run for t in sweep.tasks}) == 2 and max(len(os.fsencode(t.run)) for t in sweep.tasks) < 140
+    for t in sweep.tasks: sweep.place(t).mkdir()
+    assert list(sweep.states()["state"]) == ["pending", "pending"]
+    file = tmp_path/(letter*(240//len(letter.encode())) + ".json")
+    write_json(file, {})
+    left = subprocess.Popen([sys.executable, "-c", "import os, sys; from dho_nb.settings import atomic_path\n"
+                             "with atomic_path(sys.argv[1]) as t: t.touch(); os.kill(os.getpid(), 9)", str(file)], cwd=ROOT)
+    assert left.wait() == -9 and len(list(tmp_path.glob(".tmp-*"))) == 1
+    write_json(file, {})
+    assert not list(tmp_path.glob(".tmp-*")), "what a killed writer left goes"
+    with pytest.raises(DhoError, match="at most 150 bytes"): make_grid(letter*300, dict(preset="digits"))
+
+
+def test_a_folder_of_images_with_a_long_name(tmp_path, tree, monkeypatch):
+    from dho_nb.configs import make_config
+    from dho_nb.runs import Run
+    for name in ("RUNS", "CACHE"): monkeypatch.setenv(f"DHO_{name}", str(tmp_path/name))
+    far = tree.rename(tmp_path/("папка"*25))
+    run = Run(make_config(dict(dataset=str(far), teacher="digits", student="tiny", student_weights="", size=16, shots=2,
+                               test=.25)), mode="none")
+    assert len(os.fsencode(run.folder.name)) < 200
+    assert run.prepare()["teacher"], "the store has a name, too"
