@@ -170,7 +170,7 @@ def _same(self:Run, known):
     differs = differences(known.get("config", {}), self.config)
     same = (known.get("manifest"), known.get("files")) == (manifest_hash(self.manifest), self.files)
     differs += [] if same else ["the images or labels changed"]
-    was, now = known.get("sources", {}), self._sources().get("sources", {})
+    was, now = (v if isinstance(v, dict) else {} for v in (known.get("sources"), self._sources().get("sources")))
     differs += [f"the source of {n} changed" for n in sorted({*was, *now}) if was.get(n) != now.get(n)]
     version = known.get("version")
     differs += [f"dho_nb was {version}, now {dho_nb.__version__}"] if version != dho_nb.__version__ else []

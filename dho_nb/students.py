@@ -708,7 +708,8 @@ def load_student(
     if backbone is None: check_student(spec, facts.get("args"), file, trust_remote_code)
     eyes = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["preprocess"].items()}
     options = {k: facts[k] for k in ("ce_head", "kd_head", "project", "zeta", "frozen") if k in facts}
-    tensors, trained = load_file(file), {k: v for k, v in facts.get("sources", {}).items() if " " not in k}
+    tensors, trained = load_file(file), facts.get("sources")
+    trained = {k: v for k, v in trained.items() if " " not in k} if isinstance(trained, dict) else {}
     if backbone is None and trained and module_sources(spec.partition(":")[0]) not in (trained, {}):
         warnings.warn(f"the source of student {spec} was edited after {file} was trained: bring it back, or what the "
                       "model says may be wrong", stacklevel=2)

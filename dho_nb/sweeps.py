@@ -548,16 +548,30 @@ def on_disk(
     named = {str(v) for c in grid.cells for k, v in c.parameters.items()
              if k in ("dataset", "root", "labels", "teacher", "student", "student_weights", "embeddings",
                       "texts") and v}
+    named |= {v for c in grid.cells for v in _strings_in(c.parameters.get("student_args", {}))}
     seen = {}
     for name in sorted(named):
         parts = (name, *(name.partition(s)[2] or name for s in "/:"))  # NAME/FILE is a teacher, open_clip:FOLDER a student
-        for file in dict.fromkeys(filter(None, (lists.get(name), *(Path(p).expanduser() for p in parts)))):
+        files = [*filter(None, (lists.get(name), *(Path(p).expanduser() for p in parts)))]
+        for file in dict.fromkeys([*files, *(beside for f in files if f.is_file() for beside in _beside(f))]):
             found = ([file] if file.is_file()
                      else sorted(p for p in file.rglob("*") if p.is_file()) if file.is_dir() else [])
-            seen[name] = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in found] or seen.get(name, [])
+            seen[name] = seen.get(name, []) + [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in found]
     code = [own_sources(c.parameters) for c in grid.cells]
     if any(code): seen["own code"] = code
     return digest(seen)
+
+def _strings_in(value):
+    "The texts in plain data"
+    if isinstance(value, (dict, list)): return [s for v in (value.values() if isinstance(value, dict) else value) for s in _strings_in(v)]
+    return [value] if isinstance(value, str) and value else []
+
+def _beside(file):
+    "What is read together with a file: class names, names of rows, a model's configuration, the images of a list"
+    base = file.with_name(file.name.removesuffix(".gz"))
+    lists = base.suffix in (".csv", ".json")
+    return [*(base.with_suffix(s) for s in (".json", ".txt", ".csv")), file.with_name("open_clip_config.json"),
+            *([load_settings().data/base.stem] if lists else [])]
 
 @patch
 def begin(self:Sweep):

@@ -269,6 +269,20 @@ def test_a_sweep_notices_edited_code(home):
     with pytest.raises(DhoError, match="own code of a student or method"): open_sweep(sweep.folder, go_on=True)
 
 
+def test_a_sweep_notices_what_is_read_beside_the_files_that_it_names(home, monkeypatch):
+    monkeypatch.setenv("DHO_DATA", str(home/"data"))
+    for name in ("c.csv", "c.json", "e.npy", "e.txt", "open_clip_config.json", "w.pt", "part.txt", "data/c/1.png"):
+        (home/name).parent.mkdir(parents=True, exist_ok=True)
+        (home/name).write_text("one")
+    grid = make_grid("own", dict(dataset="c.csv", embeddings="e.npy", teacher="ViT-B-16/w.pt", student_args=dict(a=["part.txt"])),
+                     dict(seed=[0]))
+    for name in ("c.csv", "c.json", "e.npy", "e.txt", "open_clip_config.json", "w.pt", "part.txt", "data/c/1.png"):
+        before = on_disk(grid)
+        assert before == on_disk(grid)
+        (home/name).write_text("three")
+        assert on_disk(grid) != before, name
+
+
 def test_grids_of_library_code_have_the_plan_of_before():
     grid = make_grid("ours", dict(preset="digits"), dict(seed=[0, 1]))
     assert on_disk(grid) == on_disk(grid)
