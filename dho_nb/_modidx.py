@@ -876,6 +876,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'dho_nb.runs.Run._forget': ('runs.html#run._forget', 'dho_nb/runs.py'),
                              'dho_nb.runs.Run._home': ('runs.html#run._home', 'dho_nb/runs.py'),
                              'dho_nb.runs.Run._machine': ('runs.html#run._machine', 'dho_nb/runs.py'),
+                             'dho_nb.runs.Run._note_predicted': ('runs.html#run._note_predicted', 'dho_nb/runs.py'),
                              'dho_nb.runs.Run._pool': ('runs.html#run._pool', 'dho_nb/runs.py'),
                              'dho_nb.runs.Run._possible': ('runs.html#run._possible', 'dho_nb/runs.py'),
                              'dho_nb.runs.Run._predict_rest': ('runs.html#run._predict_rest', 'dho_nb/runs.py'),

@@ -499,7 +499,9 @@ def _looked_at(info, root):
     try: _fetch_split(info, root)
     except OSError: pass
     lacks = _lacks(info, root)
-    if not lacks: return root
+    if not lacks:
+        shutil.rmtree(root.with_name(f".dho-get-{info.name}"), ignore_errors=True)  # of a process killed at its end
+        return root
     raise DhoError(f"{root} exists, and nothing in it is overwritten; but it is not whole: {lacks}. Complete it, or "
                    "move it away, or name another folder with --root"
                    + (".\n" + info.by_hand.format(root=root) if info.by_hand else ""))

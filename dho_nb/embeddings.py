@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import load_file, save_file
 from .manifests import Manifest, read_table, SPLITS, SUFFIXES
-from .maps import CHUNK, ChunkStore, fill
+from .maps import CHUNK, ChunkStore, Claims, fill
 from .settings import (atomic_path, DhoError, digest, load_settings, needs, parse_json, reason, refusal_message,
                              unknown, with_fields)
 from .teachers import files_hash, Teacher, teacher_identity, weights_hash, zero_shot_head
@@ -192,7 +192,9 @@ def embed(self:Lookup,
     self.enter(views, rows)
     for view in views: self.store.view(view)
     missing = lambda: self._missing(rows, views, part)
-    if not missing(): return 0
+    if not missing():
+        Claims(self.store.folder/".claims").tidy()  # of a process that was killed
+        return 0
     teacher = load()
     self.store.agree(_seen_by(teacher))
     before, make = teacher.looked, _Cut(self, root)

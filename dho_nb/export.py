@@ -397,7 +397,8 @@ def _note(folder, file, facts, made, licence, expected):
     there = card.read_text(encoding="utf-8") if card.exists() else None
     edited = there not in (None, before.get("card"), before.get("card_before"))
     if any(name.endswith(".onnx") for name in files):
-        shutil.copyfile(shipped("experiments")/"predict_onnx.py", folder/"predict_onnx.py")
+        with atomic_path(folder/"predict_onnx.py") as temporary:
+            shutil.copyfile(shipped("experiments")/"predict_onnx.py", temporary)
     write_json(folder/"export.json", dict(model=files_hash(file), source=file.name,
                                           made_with=dict(dho_nb=dho_nb.__version__, torch=torch.__version__),
                                           licence=licence, estimate=expected, files=files, card=text,

@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from .settings import (atomic_path, clipped, clutter, derive_seed, DhoError, key64, load_settings, mix64,
-                             read_json, shipped, uniform, unknown, write_json)
+from .settings import (_HOST, atomic_path, clipped, clutter, derive_seed, DhoError, is_running, key64,
+                             load_settings, mix64, read_json, shipped, uniform, unknown, write_json)
 
 # %% ../nbs/01_manifests.ipynb #0d55e31a
 SPLITS = ("train", "val", "test")
@@ -522,7 +522,9 @@ def make_digits(
     from sklearn.datasets import load_digits
     from PIL import Image
     root.parent.mkdir(parents=True, exist_ok=True)
-    building = root.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{root.name}")
+    for left in root.parent.glob(f".tmp-{_HOST}-*-{root.name}"):  # of a process that was killed
+        if not is_running(int(left.name.split("-")[2])): shutil.rmtree(left, ignore_errors=True)
+    building = root.with_name(f".tmp-{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{root.name}")
     for i, (picture, label) in enumerate(zip(*load_digits(return_X_y=True))):
         target = building/DIGIT_NAMES[label]/f"{i:04d}.png"
         target.parent.mkdir(parents=True, exist_ok=True)

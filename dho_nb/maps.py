@@ -14,12 +14,12 @@ from pathlib import Path
 from fastcore.basics import patch
 from filelock import Timeout
 from PIL import Image
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from .manifests import Manifest, open_image
-from .settings import (atomic_path, clutter, DhoError, digest, file_lock, load_settings, lock_holder, mix64,
-                             progress_mode, read_json, reason, refusal_message, taking_turns, to_disk, track,
-                             with_fields, write_json)
+from .settings import (_drop_left, atomic_path, clutter, DhoError, digest, file_lock, load_settings,
+                             lock_holder, mix64, progress_mode, read_json, reason, refusal_message, taking_turns,
+                             to_disk, track, with_fields, write_json)
 from .views import loader, Preprocess, read_image, Still
 
 # %% ../nbs/02b_maps.ipynb #c7ef0a81
@@ -78,8 +78,8 @@ def reserve(self:Chunked):
     with open(sums, "r+b") as f:
         for chunk in gone.tolist(): f.seek(4*chunk); f.write(bytes(4))
     if data.stat().st_size >= whole: return
-    os.truncate(data, whole)
     with open(data, "r+b") as f: f.write(self.head)  # for other readers of .npy; here the bounds say how long the array is
+    os.truncate(data, whole)  # last of all: a file of that length is `roomy`, and is not looked at again
 
 @patch
 def put(self:Chunked,
@@ -247,6 +247,7 @@ def add(self:ChunkStore,
 ):
     "List images that are not there, or whose chunk can no longer be completed because others of it are gone"
     table = pd.DataFrame(dict(id=ids, key=keys, group=groups))
+    for name in ("images.csv", "header.json"): _drop_left(self.folder/name)
     if not len(self._new(table, names, want)) and self.header.get("images", {}).get("count") == len(self.images): return
     with self.locked():
         self._list()
@@ -305,7 +306,7 @@ class Claims:
         self.folder.mkdir(exist_ok=True)
         lock = file_lock(self.folder/f"{span}.lock")
         try: lock.acquire(timeout=0)
-        except Timeout: return False
+        except (Timeout, FileNotFoundError): return False  # somebody else has it, or just removes the folder
         self.held[span] = lock
         return True
 
@@ -316,11 +317,10 @@ class Claims:
         return [s for s in self.held if s < chunk//self.span]
 
     def tidy(self):
-        "Remove the locks that nobody holds"
+        "Remove the locks that nobody holds, and the folder where none is left"
         for file in self.folder.glob("*.lock"):
-            try:
-                with file_lock(file, timeout=0): file.unlink(missing_ok=True)
-            except Timeout: continue
+            with suppress(OSError), file_lock(file, timeout=0): file.unlink(missing_ok=True)
+        with suppress(OSError): self.folder.rmdir()
 
     def drop(self,
         spans,   # Numbers of spans that are held
@@ -502,8 +502,7 @@ def build(self:ImageMap,
     "Decode what is not there yet"
     self.add(self.manifest.table["id"], self.content, np.zeros(len(self.manifest), int), ["pixels", "sizes"])
     self._bind()
-    if self.missing():
-        fill(self, self.missing, _Decode(self), self._write, f"decoding {self.manifest.name}", workers, mode)
+    fill(self, self.missing, _Decode(self), self._write, f"decoding {self.manifest.name}", workers, mode)
     self._bind()
     return self
 

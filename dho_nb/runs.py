@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from fastcore.basics import patch
 from filelock import Timeout
+from contextlib import suppress
 import dho_nb
 from .configs import (Config, data_notes, identity, known_labels, labels_mark, open_data, own_sources, PLACES,
                             settled, validation_rows)
@@ -151,6 +152,7 @@ def checkpoints(self:Run)->list[Path]:
 def _tidy(self:Run):
     "Remove what only an unfinished run needs"
     for left in self.checkpoints: left.unlink(missing_ok=True)
+    with suppress(OSError): (self.folder/".lock").unlink(missing_ok=True)  # while it is held
     self.lock.release(force=True)
 
 def _foreign(path):
@@ -609,9 +611,16 @@ def _predict_rest(self:Run)->dict:
     self.outputs, self._stood = whole.only(whole.rows.argsort()), "done"
     if self.team.main:
         self._write_outputs(self.result["alpha"], self.result["beta"])
-        write_json(self.folder/"run.json", dict(note, config=dict(note["config"], predict="all")))
+        self._note_predicted()
     self.team.wait()
     return self.result
+
+@patch
+def _note_predicted(self:Run):
+    "Have `run.json` say what was predicted, also where an attempt that was killed had been asked for something else"
+    note, asked = read_json(self.folder/"run.json"), self.config.predict
+    if note["config"].get("predict", "all") != asked:
+        write_json(self.folder/"run.json", dict(note, config=dict(note["config"], predict=asked)))
 
 @patch
 def _write_outputs(self:Run, alpha, beta):
@@ -623,6 +632,7 @@ def _write(self:Run, facts):
     "Everything into the folder, the result last"
     c, folder = self.config, self.folder
     self._sign()
+    self._note_predicted()
     save_student(self.student, folder/"model.safetensors", spec=c.student, args=c.student_args,
                  classes=list(self.manifest.classes), alpha=self.alpha, beta=self.beta, method=c.method, run=self.name,
                  version=dho_nb.__version__, **self._sources())

@@ -307,7 +307,8 @@ def is_running(
     try: os.kill(pid, 0)
     except PermissionError: return True  # somebody else's
     except (OSError, OverflowError): return False
-    return True
+    try: return Path(f"/proc/{pid}/stat").read_text(errors="replace").rsplit(")", 1)[1].split()[0] not in "ZX"
+    except (OSError, IndexError): return True  # no Linux
 
 @contextmanager
 def atomic_path(

@@ -1,0 +1,67 @@
+"Killed between any two file operations and run again, a command leaves what it leaves undisturbed; DHO_CRASHPOINTS=all tries every point"
+import os
+import random
+import time
+
+import pytest
+
+from crashpoints import PLANTED, SCENARIOS, Lab
+from dho_nb.runs import Run, distill
+from dho_nb.configs import preset
+
+pytestmark = pytest.mark.skipif("not os.path.isdir('/proc/self/fd')", reason="points are counted on Linux")
+SAMPLE = {"run": 3, "store-begun": 3, "store-grown": 3, "store-shared": 3, "export-onnx": 1, "export-safetensors": 4,
+          "predict-rest": 4, "record-begun": 6, "record-grown": 6, "predict": 4}  # points of a scenario; 10 of any other
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory): return Lab(tmp_path_factory.mktemp("lab"))
+
+
+def some(name, points):
+    "All points, or a few, and those at which a difference was found once"
+    if os.environ.get("DHO_CRASHPOINTS") == "all": return range(1, len(points) + 1)
+    seed = int(os.environ.get("DHO_CRASHPOINTS", 0)) or time.time_ns() % 10**6
+    print(f"DHO_CRASHPOINTS={seed}")
+    return sorted(random.Random(seed).sample(range(1, len(points) + 1), min(len(points), SAMPLE.get(name, 10))))
+
+
+@pytest.mark.parametrize("name", [n for n in SCENARIOS if n not in PLANTED])
+def test_a_killed_command_ends_as_its_undisturbed_twin(lab, name):
+    if name == "export-onnx": [pytest.importorskip(m) for m in ("onnx", "onnxscript", "onnxruntime")]
+    lab.take(name)
+    tried = some(name, lab.points)
+    assert lab.tried(tried) == {}
+    assert lab.kills == len(tried) if not lab.scenario.helper else lab.kills > 0
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_fault_is_found(lab, name):
+    lab.take(name)
+    last = max(k for k, what in enumerate(lab.points, 1) if "out/.claims" not in what)
+    at = [k for k, what in enumerate(lab.points, 1) if what.startswith(("half of", "os.rename out.txt", "open out/pixels"))]
+    found = lab.tried([k for k in at if k <= last][:12])
+    assert any(PLANTED[name][1] in what for differs in found.values() for what in differs), found
+
+
+@pytest.mark.parametrize("place", ["pixels.npy", "sizes.npy"])
+def test_a_map_killed_while_it_grows_has_the_header_of_its_length(lab, place):
+    lab.take("map-grown")
+    grown = next(k for k, what in enumerate(lab.points, 1) if what == f"os.truncate out/{place}")
+    assert lab.tried(range(grown - 3, grown + 4)) == {}
+
+
+@pytest.mark.parametrize("name", ["map-grown", "store-grown"])
+def test_locks_of_a_process_that_was_killed_while_it_removed_them_go(lab, name):
+    lab.take(name)
+    last = [k for k, what in enumerate(lab.points, 1) if what.startswith("os.remove out/.claims/")]
+    assert lab.tried(last[:1] + last[-1:]) == {} and ".claims" not in " ".join(lab.twin)
+
+
+def test_a_run_that_was_begun_with_all_and_finished_with_test_can_still_predict_all(tmp_path):
+    config = preset("digits", epochs=1, views=1, fraction=0., shots=2, predict="all")
+    begun = Run(config, tmp_path/"run", "none")  # killed here: run.json is all that there is
+    begun.lock.release(force=True)
+    lines = lambda how: len((distill(preset("digits", epochs=1, views=1, fraction=0., shots=2, predict=how),
+                                     tmp_path/"run", "none").folder/"predictions.csv").read_text().splitlines()) - 1
+    assert lines("test") < len(begun.manifest) == lines("all")
