@@ -320,6 +320,7 @@ def verify(self:Lookup,
     least:float=0.999,   # Smallest cosine that passes
 )->pd.DataFrame:         # path, view, cosine
     "Compare stored embeddings with their checksums and with live ones; what does not agree is an error"
+    if sample < 1: raise DhoError(f"sample={sample}: ask for 1 embedding or more")
     views = self.store.filled()
     for v in views:
         if len(bad := self.store.view(v).broken()):
@@ -333,10 +334,11 @@ def verify(self:Lookup,
     images = Images(self.manifest, root, self.store.header["at_least"], 0)
     found = pd.DataFrame([dict(path=self.manifest.table["path"].iloc[r], view=view_name(v),
                                cosine=self._cosine(r, v, images, teacher)) for r, v in pairs[taken].tolist()])
-    worst = found.loc[found["cosine"].idxmin()]
-    if not worst["cosine"] >= least:
+    low = found[~(found["cosine"] >= least)].sort_values("cosine", na_position="first")
+    if len(low):
+        worst = low.iloc[0]
         raise DhoError(f"store {self.store.folder} does not agree with {teacher.name}: "
-                       f"{(~(found['cosine'] >= least)).sum()} of {len(found)} embeddings are below a cosine of "
+                       f"{len(low)} of {len(found)} embeddings are below a cosine of "
                        f"{least}, e.g. {worst['path']}, {worst['view']}: {worst['cosine']:.4f}")
     return found
 

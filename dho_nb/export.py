@@ -172,7 +172,7 @@ def largest_difference(
     for pixels, _ in batches(pictures, student.preprocess):
         for part in (pixels[:1], pixels):
             said, true = answer(part), reference(student, facts, part)
-            found.append(max(float(np.abs(a - b).max()) for a, b in zip(said, true, strict=True)))
+            found.append(float(np.max([np.abs(a - b).max() for a, b in zip(said, true, strict=True)])))
         found.append(len(pixels))
     if not found: raise _unread(pictures, "give pictures with images (--images)")
     return sum(found[2::3]), float(np.max([v for i, v in enumerate(found) if i % 3 < 2]))

@@ -26,7 +26,8 @@ from dho_nb.students import build_student, language_init, load_student, save_stu
 from dho_nb.views import Preprocess
 
 pytest.importorskip("onnx"), pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
-from dho_nb.export import KINDS, SHARED as GOES_UP, export, push_to_hub  # noqa: E402
+from dho_nb.export import (KINDS, SHARED as GOES_UP, TOLERANCE, export, largest_difference, own_sample,  # noqa: E402
+                           push_to_hub, reference)
 
 SCRIPT, MOBILENET = ROOT/"nbs"/"experiments"/"predict_onnx.py", SHARED/"weights"/"mobilenetv2_imagenet_tf.npz"
 CLASSES = [f"kind {i}" for i in range(7)]
@@ -176,6 +177,17 @@ def test_what_onnx_cannot_say_is_refused_with_the_reason_and_leaves_no_file(tree
     with pytest.raises(DhoError, match=why):
         export(tmp_path/"s.safetensors", tmp_path/"out", images=tree, backbone=module())
     assert not [p for p in (tmp_path/"out").glob("**/*") if p.is_file()]
+
+
+def test_a_graph_that_says_no_number_is_apart_from_its_student(tree):
+    student, facts = build_student("tiny", 3, size=16), dict(heads=2, alpha=.3, beta=.5)
+    student.model.eval()
+    for wrong in range(3):
+        def answer(pixels):
+            said = reference(student, facts, pixels)
+            return [np.full_like(p, np.nan) if k == wrong else p for k, p in enumerate(said)]
+        checked, apart = largest_difference(answer, student, facts, own_sample(tree))
+        assert checked == 24 and not apart <= TOLERANCE
 
 
 def test_wrong_inputs_are_named(tree, tmp_path, monkeypatch):

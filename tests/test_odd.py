@@ -41,6 +41,8 @@ def test_a_turned_picture_is_turned_once_whatever_its_kind(tmp_path, kind):
 
 def test_a_picture_whose_exif_is_broken_is_read_all_the_same(tmp_path):
     turned = Image.Exif()
+    for kind in ("jpg", "png", "webp"):
+        assert read_image(picture(tmp_path/f"junk.{kind}", 1, (100, 40), exif=b"Exif\0\0no tags")).size == (100, 40)
     turned[0x0112], turned[0x010F] = 6, "a maker"
     data = bytearray(picture(tmp_path/"a.jpg", 1, (100, 40), exif=turned).read_bytes())
     rng = np.random.default_rng(0)

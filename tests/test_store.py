@@ -23,6 +23,7 @@ from dho_nb.manifests import Manifest, data_root, labelled_subset, open_manifest
 from dho_nb.maps import Chunked, ChunkStore, ImageMap
 from dho_nb.objectives import get_method
 from dho_nb.runs import distill
+from dho_nb.settings import DhoError
 from dho_nb.students import build_student
 from dho_nb.teachers import load_teacher, teacher_logits, zero_shot_head
 from dho_nb.training import Recipe, Trainer, live, stored
@@ -279,6 +280,20 @@ def test_a_file_that_was_cut_short_is_made_anew(tmp_path):
     again = fill()
     assert 0 < again.looked < 1097
     again.lookup.verify(again.root, again.load(), sample=20)
+
+
+def test_what_verify_cannot_pass(tmp_path):
+    filled = fill_store(preset("digits", views=1, epochs=1), tmp_path/"store", mode="none")
+    view, verify = filled.lookup.store.view(0), partial(filled.lookup.verify, filled.root, filled.load())
+    assert len(verify(sample=100)) == 100
+    whole = view[np.arange(64)]
+    for wrong in (np.roll(whole, 1, axis=0), np.full_like(whole, np.nan)):  # their checksums are right
+        view.put(0, wrong), view.flush()
+        with pytest.raises(DhoError, match="does not agree with digits: .* of 100 embeddings"): verify(sample=100)
+    view.put(0, whole), view.flush()
+    with open(view.file, "r+b") as f: f.seek(len(view.head)); f.write(b"\xff")
+    with pytest.raises(DhoError, match="1 chunk.s. of view000 are damaged"): verify(sample=1)
+    with pytest.raises(DhoError, match="1 embedding or more"): verify(sample=0)
 
 
 def test_growing_that_was_killed_half_way_is_done_again(tmp_path, monkeypatch):
