@@ -198,8 +198,14 @@ def _list(self:ChunkStore):
     "Read the list of images"
     file = self.folder/"images.csv"
     kinds = dict(id=str, key=str, chunk=np.int64)
-    self.images = (pd.read_csv(file, dtype=kinds, keep_default_na=False) if file.exists()
-                   else pd.DataFrame({k: pd.Series(dtype=t) for k, t in kinds.items()}))
+    self.images = pd.DataFrame({k: pd.Series(dtype=t) for k, t in kinds.items()})
+    if file.exists():
+        try:
+            self.images = pd.read_csv(file, dtype=kinds, keep_default_na=False, usecols=[*kinds])[[*kinds]]
+            if not self.images["chunk"].between(0, len(self.images)).all(): raise ValueError("its chunks are not numbered")
+        except (ValueError, OSError) as e:
+            raise DhoError(f"the list of images {file} is damaged ({reason(e)}): delete {self.folder}, and what made it makes it "
+                           "anew") from None
     self.bounds = (np.concatenate([[0], np.cumsum(np.bincount(self.images["chunk"]))]) if len(self.images)
                    else np.zeros(1, np.int64))
     self.place = pd.Series(np.arange(len(self.images)), index=_names(self.images["id"], self.images["key"]))
