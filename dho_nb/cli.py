@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from contextlib import nullcontext, redirect_stdout, suppress
 import dho_nb
 from .settings import (alone, atomic_path, DhoError, launched, load_settings, memory_message, needs, NOTE,
-                             pick_device, read_json, refusal_message, span, unknown)
-from .trust import check_parameters, visible
+                             pick_device, read_json, refusal_message, span, unknown, visible)
+from .trust import check_parameters
 
 # %% ../nbs/14_cli.ipynb #63965548
 GROUPS = {"data": "dataset root labels classes templates test skip_broken",

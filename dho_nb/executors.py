@@ -8,21 +8,20 @@ __all__ = ['MOST_LOST', 'EXECUTORS', 'attempt', 'gpu_answers', 'Board', 'Show', 
 
 # %% ../nbs/11b_executors.ipynb #e6b338d9
 import os, re, shlex, shutil, socket, subprocess, sys, threading, time
+import pandas as pd
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import lru_cache
 from html import escape
 from pathlib import Path
-import pandas as pd
 from fastcore.basics import patch
 from .forks import ForkServer
 from .grids import Grid
-from .settings import (DhoError, Redrawn, child_env, digest, in_notebook, load_settings, needs, progress_mode, reason, span,
-                             unknown, write_json)
-from .sweeps import (NOTEBOOKS, Busy, Ended, Slot, Sweep, Task, disk_is_full, is_url, mistaken, run_one, state_of,
-                           stores_of, supervised)
-from .trust import visible
+from .settings import (child_env, DhoError, digest, in_notebook, load_settings, needs, progress_mode, reason,
+                             Redrawn, span, unknown, visible, write_json)
+from .sweeps import (Busy, disk_is_full, Ended, is_url, mistaken, NOTEBOOKS, run_one, Slot, state_of, stores_of,
+                           supervised, Sweep, Task)
 
 # %% ../nbs/11b_executors.ipynb #54b5f291
 def attempt(

@@ -19,7 +19,7 @@ from functools import partial
 from .manifests import Manifest, open_image
 from .settings import (_drop_left, atomic_path, clutter, DhoError, digest, file_lock, load_settings,
                              lock_holder, mix64, progress_mode, read_json, reason, refusal_message, taking_turns,
-                             to_disk, track, with_fields, write_json)
+                             to_disk, track, visible, with_fields, write_json)
 from .views import loader, Preprocess, read_image, Still
 
 # %% ../nbs/02b_maps.ipynb #c7ef0a81
@@ -378,7 +378,7 @@ class _Wait:
         if not self.left: return
         if self.left != left: self.since = time.monotonic()
         who = lock_holder(self.store.folder/".claims"/f"{pieces[0][0]//8}.lock")
-        if not left and progress_mode(self.mode) != "none": print(f"waiting for {who} that fills {self.store.folder.name}", flush=True)
+        if not left and progress_mode(self.mode) != "none": print(f"waiting for {who} that fills {visible(self.store.folder.name)}", flush=True)
         if time.monotonic() - self.since > limit:
             raise DhoError(f"{who} that fills {self.store.folder} has finished nothing for {limit/60:.0f} min: see to that process, or wait "
                            "longer (DHO_WAIT_SECONDS)")

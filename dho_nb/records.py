@@ -13,7 +13,7 @@ import pandas as pd
 from pathlib import Path
 from .grids import check_axis, check_plan, label_of, read_plan, strangers
 from .settings import (atomic_path, clutter, DhoError, digest, file_lock, load_settings, NOTE, read_json,
-                             reason, RESULT, taking_turns, with_fields, write_json)
+                             reason, RESULT, taking_turns, visible, with_fields, write_json)
 from .trust import check_folder
 
 # %% ../nbs/12_records.ipynb #4fc4cc1f
@@ -225,7 +225,7 @@ def load_placed(
         axes, skipped = list(dict.fromkeys([*axes, *its_axes])), {**skipped, **left}
     lines, axes = _apart(lines, axes)
     broken = [f"{k}: {v}" for k, v in skipped.items() if v.startswith(("broken", "its outputs"))]
-    if broken: warnings.warn(f"{len(broken)} run(s) could not be read whole; {'; '.join(broken[:5])}", stacklevel=3)
+    if broken: warnings.warn(visible(f"{len(broken)} run(s) could not be read whole; {'; '.join(broken[:5])}"), stacklevel=3)
     return _frame(lines, axes, skipped)
 
 # %% ../nbs/12_records.ipynb #963f2d00

@@ -8,17 +8,16 @@ __all__ = ['GROUP_VARIABLES', 'PRECISIONS', 'NOTE', 'RESULT', 'DhoError', 'unkno
            'pick_device', 'pick_workers', 'pick_precision', 'autocast', 'mix64', 'uniform', 'key64', 'derive_seed',
            'is_running', 'atomic_path', 'to_disk', 'parse_json', 'with_fields', 'is_kind', 'write_json', 'read_json',
            'clutter', 'refusal_message', 'file_lock', 'lock_holder', 'taking_turns', 'download_limit', 'digest',
-           'clipped', 'in_notebook', 'progress_mode', 'span', 'Lines', 'track', 'Redrawn', 'subplots',
+           'clipped', 'in_notebook', 'progress_mode', 'span', 'visible', 'Lines', 'track', 'Redrawn', 'subplots',
            'load_matplotlib']
 
 # %% ../nbs/00_settings.ipynb #9e916a74
-import configparser, difflib, errno, glob, hashlib, importlib.util, json, logging, os, re, socket, sys, tempfile, textwrap, time
-import uuid, warnings
+import configparser, difflib, errno, glob, hashlib, importlib.util, json, logging, os, re, socket, sys, tempfile, textwrap, time, uuid, warnings
+import numpy as np
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from html import escape
 from pathlib import Path
-import numpy as np
 from filelock import FileLock, SoftFileLock, Timeout
 
 # %% ../nbs/00_settings.ipynb #cce5a234
@@ -565,6 +564,14 @@ def span(
     return (f"{seconds:.0f} s" if seconds < 100 else f"{seconds/60:.0f} min" if seconds < 5400
             else f"{seconds/3600:.1f} h")
 
+# %% ../nbs/00_settings.ipynb #4d6e490c
+def visible(
+    text:str,   # Whatever is to be shown on a terminal
+)->str:
+    "Replace control characters, but for line breaks and tabs, by their codes"
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]",
+                  lambda c: c[0].encode("unicode_escape").decode(), text)
+
 # %% ../nbs/00_settings.ipynb #f9fefcab
 class Lines:
     "A plain line at most every `every` seconds, where a bar would be noise"
@@ -581,7 +588,7 @@ class Lines:
         if self.before is None: self.before = done - 1  # where it goes on from
         if now - self.last < self.every: return
         self.last, left = now, (now - self.began)/(done - self.before)*(self.total - done)
-        print(f"{self.label} {done}/{self.total}{note and ', '+note}, about {span(left)} left", flush=True)
+        print(f"{visible(self.label)} {done}/{self.total}{note and ', '+note}, about {span(left)} left", flush=True)
 
 # %% ../nbs/00_settings.ipynb #571118dc
 def track(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HEADS', 'PREFIXES', 'CosineHead', 'ReferenceHead', 'ZeroShotHead', 'MlpHead', 'make_head', 'DualHead', 'tiny_cnn',
            'Backbone', 'feature_dim', 'build_backbone', 'read_weights', 'load_weights', 'Student', 'build_student',
-           'own_texts', 'language_init', 'overhead', 'save_student', 'load_student']
+           'own_texts', 'language_init', 'overhead', 'save_student', 'check_facts', 'load_student']
 
 # %% ../nbs/05_students.ipynb #0620432e
 import importlib, json, os, pickle, re, sys, warnings, zipfile
@@ -658,6 +658,13 @@ def _facts(file):
         with safe_open(file, "pt") as f: facts = parse_json((f.metadata() or {})["dho_nb"])
     except (OSError, ValueError, SafetensorError, KeyError) as e:
         raise DhoError(f"{file} is no model of dho_nb ({reason(e)})") from None
+    return check_facts(facts, file)
+
+def check_facts(
+    facts,   # What a model file says about itself, from JSON
+    file,    # That file, for the message
+)->dict:     # The same
+    "Refuse metadata that is not as `save_student` and `export` write it; raises `DhoError`"
     if why := _unsound(facts): raise DhoError(f"{file} is no model of dho_nb: its metadata has no valid {why}")
     return facts
 

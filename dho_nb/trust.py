@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OWN', 'known_student', 'plain_argument', 'check_student', 'check_parameters', 'check_clip_config', 'check_folder',
-           'visible', 'markdown_text']
+           'markdown_text']
 
 # %% ../nbs/00c_trust.ipynb #7704bd43
 import re
@@ -105,14 +105,6 @@ def check_folder(
     "Refuse a name that is not a single folder's; raises `DhoError`"
     if isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[/\\\x00-\x1f]", name) and len(name) < 256: return name
     raise DhoError(f"{file} names the folder {_short(name)}, which does not lie below its own: this file is not one that dho_nb wrote")
-
-# %% ../nbs/00c_trust.ipynb #4d6e490c
-def visible(
-    text:str,   # Whatever is to be shown on a terminal
-)->str:
-    "Replace control characters, but for line breaks and tabs, by their codes"
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]",
-                  lambda c: c[0].encode("unicode_escape").decode(), text)
 
 # %% ../nbs/00c_trust.ipynb #58a30bd8
 def markdown_text(
