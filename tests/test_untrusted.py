@@ -519,3 +519,17 @@ def test_no_string_becomes_code_in_the_library():
             assert not name.endswith("import_module") or (file.name, ast.unparse(call.args[0])) in {("students.py", "where"), ("forks.py", "name")}, where
             assert not name.endswith((".query", ".format", ".format_map")) or name == "_MARKS[form][mark == 'italic'].format" or isinstance(
                 call.func.value, ast.Constant) or name in ("_OURS.format", "_LOW.format", "info.by_hand.format") or isinstance(call.args[0], ast.Constant), where
+
+
+def test_the_table_of_guards_names_tests_that_exist():
+    cells = ["".join(c["source"]) for c in json.loads((ROOT/"nbs/contributing.ipynb").read_text())["cells"]]
+    table = next(c for c in cells if c.startswith("## Where outside text becomes something else"))
+    lines = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines() if line.startswith("| ")][1:]
+    here, library = (ROOT/"tests/test_untrusted.py").read_text(), "".join(f.read_text() for f in (ROOT/"dho_nb").glob("*.py"))
+    assert len(lines) > 25 and all(len(line) == 4 for line in lines)
+    for place, _, guard, tests in lines:
+        named = re.findall(r"`([^`]+)`", tests)
+        assert named or tests in ("none", "the same"), place
+        for name in named: assert (ROOT/name).exists() if "/" in name else f"def {name}(" in here, f"{place}: {name}"
+        for name in re.findall(r"`(?:\w+\.)?(_?[a-z_]+)`", guard):
+            assert re.search(rf"\b{name}\b", library), f"{place}: {name}"
