@@ -187,7 +187,7 @@ def test_what_a_method_is_made_of_counts(monkeypatch):
 
 def test_a_librarys_method_replaced_under_its_name_counts(monkeypatch):
     before = identity_of(preset("digits"), digits_manifest())
-    monkeypatch.setitem(METHODS, "dho", replace(METHODS["dho"], head_lr=.5))
+    monkeypatch.setitem(METHODS, "dho", replace(METHODS["dho"], answers="ce"))
     assert identity_of(preset("digits"), digits_manifest()) != before
 
 
