@@ -1179,6 +1179,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'dho_nb.teachers.load_teacher': ('teachers.html#load_teacher', 'dho_nb/teachers.py'),
                                  'dho_nb.teachers.resize_mode': ('teachers.html#resize_mode', 'dho_nb/teachers.py'),
                                  'dho_nb.teachers.resolve_teacher': ('teachers.html#resolve_teacher', 'dho_nb/teachers.py'),
+                                 'dho_nb.teachers.seen_as': ('teachers.html#seen_as', 'dho_nb/teachers.py'),
                                  'dho_nb.teachers.teacher_identity': ('teachers.html#teacher_identity', 'dho_nb/teachers.py'),
                                  'dho_nb.teachers.teacher_logits': ('teachers.html#teacher_logits', 'dho_nb/teachers.py'),
                                  'dho_nb.teachers.tip_adapter_f': ('teachers.html#tip_adapter_f', 'dho_nb/teachers.py'),

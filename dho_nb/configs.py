@@ -26,7 +26,7 @@ from .presets import named
 from .settings import atomic_path, DhoError, digest, load_settings, PRECISIONS, unknown
 from .sources import is_own, module_sources, source_hash
 from .students import HEADS
-from .teachers import files_hash, teacher_identity
+from .teachers import files_hash, seen_as, teacher_identity
 from .views import broken_images, doubtful_images
 
 # %% ../nbs/10_configs.ipynb #7fd00943
@@ -437,7 +437,7 @@ def _student_of(spec):
     "What a student by open_clip depends on: its name, or what its folder or file holds"
     there = lambda *parts: Path(*parts).expanduser().is_file()
     local = there(spec.removeprefix("local-dir:"), "open_clip_config.json") or there(spec.partition("/")[2] or "/")
-    return teacher_identity(spec) if local else spec
+    return teacher_identity(spec) if local else spec + seen_as(spec)
 
 def weights_file_hash(
     file:str,   # A student's weights

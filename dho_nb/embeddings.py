@@ -22,7 +22,7 @@ from .manifests import Manifest, read_table, SPLITS, SUFFIXES
 from .maps import CHUNK, ChunkStore, Claims, fill
 from .settings import (atomic_path, DhoError, digest, load_settings, needs, parse_json, reason, refusal_message,
                              unknown, with_fields)
-from .teachers import files_hash, Teacher, teacher_identity, weights_hash, zero_shot_head
+from .teachers import files_hash, resize_mode, Teacher, teacher_identity, weights_hash, zero_shot_head
 from .views import Images, Preprocess, render, ViewSpec
 
 # %% ../nbs/04_embeddings.ipynb #273f3931
@@ -44,7 +44,8 @@ def store_header(
     asked = dict(kind="embeddings", teacher=teacher_identity(spec),
                  views=dict(asdict(views), scale=list(views.scale), ratio=list(views.ratio)),
                  **(dict(precision=precision) if precision else {}), dtype="float16", layout=1)
-    if teacher is None: return asked
+    mode = resize_mode(spec)  # of a model on the Hub, whose identity is its name alone
+    if teacher is None: return asked if mode == "shortest" else dict(asked, preprocess=dict(resize_mode=mode))
     eyes, versions = teacher.preprocess, {n: importlib.metadata.version(n) for n in ("torch", "open_clip_torch")}
     known = dict(weights=weights_hash(teacher.model), dim=teacher.dim, at_least=eyes.at_least, chunk=CHUNK,
                  preprocess=dict(eyes.plain(), mean=list(eyes.mean), std=list(eyes.std)))
@@ -113,9 +114,10 @@ def open_store(
 )->Store:
     "The store that belongs to a dataset, a teacher and a way to draw views; made if there is none"
     asked = store_header(spec, views, precision)
+    without_mode = {k: v for k, v in asked.items() if k != "preprocess"}
     called = Path(spec).name if Path(spec).expanduser().exists() else spec
     slug = re.sub(r"[^\w.-]+", "-", spec.split("/random")[0] if "/random" in spec else called)
-    folder = Path(folder or load_settings().cache/"stores"/f"{name}-{slug[-40:]}-{digest(asked)[:8]}").expanduser()
+    folder = Path(folder or load_settings().cache/"stores"/f"{name}-{slug[-40:]}-{digest(without_mode)[:8]}").expanduser()
     return Store(folder, asked if (folder/"header.json").exists() else store_header(spec, views, precision, load()))
 
 # %% ../nbs/04_embeddings.ipynb #7236a7d9
