@@ -376,13 +376,14 @@ def _torch_load(file):
     if _openais(file):
         raise DhoError(f"weights {file} are a TorchScript archive, which holds code: where you trust it, save its tensors, "
                        "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)")
-    with torch.serialization.safe_globals(HARMLESS):
-        try: return torch.load(file, map_location="cpu", weights_only=True)
+    with torch.serialization.safe_globals(HARMLESS), open(file, "rb") as f:  # opened here: by a name, endings would count
+        try: return torch.load(f, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as e: raise _objects(file, e) from None
 
 def _objects(file, error):
     "The error for a file of Python objects, by their names"
-    try: names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    try:
+        with open(file, "rb") as f: names = torch.serialization.get_unsafe_globals_in_checkpoint(f)
     except Exception: names = []  # of a file in PyTorch's older format nothing can be listed
     names = names or re.findall(r"GLOBAL (\S+)", str(error))
     whole = any(n.startswith("torch.nn.modules") for n in names)
