@@ -410,7 +410,7 @@ def slurm_script(
              "cpus-per-task": cpus or sweep.grid.cpus or 8,
              "output": f"{str(sweep.folder).replace('%', '%%')}/slurm-%A_%a.out", **(options or {})}
     place = Path(grid_file).expanduser().resolve()
-    command = shlex.join([sys.executable, "-m", "dho_nb.cli", "sweep", str(place),
+    command = shlex.join([sys.executable, "-P", "-m", "dho_nb.cli", "sweep", str(place),
                           *(["--out", sweep.url or str(sweep.folder)] if place.is_file() else []),
                           *(["--cpus", str(cpus)] if cpus else []),
                           *(["--trust-remote-code"] if sweep.grid.trust_remote_code else []),

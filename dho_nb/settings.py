@@ -46,6 +46,7 @@ def reason(
     "Kind and first line of an error, to be quoted in a message of ours; PyTorch's advice to open what may run code is not"
     if type(error).__name__ == "UnpicklingError":
         return "UnpicklingError: it is no file of plain tensors, and what else it holds could run code"
+    if told := memory_message(error): return told
     return f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0][:most]}"
 
 # %% ../nbs/00_settings.ipynb #bf84396d

@@ -13,7 +13,6 @@ import time
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import SMALL, picture
@@ -23,7 +22,7 @@ from dho_nb.cli import main
 from dho_nb.configs import preset
 from dho_nb.embeddings import Store, join
 from dho_nb.runs import Run
-from dho_nb.settings import DhoError, atomic_path, file_lock, load_settings, taking_turns, write_json
+from dho_nb.settings import DhoError, file_lock, load_settings, taking_turns, write_json
 from dho_nb.training import Stopped
 from dho_nb.views import loader
 
@@ -212,14 +211,14 @@ def test_a_cache_that_another_user_filled_is_read_and_named(here, tree, dho):
         return subprocess.run(["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-m", "dho_nb.cli", *map(str, [*run, *more])],
                               cwd=here, capture_output=True, text=True, env=dict(os.environ, DHO_CACHE=str(here/"cache")))
     assert (done := other("--out", "b")).returncode == 0, done.stderr[-500:]
-    done = other("--out", "c", "--epochs", "3")
+    done = other("--out", "c", "--epochs", "3")  # a third view of every image
     assert done.returncode == 2 and "DHO_CACHE" in done.stderr and "belongs to user" in done.stderr, done.stderr[-500:]
     assert "goes on from there" not in done.stderr and "Traceback" not in done.stderr
 
 
 # Notebooks and figures
 
-def test_a_run_as_a_notebook_is_this_python_and_needs_no_screen(here, dho):
+def test_a_run_as_a_notebook_is_this_python_and_needs_no_screen(here):
     (here/"random.py").write_text("print('my own script'); raise SystemExit(3)")
     (here/"netz.py").write_text("from torch import nn\n\ndef make(): return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())")
     kernel = here/"jupyter"/"kernels"/"python3"/"kernel.json"
@@ -228,10 +227,11 @@ def test_a_run_as_a_notebook_is_this_python_and_needs_no_screen(here, dho):
     startup = here/"ipython"/"profile_default"/"startup"/"00.py"
     startup.parent.mkdir(parents=True)
     startup.write_text("import os; os._exit(7)")
-    code, out, err = dho("distill", "--preset", "digits", "--shots", "1", "--epochs", "1", "--student", "netz:make", "--notebook",
-                         "--out", "run", MPLBACKEND="nonsense", JUPYTER_PATH=str(here/"jupyter"), IPYTHONDIR=str(here/"ipython"),
-                         JUPYTER_RUNTIME_DIR="/proc/none", PYTHONSTARTUP=str(startup), TMPDIR="/not/there", RANK="1", WORLD_SIZE="2")
-    assert code == 0, (out[-500:], err[-1000:])
+    call = "distill --preset digits --shots 1 --epochs 1 --student netz:make --notebook --out run".split()
+    env = dict(MPLBACKEND="nonsense", JUPYTER_PATH=str(here/"jupyter"), IPYTHONDIR=str(here/"ipython"), JUPYTER_RUNTIME_DIR="/proc/none",
+               PYTHONSTARTUP=str(startup), TMPDIR="/not/there", RANK="1", WORLD_SIZE="2")
+    done = subprocess.run([sys.executable, "-P", "-m", "dho_nb.cli", *call], capture_output=True, text=True, env={**os.environ, **env})
+    assert done.returncode == 0, (done.stdout[-500:], done.stderr[-1000:])
     cells = json.loads((here/"run"/"notebook.ipynb").read_text())["cells"]
     assert any("image/png" in o.get("data", ()) for c in cells for o in c.get("outputs", ())), "figures are shown"
     assert (here/"run"/"curves.png").exists()
