@@ -922,6 +922,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'dho_nb.runs.Run.workers': ('runs.html#run.workers', 'dho_nb/runs.py'),
                              'dho_nb.runs.Stage': ('runs.html#stage', 'dho_nb/runs.py'),
                              'dho_nb.runs.Stage.suffix': ('runs.html#stage.suffix', 'dho_nb/runs.py'),
+                             'dho_nb.runs._drawn': ('runs.html#_drawn', 'dho_nb/runs.py'),
                              'dho_nb.runs._executed': ('runs.html#_executed', 'dho_nb/runs.py'),
                              'dho_nb.runs._foreign': ('runs.html#_foreign', 'dho_nb/runs.py'),
                              'dho_nb.runs._placed': ('runs.html#_placed', 'dho_nb/runs.py'),

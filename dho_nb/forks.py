@@ -196,7 +196,8 @@ class ForkServer:
         with self.changed: process, self.process = self.process, None
         if process:
             with suppress(BrokenPipeError): process.stdin.close()
-            process.wait()
+            try: process.wait(60)
+            except subprocess.TimeoutExpired: process.kill(); process.wait()
 
     def __enter__(self): return self
 

@@ -6,7 +6,7 @@
 __all__ = ['Run', 'differences', 'new_student', 'Stage', 'stages_of', 'distill', 'launch']
 
 # %% ../nbs/10_runs.ipynb #b47ac5b5
-import dataclasses, errno, math, os, platform, signal, subprocess, sys, tempfile, time, warnings
+import dataclasses, math, os, platform, signal, subprocess, sys, tempfile, time, warnings
 import numpy as np
 import pandas as pd
 import torch
@@ -551,20 +551,28 @@ def _stored(self:Run):
 # %% ../nbs/10_runs.ipynb #4a2233cd
 @patch
 def figures(self:Run)->dict:  # Name to matplotlib figure
-    "The pictures of a run"
+    "The pictures of a run; one that cannot be drawn is a warning"
     title = f"Training: {self.method.name}, {self.subset.name}, seed {self.config.seed}"
-    made, test = dict(crops=self.show_views(), curves=plot_history(self.history, title)), self.part("test")
+    made, test = dict(crops=self.show_views, curves=lambda: plot_history(self.history, title)), self.part("test")
     shown, which = ((self.part("val"), "validation images") if self.surface
                     else (test, "test images, which chose nothing"))
     if self.method.weighs and len(shown):
-        found, title = self.surface or surface(shown), f"Accuracy on {len(shown)} {which}"
-        made["surface"] = plot_surface(found, (self.alpha, self.beta), title)
+        found, about = self.surface or surface(shown), f"Accuracy on {len(shown)} {which}"
+        made["surface"] = lambda: plot_surface(found, (self.alpha, self.beta), about)
     if len(test):
         heads = {"CE head": test.ce.softmax(-1), "KD head": test.kd.softmax(-1)} if self.method.weighs else {}
         answers = {**heads, "student": interpolate(test, self.alpha, self.beta)}
-        made["reliability"] = plot_reliability(answers, test.labels)
-    if found := self._agreed(): made["agreement"] = plot_agreement(found)
-    return made
+        made["reliability"] = lambda: plot_reliability(answers, test.labels)
+    if agreed := self._agreed(): made["agreement"] = lambda: plot_agreement(agreed)
+    return _drawn(made)
+
+def _drawn(wanted):
+    "What functions draw; where one cannot, a warning"
+    figures = {}
+    for name, draw in wanted.items():
+        try: figures[name] = draw()
+        except Exception as e: warnings.warn(f"the figure {name} could not be drawn ({reason(e)}); the result does not need it", stacklevel=3)
+    return figures
 
 @patch
 def _agreed(self:Run)->dict|None:
@@ -647,13 +655,13 @@ def _write(self:Run, facts):
 
 @patch
 def _write_figures(self:Run):
-    "Draw the figures into the folder; what cannot be drawn is a warning, as the result does not need it"
-    try:
-        for name, figure in self.figures().items():
+    "Draw the figures into the folder; what cannot be drawn is a warning, a full disk is not"
+    for name, figure in self.figures().items():
+        try:
             with atomic_path(self.folder/f"{name}.png") as temporary: figure.savefig(temporary, dpi=110)
-    except Exception as e:
-        if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT): raise
-        warnings.warn(f"figures of {self.name} could not be drawn ({reason(e)}); the result does not need them", stacklevel=2)
+        except OSError: raise
+        except Exception as e:
+            warnings.warn(f"the figure {name} could not be drawn ({reason(e)}); the result does not need it", stacklevel=2)
 
 @patch
 def _conflict(self:Run)->pd.DataFrame:
