@@ -133,31 +133,38 @@ def _sweep(args):
     "A grid's runs, whatever is missing of them"
     from dho_nb.executors import run_sweep, slots_here, slurm_script
     from dho_nb.sweeps import open_sweep
-    sweep = open_sweep(args.grid, args.out, True, args.trust_remote_code)
+    sweep = open_sweep(args.grid, args.out, True, args.trust_remote_code, args.only)
     sweep.elsewhere = _recorded(args.record)
     if not sweep.todo():
         return (_record(args, sweep)
                 or print(f"all {len(sweep.tasks)} runs of {sweep.grid.name} are done, in {sweep.folder}"))
     slots = slots_here(args.jobs or sweep.grid.jobs, args.per_gpu, args.cpus or sweep.grid.cpus)
-    print(*(f"  {name:20} {value}" for name, value in sweep.outlook(len(slots)).items()), sep="\n", flush=True)
+    print(*(f"  {name:20} {value}" for name, value in sweep.outlook(len(slots), args.only).items()), sep="\n", flush=True)
     if args.dry: return
     if args.slurm: return _slurm(args, sweep, slurm_script)
-    if args.stores: return _stores(sweep, slots)
+    if args.stores: return _stores(sweep, slots, args.only)
     try:
         states = run_sweep(sweep, jobs=args.jobs, per_gpu=args.per_gpu, executor=args.executor, address=args.address,
                            cpus=args.cpus, gpus=args.gpus, retry=args.retry,
-                           only=None if args.only is None else [args.only])
+                           only=args.only)
     finally: _record(args, sweep)
     print(f"\n{_standing(states)}, in {sweep.folder}")
-    mine = {t.run for t in sweep.chosen(None if args.only is None else [args.only])}
+    mine = {t.run for t in sweep.chosen(args.only)}
     return int((states["state"][states["run"].isin(mine)] == "failed").any())
 
-def _stores(sweep, slots):
+def _positions(text):
+    "Positions given as 3 or as 0-3,7"
+    parts = [p.partition("-") for p in text.split(",")]
+    if not all(a.isdecimal() and (not dash or b.isdecimal() and 0 <= int(b) - int(a) < 10**6) for a, dash, b in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} are no positions of runs; write them like 3 or 0-3,7")
+    return [i for a, dash, b in parts for i in range(int(a), int(b or a) + 1)]
+
+def _stores(sweep, slots, only):
     "The teachers' embeddings that a sweep needs, and nothing else"
     from dho_nb.executors import fill_stores
     from dho_nb.training import stop_requests
     with stop_requests() as asked:
-        fill_stores(sweep.begin(), sweep.todo(), [dataclasses.replace(s, stop=lambda: bool(asked)) for s in slots])
+        fill_stores(sweep.begin(), sweep.todo(only), [dataclasses.replace(s, stop=lambda: bool(asked)) for s in slots])
 
 def _recorded(record):
     "The runs that a record holds already"
@@ -178,7 +185,8 @@ def _slurm(args, sweep, script):
     if Path(args.slurm).exists() and Path(args.slurm).read_text(encoding="utf-8") != said:
         raise _there_already(args.slurm)
     with atomic_path(args.slurm) as temporary: temporary.write_text(said, encoding="utf-8")
-    print(f"{args.slurm} is a job array for what is missing: read it, then sbatch {args.slurm}")
+    several = next((f" ({line[2:-1]})" for line in said.splitlines() if line.startswith("# MaxArraySize")), "")
+    print(f"{args.slurm} is a job array for what is missing{several}: read it, then sbatch {args.slurm}")
 
 def _standing(states):
     "Counts of states, and why what failed did"
@@ -880,7 +888,7 @@ def _sweep_verbs(verb):
             ("address", str, "", "of the Ray cluster [one is started here]"),
             ("cpus", int, 0, "CPU cores of a run [a fair share; 1 on a Ray cluster]"),
             ("gpus", float, 0, "GPUs of a run on a Ray cluster, or a share of one [0]"),
-            ("only", int, None, "the position of a single run in the sweep, from 0"),
+            ("only", _positions, None, "the position of a single run in the sweep, from 0; or several, as 0-3,7"),
             ("slurm", str, "", "write a Slurm job array to this file instead"),
             ("record", str, "",
              "a folder for a small record of the results, which can be committed; what it holds is not done again")):

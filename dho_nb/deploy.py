@@ -28,7 +28,7 @@ from .manifests import (check_opened, fingerprint, left_out_text, Manifest, mani
 from .objectives import METHODS
 from .settings import (atomic_path, clipped, DhoError, digest, load_settings, needs, parse_json, pick_device,
                              pick_precision, pick_workers, read_json, reason, track, unknown, write_json)
-from .students import _unsound, build_student, check_facts, DualHead, language_init, load_student, Student
+from .students import _unsound, build_student, DualHead, language_init, load_student, Student
 from .teachers import files_hash, image_tower, is_teacher, load_teacher, teacher_identity, zero_shot_head
 from .views import centre_boxes, Images, Preprocess, read_image, to_rgb, white_value
 

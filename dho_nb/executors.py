@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_LOST', 'EXECUTORS', 'attempt', 'gpu_answers', 'Board', 'Show', 'table_text', 'progress_of', 'slots_here',
-           'fill_stores', 'run_sweep', 'slurm_script']
+           'fill_stores', 'run_sweep', 'slurm_script', 'max_array_size']
 
 # %% ../nbs/11b_executors.ipynb #e6b338d9
 import os, re, shlex, shutil, socket, subprocess, sys, threading, time
@@ -401,12 +401,14 @@ def slurm_script(
     at_most:int=8,       # Jobs at a time
     cpus:int=0,          # CPU cores of a run; the grid's, or 8
     record:str|Path="",  # A record that the runs are brought into
+    most:int=0,          # Jobs of an array, as Slurm's MaxArraySize; asked of `scontrol` if 0, or 1,001
 )->str:                  # A bash script
-    "A job array that does whatever is missing of a sweep"
+    "A job array that does whatever is missing of a sweep; several runs in a job where an array has not enough of them"
     todo = {t.run for t in sweep.todo()}
     missing = [i for i, t in enumerate(sweep.tasks) if t.run in todo]
     if not missing: raise DhoError(f"every run of {sweep.folder} is done: there is nothing to submit")
-    given = {"job-name": sweep.grid.name, "array": f"{_ranges(missing)}%{at_most}", "ntasks": 1, "gpus-per-task": 1,
+    shared, tasks = _shared_out(missing, most or max_array_size())
+    given = {"job-name": sweep.grid.name, "array": f"{_ranges(tasks)}%{at_most}", "ntasks": 1, "gpus-per-task": 1,
              "cpus-per-task": cpus or sweep.grid.cpus or 8,
              "output": f"{str(sweep.folder).replace('%', '%%')}/slurm-%A_%a.out", **(options or {})}
     place = Path(grid_file).expanduser().resolve()
@@ -422,7 +424,24 @@ def slurm_script(
         "# Fill the teachers' stores first, on a machine with a GPU, so that the jobs find them:",
         f"#   {command} --stores",
         "# A job that was cut off goes on when it is submitted again; what is done is not repeated.",
-        f"cd {shlex.quote(os.getcwd())} || exit 1", f'exec {command} --only "$SLURM_ARRAY_TASK_ID" --jobs 1', ""])
+        *shared, f"cd {shlex.quote(os.getcwd())} || exit 1",
+        f'exec {command} --only "{"${RUNS[$SLURM_ARRAY_TASK_ID]}" if shared else "$SLURM_ARRAY_TASK_ID"}" --jobs 1', ""])
+
+def _shared_out(missing, most):
+    "Lines that give every job its runs, where their positions are no indexes that Slurm takes; and the indexes"
+    if max(missing) < most: return [], missing
+    each = -(-len(missing)//most)
+    parts = [missing[i:i + each] for i in range(0, len(missing), each)]
+    return [f"# MaxArraySize is {most:,}: a job does up to {each} of the {len(missing):,} runs, one after the other.",
+            f"RUNS=({' '.join(map(_ranges, parts))})"], [*range(len(parts))]
+
+def max_array_size(
+)->int:
+    "Slurm's `MaxArraySize`: what this cluster has, or else Slurm's own 1,001"
+    try: said = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError): said = ""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", said, re.MULTILINE)
+    return int(found[1]) if found and int(found[1]) else 1001
 
 def _ranges(numbers):
     "1,2,3,7 as 1-3,7"

@@ -109,6 +109,16 @@ def covered(
 
 # %% ../nbs/10_guidance.ipynb #1883ed28
 @patch
+def missing(self:Guidance,
+    train,    # As for `prepare`
+    scored,   # Likewise
+)->int:
+    "How many embeddings a run asks for that its store does not have"
+    if not self.lookup or self.own: return 0
+    views = ((train, v) for v in range(self.cycle))
+    return int(sum((~self.lookup.has(rows, v)).sum() for rows, v in [*views, (scored, STILL)]))
+
+@patch
 def prepare(self:Guidance,
     train,                # Rows to train on
     scored,               # Rows whose centred square is needed

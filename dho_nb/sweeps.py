@@ -8,7 +8,7 @@ __all__ = ['BEAT', 'FAILED', 'HEARTBEAT', 'CARRY', 'CLAIM', 'NOTEBOOKS', 'OVERHE
            'disk_is_full', 'reason_of', 'Sweep', 'on_disk', 'open_sweep', 'stores_of']
 
 # %% ../nbs/11_sweeps.ipynb #5e90c339
-import json, os, re, shutil, signal, socket, subprocess, sys, tempfile, threading, time
+import filelock, glob, json, os, re, shutil, signal, socket, subprocess, sys, tempfile, threading, time
 import pandas as pd
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -46,13 +46,15 @@ class Task:
 def tasks_of(
     grid:Grid,    # What is asked for
     opened=None,  # A dict that remembers the datasets
-)->tuple:         # List of `Task`, and what the datasets hold: name to hash
+    only=None,    # Positions of the cells whose data and weights are looked at; all if None
+)->tuple:         # List of `Task`, those that are not looked at without identity; and what the datasets hold: name to hash
     "The runs of a grid; a mistake in any of them is an error that names it"
     from dho_nb.configs import identity, make_config
     opened, subsets, tasks = {} if opened is None else opened, {}, []
-    for cell in grid.cells:
+    for i, cell in enumerate(grid.cells):
         try:
             config = make_config(cell.parameters)
+            if only is not None and i not in only: tasks.append(Task(cell.name, "", cell.labels, cell.parameters)); continue
             manifest, hashed, files = _opened(config, opened)
             _possible(config, manifest, subsets)
             known = identity(config, manifest, files, hashed)
@@ -427,6 +429,7 @@ class Sweep:
     def __init__(self,
         grid:Grid,            # What is asked for
         folder:str|Path="",   # Where, also a URL; a folder with the grid's name below the settings' `runs` if empty
+        only=None,            # Positions of the runs that are wanted, so that only their data and weights are looked at
     ):
         self.grid, self.opened = grid, {}
         self.url = str(folder).rstrip("/") if is_url(folder) else ""
@@ -438,7 +441,7 @@ class Sweep:
         strange = lambda: any(not clutter(p.name) for p in self.folder.iterdir())
         if self.folder.exists() and not self.known and strange():
             raise DhoError(f"{self.folder} is in use and holds no sweep of dho_nb: choose another folder")
-        self.tasks = self._kept() or self._planned()
+        self.tasks = self._kept() or self._planned(only)
         self._shared()
 
     @property
@@ -498,20 +501,29 @@ def _kept(self:Sweep):
     k = self.known
     if (k.get("grid"), k.get("version")) != (self.grid.digest, dho_nb.__version__): return None
     if digest([[c["labels"], c["parameters"]] for c in k["cells"]]) != self.grid.digest: return None  # nobody else's runs
-    return [Task(**cell) for cell in k["cells"]] if k.get("disk") == on_disk(self.grid) else None
+    tasks = [Task(**cell) for cell in k["cells"]]
+    return tasks if all(t.identity for t in tasks) and k.get("disk") == on_disk(self.grid) else None
 
 @patch
-def _planned(self:Sweep):
+def _planned(self:Sweep, only=None):
     "The runs that the grid means now; refused where that is not what it meant before"
-    tasks, self.holds = tasks_of(self.grid, self.opened)
+    tasks, self.holds = tasks_of(self.grid, self.opened, only)
     before = {digest([c["labels"], c["parameters"]]): c for c in self.known.get("cells", ())}
+    tasks = [t if t.identity else self._unlooked(t, before) for t in tasks]
     for task in tasks:
         old = before.get(digest([task.labels, task.parameters]))
         if old and old["identity"] != task.identity and (self.folder/old["run"]).exists(): raise self._changed(task)
     there = {p.name[-8:]: p.name for p in self.folder.glob("*-????????") if p.name not in {t.run for t in tasks}}
     older = lambda t: there.get(t.identity[:8], "")  # an axis was added: the same run by its older name
-    same = lambda t: _said(self.folder/older(t)/"run.json").get("identity") == t.identity
+    same = lambda t: t.identity and _said(self.folder/older(t)/"run.json").get("identity") == t.identity
     return [replace(t, run=older(t)) if not (self.folder/t.run).exists() and same(t) else t for t in tasks]
+
+@patch
+def _unlooked(self:Sweep, task, before):
+    "A run that nobody asks about, as it was written down, or as its folder says"
+    if old := before.get(digest([task.labels, task.parameters])): return replace(task, run=old["run"], identity=old["identity"])
+    found = [p.parent for p in self.folder.glob(f"{glob.escape(task.run)}-????????/run.json")]
+    return replace(task, run=found[0].name, identity=_said(found[0]/"run.json").get("identity", "")) if len(found) == 1 else task
 
 @patch
 def _shared(self:Sweep):
@@ -577,11 +589,21 @@ def _beside(file):
 def begin(self:Sweep):
     "Write down what the sweep means"
     if not hasattr(self, "holds"): return self._carry_plan()
+    self.folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(self.folder/".sweep.lock"): self._write_plan()
+    return self._carry_plan(anew=True)
+
+@patch
+def _write_plan(self:Sweep):
+    "Write `sweep.json`, with what another process has found out about the runs that this one did not look at"
+    cells = _said(self.folder/"sweep.json").get("cells", ())
+    known = {digest([c["labels"], c["parameters"]]): c for c in cells if c["identity"]}
+    self.tasks = [t if t.identity else Task(**known.get(digest([t.labels, t.parameters]), asdict(t))) for t in self.tasks]
     write_json(self.folder/"sweep.json", dict(
         name=self.grid.name, version=dho_nb.__version__, grid=self.grid.digest, axes=self.axes,
         keep_models=self.grid.keep_models, cpus=self.grid.cpus, retries=self.grid.retries,
-        disk=on_disk(self.grid), holds=self.holds, cells=[asdict(t) for t in self.tasks]))
-    return self._carry_plan(anew=True)
+        disk=on_disk(self.grid), holds={**self.known.get("holds", {}), **self.holds},
+        cells=[asdict(t) for t in self.tasks]))
 
 @patch
 def _carry_plan(self:Sweep, anew=False):
@@ -599,11 +621,12 @@ def open_sweep(
     folder:str|Path="",  # The sweep's folder, for a grid's file; as for `Sweep` if empty
     go_on:bool=False,    # To work on it: refuse one whose runs would be others now, as `Sweep` does
     trust_remote_code:bool=False,  # As for `read_grid`, for what the TOML file or the sweep's own file names
+    only=None,           # As for `Sweep`
 )->Sweep:
     "A sweep by its grid or by its folder"
     here = next((p for p in (Path(place).expanduser(), load_settings().runs/str(place)) if p.exists()), None)
     if here is None: raise DhoError(f"there is no grid or sweep {place}: give a TOML file, or the folder of a sweep")
-    if here.is_file() and here.suffix != ".json": return Sweep(read_grid(here, trust_remote_code), folder)
+    if here.is_file() and here.suffix != ".json": return Sweep(read_grid(here, trust_remote_code), folder, only)
     if folder:
         raise DhoError(f"{here} is a sweep with a folder of its own: leave out {folder}, or give the grid's TOML file")
     if here.is_dir() and not (here/"sweep.json").exists():
@@ -616,7 +639,7 @@ def open_sweep(
     for task in made.tasks: check_parameters(task.parameters, here, trust_remote_code)
     made.grid = Grid(found["name"], tuple(Cell(t.labels, t.parameters) for t in made.tasks), found["keep_models"], 0,
                      found["cpus"], found["retries"], trust_remote_code)
-    if go_on: made.tasks = made._kept() or made._planned()
+    if go_on: made.tasks = made._kept() or made._planned(only)
     return made
 
 # %% ../nbs/11_sweeps.ipynb #3ca4e0b8
@@ -638,10 +661,11 @@ def stores_of(
 @patch
 def outlook(self:Sweep,
     jobs:int=1,   # Runs at a time
+    only=None,    # Positions of the runs that are wanted; all if None
 )->pd.Series:     # runs, stores, hours, disk; in words
     "What is still to do, and about what it will take on this machine"
     states = self.states()
-    todo = self.todo()
+    todo = self.todo(only)
     seconds, size = self._estimate(todo, dict(zip(states["run"], states["seconds"])))
     from dho_nb.rehearsal import bytes_text
     stores = [_store_line(s) for s in stores_of(todo)]
@@ -667,8 +691,10 @@ def _estimate(self:Sweep, todo, took):
     load = lambda t: _memo(loads, {**t.parameters, "seed": 0}, lambda: workload(t.config, opened(t.config)))
     kind = lambda t: [getattr(t.config, k) for k in ("student", "student_weights", "student_args", "size", "ce_head",
                                                      "kd_head", "frozen")]
+    data = lambda t: [t.parameters.get(k) for k in ("dataset", "root", "labels")]
+    wanted = {digest([kind(t), data(t)]) for t in todo}
     for t in self.tasks:
-        if (took.get(t.run) or 0) > 0: rates.setdefault(digest(kind(t)), []).append(took[t.run]/max(load(t)["seen"], 1))
+        if (took.get(t.run) or 0) > 0 and digest([kind(t), data(t)]) in wanted: rates.setdefault(digest(kind(t)), []).append(took[t.run]/max(load(t)["seen"], 1))
     seconds = OVERHEAD*len(todo)
     for t in todo:
         trial = lambda: try_student(t.config, load(t)["classes"], pick_device(load_settings().device))

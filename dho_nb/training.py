@@ -229,7 +229,7 @@ class Trainer:
         check:Callable|None=None,      # Called with the model after some epochs, returns a dict for the history
         check_every:int=0,             # Epochs between checks; 0 for never
         team:Team|None=None,           # The processes that train together; those that were started together if None
-        saving:Callable|None=None,     # Called before a checkpoint is written
+        saving:Callable|None=None,     # Called before a checkpoint is written; may return a dict that is kept in it as `notes`
         **constants,                   # More arguments of the objective, e.g. `cost`
     ):
         self.device, self.recipe, self.method, self.streams = torch.device(device), recipe, method, streams
@@ -241,7 +241,7 @@ class Trainer:
         self.identity = identity or _named(method, recipe, self.model)
         self.workers = workers
         self.check, self.check_every, self.team = check, check_every, team or current_team()
-        self.saving, self.constants = saving, constants
+        self.saving, self.constants, self.notes = saving, constants, {}
         self.steps = int(recipe.epochs*streams.epoch_steps)
         enough(streams, recipe, self.team)
         _trainable(method, self.model, teach)
@@ -421,8 +421,7 @@ def save(self:Trainer):
     tensors = {**weights, **moments, **{f"sum.{k}": v for k, v in sums.items()}}
     if self.conflict is not None: tensors["conflict"] = self.conflict
     state = dict(step=self.step, steps=self.steps, seconds=self.seconds, history=self.history, identity=self.identity,
-                 parts=list(sums), scaler=self.scaler.state_dict())
-    if self.saving: self.saving()
+                 parts=list(sums), scaler=self.scaler.state_dict(), notes=self.saving and self.saving() or {})
     with atomic_path(self.checkpoint) as temporary:
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary,
                   {"state": json.dumps(state)})
@@ -463,6 +462,7 @@ def _read(self:Trainer):
     self.optimiser.load_state_dict(dict(self.optimiser.state_dict(), state=moments))
     if state["scaler"]: self.scaler.load_state_dict(state["scaler"])
     self.step, self.history, self.seconds = state["step"], state["history"], state.get("seconds", 0.0)
+    self.notes = state.get("notes", {})
     sums = part("sum.")
     self.sums = {k: sums[k].to(self.device)*self.team.main for k in state["parts"]}
     if self.conflict is not None: self.conflict = tensors["conflict"]
