@@ -1126,6 +1126,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'dho_nb.sweeps._beside': ('sweeps.html#_beside', 'dho_nb/sweeps.py'),
                                'dho_nb.sweeps._brought': ('sweeps.html#_brought', 'dho_nb/sweeps.py'),
                                'dho_nb.sweeps._claim': ('sweeps.html#_claim', 'dho_nb/sweeps.py'),
+                               'dho_nb.sweeps._clear': ('sweeps.html#_clear', 'dho_nb/sweeps.py'),
                                'dho_nb.sweeps._end': ('sweeps.html#_end', 'dho_nb/sweeps.py'),
                                'dho_nb.sweeps._execute': ('sweeps.html#_execute', 'dho_nb/sweeps.py'),
                                'dho_nb.sweeps._failure': ('sweeps.html#_failure', 'dho_nb/sweeps.py'),

@@ -10,7 +10,7 @@ __all__ = ['BEAT', 'FAILED', 'HEARTBEAT', 'CARRY', 'CLAIM', 'NOTEBOOKS', 'OVERHE
 # %% ../nbs/11_sweeps.ipynb #5e90c339
 import filelock, glob, json, os, re, shutil, signal, socket, subprocess, sys, tempfile, threading, time
 import pandas as pd
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Callable
@@ -287,6 +287,7 @@ def run_one(
         _same(folder, config, identity)
     for over in (".heartbeat.json", *([] if keep_model else ["model.safetensors"])):
         (folder/over).unlink(missing_ok=True)
+    _clear(folder)
     return read_json(folder/"result.json")
 
 def _same(folder, config, identity):
@@ -317,8 +318,13 @@ def _execute(config, folder, slot, notebook):
         code, said = supervised(command, folder, slot, _own_jupyter(Path(place)))
     if code: raise _failure(code, said, made, folder)
     os.replace(made, folder/"notebook.ipynb")
-    for left in ("failed.ipynb", "failed.json"): (folder/left).unlink(missing_ok=True)
-    shutil.rmtree(folder/".papermill")
+    _clear(folder)
+
+def _clear(folder):
+    "Remove what a finished run has no use for, also where the process that finished it was killed before it could"
+    for left in ("failed.ipynb", "failed.json", ".papermill.lock", ".lock"):
+        with suppress(OSError): (folder/left).unlink(missing_ok=True)
+    shutil.rmtree(folder/".papermill", ignore_errors=True)
 
 _KERNEL = dict(language="python", display_name="Python 3 (ipykernel)", metadata=dict(debugger=True), argv=[
     sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}",
