@@ -50,13 +50,14 @@ def test_the_table_is_the_papers():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_list_has_the_papers_counts_and_coops_labels(name):
-    manifest = open_manifest(name)
+    manifest, lists = open_manifest(name), subset_lists(name)
     assert counts(manifest) == PAPER[name] and check_counts(manifest) is manifest
     for shots in (1, 2, 4, 8, 16):
         subset = labelled_subset(manifest, shots=shots, seed=3, by="coop")
         assert subset.name == f"{shots}-shot coop"
         assert (np.bincount(manifest.table["label"].to_numpy()[subset.rows]) == shots).all()
         assert (np.diff(subset.rows) > 0).all()
+        assert sorted(manifest.table["path"].iloc[subset.rows]) == sorted(lists[f"coop-{shots}-3"])
     with pytest.raises(DhoError, match="coop-4-3"): labelled_subset(manifest, shots=4, seed=0, by="coop")
     with pytest.raises(DhoError, match="there are none"): labelled_subset(manifest, fraction=.01, by="simclr")
 

@@ -221,7 +221,7 @@ def test_options_reach_what_they_are_for(dho, tree, tmp_path):
     np.savez(tmp_path/"texts.npz", classes=["cat", "dog"], text=np.random.default_rng(1).normal(size=(2, 8)))
     code, out, err = dho("store", "import", tmp_path/"emb.npz", "--images", tree, "--texts", tmp_path/"texts.npz",
                          "--out", tmp_path/"store")
-    assert code == 0 and "24 of 24" in out, err
+    assert code == 0 and "24 of 24" in out and "class embeddings: right about" in out, out + err
     (tmp_path/"g.toml").write_text('[base]\npreset = "digits"\nepochs = 1\n[axes]\nseed = [0, 1]\n')
     assert dho("sweep", tmp_path/"g.toml", "--out", f"file://{tmp_path/'far'}", "--slurm", tmp_path/"far.sh",
                "--cpus", 3)[0] == 0
