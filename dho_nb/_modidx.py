@@ -241,6 +241,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'dho_nb.embeddings._named': ('embeddings.html#_named', 'dho_nb/embeddings.py'),
                                    'dho_nb.embeddings._npy': ('embeddings.html#_npy', 'dho_nb/embeddings.py'),
                                    'dho_nb.embeddings._npz': ('embeddings.html#_npz', 'dho_nb/embeddings.py'),
+                                   'dho_nb.embeddings._numeric': ('embeddings.html#_numeric', 'dho_nb/embeddings.py'),
                                    'dho_nb.embeddings._pair': ('embeddings.html#_pair', 'dho_nb/embeddings.py'),
                                    'dho_nb.embeddings._parquet': ('embeddings.html#_parquet', 'dho_nb/embeddings.py'),
                                    'dho_nb.embeddings._plain': ('embeddings.html#_plain', 'dho_nb/embeddings.py'),

@@ -65,6 +65,12 @@ class Store(ChunkStore):
             raise DhoError(f"{folder} is a store of {self.header.get('kind')}, not of embeddings")
         with_fields(self.header, self.folder/"header.json", teacher=str, views=dict, layout=int, dim=int)
         if not 0 < self.header["dim"] < 2**20: with_fields(self.header, self.folder/"header.json", dim=())
+        if self.header["views"]:
+            views = dict(with_fields(self.header["views"], self.folder/"header.json", seed=int, scale=list, ratio=list, flip=float))
+            check = {f"{k}[{i}]": v for k in ("scale", "ratio") for i, v in enumerate(views[k])}
+            with_fields(check, self.folder/"header.json", **{f"{k}[{i}]": float for k in ("scale", "ratio") for i in (0, 1)})
+        if eyes := self.header.get("preprocess"):
+            with_fields(eyes, self.folder/"header.json", size=int, mean=list, std=list, interpolation=str)
         if self.single and self.header["layout"] < 2:
             raise DhoError(f"{folder} was imported by a version that could mix up rows: import its embeddings anew, "
                            "into another folder")
@@ -606,7 +612,7 @@ def import_embeddings(
 def _image_rows(held, root, file):
     "Image embeddings as float32 rows of length 1"
     if "embeddings" not in held: raise DhoError(f"{file} holds class embeddings only: give image embeddings, too")
-    rows = np.asarray(held["embeddings"], np.float32)
+    rows = _numeric(held["embeddings"], file)
     if "paths" not in held:
         raise DhoError(f"{file} does not say which row is which image: add 'paths', a list with a path per row")
     if rows.ndim != 2 or len(rows) != len(held["paths"]) or not rows.size:
@@ -627,6 +633,11 @@ def _as_text(held):
     "A file of class embeddings may use the general names"
     return dict(text=held.get("text", held.get("embeddings")),
                 **({"classes": c} if (c := held.get("classes", held.get("paths"))) else {}))
+
+def _numeric(values, file):
+    "Embeddings as float32; text and dates are none"
+    try: return np.asarray(values, np.float32)
+    except (ValueError, TypeError) as e: raise DhoError(f"{file}: embeddings are an array of numbers, and these are none ({reason(e)})") from None
 
 def _unit(rows, names, file):
     "Rows at length 1; one that has no direction is named"
@@ -669,7 +680,7 @@ def own_text(self:Lookup,
 ):
     "Keep class embeddings that were made elsewhere, if there are any"
     if "text" not in held: return
-    text = np.asarray(held["text"], np.float32)
+    text = _numeric(held["text"], file)
     if text.ndim not in (2, 3) or not text.size:
         raise DhoError(f"{file}: class embeddings of shape {text.shape}; expected [classes, D], or "
                        "[classes, prompts, D]")

@@ -145,7 +145,7 @@ def make_grid(
     for key, value, kind, way in (("base", base, dict, "[base]"), ("axes", axes, dict, "[axes]"),
                                   ("exclude", exclude, (list, tuple), "[[exclude]]"),
                                   ("also", also, (list, tuple), "[[also]]")):
-        if value is not None and not isinstance(value, kind):
+        if value is not None and not (isinstance(value, kind) and (kind is dict or all(isinstance(v, dict) for v in value))):
             raise DhoError(f"{key} of the grid {name} is {value!r}: write it as {way}, with what belongs to it below")
     blocks, cells = [dict(axes=axes or {}, exclude=exclude), *also] if axes or not also else list(also), []
     for block in blocks:
@@ -153,9 +153,12 @@ def make_grid(
             if key not in ("base", "axes", "exclude"): raise unknown("key in also", key, ("base", "axes", "exclude"))
             if not isinstance(block[key], dict if key != "exclude" else (list, tuple)):
                 raise DhoError(f"{key} in also of the grid {name} is {block[key]!r}: write it as [also.{key}]")
+            if key == "exclude" and not all(isinstance(v, dict) for v in block[key]):
+                raise DhoError(f"exclude in also of the grid {name} is {block[key]!r}: write it as [[also.exclude]]")
         cells += _without(list(_multiplied({**(base or {}), **block.get("base", {})}, block.get("axes", {}))),
                           block.get("exclude", ()))
-    twice = {digest(c.parameters): c for c in cells}
+    try: twice = {digest(c.parameters): c for c in cells}
+    except (TypeError, ValueError) as e: raise DhoError(f"grid {name}: parameters are text, numbers, lists and tables ({e})") from None
     return Grid(name, tuple(twice.values()), **more)
 
 # %% ../nbs/11_grids.ipynb #de0d5c69

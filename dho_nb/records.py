@@ -361,6 +361,8 @@ def ordered(
 def _from_record(place):
     "As `_from_folders`, from a record"
     table, bits, sweeps = _read_text(place/"runs.csv"), _read_bits(place/"right.npz"), _sweeps_of(place)
+    if gone := [c for c in ("run", "sweep") if c not in table]:
+        raise DhoError(f"{place/'runs.csv'} has no column {gone[0]}: bring it back from version control")
     recipes = {i: r for k in sweeps.values() for i, r in _whole(k.get("recipes")).items()}
     named = lambda labels: frozenset((a, v) for a, v in labels if v)
     asked = {(n, c["identity"], named(c["labels"].items())): i
