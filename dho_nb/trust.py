@@ -19,10 +19,10 @@ def known_student(
 )->bool:
     "Tell whether a name chooses an architecture of timm, torchvision, open_clip or this library, and nothing else"
     if not isinstance(spec, str): return False
-    if spec in OWN or re.fullmatch(r"(timm:|torchvision:)?\w[\w.-]*", spec, re.ASCII): return True
+    if spec in (*OWN, "open_clip:digits") or re.fullmatch(r"(timm:|torchvision:)?\w[\w.-]*", spec, re.ASCII): return True
     if not spec.startswith("open_clip:"): return False
     import open_clip
-    return spec.removeprefix("open_clip:").partition("/")[0] in ("digits", *open_clip.list_models())
+    return spec.removeprefix("open_clip:").partition("/")[0] in open_clip.list_models()
 
 # %% ../nbs/00c_trust.ipynb #bbc0b5f9
 _LOADS = re.compile(r"pretrained|checkpoint|weights|cache|url|hub|trust|code")
