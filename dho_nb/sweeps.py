@@ -159,7 +159,8 @@ def pull(
     fs, root = _far(url)
     found, same = fs.find(root, detail=True) if fs.exists(root) else {}, {}
     for name, facts in sorted(found.items(), key=lambda f: f[0].endswith(_MARKS)):
-        file = local.joinpath(*(check_folder(part, url) for part in name[len(root):].strip("/").split("/")))
+        if name.endswith("/"): continue  # a mark for a folder, as some stores have
+        file = local.joinpath(*(check_folder(part, url) for part in name[len(root):].lstrip("/").split("/")))
         if file.name.startswith(tuple(skip)): continue
         settled = (file.exists() and file.stat().st_size == facts["size"] and file.suffix != ".json"
                    and not file.name.startswith("checkpoint"))
