@@ -106,7 +106,7 @@ def _home(module, otherwise):
 
 def _text(function, seen):
     "A function's own text, or its code where there is none, and what it names"
-    try: text = textwrap.dedent(inspect.getsource(function))
+    try: text = textwrap.dedent(inspect.getsource(function.__code__))
     except (OSError, TypeError): text = ""
     if not text or function.__name__ == "<lambda>": text = [text, _code(function.__code__)]  # a line may hold several
     names = sorted({i.argval for code in _codes(function.__code__) for i in dis.get_instructions(code)

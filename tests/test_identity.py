@@ -240,6 +240,20 @@ def test_what_differs_has_another_hash_and_what_is_the_same_has_not(one, other):
     assert source_hash(one) == source_hash(one) != source_hash(other) == source_hash(other)
 
 
+def test_cells_of_a_notebook_have_a_text_and_decorators_count():
+    import linecache
+    def cell(name, text):
+        linecache.cache[name] = len(text), None, text.splitlines(keepends=True), name
+        space = dict(__name__="__main__", functools=functools)
+        exec(compile(text, name, "exec"), space)
+        return space["f"]
+    text = ("def twice(g):\n    @functools.wraps(g)\n    def inner(*a): return 2*g(*a)\n    return inner\n\n"
+            "@twice\ndef f(x):\n    return x\n")
+    one, other = cell("<cell 1>", text), cell("<cell 2>", text.replace("2*g", "3*g"))
+    moved = cell("<cell 3>", f"# moved\n\n{text}")
+    assert source_hash(one) == source_hash(moved) != source_hash(other)
+
+
 def test_a_hash_is_the_same_in_every_process(home, dho):
     import subprocess
     text = ("import sys; sys.path.insert(0, '.')\nimport torch, functools, netz\nfrom dho_nb.sources import source_hash\n"
