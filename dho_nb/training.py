@@ -520,10 +520,10 @@ def train(self:Trainer,
 # %% ../nbs/07_training.ipynb #ca11fe79
 @patch
 def _next_step(self:Trainer, batches):
-    "One more step; raises `MemoryError` where memory runs out"
+    "One more step; an error of memory that ran out says what to do"
     try: self.train_step(self._next(batches))
     except RuntimeError as e:
-        if told := memory_message(e): raise MemoryError(told) from e
+        if told := memory_message(e): e.add_note(told)
         raise
 
 @patch
