@@ -214,7 +214,7 @@ def _status(args):
 def _logs(args):
     "The log of a run, found by a part of its name"
     runs = load_settings().runs
-    found = ([p for p in (Path(args.run), runs/args.run) if (p/"log.txt").exists()][:1]
+    found = ([p for p in (Path(args.run).expanduser(), runs/args.run) if (p/"log.txt").exists()][:1]
              or sorted(p.parent for p in runs.glob("*/*/log.txt") if args.run in p.parent.name))
     if not found: raise DhoError(f"no run below {runs} has {args.run!r} in its name, and a log: dho status lists them")
     if len(found) > 1:
@@ -225,7 +225,8 @@ def _logs(args):
 def _found(args):
     "The finished runs of sweeps, and what they ask for"
     from dho_nb.records import expected, load
-    places = [next((p for p in (Path(s).expanduser(), load_settings().runs/s) if p.exists()), Path(s))
+    from dho_nb.sweeps import is_url, local_copy
+    places = [local_copy(s) if is_url(s) else next((p for p in (Path(s).expanduser(), load_settings().runs/s) if p.exists()), Path(s))
               for s in args.sweeps]
     return places, load(*places), expected(*places)
 
@@ -246,7 +247,7 @@ def _report(args):
     "A sweep as one page"
     from dho_nb.page import MADE_BY, html_report
     places, _, _ = _found(args)
-    file = Path(args.out or places[0]/"report.html")
+    file = Path(args.out or ("report.html" if "://" in args.sweeps[0] else places[0]/"report.html"))
     if file.exists() and MADE_BY not in file.read_text(encoding="utf-8", errors="replace"):
         raise DhoError(f"{file} is there already, and not from dho report: choose another file with --out, "
                        "or delete it")
@@ -898,12 +899,12 @@ def _sweep_verbs(verb):
         sweep.add_argument(f"--{name}", action="store_true", help=said)
     _trust(sweep, "GRID")
     status = verb("status", _status, "How sweeps stand: what is done, running, failed, and why.")
-    status.add_argument("sweep", nargs="?", default="", help="a sweep's folder, or its name below runs/ [all]")
+    status.add_argument("sweep", nargs="?", default="", help="a sweep's folder or URL, or its name below runs/ [all]")
     table = verb("table", _table, "The results of sweeps as a table: mean ± standard deviation, gaps visible, the best "
                                   "marked where the bootstrap supports it.")
     report = verb("report", _report, "The results of sweeps as one self-contained HTML page.")
     for made in (table, report):
-        made.add_argument("sweeps", nargs="+", metavar="SWEEP", help="folders of sweeps or runs, or names below runs/")
+        made.add_argument("sweeps", nargs="+", metavar="SWEEP", help="folders or URLs of sweeps or runs, or names below runs/")
     for name, many, default, said in (("rows", True, None, "what the rows are [method]"),
                                       ("columns", True, None, "what the columns are [the number of labels]"),
                                       ("average", True, None, "what is averaged over, e.g. dataset"),
@@ -979,6 +980,7 @@ def main(
         if rest: raise unknown("option", rest[0], _options(parser, argv or sys.argv[1:]))
         vars(args).update({k: os.path.expanduser(v) for k, v in vars(args).items()
                            if k in _WRITTEN and isinstance(v, str)})
+        _bring(args)
         with _part_of(args): return args.do(args) or 0
     except KeyboardInterrupt as e:
         return _said(e if str(e) else "stopped; the same command goes on from where it was", 130)
@@ -1006,6 +1008,17 @@ _GOES_ON = "; what is finished is kept, the same command goes on from there"
 _KEEPS = ("distill", "run", "sweep", "estimate", "demo", "store", "data")
 
 _WRITTEN = ("out", "runs", "record", "slurm", "store")  # a shell leaves the ~ of --out=~/page.html as it is
+
+def _bring(args):
+    "Have a run or a model here that is given by its URL; refuse a URL where something would be written to a path of that name"
+    for name, value in vars(args).items():
+        if not isinstance(value, str) or "://" not in value or args.do is _sweep and name == "out": continue
+        if name in _WRITTEN:
+            raise DhoError(f"--{name} is a place on this machine, not {value}: give a path, and carry it there. dho sweep "
+                           "--out takes a URL")
+        if name in ("model", "run", "config") and not value.startswith(("http:", "https:")):
+            from dho_nb.sweeps import local_copy
+            setattr(args, name, str(local_copy(value, ("checkpoint",))))
 
 def _said(message, code):
     "Say why it ended"

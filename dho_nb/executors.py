@@ -32,7 +32,7 @@ def attempt(
 )->dict:                    # kind, text, accuracy, seconds
     "Try to do a run, and say what came of it"
     began = time.monotonic()
-    try: found = run_one(task.config, folder, slot, keep_model, identity=task.identity)
+    try: found = run_one(task.config, folder, slot, keep_model, identity=task.identity, patient=False)
     except Busy as e: return dict(kind="busy", text=str(e))
     except Ended as e: return dict(kind="stopped", text=str(e))
     except Exception as e:
@@ -77,7 +77,7 @@ class Board:
         "The next run for somebody, or None: there is none left, or the sweep was halted"
         with self.changed:
             while not self.halted:
-                due = [t for at, t in self.later if at <= time.time()]
+                due = [t for at, t in self.later if at <= time.monotonic()]
                 self.pending += due
                 self.later = [(at, t) for at, t in self.later if t not in due]
                 if self.pending: return self._given(self.pending.popleft(), where)
@@ -85,7 +85,7 @@ class Board:
                 self.changed.wait(.5)
 
     def _given(self, task, where):
-        self.running[task.run] = where, time.time()
+        self.running[task.run] = where, time.monotonic()
         return task
 
     def put(self,
@@ -130,7 +130,7 @@ def _failed(self:Board, task, told):
     self.show.line(f"failed ({attempts} of {self.sweep.grid.retries + 1})  {task.run}: {told['text'].splitlines()[0]}")
 
 @patch
-def _busy(self:Board, task, told): self.later.append((time.time() + 5, task))
+def _busy(self:Board, task, told): self.later.append((time.monotonic() + 5, task))
 
 @patch
 def _stopped(self:Board, task, told):
@@ -180,8 +180,8 @@ class Show:
         final:bool=False,   # Also if it was drawn less than a second ago
     ):
         "The table, in its place"
-        if self.mode != "bar" or time.time() - self.last < 1 and not final: return
-        self.last, text = time.time(), table_text(self.board)
+        if self.mode != "bar" or time.monotonic() - self.last < 1 and not final: return
+        self.last, text = time.monotonic(), table_text(self.board)
         if in_notebook():
             from IPython.display import HTML
             self.shown(HTML(f"<pre>{escape(text)}</pre>"))
@@ -197,7 +197,7 @@ def table_text(
     board:Board,  # Of a sweep
 )->str:
     "How a sweep stands, in a few lines"
-    b, now = board, time.time()
+    b, now = board, time.monotonic()
     best = f"   best {100*b.best[0]:.1f} % ({b.best[1]})" if b.best[0] is not None else ""
     waiting = len(b.pending) + len(b.later)
     head = (f"{b.counts['done']} of {len(b.sweep.tasks)} done, {b.counts['failed']} failed, {len(b.running)} running, "
@@ -366,8 +366,8 @@ def _on_ray(board, asked):
         if not given and not board.later: break
         _collect(ray, board, given)
     for ref in given: ray.cancel(ref)
-    until = time.time() + 40
-    while given and time.time() < until: _collect(ray, board, given)
+    until = time.monotonic() + 40
+    while given and time.monotonic() < until: _collect(ray, board, given)
     board.show.draw(final=True)
 
 @lru_cache

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from .figures import plot_agreements, plot_conflicts, plot_reliabilities, plot_shots, plot_surfaces, style
 from .grids import telling
-from .records import axes_of, expected, label_axis, load, ordered, result_of, shared_settings
+from .records import _here, axes_of, expected, label_axis, load, ordered, result_of, shared_settings
 from .reports import UNTESTED, counted, everywhere, gains, gains_table, label_free, results_table
 from .settings import DhoError, atomic_path
 
@@ -126,7 +126,7 @@ def html_report(
     ours:str="dho",      # The method that is compared with the others
 )->Path:                 # The file
     "One HTML page of tables, figures, gaps and settings, with nothing outside it"
-    places, file = [places] if isinstance(places, (str, Path)) else list(places), Path(file).expanduser()
+    places, file = _here([places] if isinstance(places, (str, Path)) else list(places)), Path(file).expanduser()
     frame, asked, shared = load(*places, labels=labels), expected(*places), shared_settings(*places)
     if not len(frame):
         raise DhoError(f"no run in {', '.join(map(str, places))} is finished: a report needs one at least")

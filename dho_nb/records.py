@@ -129,6 +129,17 @@ def _line(folder, labels, sweep, cache):
     return dict(run=folder.name, sweep=sweep, **labels, **facts, right=_unpacked(told.get("right"))), problem
 
 # %% ../nbs/12_records.ipynb #b1963d2f
+def _here(places):
+    "Folders on this machine: the places themselves, or copies of what URLs hold"
+    if not any("://" in str(p) for p in places): return [Path(p).expanduser() for p in places]
+    from dho_nb.sweeps import local_copy
+    return [local_copy(p) for p in places]
+
+def _a_folder(place):
+    "A folder to write to"
+    if "://" in str(place): raise DhoError(f"a record is a folder of this machine, not {place}: give one, and carry it there")
+    return Path(place).expanduser()
+
 def _state(folder):
     "Why a run has no line, or nothing if it has a result"
     if (folder/"result.json").exists(): return ""
@@ -210,7 +221,7 @@ def load_placed(
 )->pd.DataFrame:
     "The frame of `load` with columns `folder`, a run's own or its record's, and `_recipe`"
     lines, axes, skipped, seen = [], [], {}, set()
-    for place in [Path(p).expanduser() for p in places]:
+    for place in _here(places):
         if not place.is_dir():
             raise DhoError(f"{place} does not exist: give a sweep's folder, a folder of runs, one run or a record")
         record = (place/"runs.csv").exists()
@@ -250,7 +261,7 @@ def expected(
 )->pd.DataFrame:   # A cell per row: run, sweep, labels, state (done, missing), reason; attrs: axes
     "The runs that sweeps ask for, and whether they are there"
     rows, axes = [], []
-    for place in [Path(p).expanduser() for p in places]:
+    for place in _here(places):
         alone = lambda place=place: [(_sweep(place), lambda c: _state(place/check_folder(c["run"], place/"sweep.json")))]
         for known, state in _kept_sweeps(place) if (place/"runs.csv").exists() else alone():
             axes = list(dict.fromkeys([*axes, *known.get("axes", [])]))
@@ -410,7 +421,8 @@ def record(
     labels=None,    # As for `load`
 )->Path:            # The folder
     "Keep what a sweep found, small enough to commit: runs.csv, right.npz, cells.json, and conflict.csv and surface.csv if there are any"
-    folder, place, frame = Path(folder).expanduser(), Path(place).expanduser(), load_placed([place], labels)
+    (place,), folder = _here([place]), _a_folder(folder)
+    frame = load_placed([place], labels)
     strange = lambda: any(p.name not in _BEFORE and not clutter(p.name) for p in folder.iterdir())
     if folder.exists() and not (folder/"runs.csv").exists() and strange():
         raise DhoError(f"{folder} is in use and holds no record: choose another folder")
@@ -489,7 +501,7 @@ def shared_settings(
 )->dict:        # Parameter to value, without places on a disk
     "The parameters that all finished runs have in common"
     configs = []
-    for place in [Path(p).expanduser() for p in places]:
+    for place in _here(places):
         if (place/"runs.csv").exists(): configs += [k["settings"] for k in _sweeps_of(place).values()]; continue
         configs += [_plain(read_json(p/"run.json", **NOTE)["config"]) for p, _ in _wanted(place)[0] if not _state(p)]
     return {k: v for k, v in (configs[0] if configs else {}).items() if all(k in c and c[k] == v for c in configs)
@@ -527,7 +539,7 @@ def _surface(folder):
 
 def _each(places, labels, file, which, read):
     "Tables of some runs one below the other, with their labels; a record's as they are"
-    places, tables, known = [Path(p).expanduser() for p in places], [], set()
+    places, tables, known = _here(places), [], set()
     for p in [p for p in places if (p/file).exists() and (p/"runs.csv").exists()]:
         table = _read_text(p/file, {a: str for a in ("identity", *BASIC, *load_placed([p]).attrs["axes"])})
         tables.append(table[~table["identity"].isin(known)]); known |= {*table["identity"]}
