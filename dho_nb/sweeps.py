@@ -8,7 +8,7 @@ __all__ = ['BEAT', 'SLACK', 'FAILED', 'HEARTBEAT', 'CARRY', 'CLAIM', 'NOTEBOOKS'
            'supervised', 'disk_is_full', 'reason_of', 'Sweep', 'on_disk', 'open_sweep', 'stores_of']
 
 # %% ../nbs/11_sweeps.ipynb #5e90c339
-import filelock, glob, json, os, re, shutil, signal, socket, subprocess, sys, tempfile, threading, time, uuid
+import glob, json, os, re, shutil, signal, socket, subprocess, sys, tempfile, threading, time, uuid
 import pandas as pd
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -315,9 +315,9 @@ def mirrored(
 def _only_here(local, url):
     "One process of this machine works on a copy"
     local.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(local.with_suffix(".lock"))
+    lock = file_lock(local.with_suffix(".lock"))
     try: lock.acquire(timeout=0)
-    except filelock.Timeout: raise Busy(f"another process of this machine is working on {url}: wait for it") from None
+    except Timeout: raise Busy(f"another process of this machine is working on {url}: wait for it") from None
     try: yield
     finally: lock.release()
 
@@ -743,7 +743,7 @@ def begin(self:Sweep):
     "Write down what the sweep means"
     if not hasattr(self, "holds"): return self._carry_plan()
     self.folder.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(self.folder/".sweep.lock"): self._write_plan()
+    with file_lock(self.folder/".sweep.lock"): self._write_plan()
     return self._carry_plan(anew=True)
 
 @patch
