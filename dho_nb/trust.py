@@ -19,7 +19,8 @@ def known_student(
 )->bool:
     "Tell whether a name chooses an architecture of timm, torchvision, open_clip or this library, and nothing else"
     if not isinstance(spec, str): return False
-    if spec in (*OWN, "open_clip:digits") or re.fullmatch(r"(timm:|torchvision:)?\w[\w.-]*", spec, re.ASCII): return True
+    if spec in (*OWN, "open_clip:digits"): return True
+    if re.fullmatch(r"(timm:|torchvision:)?\w[\w.-]*", spec, re.ASCII): return True
     if not spec.startswith("open_clip:"): return False
     import open_clip
     return spec.removeprefix("open_clip:").partition("/")[0] in open_clip.list_models()
@@ -41,7 +42,8 @@ def _plain(value, words=True, depth=2):
     if value is None or isinstance(value, bool): return True
     if isinstance(value, (int, float)): return abs(value) <= 1e6
     if isinstance(value, str): return words and bool(re.fullmatch(r"[A-Za-z][\w-]{0,31}|", value, re.ASCII))
-    return isinstance(value, (list, tuple)) and depth > 0 and len(value) <= 64 and all(_plain(v, words, depth - 1) for v in value)
+    short = isinstance(value, (list, tuple)) and depth > 0 and len(value) <= 64
+    return short and all(_plain(v, words, depth - 1) for v in value)
 
 # %% ../nbs/00c_trust.ipynb #1a5bff44
 def check_student(
@@ -53,13 +55,14 @@ def check_student(
     "Refuse a student that is not a known architecture with plain arguments; raises `DhoError`"
     if trust_remote_code: return
     if not known_student(spec):
-        raise DhoError(f"{file} names the student {_short(spec)}, which is no architecture of timm, torchvision, open_clip or this library: "
-                       f"building it would run code or load what that name stands for. {_WORD}")
-    if not isinstance(args or {}, dict): raise DhoError(f"{file}: a student's arguments are names with values, not {_short(args)}")
+        raise DhoError(f"{file} names the student {_short(spec)}, which is no architecture of timm, torchvision, open_clip "
+                       f"or this library: building it would run code or load what that name stands for. {_WORD}")
+    if not isinstance(args or {}, dict):
+        raise DhoError(f"{file}: a student's arguments are names with values, not {_short(args)}")
     for name, value in (args or {}).items():
         if not plain_argument(name, value):
-            raise DhoError(f"{file} gives the student the argument {_short(name)} = {_short(value)}, which is no plain value that shapes a "
-                           f"network. {_WORD}")
+            raise DhoError(f"{file} gives the student the argument {_short(name)} = {_short(value)}, which is no plain "
+                           f"value that shapes a network. {_WORD}")
 
 _WORD = "If you trust where that file is from, say so with --trust-remote-code (in Python trust_remote_code=True)"
 
@@ -87,15 +90,19 @@ def check_clip_config(
     "Refuse a CLIP configuration that would run code or load what is not beside it; raises `DhoError`"
     part = lambda name: config.get(name) if isinstance(config, dict) and isinstance(config.get(name), dict) else {}
     vision, text = part("vision_cfg"), part("text_cfg")
-    named = {k: d[k] for d, names in ((vision, ("timm_model_name",)), (text, ("hf_model_name", "hf_tokenizer_name"))) for k in names if d.get(k)}
-    allowed = lambda k, v: isinstance(v, str) and bool(re.fullmatch(
-        r"\w[\w.-]*" if k == "timm_model_name" else r"\w[\w.-]*(/\w[\w.-]*)?", v, re.ASCII)) and not Path(v).is_dir()
-    bad = {k: v for k, v in named.items() if not allowed(k, v)}
+    named = {"timm_model_name": vision, "hf_model_name": text, "hf_tokenizer_name": text}
+    bad = {k: v for k, place in named.items() if (v := place.get(k)) and not _hub_name(v, owner=place is text)}
     kwargs = text.get("tokenizer_kwargs") or {}
-    bad.update({k: v for k, v in kwargs.items() if not plain_argument(k, v)} if isinstance(kwargs, dict) else {"tokenizer_kwargs": kwargs})
+    if not isinstance(kwargs, dict): bad["tokenizer_kwargs"], kwargs = kwargs, {}
+    bad.update({k: v for k, v in kwargs.items() if not plain_argument(k, v)})
     for k, v in bad.items():
-        raise DhoError(f"{source}: its open_clip_config.json has {_short(k)} = {_short(v)}, which would run code or load something from "
-                       "elsewhere: take that out of the file")
+        raise DhoError(f"{source}: its open_clip_config.json has {_short(k)} = {_short(v)}, which would run code or load "
+                       "something from elsewhere: take that out of the file")
+
+def _hub_name(name, owner):
+    "Is it a model's plain name, with an owner before it where that is usual, and no folder's here?"
+    form = r"(\w[\w.-]*/)?\w[\w.-]*" if owner else r"\w[\w.-]*"
+    return isinstance(name, str) and bool(re.fullmatch(form, name, re.ASCII)) and not Path(name).is_dir()
 
 # %% ../nbs/00c_trust.ipynb #f9bb380b
 def check_folder(
@@ -103,8 +110,10 @@ def check_folder(
     file,      # That file, for the message
 )->str:        # The name
     "Refuse a name that is not a single folder's; raises `DhoError`"
-    if isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[/\\\x00-\x1f]", name) and len(name) < 256: return name
-    raise DhoError(f"{file} names the folder {_short(name)}, which does not lie below its own: this file is not one that dho_nb wrote")
+    plain = isinstance(name, str) and name not in ("", ".", "..") and len(name) < 256
+    if plain and not re.search(r"[/\\\x00-\x1f]", name): return name
+    raise DhoError(f"{file} names the folder {_short(name)}, which does not lie below its own: this file is not one that "
+                   "dho_nb wrote")
 
 # %% ../nbs/00c_trust.ipynb #58a30bd8
 def markdown_text(
