@@ -490,6 +490,7 @@ def model_card(
     return _card(file, facts, files or {}, licence, _expected(estimate, file) if estimate else None)
 
 def _card(file, facts, files, licence, expected):
+    if not facts.get("classes"): raise DhoError(f"{file} does not say what its classes are called: there is nothing to describe")
     config, result, figures = _known(file)
     title = markdown_text(facts.get("run") or facts.get("source") or file.stem)
     parts = [_header(title, result, licence), f"# {title}\n\n{_about(facts)}", _use(files),

@@ -596,15 +596,16 @@ def test_the_watch_lets_a_reader_read_refuse_and_write_where_it_may(tmp_path):
 def survey(most, *names):
     "Count what goes wrong, by target and kind, with an example of each"
     with tempfile.TemporaryDirectory() as base, world(base) as place:
-        total = sum(TARGETS[n].share for n in TARGETS)
-        for name in names or TARGETS:
+        names = names or tuple(TARGETS)
+        total = sum(TARGETS[n].share for n in names)
+        for name in names:
             found, examples, done = Counter(), {}, [0]
             def check(given):
                 done[0] += 1
                 for kind in place.verdict(TARGETS[name].read, given):
                     key = kind.split(" (")[0] if " in " in kind and kind[0].isupper() else kind[:40]
                     found[key] += 1; examples.setdefault(key, (kind, given))
-            tried(place, name, check, -(-most*TARGETS[name].share//total) if not names else most, random.randrange(2**32))
+            tried(place, name, check, -(-most*TARGETS[name].share//total), random.randrange(2**32))
             told = ", ".join(f"{n} {k}" for k, n in sorted(hostile.OUTCOMES.items()))
             hostile.OUTCOMES.clear()
             print(f"{name}: {done[0]} inputs ({told}), {sum(found.values())} violations of {len(found)} kinds", flush=True)
