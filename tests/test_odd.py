@@ -1,4 +1,5 @@
 "Odd but legal: what people have on their disks, and what they try"
+import json
 import os
 import sys
 from dataclasses import replace
