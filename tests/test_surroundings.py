@@ -12,12 +12,13 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import SMALL, picture
 
-from dho_nb import manifests, settings, views
+from dho_nb import manifests, maps, settings, views
 from dho_nb.cli import main
 from dho_nb.configs import preset
 from dho_nb.embeddings import Store, join
@@ -130,6 +131,17 @@ def test_waiting_for_a_lock_names_its_holder_and_ends(here, monkeypatch, capsys)
         said = capsys.readouterr().err
         assert "waiting for" in said and (f"process {other.pid}" in said or "another process" in said)
     finally: other.kill(); other.wait()
+
+
+def test_waiting_for_another_fill_ends_where_nothing_comes_of_it(here, monkeypatch, capsys):
+    monkeypatch.setattr("dho_nb.maps.time.sleep", lambda _: None)
+    wait = maps._Wait(SimpleNamespace(folder=here/"store"), "lines")
+    left = [(0, ["still"]), (1, ["still"])]
+    for _ in range(3): wait(left)
+    assert capsys.readouterr().out.count("waiting for another process that fills store") == 1
+    wait.since -= 31*load_settings().wait_seconds
+    with pytest.raises(DhoError, match="finished nothing for 60 min"): wait(left)
+    wait(left[1:])  # something came of it
 
 
 # Filesystems
