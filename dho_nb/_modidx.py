@@ -216,6 +216,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'dho_nb.embeddings.Lookup.enter': ('embeddings.html#lookup.enter', 'dho_nb/embeddings.py'),
                                    'dho_nb.embeddings.Lookup.has': ('embeddings.html#lookup.has', 'dho_nb/embeddings.py'),
                                    'dho_nb.embeddings.Lookup.own_text': ('embeddings.html#lookup.own_text', 'dho_nb/embeddings.py'),
+                                   'dho_nb.embeddings.Lookup.to_compute': ('embeddings.html#lookup.to_compute', 'dho_nb/embeddings.py'),
                                    'dho_nb.embeddings.Lookup.verify': ('embeddings.html#lookup.verify', 'dho_nb/embeddings.py'),
                                    'dho_nb.embeddings.Lookup.write': ('embeddings.html#lookup.write', 'dho_nb/embeddings.py'),
                                    'dho_nb.embeddings.Store': ('embeddings.html#store', 'dho_nb/embeddings.py'),

@@ -242,6 +242,17 @@ def _missing(self:Lookup, rows, views, part=(1, 1), most=2**27):
     return [(c, names[k:k + step]) for c, names in left for k in range(0, len(names), step)]
 
 @patch
+def to_compute(self:Lookup,
+    rows,     # Positions in the manifest
+    views,    # As for `embed`
+)->int:
+    "How many embeddings `embed` would compute: whole chunks, where one of their images is asked for"
+    self.enter(views, rows)
+    for view in views: self.store.view(view)
+    sizes = np.bincount(self.store._chunk_of(self.rows[self.rows >= 0]))
+    return int(sum(sizes[chunk]*len(names) for chunk, names in self._missing(rows, views)))
+
+@patch
 def _put(self:Lookup, chunk, name, embeddings):
     "Write a chunk of a view, if it is sound"
     rows = embeddings.half()

@@ -113,10 +113,9 @@ def missing(self:Guidance,
     train,    # As for `prepare`
     scored,   # Likewise
 )->int:
-    "How many embeddings a run asks for that its store does not have"
+    "How many embeddings would be computed for a run"
     if not self.lookup or self.own: return 0
-    views = ((train, v) for v in range(self.cycle))
-    return int(sum((~self.lookup.has(rows, v)).sum() for rows, v in [*views, (scored, STILL)]))
+    return self.lookup.to_compute(train, range(self.cycle)) + self.lookup.to_compute(scored, [STILL])
 
 @patch
 def prepare(self:Guidance,

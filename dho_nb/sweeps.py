@@ -191,14 +191,14 @@ def is_url(
 def _far(url):
     "The file system of a URL, without what it remembers of its folders, and the path there"
     import fsspec
+    from fsspec.registry import known_implementations as known
     kind = str(url).partition("://")[0]
     try: fs, root = fsspec.core.url_to_fs(str(url))
     except ImportError as e:
-        package = fsspec.registry.known_implementations.get(kind, {}).get("class", "fsspec").split(".")[0]
+        package = known.get(kind, {}).get("class", "fsspec").split(".")[0]
         way = f"pip install {package}" if package != "fsspec" else str(e)
         raise DhoError(f"{url} cannot be reached without another package: {way}, or give a folder") from None
     except ValueError as e:
-        known = fsspec.registry.known_implementations
         raise (DhoError(f"{url} cannot be reached ({e}): give another URL, or a folder") if kind in known
                else unknown(f"protocol in {url}:", kind, known)) from None
     fs.invalidate_cache()
@@ -228,7 +228,8 @@ _TELLS = re.compile("etag|md5|crc|sum|hash|generation|version|mod|mtime|updat|cr
 
 def _far_stamp(facts):
     "Size, and whatever else a file system says that differs once a file was written anew; empty where it says nothing"
-    told = {k: str(v) for k, v in facts.items() if v not in (None, "") and _TELLS.search(k) and not k.lower().endswith("mode")}
+    plain = lambda v: v.timestamp() if hasattr(v, "timestamp") else v
+    told = {k: str(plain(v)) for k, v in facts.items() if v not in (None, "") and _TELLS.search(k) and not k.lower().endswith("mode")}
     return digest([facts.get("size"), told]) if told else ""
 
 def _drop_beats(local, there):

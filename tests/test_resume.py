@@ -116,3 +116,27 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
     said = second.communicate(timeout=120)[0]
     first.kill()
     assert second.returncode == 2 and "another process is working in" in said
+
+
+PROCESS = """
+import os, sys
+from dho_nb.configs import preset
+from dho_nb.runs import Run
+run = Run(preset("digits", epochs=2, method=sys.argv[2], views=int(sys.argv[3]) or "live"), sys.argv[1], "none")
+if sys.argv[4] == "prepared": run.prepare(); os.kill(os.getpid(), 9)
+if sys.argv[4] == "trained": run.trainer.train(run.trainer.steps//2, "none"); os.kill(os.getpid(), 9)
+run.train(); run.finish()
+"""
+
+
+@pytest.mark.parametrize("method, views", [("dho", 0), ("sho-tuned", 2)])
+def test_a_teachers_images_are_counted_over_all_processes(tmp_path, method, views):
+    counts = []
+    for name, kills in (("straight", []), ("stopped", ["prepared", "trained"])):
+        for kill in [*kills, ""]:
+            done = subprocess.run([sys.executable, "-c", PROCESS, str(tmp_path/name), method, str(views), kill], cwd=ROOT,
+                                  env={**os.environ, "DHO_CACHE": str(tmp_path/f"cache-{name}"), "DHO_DEVICE": "cpu"})
+            assert done.returncode == (-9 if kill else 0)
+        counts.append(json.loads((tmp_path/name/"result.json").read_text())["teacher_looked"])
+        assert not (tmp_path/name/".begun.json").exists()
+    assert counts[0] == counts[1] > 2000
