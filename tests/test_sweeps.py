@@ -3,6 +3,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -463,3 +464,74 @@ def test_a_folder_of_images_with_a_long_name(tmp_path, tree, monkeypatch):
                                test=.25)), mode="none")
     assert len(os.fsencode(run.folder.name)) < 200
     assert run.prepare()["teacher"], "the store has a name, too"
+
+
+def test_planning_for_one_run_looks_at_its_data_alone(tmp_path, tree, dho, monkeypatch):
+    from dho_nb import configs, rehearsal, sweeps
+    other = shutil.copytree(tree, tmp_path/"other")
+    grid = make_grid("g", dict(teacher="digits", student="tiny", student_weights="", size=16, epochs=1, shots=2, test=.25),
+                     dict(dataset=[str(tree), str(other)], seed=[0, 1]))
+    opened, tried, open_data = [], [], configs.open_data
+    monkeypatch.setattr(configs, "open_data", lambda c: (opened.append(c.dataset), open_data(c))[1])
+    monkeypatch.setattr(rehearsal, "try_student", lambda c, *a: (tried.append(c.seed), (.1, 10))[1])
+    monkeypatch.setattr(sweeps, "_store_line", lambda c: c.dataset)
+    part = Sweep(grid, tmp_path/"sweep", [3])
+    said = part.outlook(1, [3])
+    assert opened == [str(other)] and len(tried) == 1 and said["store 1"] == str(other) and "store 2" not in said
+    assert [bool(t.identity) for t in part.tasks] == [False, False, False, True] and not (tmp_path/"sweep").exists()
+    part.begin()
+    assert part.begin().place(part.tasks[3]).name.endswith(part.tasks[3].identity[:8])
+    Sweep(grid, tmp_path/"sweep", [0]).begin()
+    cells = read_json(tmp_path/"sweep"/"sweep.json")["cells"]
+    assert [bool(c["identity"]) for c in cells] == [True, False, False, True], "nothing that was found out is forgotten"
+    whole = Sweep(grid, tmp_path/"sweep").begin()
+    assert [t.identity for t in whole.tasks][3] == part.tasks[3].identity and all(t.identity for t in whole.tasks)
+    opened.clear()
+    assert [t.run for t in Sweep(grid, tmp_path/"sweep", [1]).tasks] == [t.run for t in whole.tasks] and not opened
+    with pytest.raises(DhoError, match="run .*-fast: parameter lr must be"):
+        tasks = dict(dataset=[str(tree)], lr=[.1, "fast"])
+        Sweep(make_grid("bad", dict(teacher="digits", student="tiny"), tasks), tmp_path/"bad", [0])
+
+
+def test_a_slurm_array_keeps_below_what_the_cluster_takes(tmp_path, monkeypatch):
+    from dho_nb import executors
+    from dho_nb.cli import _positions
+    sweep = Sweep(make_grid("many", dict(preset="digits"), dict(seed=list(range(23)))), tmp_path/"sweep").begin()
+    script = slurm_script(tmp_path/"sweep", sweep, most=10)
+    assert "--array=0-7%8" in script and "MaxArraySize is 10: a job does up to 3 of the 23 runs" in script
+    (tmp_path/"array.sh").write_text(re.sub("^exec .*--only", "echo", script, flags=re.M).replace("--jobs 1", ""))
+    said = [subprocess.run(["bash", tmp_path/"array.sh"], env={**os.environ, "SLURM_ARRAY_TASK_ID": str(i)},
+                           capture_output=True, text=True).stdout.strip() for i in range(8)]
+    assert sum([_positions(text) for text in said], []) == list(range(23)), said
+    assert "--array=0-22%8" in slurm_script(tmp_path/"sweep", sweep, most=23) and "--array=0-22%8" in slurm_script(
+        tmp_path/"sweep", sweep), "Slurm's own 1,001"
+    for t in sweep.tasks[:20]:
+        sweep.place(t).mkdir(); (sweep.place(t)/"result.json").write_text("{}")
+    assert "--array=0-2%8" in (late := slurm_script(tmp_path/"sweep", sweep, most=20)) and "RUNS=(20 21 22)" in late
+    tool = tmp_path/"bin"/"scontrol"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/bash\necho 'MaxArraySize            = 21'\n"); tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    assert executors.max_array_size() == 21 and "RUNS=(20 21 22)" in slurm_script(tmp_path/"sweep", sweep)
+
+
+@pytest.mark.parametrize("text, found", [("3", [3]), ("0-2,7", [0, 1, 2, 7]), ("", None), ("-1", None), ("3-1", None),
+                                         ("0-99999999999", None), ("x", None), ("1,", None)])
+def test_positions_are_written_as_ranges(text, found):
+    import argparse
+    from dho_nb.cli import _positions
+    if found: assert _positions(text) == found
+    else: pytest.raises(argparse.ArgumentTypeError, _positions, text)
+
+
+def test_what_a_run_does_not_have_yet_says_what_makes_it(tmp_path):
+    from dho_nb.configs import preset
+    from dho_nb.runs import Run
+    run = Run(preset("digits", epochs=1, method="ce"), tmp_path/"run", "none")
+    for ask, way in ((lambda: run.part("test"), "call evaluate"), (run.figures, "call evaluate"), (lambda: run.alpha, "call evaluate"),
+                     (lambda: run.outputs, "call evaluate"), (lambda: run.result, "call train"), (run.finish, "call train")):
+        with pytest.raises(DhoError, match=way): ask()
+    assert not hasattr(run, "outputs") and not hasattr(run, "nothing")
+    with pytest.raises(AttributeError, match="nothing"): run.nothing
+    run.train(); run.evaluate()
+    assert len(run.part("test")) and run.figures()
