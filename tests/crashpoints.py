@@ -158,7 +158,8 @@ def map_more(here): many(here); build_map(here)
 def store_there(here): few(here); one_view(here); many(here)
 def run_all(here): distill(here, "--predict", "all")
 def run_there(here): many(here); distill(here)
-def tested_there(here): many(here); distill(here, "--predict", "test")
+def tested_there(here): many(here); distill(here, "--test", ".3", "--predict", "test")
+def rest(here): distill(here, "--test", ".3", "--predict", "all")
 def export(kind): return lambda here: dho("export", here/"run", "--images", here/"tree", kind, "--out", here/"out")
 def predict(here): dho("predict", here/"run", here/"tree", "--out", here/"out.csv")
 def predict_again(here): (here/"out.csv").exists() or predict(here)  # what is there is whole, and not written again
@@ -218,7 +219,7 @@ SCENARIOS = {
     "store-grown": Scenario(three_views, store_there, (*STORE, "out/view002.npy", "out/view002.crc")),
     "store-shared": Scenario(two_views, store_there, STORE, helper=two_views),
     "run": Scenario(run_all, many, RUN),
-    "predict-rest": Scenario(run_all, tested_there, RUN),
+    "predict-rest": Scenario(rest, tested_there, (*RUN, "run/per_class.csv")),
     "predict": Scenario(predict, run_there, ("out.csv",), again=predict_again),
     "record-begun": Scenario(keep("0"), runs_there, RECORD),
     "record-grown": Scenario(keep("1"), record_there, RECORD),
@@ -227,12 +228,12 @@ SCENARIOS = {
     "export-onnx": Scenario(export("--onnx"), run_there,
                             ("out/model.onnx", "out/export.json", "out/README.md", "out/predict_onnx.py")),
 }
-PLANTED = {
-    "torn": (Scenario(torn, many, ("out.txt",)), "out.txt differs"),
-    "forgotten": (Scenario(forgotten, many, ("out.txt",)), "is left"),
-    "careless map": (Scenario(careless_map, map_there, MAP), "out/pixels.npy differs"),
+PLANTED = {  # scenario, the point that is followed by the one to kill at, what is said then
+    "torn": (Scenario(torn, many, ("out.txt",)), "write out.txt", "out.txt differs"),
+    "forgotten": (Scenario(forgotten, many, ("out.txt",)), "write half-", "is left"),
+    "careless map": (Scenario(careless_map, map_there, MAP), "os.truncate out/pixels.npy", "out/pixels.npy differs"),
 }
-SCENARIOS |= {name: scenario for name, (scenario, _) in PLANTED.items()}
+SCENARIOS |= {name: scenario for name, (scenario, *_) in PLANTED.items()}
 
 
 # ── how it is tried
