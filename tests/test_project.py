@@ -158,7 +158,7 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     assert found["run"].result["tested"] == 500
 
 
-GUIDES = [(p, line) for p in NOTEBOOKS if p.parent.name in ("howto", "explain", "tutorials")
+GUIDES = [(p, line) for p in NOTEBOOKS if p.parent.name in ("howto", "explain", "tutorials", "paper")
           for cell in json.loads(p.read_text())["cells"] if cell["cell_type"] == "markdown"
           for block in re.findall(r"^```\n(.*?)^```", "".join(cell["source"]), re.M | re.S)
           for line in block.splitlines() if line.startswith("dho ") and "…" not in line]
