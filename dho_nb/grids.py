@@ -209,7 +209,7 @@ def read_grid(
     except RecursionError: raise DhoError(f"cannot read the grid {file} as TOML: it is nested too deeply") from None
     except OSError as e:
         raise DhoError(f"cannot read the grid {file} ({e.strerror}): give the path of a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+    except ValueError as e:
         raise DhoError(f"cannot read the grid {file} as TOML: {e}") from None
     known = ("name", "base", "axes", "exclude", "also", "keep_models", "jobs", "cpus", "retries")
     for key in found:

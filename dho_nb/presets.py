@@ -113,7 +113,7 @@ def named(
 )->dict:              # Parameters of a `Config`
     "Parameters with their preset written out"
     begin = given.get("preset", "")
-    if begin and begin not in PRESETS: raise unknown("preset", begin, PRESETS)
+    if begin and begin not in [*PRESETS]: raise unknown("preset", begin, PRESETS)
     return changed(PRESETS.get(begin, {}), {k: v for k, v in given.items() if k != "preset"})
 
 def changed(

@@ -542,7 +542,27 @@ def place(tmp_path_factory):
 
 
 # Inputs that went wrong once: by target
-ONCE = {}
+DEEPER = "["*20000 + "]"*20000
+ONCE = dict(
+    model=['{"spec": "subprocess:getoutput", "args": {"cmd": "touch x"}}', "9"*5000, DEEPER, '"\\u0085"', '{"spec": 1}', "[]", "{}"],
+    onnx=[b"257", b"{}", DEEPER.encode(), b'{"heads": "two"}', b'{"classes": "U"}', b'"1979-05-2\x17"'],
+    run_json=[("ce", b'""'), ("dho", b"{}"), ("ce", DEEPER.encode()), ("dho", b'{"identity": "x", "config": {"student_weights": {}}}')],
+    result_json=[("ce", b'"1979"'), ("dho", b'{"method": 0}'), ("ce", b'{"seed": "x"}'), ("dho", b'{"dataset": {"a": 1}}')],
+    signs=[(".heartbeat.json", b'{"attempts": 1}'), (".heartbeat.json", b'{"host": {}, "pid": 1, "began": 0, "time": {}}'), ("failed.json", b'"x"'),
+           ("failed.json", b'{"attempts": "x"}'), (".heartbeat.json", b'{"host": "h", "pid": 1e400, "began": 0, "time": 4e9}')],
+    sweep_json=[b'"x"', b'{"name": "x", "cells": [null]}', b'{"name": "x", "axes": [1], "cells": []}', b'{"cells": [{"run": "../x"}]}'],
+    tables=[("record/surface.csv", b"identity;x\n"), ("record/conflict.csv", b"P\xe6"), ("sweep/dho/predictions.csv", b"a;b\n"),
+            ("store/images.csv", b"id\tkey\tchunk\n"), ("store/images.csv", b"id,key,chunk\na,,x\n"), ("record/runs.csv", b"identity\nx\n"),
+            ("store/images.csv", b"id,key,chunk\n" + b"".join(b"cat/%d.png,,0\n" % (i % 4) for i in range(10)))],
+    cells_json=[b'"x"', b'{"a": "b"}', b'{"a": {"name": "a", "axes": [], "cells": [], "recipes": "x", "settings": {}}}'],
+    arrays=[("record/right.npz", b"PK"), ("store/classes.safetensors", b"\2\0\0\0\0\0\0\0{}"), ("sweep/dho/outputs.safetensors", b"x")],
+    store_json=[b"255", b"{}", b'{"kind": "embeddings", "views": 1, "layout": "1", "dim": -1, "teacher": ""}',
+                b'{"kind": "embeddings", "views": {"a": 1}, "layout": 2, "dim": 4, "teacher": "x"}'],
+    facts_json=[DEEPER.encode()], coop=[b'{"train": [["a", {}, "b"]], "val": [], "test": []}', b'{"train": null, "val": [], "test": []}'],
+    grid=[b"exclude = [1]\naxes = {seed = [0]}", b'base = {preset = ["x"]}', b"a = " + b"9"*5000, b"a = " + b"["*5000,
+          b"also = [1]", b'base = {preset = "digits", student_args = {a = 1979-05-27}}', b'axes = {labels = [{fraction = "x"}]}'],
+    checkpoint=[safetensors_bytes({"__metadata__": {"state": s}}) for s in ("[]", "{}", DEEPER, "9"*5000)],
+    notes=[("estimate.json", b"{}"), ("estimate.json", b'{"config": {}, "folds": 2, "labelled": 1, "table": {"a": {}}}'), ("export.json", b'{"files": {"a": 1}}')])
 
 # What the suite tries of each target, where not all 10,000 are asked for
 SOME = {name: 3*t.share for name, t in TARGETS.items()}
