@@ -719,7 +719,7 @@ def on_disk(
     for name in sorted(named):
         parts = (name, *(name.partition(s)[2] or name for s in "/:"))  # NAME/FILE is a teacher, open_clip:FOLDER a student
         files = [*filter(None, (lists.get(name), *(Path(p).expanduser() for p in parts)))]
-        for file in dict.fromkeys([*files, *(beside for f in files if f.is_file() for beside in _beside(f))]):
+        for file in dict.fromkeys([*files, *(beside for f in files if f.is_file() for beside in _beside(f, f != lists.get(name)))]):
             found = ([file] if file.is_file()
                      else sorted(p for p in file.rglob("*") if p.is_file()) if file.is_dir() else [])
             seen[name] = seen.get(name, []) + [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in found]
@@ -732,10 +732,10 @@ def _strings_in(value):
     if isinstance(value, (dict, list)): return [s for v in (value.values() if isinstance(value, dict) else value) for s in _strings_in(v)]
     return [value] if isinstance(value, str) and value else []
 
-def _beside(file):
-    "What is read together with a file: class names, names of rows, a model's configuration, the images of a list"
+def _beside(file, own=True):
+    "What is read together with a file: class names, names of rows, a model's configuration, the images of an own list"
     base = file.with_name(file.name.removesuffix(".gz"))
-    lists = base.suffix in (".csv", ".json")
+    lists = own and base.suffix in (".csv", ".json")
     return [*(base.with_suffix(s) for s in (".json", ".txt", ".csv")), file.with_name("open_clip_config.json"),
             *([load_settings().data/base.stem] if lists else [])]
 
