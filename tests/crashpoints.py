@@ -120,11 +120,19 @@ def dho(*argv):
     assert code == 0, f"dho {argv[0]} ended with {code}"
 
 
-def build_map(here, **how):
+def map_of(here):
     from dho_nb.manifests import content_keys, open_manifest
     from dho_nb.maps import ImageMap
     manifest = open_manifest(str(here/"tree"))
-    ImageMap(manifest, here/"tree", 16, content_keys(manifest, here/"tree"), here/"out").build(mode="none")
+    return ImageMap(manifest, here/"tree", 16, content_keys(manifest, here/"tree"), here/"out")
+
+
+def build_map(here): map_of(here).build(mode="none")
+
+
+def list_map(here):
+    made = map_of(here)
+    made.add(made.manifest.table["id"], made.content, np.zeros(len(made.manifest), int), ["pixels", "sizes"])
 
 
 def fill_views(here, views):
@@ -154,6 +162,7 @@ def one_view(here): fill_views(here, 1)
 def two_views(here): fill_views(here, 2)
 def three_views(here): fill_views(here, 3)
 def map_there(here): few(here); build_map(here); many(here)
+def map_listed(here): few(here); list_map(here)
 def map_more(here): many(here); build_map(here)
 def store_there(here): few(here); one_view(here); many(here)
 def run_all(here): distill(here, "--predict", "all")
@@ -212,7 +221,7 @@ RECORD = ("out/runs.csv", "out/right.npz", "out/cells.json", "out/conflict.csv")
 SCENARIOS = {
     "map-begun": Scenario(build_map, many, MAP),
     "map-grown": Scenario(build_map, map_there, MAP),
-    "map-grown-after": Scenario(build_map, few, MAP, again=map_more),
+    "map-grown-after": Scenario(build_map, map_listed, MAP, again=map_more),
     "map-late": Scenario(build_map, map_there, MAP, flush=1e9),
     "map-shared": Scenario(build_map, map_there, MAP, helper=build_map),
     "store-begun": Scenario(two_views, many, STORE),
@@ -309,11 +318,12 @@ class Lab:
         process.start()
         return process
 
-    def run(self, role, fatal=0):
-        "The exit code, and the points that were passed"
+    def run(self, role, fatal=0, beside=None):
+        "The exit code, and the points that were passed; another part of the scenario runs beside it"
         mine, theirs = multiprocessing.Pipe(False)
         process = self.start(role, fatal, theirs)
         theirs.close()
+        if beside: self.beside = self.start(beside)
         if not mine.poll(LONG): process.kill(); raise AssertionError(f"{self.name} hangs")
         try: points = mine.recv()
         except EOFError: points = []  # it was killed, or failed
@@ -339,13 +349,13 @@ class Lab:
     def differs(self, fatal):
         "Kill before a point, run again: what is otherwise than in the twin's folder"
         self.fresh()
-        beside = self.scenario.helper and self.start("helper")
-        code, _ = self.run("command", fatal)
+        helper = self.scenario.helper
+        code, _ = self.run("command", fatal, "helper" if helper else None)
         self.kills += code == -signal.SIGKILL
-        assert code == -signal.SIGKILL or beside and code == 0, f"{self.name} ended with {code} before point {fatal}"
-        if beside:
-            beside.join(LONG)
-            assert beside.exitcode == 0
+        assert code == -signal.SIGKILL or helper and code == 0, f"{self.name} ended with {code} before point {fatal}"
+        if helper:
+            self.beside.join(LONG)
+            assert self.beside.exitcode == 0, "the other process fails, or hangs"
             alone = self.apart(lambda name: name.endswith((".npy", ".crc", ".csv")))
             if alone: return ["after the other one's end: ", *alone]
         code, _ = self.run("again" if self.scenario.again else "command")
