@@ -437,7 +437,8 @@ def _strings(values, file):
     "Names as a list of strings"
     values = np.asarray(values)
     if values.ndim != 1: raise DhoError(f"{file}: paths must be a list, not an array of shape {values.shape}")
-    return [v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist()]
+    try: return [v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist()]
+    except UnicodeDecodeError as e: raise DhoError(f"{file}: a name is no UTF-8 ({e}): save names as text") from None
 
 # %% ../nbs/04_embeddings.ipynb #2a158b84
 def _npz(file):

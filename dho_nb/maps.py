@@ -88,7 +88,8 @@ def put(self:Chunked,
 ):
     "Write a chunk; for other processes it counts from the next flush on"
     data, (start, stop) = np.ascontiguousarray(values, self.dtype), self.bounds[chunk:chunk + 2].tolist()
-    if data.shape != (stop - start, *self.item): raise ValueError(f"chunk {chunk} has the shape {data.shape}")
+    if data.shape != (stop - start, *self.item): raise DhoError(f"{self.file}: chunk {chunk} has the shape {data.shape}, where {(stop - start, *self.item)} is listed: "
+                                                                   "delete its folder, and what made it makes it anew")
     with open(self.file, "r+b") as f: f.seek(len(self.head) + start*self.stride); f.write(data)
     self.waiting[chunk] = zlib.crc32(data) or 1
     if time.time() - self.flushed > FLUSH: self.flush()

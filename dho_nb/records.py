@@ -549,6 +549,7 @@ def _each(places, labels, file, which, read):
         if line["identity"] in known or not (Path(line["folder"])/"outputs.safetensors").exists(): continue
         try: table = read(Path(line["folder"]))
         except (DhoError, OSError, ValueError): continue  # `load` has named it
+        known.add(line["identity"])  # a copied folder is the same run
         tables.append(pd.concat([pd.DataFrame([{k: line[k] for k in ("identity", *axes_of(frame))}]*len(table),
                                               index=table.index), table], axis=1))
     made = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["identity"])

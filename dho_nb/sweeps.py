@@ -22,8 +22,8 @@ from .forks import fresh
 from .grids import Cell, Grid, PLAN, read_grid, read_plan, strangers
 from .manifests import manifest_files
 from .settings import (atomic_path, child_env, clipped, clutter, DhoError, digest, file_lock, is_running,
-                             load_settings, needs, NOTE, read_json, reason, shipped, span, unknown, with_fields,
-                             write_json)
+                             load_settings, needs, NOTE, parse_json, read_json, reason, shipped, span, unknown,
+                             with_fields, write_json)
 from .trust import check_folder, check_parameters
 
 # %% ../nbs/11_sweeps.ipynb #04e98afd
@@ -247,7 +247,7 @@ def _brought(fs, name, file):
 def _step(checkpoint):
     "How far a checkpoint is; -1 for any other file"
     try:
-        with safe_open(checkpoint, "pt") as held: return json.loads(held.metadata()["state"])["step"]
+        with safe_open(checkpoint, "pt") as held: return parse_json(held.metadata()["state"])["step"]
     except (OSError, SafetensorError, TypeError, KeyError, ValueError): return -1
 
 def _stamp(file): return (stat := file.stat()).st_size, stat.st_mtime_ns
