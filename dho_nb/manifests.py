@@ -145,6 +145,7 @@ def read_table(
             table = pd.read_csv(io.StringIO(text), **style).rename(columns=lambda c: c.strip().lower())
         if any(issubclass(w.category, pd.errors.ParserWarning) for w in said): _rows_fit(text, split, file)
     except (pd.errors.ParserError, csv.Error) as e: raise DhoError(f"cannot read {file} as CSV: {e}") from None
+    if "path" not in table: raise DhoError(f"{file}, line 1: expected a header line such as 'path,label', found {head[:80]!r}")
     table = table.set_axis(table.index + 2).rename_axis("line").apply(lambda column: column.str.strip())
     if "label" in table and not text.isascii(): table["label"] = table["label"].str.normalize("NFC")  # é can be spelt in two ways
     return table[(table != "").any(axis=1)]
