@@ -409,7 +409,8 @@ def _note(folder, file, facts, made, licence, expected):
 # %% ../nbs/13b_export.ipynb #369dce43
 def _exported(file):
     "What an export noted; raises `DhoError` if the file is damaged"
-    found = read_json(file, model=str, files=dict, licence=str, estimate=(dict, type(None)), card=str)
+    found = dict(dict(files={}, licence="", estimate=None, card=""), **read_json(file, model=str))  # an export that broke off says less
+    with_fields(found, file, files=dict, licence=str, estimate=(dict, type(None)), card=str)
     if found["estimate"]: _crossfit(found["estimate"], file)
     for name, told in found["files"].items():
         with_fields(told, f"{file}, {name}", **dict.fromkeys(with_fields(told, file), (str, float, bool, type(None))))
