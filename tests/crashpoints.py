@@ -240,7 +240,7 @@ SCENARIOS = {
 PLANTED = {  # scenario, the point that is followed by the one to kill at, what is said then
     "torn": (Scenario(torn, many, ("out.txt",)), "write out.txt", "out.txt differs"),
     "forgotten": (Scenario(forgotten, many, ("out.txt",)), "write half-", "is left"),
-    "careless map": (Scenario(careless_map, map_there, MAP), "os.truncate out/pixels.npy", "out/pixels.npy differs"),
+    "careless map": (Scenario(careless_map, map_there, MAP), "os.truncate out/pixels.crc", "out/pixels.npy differs"),
 }
 SCENARIOS |= {name: scenario for name, (scenario, *_) in PLANTED.items()}
 
