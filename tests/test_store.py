@@ -240,8 +240,10 @@ def test_a_picture_that_changed_is_looked_at_again(tree, tmp_path, monkeypatch):
 
 
 def test_mixed_sizes_and_shapes_are_cut_alike_from_files_and_map(tmp_path):
-    for i, (size, how) in enumerate([((300, 200), {}), ((90, 160), {}), ((64, 64), {}), ((500, 100), {})]*3):
-        picture(tmp_path/"t"/"ab"[i % 2]/f"{i}.jpg", i, size, **how)
+    for i, (w, h) in enumerate([(300, 200), (90, 160), (64, 64), (500, 100)]*3):  # noise looks alike wherever it is cut
+        right, down = np.meshgrid(np.linspace(0, 255, w), np.linspace(0, 255, h))
+        (file := tmp_path/"t"/"ab"[i % 2]/f"{i}.jpg").parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.stack([right, down, 255 - right], -1).astype(np.uint8)).save(file, quality=95)
     manifest = open_manifest(str(tmp_path/"t"))
     student = build_student("tiny", 2, size=32).preprocess
     smooth = lambda x: torch.nn.functional.avg_pool2d(x.float(), 8)
@@ -252,8 +254,8 @@ def test_mixed_sizes_and_shapes_are_cut_alike_from_files_and_map(tmp_path):
     for step in (0, 3):
         a, b = from_files[step], from_map[step]
         assert torch.equal(a.rows, b.rows) and torch.equal(a.views, b.views)
-        assert (smooth(from_files.see(a))
-                - smooth(from_map.see(b))).abs().mean() < 4, "the same places, resampled twice"
+        apart = (smooth(from_files.see(a)) - smooth(from_map.see(b))).abs().mean((1, 2, 3))
+        assert apart.max() < 4, "the same places, resampled twice"
 
 
 def test_nothing_is_read_from_a_pickle(dho, tree, tmp_path):
