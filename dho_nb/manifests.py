@@ -437,7 +437,7 @@ def from_coop(
     if lacking: raise DhoError(f"{file} is no CoOp split: it lacks {lacking}")
     entry = lambda e: isinstance(e, list) and [*map(type, e)] == [str, int, str]
     odd = [e for split in SPLITS for e in (data[split] if isinstance(data[split], list) else [data[split]]) if not entry(e)]
-    if odd: raise DhoError(f"{file} is no CoOp split: expected [path, label, class name], found {odd[0]!r}")
+    if odd: raise DhoError(f"{file} is no CoOp split: a path, a whole number and a class name are expected, not {odd[0]!r}")
     odd = [e for split in SPLITS for e in data[split]
            if type(e[1]) is not int or not (isinstance(e[0], str) and isinstance(e[2], str) and e[2].strip())]
     if odd: raise DhoError(f"{file} is no CoOp split: a path, a whole number and a class name are expected, not {odd[0]!r}")
