@@ -133,16 +133,16 @@ def test_a_model_whose_source_was_edited_is_loaded_with_a_warning(home):
     run = distill(config(home))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        load_student(run.folder/"model.safetensors")
+        load_student(run.folder/"model.safetensors", trust_remote_code=True)
     forget()
     write(home, netz=NET.replace("width()))", "width()), torch.nn.ReLU())"))
     with pytest.warns(UserWarning, match="the source of student netz:make was edited"):
-        load_student(run.folder/"model.safetensors")
+        load_student(run.folder/"model.safetensors", trust_remote_code=True)
     forget()
     write(home, netz_parts__layers="def width(): return 12\n")
     with (pytest.warns(UserWarning, match="netz:make was edited"),
           pytest.raises(DhoError, match="was the source of netz:make edited since")):
-        load_student(run.folder/"model.safetensors")
+        load_student(run.folder/"model.safetensors", trust_remote_code=True)
 
 
 def test_an_edited_method_is_another_run(home, monkeypatch):
@@ -280,7 +280,7 @@ def test_a_sweep_notices_edited_code(home):
     assert on_disk(grid) != before
     assert {t.identity for t in tasks}.isdisjoint(t.identity for t in tasks_of(grid)[0])
     (sweep.folder/tasks[0].run).mkdir()
-    with pytest.raises(DhoError, match="own code of a student or method"): open_sweep(sweep.folder, go_on=True)
+    with pytest.raises(DhoError, match="own code of a student or method"): open_sweep(sweep.folder, go_on=True, trust_remote_code=True)
 
 
 def test_a_sweep_notices_what_is_read_beside_the_files_that_it_names(home, monkeypatch):

@@ -426,12 +426,12 @@ def test_names_stay_text_on_a_card(tmp_path):
     assert "<script" not in card and "<img" not in card.split("---")[2] and "](javascript" not in card.split("---")[2] and card.count("\n# ") == 1
 
 
-def test_prompts_are_filled_and_never_formatted():
-    from dho_nb.teachers import zero_shot_head
-    said = []
-    class Ear:
-        def encode_texts(self, texts, unit=True): said.extend(texts); return torch.ones(len(texts), 2)
-    zero_shot_head(Ear(), ["{0.__class__}", "b{}"], ["a {} of {0.__init__.__globals__}"])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the bundled teacher's context is short
+def test_prompts_are_filled_and_never_formatted(monkeypatch):
+    from dho_nb.teachers import load_teacher, zero_shot_head
+    said, teacher = [], load_teacher("digits")
+    monkeypatch.setattr(teacher, "encode_texts", lambda texts, unit=True: said.extend(texts) or torch.ones(len(texts), 2))
+    zero_shot_head(teacher, ["{0.__class__}", "b{}"], ["a {} of {0.__init__.__globals__}"])
     assert said == ["a {0.  class  } of {0.__init__.__globals__}", "a b{} of {0.__init__.__globals__}"]
 
 
