@@ -1,7 +1,6 @@
 "Sweeps whose runs are worked on by several machines: no two clocks are compared, and a URL is as good as a folder"
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -16,7 +15,7 @@ from dho_nb.cli import main
 from dho_nb.executors import Board, run_sweep
 from dho_nb.grids import make_grid
 from dho_nb.page import html_report
-from dho_nb.settings import DhoError, read_json, write_json
+from dho_nb.settings import read_json, write_json
 from dho_nb.sweeps import Busy, Slot, Sweep, local_copy, mirrored, open_sweep, pull, push, run_one, state_of
 
 DAY = 86400

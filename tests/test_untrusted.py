@@ -9,7 +9,6 @@ import sys
 import tarfile
 import zipfile
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -17,7 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from conftest import ROOT, SMALL, picture
+from conftest import ROOT, picture
 from dho_nb.cli import main
 from dho_nb.configs import Config, preset
 from dho_nb.deploy import Evaluation, Predictor, list_images, load_model, look
@@ -27,9 +26,8 @@ from dho_nb.reports import ResultTable
 from dho_nb.runs import Run, distill
 from dho_nb.settings import DhoError, read_json, write_json
 from dho_nb.students import build_student, load_student, save_student
-from dho_nb.sweeps import Sweep, Task, open_sweep, pull
+from dho_nb.sweeps import Sweep, open_sweep, pull
 from dho_nb.teachers import load_teacher
-from dho_nb.trust import check_parameters, check_student
 from dho_nb.views import Preprocess, read_image
 
 EPS = (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(pwned) (w) file closefile\nshowpage\n%%EOF\n")
@@ -430,9 +428,10 @@ def test_names_stay_text_on_a_card(tmp_path):
 def test_prompts_are_filled_and_never_formatted(monkeypatch):
     from dho_nb.teachers import load_teacher, zero_shot_head
     said, teacher = [], load_teacher("digits")
-    monkeypatch.setattr(teacher, "encode_texts", lambda texts, unit=True: said.extend(texts) or torch.ones(len(texts), 2))
+    kind, own = type(teacher.tokenizer), type(teacher.tokenizer).__call__
+    monkeypatch.setattr(kind, "__call__", lambda self, texts, *more: said.append(texts) or own(self, texts, *more))
     zero_shot_head(teacher, ["{0.__class__}", "b{}"], ["a {} of {0.__init__.__globals__}"])
-    assert said == ["a {0.  class  } of {0.__init__.__globals__}", "a b{} of {0.__init__.__globals__}"]
+    assert said[0] == ["a {0.  class  } of {0.__init__.__globals__}", "a b{} of {0.__init__.__globals__}"]
 
 
 def test_a_line_break_in_a_path_is_no_line_of_a_job_script(tmp_path, monkeypatch):
