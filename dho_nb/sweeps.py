@@ -123,8 +123,7 @@ def mistaken(
     "Is it a mistake in what was asked for, which no second attempt can mend?"
     return "DhoError" in (reason or "")
 
-FAILED, HEARTBEAT = dict(attempts=int, reason=(str, type(None))), dict(
-    host=str, machine=str, pid=int, start=(str, type(None)), token=str, began=float, count=int)
+FAILED, HEARTBEAT = dict(attempts=int, reason=(str, type(None))), dict(host=str, pid=int, token=str, began=float, count=int)
 
 def _said(file, **fields):
     "What a small file holds; nothing if it is not there, was lost on a full disk, or lacks one of the fields"

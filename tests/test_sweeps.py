@@ -385,7 +385,7 @@ def test_every_set_up_goes_through_papermill_as_it_is(tmp_path):
     from dho_nb.configs import preset
     from dho_nb.presets import PRESETS
     seen = {}
-    def instead(command, folder, slot):
+    def instead(command, folder, slot, more):
         seen.update(yaml.safe_load((folder/".papermill"/"parameters.yaml").read_text()))
         return 1, "Error: enough"
     for name in PRESETS:
