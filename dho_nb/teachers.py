@@ -404,11 +404,12 @@ def _strange_safetensors(file, size):
     "What is wrong with a safetensors file, by its own header"
     with open(file, "rb") as f:
         length = int.from_bytes(f.read(8), "little")
-        header = f.read(length)
-    try: ends = [v["data_offsets"][1] for k, v in json.loads(header).items() if k != "__metadata__"]
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        header = f.read(min(length, size))
+    try:
+        ends = [v["data_offsets"][1] for k, v in json.loads(header).items() if k != "__metadata__"]
+        whole = 8 + length + max(ends, default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         return f"{_HALF}: download or copy it again" if len(header) < length else "is damaged: its header cannot be read"
-    whole = 8 + length + max(ends, default=0)
     return f"{_HALF} ({size:,} of {whole:,} bytes): download or copy it again" if size < whole else ""
 
 # %% ../nbs/03_teachers.ipynb #e019bf55

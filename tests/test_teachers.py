@@ -119,15 +119,15 @@ def test_a_student_by_open_clip_keeps_the_mode_in_its_file_and_exports(mode, obl
     student = build_student(f"open_clip:{folder}", 2, weights="pretrained")
     assert student.preprocess == load_teacher(folder).preprocess and student.preprocess.resize_mode == mode
     save_student(student, tmp_path/"model.safetensors", spec=f"open_clip:{folder}", classes=["cat", "dog"], alpha=.5, beta=1.)
-    again, facts = load_student(tmp_path/"model.safetensors")
+    again, facts = load_student(tmp_path/"model.safetensors", trust_remote_code=True)  # it names a folder
     assert again.preprocess == student.preprocess and facts["preprocess"]["resize_mode"] == mode
     files = sorted(oblong.rglob("*.*"))[:8]
-    wide = Predictor.from_pretrained(tmp_path/"model.safetensors", "cpu")
+    wide = Predictor.from_pretrained(tmp_path/"model.safetensors", "cpu", trust_remote_code=True)
     assert wide.preprocess == student.preprocess
     for f in files: assert np.abs(see(f, wide.preprocess).transpose(2, 0, 1) - own_pixels(folder, f)).max() <= 1
     pytest.importorskip("onnxruntime"); pytest.importorskip("onnxscript")
     from dho_nb.export import export
-    export(tmp_path/"model.safetensors", tmp_path/"out", images=[str(f) for f in files])
+    export(tmp_path/"model.safetensors", tmp_path/"out", images=[str(f) for f in files], trust_remote_code=True)
     assert Predictor.from_pretrained(tmp_path/"out").preprocess == student.preprocess
     done = subprocess.run([sys.executable, "predict_onnx.py", "model.onnx", *map(str, files)], cwd=tmp_path/"out",
                           capture_output=True, text=True)
