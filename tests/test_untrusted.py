@@ -479,7 +479,7 @@ def test_an_archive_leaves_nothing_outside(tmp_path, kind):
     archive.parent.mkdir(parents=True)
     if kind == "tar":
         with tarfile.open(archive, "w") as t:
-            for name, link in (("../../outside.txt", ""), ("/tmp/sec-outside.txt", ""), ("link", "../../..")):
+            for name, link in (("../../outside.txt", ""), ("/tmp/dho-outside.txt", ""), ("link", "../../..")):
                 member = tarfile.TarInfo(name)
                 if link: member.type, member.linkname = tarfile.SYMTYPE, link
                 t.addfile(member, io.BytesIO(b""))
@@ -488,7 +488,7 @@ def test_an_archive_leaves_nothing_outside(tmp_path, kind):
     try: _url(tmp_path/"stage", None, f"http://example.org/a.{kind}")
     except Exception as e: assert "outside" in str(e) or "absolute" in str(e)
     assert not [p for p in tmp_path.rglob("outside.txt") if not p.is_relative_to(tmp_path/"stage"/"whole")]
-    assert not os.path.exists("/tmp/sec-outside.txt")
+    assert not os.path.exists("/tmp/dho-outside.txt")
 
 
 @pytest.mark.parametrize("path", ["../out.png", "a/../../out.png", "/etc/passwd", "..\\out.png", "a/..", ".."])
