@@ -451,7 +451,7 @@ def left_out_names(
     if path.is_dir(): return left_out_text(path)
     if path.exists() or not glob.has_magic(str(name)): return ""
     left = [f for f in sorted(glob.glob(str(path), recursive=True)) if Path(f).is_file() and Path(f).suffix.lower() not in SUFFIXES]
-    return f"{len(left):,} file{'s'*(len(left) > 1)} not taken for pictures by their names, e.g. {left[0]}" if left else ""
+    return f"{len(left):,} file{'s'*(len(left) > 1)} skipped for their suffix, e.g. {left[0]}" if left else ""
 
 # %% ../nbs/13_deploy.ipynb #e3c36291
 def see(

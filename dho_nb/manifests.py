@@ -308,10 +308,10 @@ def left_out_text(
     kinds += [f"{counts.iloc[8:].sum():,} of {len(counts) - 8} other kinds"] if len(counts) > 8 else []
     named = found["path"][found["reason"].str.startswith((".", "without"))].iloc[:most]
     photographs = [path for path in named if Path(root, path).is_file() and _is_photograph(Path(root, path))]
-    text = f"{len(found):,} file{'s'*(len(found) > 1)} not taken for pictures: {', '.join(kinds)}"
+    text = f"{len(found):,} file{'s'*(len(found) > 1)} skipped: {', '.join(kinds)}."
     if not photographs: return text
-    return (f"{text}; by content {len(photographs):,} of them {'are photographs' if len(photographs) > 1 else 'is a photograph'}, "
-            f"e.g. {photographs[0]}: rename them to end in .jpg or as their format is called")
+    kind = "photographs" if len(photographs) > 1 else "photograph"
+    return f"{text} Content shows {len(photographs):,} {kind} among them, e.g. {photographs[0]}. Rename to a picture's suffix, such as .jpg."
 
 # %% ../nbs/01_manifests.ipynb #4a043744
 def from_folder(

@@ -82,13 +82,13 @@ def memory_message(
     "The sentence for an error of memory that ran out; empty for any other error"
     if str(error).startswith("memory ran out"): return str(error)
     if found := _WORKER.search(str(error)):
-        return (f"memory ran out, or somebody ended a process that decodes images ({found[0]}): take fewer (DHO_WORKERS), none "
-                "(DHO_WORKERS=0), or give a container more shared memory (docker run --shm-size=8g)")
+        return (f"memory ran out, or an image worker was killed ({found[0]}). Lower DHO_WORKERS; DHO_WORKERS=0 starts no worker. "
+                "A container may need more shared memory (docker run --shm-size=8g).")
     if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))): return ""
     size = re.search(r"allocate ([\d.]+) ?(\w+)", str(error))
-    asked = f" ({' '.join(size.groups())} were asked for at once)" if size else ""
-    return (f"memory ran out{asked}: take smaller batches (batch_labelled, batch_unlabelled; batch in dho predict), work "
-            "each off in pieces (accumulate), a smaller size, or fewer workers (DHO_WORKERS)")
+    request = f" (one request for {' '.join(size.groups())})" if size else ""
+    return (f"memory ran out{request}. Lower batch_labelled and batch_unlabelled (dho predict: --batch). "
+            "Or raise accumulate, or lower size or DHO_WORKERS.")
 
 # %% ../nbs/00_settings.ipynb #3c7c0918
 @dataclass(frozen=True)
@@ -654,7 +654,8 @@ def load_matplotlib():
     if "matplotlib" in sys.modules: return sys.modules["matplotlib"]
     named = os.environ.pop("MPLBACKEND", None)
     try: import matplotlib
-    finally: os.environ.update({} if named is None else dict(MPLBACKEND=named))
+    finally:
+        if named is not None: os.environ["MPLBACKEND"] = named
     with suppress(ValueError):
         if named: matplotlib.rcParams["backend"] = named
     return matplotlib

@@ -461,9 +461,8 @@ def _check_prompts(teacher, classes, prompts, tokens):
                        f"and {names[b]!r}: {why}")
     if cut := int((lengths > most).sum()):
         k = int(longest.argmax())
-        warnings.warn(f"{cut} of {len(prompts)} prompts are longer than the {most} tokens that the text encoder of "
-                      f"{teacher.name} reads, and are cut off there; the longest, of class {names[k]!r}, has {longest[k]}",
-                      stacklevel=3)
+        warnings.warn(f"The text encoder of {teacher.name} reads {most} tokens. {cut} of {len(prompts)} prompts are longer and "
+                      f"are cut off. The longest has {longest[k]} tokens (class {names[k]!r}).", stacklevel=3)
 
 def _lengths(tokenizer, texts, tokens):
     "[N] how many tokens each text has, also where fewer are read"

@@ -171,7 +171,7 @@ SPECS = ("os:system", "subprocess:getoutput", "subprocess:Popen", "builtins:eval
          "dho_nb.deploy:clip_vit", "dho_nb.settings:write_json", "shutil:rmtree", "tests.canary:call", "antigravity:x", "a.b.c:d",
          ":x", "x:", "torch.hub:load", "timm:hf-hub:o/n", "timm:local-dir:/etc", "hf-hub:o/n", "timm:", "timm:no", "torchvision:no",
          "local-dir:/etc", "open_clip:hf-hub:o/n", "open_clip:local-dir:..", "open_clip:no", "tiny", "no-such")
-TEXTS = (*SPECS, "", " ", "\0", "a\0b", "..", "../../x", "../in/work/x", "/etc/passwd", "/dev/null", "/nowhere/x", "~", "~/x", "~nobody/x",
+TEXTS = (*SPECS, "", " ", "\0", "a\0b", "..", "../../x", "../cwd/x", "/etc/passwd", "/dev/null", "/nowhere/x", "~", "~/x", "~nobody/x",
          "C:\\x", "\\\\host\\share", "con", "-rf", "{}", "{", "{0.__class__}", "{0.__class__.__mro__}", "%s", "%(x)s", "%n",
          "$(touch x)", "`touch x`", ";touch x", "|touch x", "<script>alert(1)</script>", "\"><script>alert(1)</script>", "\\input{x}",
          "$x$", "=1+1", "\ud800", "\udcff", "\u202e", "\u0085", "\u2028", "\ufeff", "é", "e\u0301", "\x1b[31m", "\r\n", "a,b", "a\"b",

@@ -361,7 +361,7 @@ def test_what_is_not_taken_is_counted_by_reason(tmp_path):
     assert found["reason"].value_counts().to_dict() == {
         "of the system": 6, ".jpe": 1, "without a suffix": 1, ".jpg_large": 1, ".txt": 1, "AppleDouble": 1, "hidden": 2}
     text = left_out_text(root)
-    assert text.startswith("13 files not taken") and "by content 3 of them are photographs" in text
+    assert text.startswith("13 files skipped") and "Content shows 3 photographs" in text
     files = sum(len(names) for _, _, names in os.walk(root))
     assert len(found) + len(open_manifest(str(root))) == files
     assert left_out_text(tmp_path/"odd"/"@eaDir") == ""
@@ -378,7 +378,7 @@ def test_split_folders_may_hold_folders_of_the_system(tmp_path):
 def test_a_class_without_pictures_says_what_its_files_are(tmp_path):
     root = odd_tree(tmp_path/"odd")
     for f in (root/"dog").glob("*.png"): f.rename(f.with_suffix(".jpe"))
-    fails(lambda: open_manifest(str(root)), "['dog']", "3 .jpe", "are photographs")
+    fails(lambda: open_manifest(str(root)), "['dog']", "3 .jpe", "photographs among them")
 
 
 def test_check_distill_and_predict_say_what_is_passed_over(dho, tmp_path):
@@ -389,7 +389,7 @@ def test_check_distill_and_predict_say_what_is_passed_over(dho, tmp_path):
     assert code == 0 and out.count("13 files not taken") == 1, out + err
     for asked in (root, root/"[cd]*"/"*"):
         code, out, err = dho("predict", "run", asked)
-        assert code == 0 and "files not taken for pictures" in err and len(out.splitlines()) == 5, out + err
+        assert code == 0 and "files skipped" in err and len(out.splitlines()) == 5, out + err
 
 
 def test_pictures_that_a_list_does_not_name_are_counted(tree, tmp_path):
