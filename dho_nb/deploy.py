@@ -28,7 +28,7 @@ from .manifests import (check_opened, fingerprint, left_out_text, Manifest, mani
 from .objectives import METHODS
 from .settings import (atomic_path, clipped, DhoError, digest, load_settings, needs, parse_json, pick_device,
                              pick_precision, pick_workers, read_json, reason, track, unknown, write_json)
-from .students import _unsound, build_student, DualHead, language_init, load_student, Student
+from .students import build_student, check_facts, DualHead, language_init, load_student, Student
 from .teachers import files_hash, image_tower, is_teacher, load_teacher, teacher_identity, zero_shot_head
 from .views import centre_boxes, Images, Preprocess, read_image, to_rgb, white_value
 
@@ -401,9 +401,9 @@ def _onnx_answer(file):
     session = onnx_session(file)
     about = session.get_modelmeta().custom_metadata_map.get("dho_nb")
     if not about: raise DhoError(f"{file} was not exported by dho_nb: it says nothing about its classes")
-    try: facts = parse_json(about)
+    try: facts = check_facts(parse_json(about), file)
+    except DhoError: raise
     except ValueError as e: raise DhoError(f"{file} is no model of dho_nb: its metadata are no JSON ({e})") from None
-    if why := _unsound(facts): raise DhoError(f"{file} is no model of dho_nb: its metadata have no valid {why}")
     ends = [(o.shape or [0])[-1] for o in session.get_outputs()]
     if len(ends) != 2*facts["heads"] - 1 or {e for e in ends if isinstance(e, int)} - {len(facts.get("classes", ()))}:
         raise DhoError(f"{file} is damaged: its metadata tell of {facts['heads']} head(s) and {len(facts.get('classes', ()))} classes, "
