@@ -678,7 +678,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'dho_nb.maps._names': ('maps.html#_names', 'dho_nb/maps.py'),
                              'dho_nb.maps._put': ('maps.html#_put', 'dho_nb/maps.py'),
                              'dho_nb.maps._settle': ('maps.html#_settle', 'dho_nb/maps.py'),
-                             'dho_nb.maps._short': ('maps.html#_short', 'dho_nb/maps.py'),
                              'dho_nb.maps._weights': ('maps.html#_weights', 'dho_nb/maps.py'),
                              'dho_nb.maps.cut': ('maps.html#cut', 'dho_nb/maps.py'),
                              'dho_nb.maps.fill': ('maps.html#fill', 'dho_nb/maps.py'),

@@ -20,6 +20,7 @@ from .manifests import Manifest, open_image
 from .settings import (_drop_left, atomic_path, clutter, DhoError, digest, file_lock, load_settings,
                              lock_holder, mix64, progress_mode, read_json, reason, refusal_message, taking_turns,
                              to_disk, track, visible, with_fields, write_json)
+from .trust import _short
 from .views import loader, Preprocess, read_image, Still
 
 # %% ../nbs/02b_maps.ipynb #c7ef0a81
@@ -190,8 +191,6 @@ def _differences(old, new, path=""):
             yield from _differences(old[k], value, f"{path}{k}.")
         elif not path.startswith("made_with") and old.get(k) != (list(value) if isinstance(value, tuple) else value):
             yield path + k, old.get(k), value
-
-def _short(value, most=60): return repr(value) if len(repr(value)) <= most else f"{repr(value)[:most]}…"
 
 # %% ../nbs/02b_maps.ipynb #cff1aa69
 @patch
