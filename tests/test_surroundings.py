@@ -101,7 +101,7 @@ class Sleeps(Numbered):
 
 
 def test_a_worker_that_is_killed_or_silent_is_said(here, monkeypatch):
-    with pytest.raises(MemoryError, match="ended a process that decodes.*DHO_WORKERS"): list(loader(Ends(), workers=1))
+    with pytest.raises(MemoryError, match="an image worker was killed.*DHO_WORKERS"): list(loader(Ends(), workers=1))
     monkeypatch.setenv("DHO_WAIT_SECONDS", "1")
     with pytest.raises(TimeoutError, match="DHO_WAIT_SECONDS"): list(loader(Sleeps(), workers=1))
 
