@@ -18,7 +18,8 @@ def comments(source):
 class Module:
     "Names of a module to what is said about them"
     def __init__(self, name):
-        self.name, self.source = name, (ROOT/"dho_nb"/f"{name}.py").read_text(encoding="utf-8")
+        self.name = name
+        self.source = (ROOT/"dho_nb"/f"{name.replace('.', '/')}.py").read_text(encoding="utf-8")
         self.notes, self.nodes = comments(self.source), {}
         for node in ast.parse(self.source).body:
             if not isinstance(node, (ast.FunctionDef, ast.ClassDef)): continue
@@ -28,7 +29,7 @@ class Module:
                 self.nodes |= {f"{node.name}.{n.name}": n for n in node.body if isinstance(n, ast.FunctionDef)}
 
     def label(self, name):
-        "Where a name is found on the site; labels do not tell `surface` from `Surface`"
+        "Where a name is found on the site; labels do not tell `surface` from `AlphaBetaGrid`"
         twin = name != name.lower() and name.lower() in self.nodes
         return f"dho_nb.{self.name}.{name}" + "-class"*twin
 

@@ -22,14 +22,29 @@ SECTIONS = {  # folder of the site: title, its notebooks, a line
                                               "less than two minutes on two cores."),
     "howto": ("How-to guides", "howto/*", "One task each, for people who know what they want."),
     "explain": ("Explanation", "explain/*", "Why it works, where it does not, and what it costs."),
-    "reference": ("Reference", "[0-9]*",
-                  "One page per module: what it holds, why, with examples that are also its tests."),
+    "reference": ("Reference", "*/[0-9]*",
+                  "One page per module: what it holds, why, with examples that are also its tests. A room imports only "
+                  "from rooms above it in this list."),
     "paper": ("The paper", "paper/*",
               "Tables and figures of arXiv 2505.07675 beside what was run here. What has not been run stays a gap."),
     "experiments": ("Experiments", "experiments/*",
                     "Notebooks that papermill runs with parameters; an executed copy lies in each run's folder."),
     "benchmarks": ("Benchmarks", "benchmarks/*",
                    "What is claimed about speed and memory, with the notebook that measures it: `make bench`."),
+}
+ROOMS = {  # folders of nbs/ whose notebooks make modules, from the ground up
+    "core": "Where things live, atomic writes, hashes, one process or many.",
+    "data": "Which images and labels; pixels; batches.",
+    "losses": "Every objective as a pure function, and the registry of methods.",
+    "teachers": "Frozen models, their stored embeddings, and classifiers on top of those.",
+    "students": "Any backbone under two heads.",
+    "training": "The loop: schedules, precision, checkpoints, exact resume.",
+    "evaluation": "Head outputs, α and β, figures, the gradients' conflict.",
+    "runs": "One run, whole: configuration, inputs, trained student, result.",
+    "sweeps": "Many runs as executed notebooks.",
+    "deploy": "A trained student in use.",
+    "reports": "From runs to tables, figures and pages.",
+    "cli": "The command line: every verb is a function of the other rooms.",
 }
 ORDER = {"paper": ["setups", "eurosat", "beyond", "eurosat_data", "eurosat_teacher", "cifar10_data", "cost"],
          "howto": ["own_images", "own_teacher", "sweep", "paper_table", "after_a_crash"],
@@ -44,9 +59,12 @@ def plan():
     found = {"index.ipynb": "index", "contributing.ipynb": "contributing"}
     for section, (_, pattern, _) in SECTIONS.items():
         first = ORDER.get(section, [])
-        place = lambda p: (first.index(p.stem) if p.stem in first else len(first), number(p.stem))
+        place = lambda p: (list(ROOMS).index(p.parent.name) if p.parent.name in ROOMS else -1,
+                           first.index(p.stem) if p.stem in first else len(first), number(p.stem))
         for p in sorted((p for p in NBS.glob(pattern) if p.suffix in (".ipynb", ".md") and p.is_file()), key=place):
-            found[p.relative_to(NBS).as_posix()] = f"{section}/{re.sub(r'^[0-9]+[a-z]?_', '', p.stem)}"
+            if (p.parent.name in ROOMS) != (section == "reference"): continue
+            room = f"{p.parent.name}/" if section == "reference" else ""
+            found[p.relative_to(NBS).as_posix()] = f"{section}/{room}{re.sub(r'^[0-9]+[a-z]?_', '', p.stem)}"
     return {k: v for k, v in found.items() if (NBS/k).exists()}
 
 def source(cell): return "".join(cell["source"])
@@ -66,8 +84,8 @@ def opening(path):
 @cache
 def module_of(path):
     "The module that a notebook is the source of, or None"
-    if not re.match(r"[0-9]\w+\.ipynb", path): return None
-    found = re.search(r"^#\| default_exp (\w+)",
+    if not re.match(rf"({'|'.join(ROOMS)})/[0-9]\w+\.ipynb", path): return None
+    found = re.search(r"^#\| default_exp ([\w.]+)",
                       "\n".join(source(c) for c in json.loads((NBS/path).read_text(encoding="utf-8"))["cells"]
                                 if c["cell_type"] == "code"), re.M)
     return Module(found[1]) if found else None
@@ -88,8 +106,8 @@ def known(path):
     "Short names that mean this library's on a page: its module's own, and what its notebook imports"
     module, text = module_of(path), (NBS/path).read_text(encoding="utf-8")
     code = "\n".join(source(c) for c in json.loads(text)["cells"]) if path.endswith(".ipynb") else text
-    found = {n: f"dho_nb.{m}.{n}" for m, some in re.findall(r"from dho_nb\.(\w+) import ([\w, ]+)", code)
-             for n in some.split(", ")}
+    found = {n: f"dho_nb.{m}.{n}" for m, some in re.findall(r"from dho_nb\.([\w.]+) import (\([^)]+\)|[\w, ]+)", code)
+             for n in re.findall(r"\w+", some)}
     return {**found, **({n: f"dho_nb.{module.name}.{n}" for n in documented(module)} if module else {})}
 
 @cache
@@ -231,13 +249,19 @@ def sources():
                                                         or n in plan().values()], "Project")), "id": "pages"})
         write(f"{name}.ipynb", json.dumps(book, ensure_ascii=False, indent=1))
     for section, (title, _, line) in SECTIONS.items():
-        if not inside(section): continue
-        listed = "\n".join(f"[{opening(p)[0]}]({n.split('/')[1]})\n: {links(opening(p)[1], p)}\n"
-                           for p, n in inside(section).items())
-        write(f"{section}/index.md",
-              f"# {title}\n\n{line}\n\n{listed}\n{toctree([n.split('/')[1] for n in inside(section).values()])}")
+        if section != "reference" and inside(section): write(f"{section}/index.md", contents(title, line, section))
+    for room, line in ROOMS.items(): write(f"reference/{room}/index.md", contents(room, line, f"reference/{room}"))
+    title, _, line = SECTIONS["reference"]
+    listed = "\n".join(f"[{room}]({room}/index)\n: {about}\n" for room, about in ROOMS.items())
+    write("reference/index.md", f"# {title}\n\n{line}\n\n{listed}\n{toctree([f'{room}/index' for room in ROOMS])}")
     write("changelog.md", (ROOT/"CHANGELOG.md").read_text(encoding="utf-8"))
     write("conf.py", (ROOT/"docs"/"conf.py").read_text(encoding="utf-8"))
+
+def contents(title, line, folder):
+    "The index page of a folder of the site"
+    pages = {p: n.removeprefix(f"{folder}/") for p, n in inside(folder).items()}
+    listed = "\n".join(f"[{opening(p)[0]}]({n})\n: {links(opening(p)[1], p)}\n" for p, n in pages.items())
+    return f"# {title}\n\n{line}\n\n{listed}\n{toctree(list(pages.values()))}"
 
 @cache
 def inside(section): return {p: n for p, n in plan().items() if n.startswith(f"{section}/")}
@@ -253,7 +277,7 @@ def llms():
 
 INTRODUCTION = """Dual-Head Optimization (arXiv 2505.07675): one small backbone with two linear heads. The CE head learns from labels, the KD head from a frozen CLIP; the answer is α·softmax(CE) + (1 − α)·softmax(KD/β).
 Notebooks are source, documentation and tests; nbdev exports them to the package `dho_nb`, whose files are never edited. Command line: `dho --help`. From Python:
-`from dho_nb.configs import preset; from dho_nb.runs import distill; run = distill(preset("digits", shots=4, fraction=0.0)); run.result`.
+`from dho_nb import distill, preset; run = distill(preset("digits", shots=4, fraction=0.0)); run.result`.
 """
 
 def main():

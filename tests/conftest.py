@@ -20,11 +20,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def dho(tmp_path):
     "Runs `dho` in a process of its own, in an empty folder; returns exit code, stdout, stderr"
     def run(*argv, cwd=tmp_path, **env):
-        done = subprocess.run([sys.executable, "-m", "dho_nb.cli", *map(str, argv)], cwd=cwd, capture_output=True,
+        done = subprocess.run([sys.executable, "-m", "dho_nb.cli.main", *map(str, argv)], cwd=cwd, capture_output=True,
                               text=True, timeout=600, env={**os.environ, "DHO_RUNS": str(tmp_path/"runs"),
                                                            "DHO_PROGRESS": "lines", "DHO_DEVICE": "cpu", **env})
         return done.returncode, done.stdout, done.stderr
     return run
+
+
+def set_everywhere(monkeypatch, room="", **values):
+    "Set names in every loaded module of a room that holds them"
+    for name, value in values.items():
+        holders = [m for n, m in sorted(sys.modules.items()) if n.startswith(f"dho_nb.{room}") and name in vars(m)]
+        assert holders, f"no module of dho_nb.{room} holds {name}"
+        for m in holders: monkeypatch.setattr(m, name, value)
 
 
 def picture(file, seed=0, size=(40, 30), mode="RGB", **save):

@@ -115,14 +115,14 @@ def tree(folder, count):
 
 
 def dho(*argv):
-    from dho_nb.cli import main
+    from dho_nb.cli.main import main
     code = main([*map(str, argv)])
     assert code == 0, f"dho {argv[0]} ended with {code}"
 
 
 def map_of(here):
-    from dho_nb.manifests import content_keys, open_manifest
-    from dho_nb.maps import ImageMap
+    from dho_nb.data.manifests import content_keys, open_manifest
+    from dho_nb.data.image_cache import ImageMap
     manifest = open_manifest(str(here/"tree"))
     return ImageMap(manifest, here/"tree", 16, content_keys(manifest, here/"tree"), here/"out")
 
@@ -136,8 +136,8 @@ def list_map(here):
 
 
 def fill_views(here, views):
-    from dho_nb.configs import make_config
-    from dho_nb.guidance import fill_store
+    from dho_nb.runs.config import make_config
+    from dho_nb.runs.teacher import fill_store
     fill_store(make_config(dict(dataset=str(here/"tree"), shots=2, teacher="digits", student="tiny", student_weights="",
                                 size=16, views=views)), here/"out", mode="none")
 
@@ -184,12 +184,12 @@ def record_there(here): runs_there(here); keep("0")(here)
 
 def keep(run):
     def command(here):
-        from dho_nb.records import record
+        from dho_nb.reports.results import record
         record(here/"runs"/run, here/"out")
     return command
 
 
-def torn(here):
+def step_incomplete(here):
     "A planted fault: half a file counts as a whole one"
     if not (here/"out.txt").exists(): (here/"out.txt").write_text("word "*20)
 
@@ -202,7 +202,7 @@ def forgotten(here):
 
 def careless_map(here):
     "A planted fault: the file of the pixels is lengthened before its header says so"
-    from dho_nb.maps import Chunked
+    from dho_nb.data.chunk_store import Chunked
     reserve = Chunked.reserve
     def careless(self):
         for file, length in self.lengths:
@@ -238,7 +238,7 @@ SCENARIOS = {
                             ("out/model.onnx", "out/export.json", "out/README.md", "out/predict_onnx.py")),
 }
 PLANTED = {  # scenario, the point that is followed by the one to kill at, what is said then
-    "torn": (Scenario(torn, many, ("out.txt",)), "write out.txt", "out.txt differs"),
+    "torn": (Scenario(step_incomplete, many, ("out.txt",)), "write out.txt", "out.txt differs"),
     "forgotten": (Scenario(forgotten, many, ("out.txt",)), "write half-", "is left"),
     "careless map": (Scenario(careless_map, map_there, MAP), "os.truncate out/pixels.crc", "out/pixels.npy differs"),
 }
@@ -250,13 +250,16 @@ SCENARIOS |= {name: scenario for name, (scenario, *_) in PLANTED.items()}
 def perform(name, role, here, fatal=0, points=None):
     "In a process of its own: run a part of a scenario in the folder `here`, to its end or to the fatal point"
     import torch
-    from dho_nb import embeddings, maps
+    from dho_nb.data import chunk_store, image_cache
+    from dho_nb.teachers import embedding_store
     torch.set_num_threads(1)
     os.environ.update(DHO_CACHE=str(here/"cache"), DHO_RUNS=str(here/"runs"), DHO_DEVICE="cpu", DHO_PROGRESS="none",
                       DHO_CHECKPOINT_SECONDS="0", DHO_WORKERS="0", HF_HUB_OFFLINE="1")
     os.chdir(here)
-    maps.CHUNK = embeddings.CHUNK = 8
-    maps.FLUSH, maps.Claims.__init__.__defaults__ = SCENARIOS[name].flush, (2,)
+    for module in (chunk_store, image_cache, embedding_store):
+        for constant, value in dict(CHUNK=8, FLUSH=SCENARIOS[name].flush).items():
+            if hasattr(module, constant): setattr(module, constant, value)
+    chunk_store.ChunkLocks.__init__.__defaults__ = (2,)
     watch, said = Watch(here, fatal), io.StringIO()
     install(watch)
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from dho_nb.settings import DhoError
+from dho_nb.core.errors import DhoError
 
 # ---- the watch ----
 
@@ -168,7 +168,7 @@ OUTCOMES = Counter()  # how many readers read, and how many refused
 # ---- what is put into files ----
 
 SPECS = ("os:system", "subprocess:getoutput", "subprocess:Popen", "builtins:eval", "builtins:exec", "canary:call", "timeit:timeit",
-         "dho_nb.deploy:clip_vit", "dho_nb.settings:write_json", "shutil:rmtree", "tests.canary:call", "antigravity:x", "a.b.c:d",
+         "dho_nb.deploy.checkpoints:clip_vit", "dho_nb.core.files:write_json", "shutil:rmtree", "tests.canary:call", "antigravity:x", "a.b.c:d",
          ":x", "x:", "torch.hub:load", "timm:hf-hub:o/n", "timm:local-dir:/etc", "hf-hub:o/n", "timm:", "timm:no", "torchvision:no",
          "local-dir:/etc", "open_clip:hf-hub:o/n", "open_clip:local-dir:..", "open_clip:no", "tiny", "no-such")
 TEXTS = (*SPECS, "", " ", "\0", "a\0b", "..", "../../x", "../cwd/x", "/etc/passwd", "/dev/null", "/nowhere/x", "~", "~/x", "~nobody/x",

@@ -8,9 +8,9 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from dho_nb.datasets import DATASETS, check_counts, manifests_page
-from dho_nb.manifests import Manifest, content_keys, digits_manifest, from_coop, write_manifest
-from dho_nb.settings import read_json, write_json
+from dho_nb.data.datasets import DATASETS, check_counts, manifests_page
+from dho_nb.data.manifests import Manifest, content_keys, digits_manifest, from_coop, write_manifest
+from dho_nb.core.files import read_json, write_json
 
 COOP = {"flowers102": "oxford_flowers"}                 # our name to that of the few-shot lists
 WORDNET = {744: "projectile", 836: "sunglass"}          # where CLIP has one name for two classes

@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import ROOT
-from dho_nb.configs import preset
-from dho_nb.deploy import load_model, load_published, published_file, random_published
-from dho_nb.runs import distill
-from dho_nb.settings import DhoError, shipped
-from dho_nb.students import load_student, own_texts, save_student
+from dho_nb.runs.config import preset
+from dho_nb.deploy.checkpoints import load_model, load_published, published_file, random_published
+from dho_nb.runs.run import distill
+from dho_nb.core.errors import DhoError
+from dho_nb.core.settings import shipped
+from dho_nb.students.dual_head import load_student, own_texts, save_student
 
 NAMES = ["tench", "goldfish", "great white shark"]
 PROMPTS = ["a photo of a {}.", "itap of a {}.", "a bad photo of the {}."]

@@ -118,9 +118,9 @@ def test_classes_are_renamed_by_name(dho, tree, tmp_path):
 
 def test_other_pictures_or_weights_under_the_same_names_are_another_run(tree, tmp_path, monkeypatch):
     import torch
-    from dho_nb.configs import make_config
-    from dho_nb.runs import Run
-    from dho_nb.students import tiny_cnn
+    from dho_nb.runs.config import make_config
+    from dho_nb.runs.run import Run
+    from dho_nb.students.backbones import tiny_cnn
     monkeypatch.setenv("DHO_RUNS", str(tmp_path/"runs"))
     weights = tmp_path/"w.pth"
     torch.save({"state_dict": {f"module.{k}": v for k, v in tiny_cnn().state_dict().items()}}, weights)
@@ -241,8 +241,8 @@ def test_help_reads_like_a_manual(dho):
 
 
 def test_from_python_in_under_ten_lines(tree, tmp_path):
-    from dho_nb.configs import make_config
-    from dho_nb.runs import distill
+    from dho_nb.runs.config import make_config
+    from dho_nb.runs.run import distill
     run = distill(make_config(dict(dataset=str(tree), shots=2, test=0.25, teacher="digits", student="tiny",
                                    student_weights="", size=16, epochs=1, flip=0.0)), tmp_path/"out")
     assert run.result["tested"] == 6 and run.result["accuracy"] == run.evaluate()["accuracy"].iloc[-1]
@@ -252,7 +252,7 @@ def test_from_python_in_under_ten_lines(tree, tmp_path):
 @pytest.fixture
 def model(tmp_path):
     "A student that knows nothing"
-    from dho_nb.students import build_student, save_student
+    from dho_nb.students.dual_head import build_student, save_student
     save_student(build_student("tiny", 3, size=16), tmp_path/"model.safetensors", spec="tiny",
                  classes=["ash", "birch", "oak"], alpha=.3, beta=.5)
     return tmp_path/"model.safetensors"
@@ -283,7 +283,7 @@ def test_predictions_on_the_screen_say_what_cannot_be_read(dho, tree, model):
 
 
 def test_mistakes_about_a_model_in_use_are_named(tree, model, tmp_path, capsys):
-    from dho_nb.cli import main
+    from dho_nb.cli.main import main
     (tmp_path/"there.csv").write_text("mine")
     for argv, says in ((["predict", tmp_path/"gone.safetensors", tree], "does not exist"),
                        (["predict", model, tmp_path/"no*.png"], "no picture matches"),

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from crashpoints import PLANTED, SCENARIOS, Lab
-from dho_nb.configs import make_config
-from dho_nb.runs import Run, distill
+from dho_nb.runs.config import make_config
+from dho_nb.runs.run import Run, distill
 
 pytestmark = pytest.mark.skipif("not os.path.isdir('/proc/self/fd')", reason="points are counted on Linux")
 SAMPLE = {"run": 2, "store-begun": 2, "store-grown": 2, "store-shared": 3, "export-onnx": 1, "export-safetensors": 3,

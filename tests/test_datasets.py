@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import dho_nb.datasets as datasets
+import dho_nb.data.datasets as datasets
 from conftest import ROOT, SHARED, picture
-from dho_nb.cli import main
-from dho_nb.datasets import (DATASETS, build_manifest, check_counts, check_files, class_positions, dataset_facts,
-                             get_dataset, manifests_page, split_counts)
-from dho_nb.manifests import labelled_subset, open_manifest, read_manifest, subset_lists, write_manifest
-from dho_nb.settings import DhoError
+from dho_nb.cli.main import main
+from dho_nb.data.datasets import (DATASETS, build_manifest, check_counts, check_files, class_positions, dataset_facts,
+                                  get_dataset, manifests_page, split_counts)
+from dho_nb.data.label_subsets import labelled_subset, subset_lists
+from dho_nb.data.manifests import open_manifest, read_manifest, write_manifest
+from dho_nb.core.errors import DhoError
 
 PAPER = dict(caltech101="4128/1649/2465", oxford_pets="2944/736/3669", stanford_cars="6509/1635/8041",
              flowers102="4093/1633/2463", food101="50500/20200/30300", fgvc_aircraft="3334/3333/3333",

@@ -8,15 +8,16 @@ import pytest
 import torch
 
 from conftest import ROOT
-from dho_nb.cli import main
-from dho_nb.configs import preset
-from dho_nb.presets import PRESETS
-from dho_nb.records import load
-from dho_nb.reports import results_table
-from dho_nb.runs import Run
-from dho_nb.settings import DhoError, read_json
-from dho_nb.sweeps import run_one
-from dho_nb.teachers import load_teacher, teacher_logits
+from dho_nb.cli.main import main
+from dho_nb.runs.config import preset
+from dho_nb.runs.presets import PRESETS
+from dho_nb.reports.results import load
+from dho_nb.reports.tables import results_table
+from dho_nb.runs.run import Run
+from dho_nb.core.errors import DhoError
+from dho_nb.core.files import read_json
+from dho_nb.sweeps.worker import run_one
+from dho_nb.teachers.clip import load_teacher, teacher_logits
 
 
 def test_a_small_demo(tmp_path, monkeypatch, capsys):
@@ -75,8 +76,8 @@ def test_teacher_logits_are_float32_whatever_the_precision(tmp_path):
     run = Run(preset("digits", epochs=1, precision="bf16", views="live"), tmp_path/"run", mode="none")
     with torch.no_grad(): logits = run.trainer.teach(run.trainer.streams[0]).logits
     half, full = (t.encode_images(run.trainer.streams[0].teacher)
-                  for t in (run.guidance.load(), load_teacher("digits")))
+                  for t in (run.teacher_provider.load(), load_teacher("digits")))
     assert logits.dtype == half.dtype == torch.float32 and not torch.equal(half, full), "half precision leaves a trace"
-    torch.testing.assert_close(logits, teacher_logits(half, run.guidance.head), rtol=0, atol=0)
+    torch.testing.assert_close(logits, teacher_logits(half, run.teacher_provider.head), rtol=0, atol=0)
     assert torch.nn.functional.cosine_similarity(half, full).min() > .999
     assert run.train()["loss"].notna().all()

@@ -17,17 +17,18 @@ import torch
 from PIL import Image
 
 from conftest import ROOT, SHARED, picture
-from dho_nb.configs import make_config
-from dho_nb.deploy import Predictor, decided, load_model, random_published, see, write_predictions
-from dho_nb.manifests import from_coop, write_manifest
-from dho_nb.runs import distill
-from dho_nb.settings import DhoError
-from dho_nb.students import build_student, language_init, load_student, save_student
-from dho_nb.views import Preprocess
+from dho_nb.runs.config import make_config
+from dho_nb.deploy.predictor import Predictor, deciding_head, load_pixels, write_predictions
+from dho_nb.deploy.checkpoints import load_model, random_published
+from dho_nb.data.manifests import from_coop, write_manifest
+from dho_nb.runs.run import distill
+from dho_nb.core.errors import DhoError
+from dho_nb.students.dual_head import build_student, language_init, load_student, save_student
+from dho_nb.data.transforms import Preprocess
 
 pytest.importorskip("onnx"), pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
-from dho_nb.export import (KINDS, SHARED as GOES_UP, TOLERANCE, export, largest_difference, own_sample,  # noqa: E402
-                           push_to_hub, reference)
+from dho_nb.deploy.export import (KINDS, SHARED as GOES_UP, TOLERANCE, export, largest_difference, own_sample,
+                                  push_to_hub, reference)
 
 SCRIPT, MOBILENET = ROOT/"nbs"/"experiments"/"predict_onnx.py", SHARED/"weights"/"mobilenetv2_imagenet_tf.npz"
 CLASSES = [f"kind {i}" for i in range(7)]
@@ -62,7 +63,7 @@ ARCHITECTURES = {
     "torchvision": dict(spec="torchvision:mobilenet_v3_small", size=64),
     "vit_tiny": dict(spec="timm:vit_tiny_patch16_224", size=64),
     "open_clip ViT, cosine head": dict(spec="open_clip:ViT-S-32-alt", size=64, kd_head="cosine"),
-    "CLIP ViT, reference head": dict(spec="dho_nb.deploy:clip_vit", size=16,
+    "CLIP ViT, reference head": dict(spec="dho_nb.deploy.checkpoints:clip_vit", size=16,
                                      args=dict(size=16, patch=4, width=64, layers=2, dim=32), kd_head="reference"),
     "mlp head": dict(spec="tiny", size=16, ce_head="mlp")}
 
@@ -78,7 +79,7 @@ def test_one_graph_for_any_number_of_pictures_says_what_pytorch_says(tree, tmp_p
     for count in (1, 2, 5):
         pixels = torch.randint(0, 256, (count, 3, *[student.preprocess.size]*2), dtype=torch.uint8,
                                generator=torch.Generator().manual_seed(count))
-        with torch.no_grad(): ce, kd = student.model(student.preprocess.normalise(pixels))
+        with torch.no_grad(): ce, kd = student.model(student.preprocess.normalize(pixels))
         both = alpha*ce.softmax(-1) + (1 - alpha)*(kd/beta).softmax(-1)
         said = dict(zip([o.name for o in session.get_outputs()],
                         session.run(None, {"pixels": pixels.permute(0, 2, 3, 1).contiguous().numpy()})))
@@ -92,7 +93,7 @@ def test_one_graph_for_any_number_of_pictures_says_what_pytorch_says(tree, tmp_p
 
 def test_alpha_and_beta_are_in_the_file(tree, tmp_path):
     import onnxruntime
-    pixels = np.stack([see(f, Preprocess(16)) for f in sorted(tree.rglob("*.png"))])
+    pixels = np.stack([load_pixels(f, Preprocess(16)) for f in sorted(tree.rglob("*.png"))])
     def probabilities(alpha, beta):
         place = tmp_path/f"{alpha}-{beta}"
         place.mkdir()
@@ -131,7 +132,7 @@ def test_every_kind_goes_into_one_folder_and_another_model_does_not(tree, tmp_pa
 
 
 def test_an_export_that_was_cut_short_goes_on(tree, tmp_path, monkeypatch):
-    import dho_nb.export as module
+    import dho_nb.deploy.export as module
     file = saved(tmp_path/"s.safetensors", "tiny", 16)
     with monkeypatch.context() as m:
         m.setattr(module, "_note", lambda *a: 1/0)
@@ -151,7 +152,7 @@ def test_a_run_says_of_wide_pictures_what_it_will_say_of_them_later(tmp_path, mo
     np.testing.assert_allclose(said, later[said.index], atol=1e-4)
     (tmp_path/"wide").rename(tmp_path/"moved")
     monkeypatch.chdir(tmp_path)
-    from dho_nb.cli import main
+    from dho_nb.cli.main import main
     assert main(["export", str(run.folder), "--root", "moved"]) in (0, None)
 
 
@@ -236,7 +237,7 @@ def test_the_script_prepares_pictures_as_training_did(tmp_path, monkeypatch):
             picture(tmp_path/"odd.jpg", 9, (513, 385)), picture(tmp_path/"lying.jpg", 9, (385, 1603), exif=turned)]
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(tmp_path/"out"/"model.onnx"), str(same[0])])
     square = runpy.run_path(str(SCRIPT))["square"]
-    for file in same: np.testing.assert_array_equal(square(file), see(file, Preprocess(32)), err_msg=file.name)
+    for file in same: np.testing.assert_array_equal(square(file), load_pixels(file, Preprocess(32)), err_msg=file.name)
 
 
 def test_the_script_goes_on_after_a_broken_file(tmp_path):
@@ -285,8 +286,8 @@ def test_predictions_leave_as_csv_and_json_lines_and_overwrite_nothing(tree, tmp
 
 def test_only_the_combination_may_say_so():
     ce, kd = np.array([[.5, .4, .1]]), np.array([[.1, .4, .5]])
-    assert decided([(ce + kd)/2, ce, kd], .5).tolist() == ["combination"] and decided([ce], .5).tolist() == ["single"]
-    assert decided([kd, kd, kd], 0.).tolist() == ["kd"], "the CE head agrees, but nobody asked it"
+    assert deciding_head([(ce + kd)/2, ce, kd], .5).tolist() == ["combination"] and deciding_head([ce], .5).tolist() == ["single"]
+    assert deciding_head([kd, kd, kd], 0.).tolist() == ["kd"], "the CE head agrees, but nobody asked it"
 
 
 @pytest.fixture(scope="module")
@@ -407,7 +408,7 @@ def test_an_export_goes_to_the_hub_and_comes_back(tree, tmp_path, hub):
     export(saved(tmp_path/"s.safetensors", "tiny", 16), tmp_path/"out", images=tree)
     export(tmp_path/"s.safetensors", tmp_path/"out", "torch-export", images=tree)
     (tmp_path/"out"/"notes.txt").write_text("mine")
-    done = away("import sys; from dho_nb.export import push_to_hub; print(push_to_hub(sys.argv[1], 'me/forest'))", hub,
+    done = away("import sys; from dho_nb.deploy.export import push_to_hub; print(push_to_hub(sys.argv[1], 'me/forest'))", hub,
                 tmp_path, tmp_path/"out")
     assert done.returncode == 0 and done.stdout.strip().endswith("commit/" + "a"*40), done.stderr
     assert set(hub.files) == {"model.onnx", "README.md", "export.json", "predict_onnx.py"} <= set(GOES_UP)
@@ -415,7 +416,7 @@ def test_an_export_goes_to_the_hub_and_comes_back(tree, tmp_path, hub):
     assert hub.held["name"] == "forest" and hub.held["organization"] == "me"
     assert hub.held.get("private") or hub.held.get("visibility") == "private"
     assert all(token == "Bearer hf_standin" for _, path, token in hub.asked if path.startswith("/api/"))
-    code = ("import sys; from dho_nb.deploy import Predictor; model = Predictor.from_pretrained('me/forest'); "
+    code = ("import sys; from dho_nb.deploy.predictor import Predictor; model = Predictor.from_pretrained('me/forest'); "
             "print(model.predict(sys.argv[1], mode='none').to_json(orient='records'))")
     back = away(code, hub, tmp_path, tree)
     assert back.returncode == 0, back.stderr
@@ -429,9 +430,9 @@ def test_an_export_goes_to_the_hub_and_comes_back(tree, tmp_path, hub):
 def test_the_hub_out_of_reach_is_said_plainly(tree, tmp_path):
     export(saved(tmp_path/"s.safetensors", "tiny", 16), tmp_path/"out", images=tree)
     class Nowhere: address = "http://127.0.0.1:9"
-    for call, why in (("dho_nb.export.push_to_hub(sys.argv[1], 'me/forest')", "cannot be written on the Hub"),
-                      ("dho_nb.deploy.load_model('me/forest')", "cannot be fetched from the Hub")):
-        done = away(f"import sys, dho_nb.export, dho_nb.deploy; {call}", Nowhere, tmp_path, tmp_path/"out")
+    for call, why in (("dho_nb.deploy.export.push_to_hub(sys.argv[1], 'me/forest')", "cannot be written on the Hub"),
+                      ("dho_nb.deploy.checkpoints.load_model('me/forest')", "cannot be fetched from the Hub")):
+        done = away(f"import sys, dho_nb.deploy.export, dho_nb.deploy.checkpoints; {call}", Nowhere, tmp_path, tmp_path/"out")
         assert done.returncode and why in done.stderr.splitlines()[-1], done.stderr
     with pytest.raises(DhoError, match="holds no export"): push_to_hub(tree, "me/forest")
     with pytest.raises(DhoError, match="called owner/name"): push_to_hub(tmp_path/"out", "forest")

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from conftest import ROOT, SHARED
-from dho_nb.configs import make_config
-from dho_nb.manifests import from_coop, labelled_subset, missing_images, summary, write_manifest
-from dho_nb.objectives import METHODS
-from dho_nb.runs import distill
-from dho_nb.students import build_backbone, load_student
+from dho_nb.runs.config import make_config
+from dho_nb.data.manifests import from_coop, missing_images, summary, write_manifest
+from dho_nb.data.label_subsets import labelled_subset
+from dho_nb.losses.methods import METHODS
+from dho_nb.runs.run import distill
+from dho_nb.students.backbones import build_backbone
+from dho_nb.students.dual_head import load_student
 
 pytestmark = pytest.mark.skipif(not (SHARED/"eurosat.tar").exists(),
                                 reason="needs ../shared/data/eurosat.tar (EuroSAT in the CoOp layout)")

@@ -28,22 +28,29 @@ from hypothesis import strategies as st
 
 import hostile
 from conftest import picture
-from dho_nb import datasets
-from dho_nb.cli import _written, main
-from dho_nb.configs import make_config, preset
-from dho_nb.deploy import Predictor, load_model, load_published, random_published
-from dho_nb.embeddings import Store, import_embeddings, read_embeddings
-from dho_nb.evaluation import load_outputs, predicted
-from dho_nb.export import model_card
-from dho_nb.grids import read_grid
-from dho_nb.labels import label_next
-from dho_nb.manifests import from_coop, from_folder, from_labels, open_manifest
-from dho_nb.records import conflicts, expected, load, record, shared_settings, surfaces
-from dho_nb.reports import results_table
-from dho_nb.runs import Run
-from dho_nb.settings import DhoError, load_settings, read_json, write_json
-from dho_nb.students import build_student, load_weights, read_weights, save_student, tiny_cnn
-from dho_nb.sweeps import Sweep, open_sweep, tasks_of
+from dho_nb.data import datasets
+from dho_nb.cli.options import _written
+from dho_nb.cli.main import main
+from dho_nb.runs.config import make_config, preset
+from dho_nb.deploy.predictor import Predictor
+from dho_nb.deploy.checkpoints import load_model, load_published, random_published
+from dho_nb.teachers.embedding_store import Store
+from dho_nb.teachers.import_embeddings import import_embeddings, read_embeddings
+from dho_nb.evaluation.outputs import load_outputs, predicted
+from dho_nb.deploy.model_card import model_card
+from dho_nb.sweeps.grid import read_grid
+from dho_nb.runs.cross_fit import label_next
+from dho_nb.data.manifests import from_coop, from_folder, from_labels, open_manifest
+from dho_nb.reports.results import conflicts, expected, load, record, shared_settings, surfaces
+from dho_nb.reports.tables import results_table
+from dho_nb.runs.run import Run
+from dho_nb.core.errors import DhoError
+from dho_nb.core.settings import load_settings
+from dho_nb.core.files import read_json, write_json
+from dho_nb.students.dual_head import build_student, save_student
+from dho_nb.students.weights import load_weights, read_weights
+from dho_nb.students.backbones import tiny_cnn
+from dho_nb.sweeps.sweep import Sweep, open_sweep, tasks_of
 from hostile import (BOMBS, TEXTS, Calls, Place, archives, csv_files, damaged, documents, each, json_files,
                      json_text, safetensors_bytes, toml_files)
 
@@ -515,7 +522,7 @@ def _states(place):
 @target(9, _states)
 def checkpoint(place, data):
     "Where training goes on from"
-    from dho_nb.sweeps import _step
+    from dho_nb.sweeps.remote import _step
     with changed(place, "begun/checkpoint.safetensors", data):
         each(lambda: place.trainer.load(), lambda: _step(place.folder/"begun"/"checkpoint.safetensors"))
 
@@ -525,7 +532,7 @@ def checkpoint(place, data):
     dict(model="x", source="m", licence="", estimate=None, files={"model.onnx": dict(megabytes=1, ms=1.)}, card="x", card_before=None))))
 def notes(place, given):
     "What an estimate and an export left"
-    from dho_nb.export import _note
+    from dho_nb.deploy.export import _note
     name, data = given
     with changed(place, f"sweep/dho/{name}", data):
         folder, file = place.runs["dho"], place.runs["dho"]/"model.safetensors"

@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 
 from conftest import ROOT
-from dho_nb.configs import make_config
-from dho_nb.grids import read_grid
-from dho_nb.presets import PRESETS
-from dho_nb.records import load
-from dho_nb.settings import digest
-from dho_nb.sweeps import Sweep
+from dho_nb.runs.config import make_config
+from dho_nb.sweeps.grid import read_grid
+from dho_nb.runs.presets import PRESETS
+from dho_nb.reports.results import load
+from dho_nb.core.files import digest
+from dho_nb.sweeps.sweep import Sweep
 
 PAPER = ROOT/"nbs"/"paper"
 FILES = {f.stem: f for f in sorted((PAPER/"grids").glob("*.toml"))}

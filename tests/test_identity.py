@@ -12,19 +12,20 @@ import pytest
 import torch
 
 from conftest import SMALL, picture
-from dho_nb.configs import make_config, own_sources, preset
-from dho_nb.configs import identity as identity_of
-from dho_nb.grids import make_grid
-from dho_nb.heads import POOL_HEADS
-from dho_nb.manifests import digits_manifest
-from dho_nb.objectives import METHODS, Method, dho as dho_loss, get_method, targeted
-from dho_nb.presets import PRESETS
-from dho_nb.runs import Run, distill
-from dho_nb.settings import DhoError
-from dho_nb.sources import module_sources, source_hash
-from dho_nb.students import build_student, load_student
-from dho_nb.sweeps import Sweep, on_disk, open_sweep, tasks_of
-from dho_nb.training import _named, Recipe
+from dho_nb.runs.config import make_config, own_sources, preset
+from dho_nb.runs.identity import identity as identity_of
+from dho_nb.sweeps.grid import make_grid
+from dho_nb.teachers.pool_heads import POOL_HEADS
+from dho_nb.data.manifests import digits_manifest
+from dho_nb.losses.methods import METHODS, Method, get_method
+from dho_nb.losses.losses import dho_loss as dho_loss, targeted
+from dho_nb.runs.presets import PRESETS
+from dho_nb.runs.run import Run, distill
+from dho_nb.core.errors import DhoError
+from dho_nb.core.sources import module_sources, source_hash
+from dho_nb.students.dual_head import build_student, load_student
+from dho_nb.sweeps.sweep import Sweep, on_disk, open_sweep, tasks_of
+from dho_nb.training.trainer import _default_identity, TrainConfig
 
 NET = """
 import torch
@@ -72,17 +73,17 @@ def own_method(monkeypatch, objective, name="mine", **more):
 def test_runs_of_library_code_have_no_sources_and_the_identities_of_before():
     assert all(own_sources(asdict(preset(name))) == {} for name in PRESETS)
     assert identity_of(preset("digits"), digits_manifest()) == "22696457ce76"
-    assert own_sources(dict(dataset="digits", student="dho_nb.deploy:clip_vit")) == {}
+    assert own_sources(dict(dataset="digits", student="dho_nb.deploy.checkpoints:clip_vit")) == {}
     assert {m: own_sources(dict(dataset="digits", method=m)) for m in METHODS} == {m: {} for m in METHODS}
 
 
 def test_a_modules_sources_are_its_own_and_what_it_imports(home):
     write(home, netz_pkg____init__="from . import inner\n", netz_pkg__inner="from .deep import x\nfrom .. import nothing\n",
-          netz_pkg__deep="import numpy, os, dho_nb.views\nx = 1\ndef later():\n    import netz_late\n",
+          netz_pkg__deep="import numpy, os, dho_nb.data.loaders\nx = 1\ndef later():\n    import netz_late\n",
           netz_late="import netz_pkg.deep\n", netz_unused="")
     assert [*module_sources("netz_pkg.inner")] == ["netz_late", "netz_pkg", "netz_pkg.deep", "netz_pkg.inner"]
     assert [*module_sources("netz")] == ["netz", "netz_parts.layers"]  # a folder without __init__.py
-    assert module_sources("dho_nb.students") == module_sources("no_such_module") == {}
+    assert module_sources("dho_nb.students.heads") == module_sources("no_such_module") == {}
     assert [*module_sources("timm.models.resnet")] == ["timm.models.resnet"]  # no walk through a whole library
     assert not any(m.startswith("netz") for m in sys.modules)  # nothing was run
 
@@ -256,7 +257,7 @@ def test_cells_of_a_notebook_have_a_text_and_decorators_count():
 
 def test_a_hash_is_the_same_in_every_process(home, dho):
     import subprocess
-    text = ("import sys; sys.path.insert(0, '.')\nimport torch, functools, netz\nfrom dho_nb.sources import source_hash\n"
+    text = ("import sys; sys.path.insert(0, '.')\nimport torch, functools, netz\nfrom dho_nb.core.sources import source_hash\n"
             "class A(torch.nn.Module):\n  def forward(self, x): return {1, 2, 3}, {'a': x}, torch.relu(x)\n"
             "print(source_hash([A, functools.partial(netz.make, frozenset('abc'), k=[1, A]), lambda x: x in {'p', 'q', 'r'}]))")
     found = {subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, cwd=home,
@@ -346,7 +347,7 @@ class Net(torch.nn.Module):
 
 def test_a_trainers_own_name_tells_of_own_code():
     mine = replace(get_method("dho"), objective=lambda *a, **k: dict(loss=0))
-    recipe, ours = Recipe(), build_student("tiny", 2).model
+    recipe, ours = TrainConfig(), build_student("tiny", 2).model
     own = build_student(Net(), 2).model
-    assert _named(get_method("dho"), recipe, ours) == "dho()"
-    assert len({_named(m, recipe, n) for m in (mine, get_method("dho")) for n in (own, ours)}) == 4
+    assert _default_identity(get_method("dho"), recipe, ours) == "dho()"
+    assert len({_default_identity(m, recipe, n) for m in (mine, get_method("dho")) for n in (own, ours)}) == 4

@@ -163,8 +163,8 @@ def test_the_slider_changes_the_picture(browser, lab):
 
 RUN = """
 import gc
-from dho_nb.configs import preset
-from dho_nb.runs import Run
+from dho_nb.runs.config import preset
+from dho_nb.runs.run import Run
 run = Run(preset("digits", epochs=1, seed={seed}), "{seed}")
 run.train()
 run.finish()

@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from dho_nb.configs import make_config, preset
-from dho_nb.objectives import METHODS
-from dho_nb.runs import Run, distill
-from dho_nb.settings import DhoError
-from dho_nb.students import load_student
-from dho_nb.training import Trainer
+from dho_nb.runs.config import make_config, preset
+from dho_nb.losses.methods import METHODS
+from dho_nb.runs.run import Run, distill
+from dho_nb.core.errors import DhoError
+from dho_nb.students.dual_head import load_student
+from dho_nb.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

@@ -12,17 +12,22 @@ import torch
 from PIL import Image
 
 from conftest import ROOT, SMALL, picture
-from dho_nb.configs import known_labels, make_config, open_data
-from dho_nb.embeddings import import_embeddings
-from dho_nb.evaluation import HeadOutputs, collect, load_outputs, save_outputs
-from dho_nb.labels import Curve, learning_curve, try_teachers
-from dho_nb.manifests import (Manifest, data_root, from_coop, from_labels, labelled_subset, make_digits, open_manifest,
-                              read_manifest, split_off, write_manifest)
-from dho_nb.rehearsal import training_time, workload
-from dho_nb.runs import Run, distill
-from dho_nb.settings import DhoError, load_settings, read_json, write_json
-from dho_nb.students import build_student, load_student, save_student
-from dho_nb.views import Images, read_image
+from dho_nb.runs.dataset import visible_labels, open_data
+from dho_nb.runs.config import make_config
+from dho_nb.teachers.import_embeddings import import_embeddings
+from dho_nb.evaluation.outputs import HeadOutputs, collect, load_outputs, save_outputs
+from dho_nb.runs.cross_fit import Curve, learning_curve, try_teachers
+from dho_nb.data.manifests import (Manifest, data_root, from_coop, from_labels, make_digits, open_manifest,
+                                   read_manifest, split_off, write_manifest)
+from dho_nb.data.label_subsets import labelled_subset
+from dho_nb.runs.dry_run import training_time, workload
+from dho_nb.runs.run import Run, distill
+from dho_nb.core.errors import DhoError
+from dho_nb.core.settings import load_settings
+from dho_nb.core.files import read_json, write_json
+from dho_nb.students.dual_head import build_student, load_student, save_student
+from dho_nb.data.loaders import Images
+from dho_nb.data.transforms import read_image
 
 OPTIONS = dict(teacher="digits", student="tiny", student_weights="", size=16, epochs=1, flip=0.)
 
@@ -104,7 +109,7 @@ def test_a_manifest_says_what_is_wrong_with_its_labels():
 
 
 def test_a_list_exists_once_its_csv_does(tmp_path, monkeypatch):
-    import dho_nb.manifests as manifests
+    import dho_nb.data.manifests as manifests
     monkeypatch.setattr(manifests, "write_json", lambda *a: 1/0)
     made = Manifest("two", pd.DataFrame(dict(path=["a", "b"], label=[0, 1], split="train")), ["zebra", "ant"])
     with pytest.raises(ZeroDivisionError): manifests.write_manifest(made, tmp_path)
@@ -174,7 +179,7 @@ def test_no_labels_at_all(tree, tmp_path):
     assert (run.subset.name, run.result["labelled"],
             len(pd.read_csv(tmp_path/"run"/"predictions.csv"))) == ("none", 0, 24)
     manifest = open_data(config)[0]
-    fails(lambda: known_labels(make_config(dict(OPTIONS, dataset=str(tree), labels=str(tmp_path/"none.csv"),
+    fails(lambda: visible_labels(make_config(dict(OPTIONS, dataset=str(tree), labels=str(tmp_path/"none.csv"),
                                                 classes=["zero", "one"])), manifest), "no labelled training image")
 
 
@@ -305,29 +310,30 @@ def test_ids_and_labels_out_of_a_data_frame(tmp_path):
 
 
 def test_a_link_that_leads_nowhere_is_missing(tree):
-    from dho_nb.datasets import check_files
-    from dho_nb.manifests import from_folder
+    from dho_nb.data.datasets import check_files
+    from dho_nb.data.manifests import from_folder
     (tree/"cat"/"0.png").unlink(); (tree/"cat"/"0.png").symlink_to("nowhere.png")
     found = check_files(from_folder(tree), tree)
     assert found[["path", "problem"]].to_numpy().tolist() == [["cat/0.png", "missing"]]
 
 
 def test_a_table_with_the_line_ends_of_a_mac(tmp_path):
-    from dho_nb.manifests import read_table
+    from dho_nb.data.manifests import read_table
     (tmp_path/"labels.csv").write_bytes(b"path,label\ra.png,cat\rb.png,dog\r")
     assert read_table(tmp_path/"labels.csv")["label"].tolist() == ["cat", "dog"]
 
 
 def test_a_class_that_stands_twice_among_the_embeddings():
-    from dho_nb.embeddings import match_classes
+    from dho_nb.teachers.embedding_store import match_classes
     assert match_classes(["crane", "cat"], ["cat", "crane", "dog", "dog"], 4) == [1, 0]
     with pytest.raises(DhoError, match="'crane' stands 2 times"): match_classes(["crane"], ["crane", "dog", "crane"], 3)
 
 
 def test_a_card_of_a_published_checkpoint_and_a_teacher_with_other_prompts(tmp_path, monkeypatch):
-    from dho_nb.configs import make_config
-    from dho_nb.deploy import Evaluation, random_published
-    from dho_nb.export import model_card
+    from dho_nb.runs.config import make_config
+    from dho_nb.deploy.evaluate import Evaluation
+    from dho_nb.deploy.checkpoints import random_published
+    from dho_nb.deploy.model_card import model_card
     assert "two heads" in model_card(random_published(tmp_path/"x.pt", 10))
     asked = [Evaluation("digits", make_config(dict(dataset="digits", **t))) for t in ({}, dict(templates=["a blob {}"]))]
     assert asked[0].identity != asked[1].identity
@@ -335,11 +341,11 @@ def test_a_card_of_a_published_checkpoint_and_a_teacher_with_other_prompts(tmp_p
 
 def test_openais_own_files_have_their_activation(tmp_path):
     import torch
-    from dho_nb.teachers import _quick
+    from dho_nb.teachers.clip import _quickgelu_name
     torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)).save(tmp_path/"RN50.pt")
     torch.save({}, tmp_path/"other.pt")
-    assert _quick("RN50", str(tmp_path/"RN50.pt")) and not _quick("RN50-quickgelu", str(tmp_path/"RN50.pt"))
-    assert not _quick("RN50", str(tmp_path/"other.pt")) and not _quick("RN50", "yfcc15m/other.pt")
+    assert _quickgelu_name("RN50", str(tmp_path/"RN50.pt")) and not _quickgelu_name("RN50-quickgelu", str(tmp_path/"RN50.pt"))
+    assert not _quickgelu_name("RN50", str(tmp_path/"other.pt")) and not _quickgelu_name("RN50", "yfcc15m/other.pt")
 
 
 def odd_tree(root):
@@ -354,7 +360,7 @@ def odd_tree(root):
 
 
 def test_what_is_not_taken_is_counted_by_reason(tmp_path):
-    from dho_nb.manifests import left_out, left_out_text
+    from dho_nb.data.manifests import left_out, left_out_text
     root = odd_tree(tmp_path/"odd")
     assert open_manifest(str(root)).classes == ("cat", "dog")
     found = left_out(root)
@@ -393,7 +399,7 @@ def test_check_distill_and_predict_say_what_is_passed_over(dho, tmp_path):
 
 
 def test_pictures_that_a_list_does_not_name_are_counted(tree, tmp_path):
-    from dho_nb.configs import data_notes
+    from dho_nb.runs.config import data_notes
     (tmp_path/"list.csv").write_text("path,label\ncat/0.png,cat\ndog/0.png,dog\n")
     config = make_config(dict(OPTIONS, dataset=str(tmp_path/"list.csv"), root=str(tree)))
     manifest, root, bad, _ = open_data(config)
@@ -401,7 +407,7 @@ def test_pictures_that_a_list_does_not_name_are_counted(tree, tmp_path):
 
 
 def test_class_names_that_are_codes_are_named(tree, tmp_path):
-    from dho_nb.configs import data_notes
+    from dho_nb.runs.config import data_notes
     for old, new in (("cat", "n02123045"), ("dog", "0012")): (tree/old).rename(tree/new)
     notes = lambda **more: data_notes(c := make_config(dict(OPTIONS, dataset=str(tree), **more)), *open_data(c)[:2])
     assert "2 of 2 class names are codes" in (said := notes()["class names"])
@@ -448,7 +454,7 @@ MARK = "\ufeff"
 
 
 def test_a_byte_order_mark_is_read_over(tree, tmp_path, monkeypatch):
-    from dho_nb.grids import read_grid
+    from dho_nb.sweeps.grid import read_grid
     (tmp_path/"g.toml").write_text(MARK + "[base]\npreset = 'digits'\n[axes]\nseed = [0, 1]\n", encoding="utf-8")
     assert len(read_grid(tmp_path/"g.toml").cells) == 2
     (tmp_path/"settings.ini").write_text(MARK + "[dho_nb]\nthreads = 3\n", encoding="utf-8")
@@ -483,8 +489,8 @@ def grey(file, values, tags=None, sbit=0):
 
 
 def test_twelve_bits_in_sixteen_are_scaled_where_the_file_says_so(tmp_path):
-    from dho_nb.deploy import see
-    from dho_nb.views import Preprocess
+    from dho_nb.deploy.predictor import load_pixels
+    from dho_nb.data.transforms import Preprocess
     files = dict(said=grey(tmp_path/"said.tif", RAMP, {281: 4095}), unsaid=grey(tmp_path/"unsaid.tif", RAMP),
                  statistic=grey(tmp_path/"statistic.tif", RAMP, {281: 4000}),
                  wrong=grey(tmp_path/"wrong.tif", RAMP*8, {281: 4095}), whole=grey(tmp_path/"whole.tif", RAMP*16, {281: 65535}),
@@ -492,13 +498,13 @@ def test_twelve_bits_in_sixteen_are_scaled_where_the_file_says_so(tmp_path):
                  dark=grey(tmp_path/"dark.png", RAMP//64*16, sbit=12), full=grey(tmp_path/"full.png", RAMP, sbit=16))
     top = {name: int(np.max(read_image(file))) for name, file in files.items()}
     assert top == dict(said=255, unsaid=16, statistic=16, wrong=127, whole=255, sbit=255, scaled=255, dark=4, full=16)
-    eyes = Preprocess(32)
+    preprocess = Preprocess(32)
     for file in files.values():
-        with Image.open(file) as opened: assert (see(file, eyes) == see(opened, eyes)).all(), file
+        with Image.open(file) as opened: assert (load_pixels(file, preprocess) == load_pixels(opened, preprocess)).all(), file
 
 
 def test_pictures_of_twelve_bits_that_nothing_tells_of_are_named(tmp_path):
-    from dho_nb.configs import data_notes
+    from dho_nb.runs.config import data_notes
     for name in ("cat", "dog"):
         (tmp_path/"t"/name).mkdir(parents=True)
         for i in range(3): grey(tmp_path/"t"/name/f"{i}.tif", RAMP//(i + 1)//(1 + (name == "dog")), {281: 4095} if i == 2 else {})
@@ -540,7 +546,7 @@ def test_what_begins_like_a_tiff_and_is_none_is_no_image(tmp_path):
 
 
 def test_a_cosine_head_has_no_bias():
-    from dho_nb.students import CosineHead, ReferenceHead
+    from dho_nb.students.heads import CosineHead, ReferenceHead
     with pytest.raises(TypeError, match="bias"): CosineHead(4, 2, bias=True)
     head, reference = CosineHead(4, 2), ReferenceHead(4, 2)
     assert head.bias is None and reference.bias.shape == (2,)

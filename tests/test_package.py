@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 import dho_nb
 from conftest import ROOT
 
-MODULES = [f"dho_nb.{p.stem}" for p in sorted((ROOT/"dho_nb").glob("[a-z]*.py"))]
+MODULES = [f"dho_nb.{p.parent.name}.{p.stem}" for p in sorted((ROOT/"dho_nb").glob("*/[a-z]*.py"))]
 LATER = ("open_clip timm torchvision matplotlib sklearn scipy accelerate transformers huggingface_hub fastprogress "
          "papermill ipykernel IPython onnx onnxruntime ray".split())
 
@@ -35,7 +35,7 @@ def built(tmp_path_factory):
 
 def test_the_wheel_holds_what_it_needs(built):
     names = set(zipfile.ZipFile(built[1]).namelist())
-    needed = {"dho_nb/cli.py", "dho_nb/py.typed", "dho_nb/data_manifests/digits.csv",
+    needed = {"dho_nb/cli/main.py", "dho_nb/py.typed", "dho_nb/data_manifests/digits.csv",
               "dho_nb/data_manifests/subsets/imagenet.csv.gz", "dho_nb/data_manifests/hashes/eurosat.txt.gz",
               "dho_nb/experiments/distill.ipynb", "dho_nb/experiments/predict_onnx.py", "dho_nb/paper/published.csv",
               "dho_nb/paper/grids/table1.toml", "dho_nb/bundled/digits_teacher/open_clip_model.safetensors"}
@@ -109,8 +109,8 @@ def test_the_core_is_light(built):
 def test_without_extras_it_distils_from_the_command_line_and_from_python(bare):
     done = bare("dho", "distill", "--preset", "digits", "--epochs", "1", "--out", "run")
     assert done.returncode == 0 and "accuracy" in done.stdout, done.stderr
-    code = ("import json, dho_nb; from dho_nb.configs import preset; from dho_nb.runs import distill; from "
-            "dho_nb.settings import shipped\n"
+    code = ("import json, dho_nb; from dho_nb import distill, preset; from "
+            "dho_nb.core.settings import shipped\n"
             "run = distill(preset('digits', epochs=1, method='ce'), 'python', 'none'); "
             "print(json.dumps([dho_nb.__file__, str(shipped('experiments')), run.result['tested']]))")
     done = bare("python", "-c", code)
@@ -142,7 +142,7 @@ def test_importing_a_module_imports_only_what_it_always_uses(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path,
                           env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
-    light = ("import sys, dho_nb, dho_nb.cli, dho_nb.settings; "
+    light = ("import sys, dho_nb, dho_nb.cli.main, dho_nb.core.settings; "
              "print([m for m in ('torch', 'pandas') if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", light], capture_output=True, text=True, cwd=tmp_path,
                           env={**os.environ, "PYTHONPATH": str(ROOT)})

@@ -1,10 +1,10 @@
 "The paper's experiments by name: every row is a configuration, every set-up can be rehearsed without data, weights or GPU"
 import pytest
 
-from dho_nb.configs import preset
-from dho_nb.objectives import METHODS
-from dho_nb.presets import ALL
-from dho_nb.rehearsal import rehearse
+from dho_nb.runs.config import preset
+from dho_nb.losses.methods import METHODS
+from dho_nb.runs.presets import ALL
+from dho_nb.runs.dry_run import dry_run
 
 SETUPS = [n for n in ALL if n.count("/") <= 1]
 
@@ -21,7 +21,7 @@ def test_every_row_of_the_tables_is_a_configuration():
 
 @pytest.mark.parametrize("name", SETUPS)
 def test_set_ups_can_be_rehearsed(name):
-    told = rehearse(preset(name))
+    told = dry_run(preset(name))
     counts = {"paper/imagenet-lowshot-vitb16-from-vith14": "87,217,640", "paper/fewshot-resnet18": "11,279,112"}
     assert told["parameters"].startswith(counts.get(name, "")) and float(told["loss of a step on noise"]) > 0
     if name == "paper/imagenet-linear-vitb16-from-vitl14":

@@ -16,8 +16,8 @@ from conftest import ROOT
 STEPS = """
 import json, sys
 import torch
-from dho_nb.configs import preset
-from dho_nb.runs import Run
+from dho_nb.runs.config import preset
+from dho_nb.runs.run import Run
 torch.set_num_threads(1)
 for k, changes in enumerate(json.loads(sys.argv[2])):
     run = Run(preset("digits", epochs=2, lr=1e-4, **changes), f"{sys.argv[1]}/{k}", "none")
@@ -75,7 +75,7 @@ def stands(folder):
 
 
 def test_another_number_of_processes_goes_on_and_counts_every_image_once(tmp_path):
-    run = [*"-m dho_nb.cli distill --preset digits --epochs 40 --lr 1e-4 --out".split(), tmp_path/"run"]
+    run = [*"-m dho_nb.cli.main distill --preset digits --epochs 40 --lr 1e-4 --out".split(), tmp_path/"run"]
     process = together(2, *run, DHO_CHECKPOINT_SECONDS="0.2")
     begun(tmp_path/"run", process)
     time.sleep(2)
@@ -95,7 +95,7 @@ def test_another_number_of_processes_goes_on_and_counts_every_image_once(tmp_pat
 
 
 def test_ctrl_c_in_a_terminal_leaves_a_checkpoint(tmp_path):
-    run = [*"-m dho_nb.cli distill --preset digits --epochs 4000 --processes 2 --out".split(), tmp_path/"run"]
+    run = [*"-m dho_nb.cli.main distill --preset digits --epochs 4000 --processes 2 --out".split(), tmp_path/"run"]
     process = together(1, *run, DHO_CHECKPOINT_SECONDS="1000", DHO_PROGRESS="lines")
     said = []
     for line in process.stdout:
@@ -109,7 +109,7 @@ def test_ctrl_c_in_a_terminal_leaves_a_checkpoint(tmp_path):
 
 
 def test_nobody_keeps_a_folder_after_the_launcher_was_killed(tmp_path):
-    run = [*"-m dho_nb.cli distill --preset digits --epochs 4000 --processes 2 --out".split(), tmp_path/"run"]
+    run = [*"-m dho_nb.cli.main distill --preset digits --epochs 4000 --processes 2 --out".split(), tmp_path/"run"]
     process = together(1, *run, DHO_CHECKPOINT_SECONDS="0.2")
     begun(tmp_path/"run", process)
     family = psutil.Process(process.pid).children(recursive=True)
@@ -126,9 +126,9 @@ def test_too_many_processes_are_told_so(tmp_path, dho):
 
 ALONE = """
 import sys
-from dho_nb.processes import current_team
-from dho_nb.settings import DhoError
-try: team = current_team(); print(team.rank, team.world)
+from dho_nb.core.distributed import current_dist_env
+from dho_nb.core.errors import DhoError
+try: team = current_dist_env(); print(team.rank, team.world)
 except DhoError as e: print(e)
 """
 

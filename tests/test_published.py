@@ -2,12 +2,12 @@
 import pytest
 
 from conftest import ROOT
-from dho_nb.grids import read_grid
-from dho_nb.published import beside, ours, published
-from dho_nb.reports import results_table
-from dho_nb.runs import distill
-from dho_nb.configs import make_config
-from dho_nb.settings import read_json, write_json
+from dho_nb.sweeps.grid import read_grid
+from dho_nb.reports.paper_numbers import beside, ours, published
+from dho_nb.reports.tables import results_table
+from dho_nb.runs.run import distill
+from dho_nb.runs.config import make_config
+from dho_nb.core.files import read_json, write_json
 
 GRIDS = ROOT/"nbs"/"paper"/"grids"
 

@@ -9,14 +9,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from conftest import ROOT, picture
-from dho_nb import executors, records, sweeps
-from dho_nb.cli import main
-from dho_nb.executors import Board, run_sweep
-from dho_nb.grids import make_grid
-from dho_nb.page import html_report
-from dho_nb.settings import read_json, write_json
-from dho_nb.sweeps import Busy, Slot, Sweep, local_copy, mirrored, open_sweep, pull, push, run_one, state_of
+from conftest import ROOT, picture, set_everywhere
+from dho_nb.core.settings import load_settings
+from dho_nb.reports import results
+from dho_nb.sweeps import executors, state
+from dho_nb.cli.main import main
+from dho_nb.sweeps.executors import Scheduler, run_sweep
+from dho_nb.sweeps.grid import make_grid
+from dho_nb.reports.html import html_report
+from dho_nb.core.files import digest, read_json, write_json
+from dho_nb.sweeps.state import Busy, state_of
+from dho_nb.sweeps.worker import Worker, run_one, run_supervised
+from dho_nb.sweeps.sweep import Sweep, open_sweep
+from dho_nb.sweeps.remote import _far, local_copy, mirrored, pull, push
 
 DAY = 86400
 
@@ -26,8 +31,7 @@ def clock(monkeypatch):
     "Time as the sweeps' module sees it, to be moved by hand"
     held = SimpleNamespace(time=time.time, now=0., strftime=time.strftime, sleep=lambda s: setattr(held, "now", held.now + s))
     held.monotonic = lambda: held.now
-    monkeypatch.setattr(sweeps, "time", held)
-    monkeypatch.setattr(sweeps, "_SEEN", {})
+    set_everywhere(monkeypatch, "sweeps", time=held, _SEEN={})
     return held
 
 
@@ -37,7 +41,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DHO_RUNS", str(tmp_path/"runs"))
 
 
-def quick(monkeypatch): [monkeypatch.setattr(sweeps, k, v) for k, v in dict(BEAT=.2, SLACK=.3, CLAIM=.1).items()]
+def quick(monkeypatch): set_everywhere(monkeypatch, "sweeps", BEAT=.2, SLACK=.3, CLAIM=.1)
 
 
 @pytest.mark.parametrize("skew", [0, 90, -90, DAY, -DAY])
@@ -48,20 +52,20 @@ def test_another_machine_is_at_work_while_its_heartbeat_changes_whatever_its_clo
     for n in range(20):
         beat(n)
         assert state_of(tmp_path)["state"] == "running"
-        clock.now += sweeps.BEAT
+        clock.now += state.BEAT
     beat(20)
     clock.time = lambda: time.time() - DAY  # set back during work
     assert state_of(tmp_path)["state"] == "running"
-    clock.now += 3*sweeps.BEAT
+    clock.now += 3*state.BEAT
     assert state_of(tmp_path)["state"] == "running"
-    clock.now += sweeps.BEAT
+    clock.now += state.BEAT
     assert state_of(tmp_path)["state"] == "interrupted"
 
 
 def test_a_process_of_this_machine_is_asked_for_by_its_number_and_start(tmp_path):
     write_json(tmp_path/"run.json", {})
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    beat = sweeps._new_beat(other.pid)
+    beat = state._new_beat(other.pid)
     write_json(tmp_path/".heartbeat.json", beat)
     assert state_of(tmp_path)["state"] == "running"
     write_json(tmp_path/".heartbeat.json", dict(beat, start="1"))
@@ -77,8 +81,8 @@ def test_a_process_of_this_machine_is_asked_for_by_its_number_and_start(tmp_path
 def test_a_container_of_the_same_name_does_not_have_its_run_taken(tmp_path, monkeypatch):
     quick(monkeypatch)
     config, place = make_grid("g", dict(preset="digits")).cells[0].parameters, tmp_path/"run"
-    from dho_nb.configs import make_config
-    beat, over = dict(sweeps._new_beat(999999), machine="the same name, other process numbers", token="theirs"), threading.Event()
+    from dho_nb.runs.config import make_config
+    beat, over = dict(state._new_beat(999999), machine="the same name, other process numbers", token="theirs"), threading.Event()
     write_json(place/".heartbeat.json", beat)
     def live():
         count = 0
@@ -88,18 +92,18 @@ def test_a_container_of_the_same_name_does_not_have_its_run_taken(tmp_path, monk
         for patient in (False, True):
             with pytest.raises(Busy, match="is working on run"): run_one(make_config(config), place, patient=patient)
     finally: over.set(); thread.join()
-    monkeypatch.setattr(sweeps, "_execute", lambda *a: write_json(place/"result.json", {}))
+    set_everywhere(monkeypatch, "sweeps", _execute=lambda *a: write_json(place/"result.json", {}))
     assert run_one(make_config(config), place) == {}, "its heartbeat did not change any more"
 
 
 def test_who_was_asleep_while_another_took_over_stops(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweeps, "BEAT", .2)
+    set_everywhere(monkeypatch, "sweeps", BEAT=.2)
     def start(command, env, log):
         process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         threading.Timer(1, lambda: write_json(tmp_path/".heartbeat.json", dict(host="other", token="theirs"))).start()
         return process
     began = time.monotonic()
-    with pytest.raises(Busy, match="other has taken .* over"): sweeps.supervised(["-c", ""], tmp_path, Slot(start=start))
+    with pytest.raises(Busy, match="other has taken .* over"): run_supervised(["-c", ""], tmp_path, Worker(start=start))
     assert time.monotonic() - began < 40 and read_json(tmp_path/".heartbeat.json")["token"] == "theirs"
 
 
@@ -108,17 +112,18 @@ import socket, sys, time
 name, skew, url, seconds = sys.argv[1], float(sys.argv[2]), sys.argv[3], float(sys.argv[4])
 now = time.time
 time.time, socket.gethostname = lambda: now() + skew, lambda: name
-from dho_nb import sweeps
-sweeps.BEAT, sweeps.SLACK, sweeps.CLAIM, sweeps.CARRY = .3, .3, .3, 1.
+from dho_nb.sweeps import remote, state
+state.BEAT, state.SLACK, remote.CLAIM, remote.CARRY = .3, .3, .3, 1.
+for name in ("BEAT", "SLACK"): setattr(remote, name, .3)
 until = time.monotonic() + seconds
 while time.monotonic() < until:
     try:
-        with sweeps.mirrored(url, False) as (here, lost):
+        with remote.mirrored(url, False) as (here, lost):
             print("took", flush=True)
             (here/f"by-{name}").write_text("work")
             while not lost.wait(.05) and time.monotonic() < until: pass
         print("kept", flush=True)
-    except sweeps.Busy: print("busy", flush=True); time.sleep(.2)
+    except state.Busy: print("busy", flush=True); time.sleep(.2)
 """
 
 
@@ -171,7 +176,7 @@ def test_who_lost_a_claim_carries_nothing_more(tmp_path, monkeypatch):
 
 
 def test_runs_that_wait_come_back_although_the_clock_was_set_back(tmp_path, monkeypatch):
-    board = Board(Sweep(make_grid("two", dict(preset="digits"), dict(seed=[0, 1])), tmp_path/"sweep"), "none")
+    board = Scheduler(Sweep(make_grid("two", dict(preset="digits"), dict(seed=[0, 1])), tmp_path/"sweep"), "none")
     task = board.take("here")
     board.take("there")
     board.put(task, dict(kind="busy", text=""))
@@ -185,7 +190,7 @@ def place_of(kind, tmp_path): return f"memory://{tmp_path.name}" if kind == "mem
 
 @pytest.mark.parametrize("kind", ["memory", "file"])
 def test_a_changed_file_of_equal_size_is_brought_and_an_unchanged_one_is_not(tmp_path, monkeypatch, kind):
-    fs, root = sweeps._far(url := place_of(kind, tmp_path))
+    fs, root = _far(url := place_of(kind, tmp_path))
     fs.makedirs(root, exist_ok=True)
     here = tmp_path/"here"
     write = lambda name, data: fs.pipe_file(f"{root}/{name}", data)
@@ -210,7 +215,7 @@ def test_a_changed_file_of_equal_size_is_brought_and_an_unchanged_one_is_not(tmp
 
 
 def test_a_file_system_that_tells_nothing_but_sizes_is_read_again(tmp_path, monkeypatch):
-    fs, root = sweeps._far(url := place_of("memory", tmp_path))
+    fs, root = _far(url := place_of("memory", tmp_path))
     monkeypatch.setattr(type(fs), "find", lambda self, path, **k: {f"{root}/log.txt": dict(name="log.txt", size=3, type="file")})
     monkeypatch.setattr(type(fs), "exists", lambda self, path: True)
     for text in (b"one", b"two"):
@@ -222,7 +227,7 @@ def test_a_file_system_that_tells_nothing_but_sizes_is_read_again(tmp_path, monk
 def test_a_result_here_is_not_replaced_by_half_of_it_there(tmp_path, monkeypatch):
     quick(monkeypatch)
     far, url = tmp_path/"bucket"/"run", f"file://{tmp_path}/bucket/run"
-    here = sweeps.load_settings().cache/"remote"/sweeps.digest(url)
+    here = load_settings().cache/"remote"/digest(url)
     for place, text in ((here, "the whole model"), (far, "the who")):
         place.mkdir(parents=True)
         (place/"model.safetensors").write_text(text)
@@ -237,7 +242,7 @@ def far(tmp_path_factory):
     place = tmp_path_factory.mktemp("far")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("DHO_CACHE", str(place/"cache"))
-        patched.setattr(sweeps, "CLAIM", .1)
+        set_everywhere(patched, "sweeps", CLAIM=.1)
         grid = make_grid("away", dict(preset="digits", epochs=1, method="ce"), dict(seed=[0]))
         assert list(run_sweep(grid, f"file://{place}/bucket/away", jobs=1, mode="none")["state"]) == ["done"]
     return f"file://{place}/bucket/away"
@@ -255,14 +260,14 @@ def test_every_verb_that_reads_a_sweep_takes_its_url(far, tmp_path, capsys, monk
         assert main(command) == 0, capsys.readouterr().err
         assert words in capsys.readouterr().out, command
     assert (tmp_path/"report.html").exists()
-    kept = records.record(far, tmp_path/"kept")
-    assert list(records.load(far)["run"]) == list(records.load(kept)["run"]) == [run] == list(records.expected(far)["run"])
+    kept = results.record(far, tmp_path/"kept")
+    assert list(results.load(far)["run"]) == list(results.load(kept)["run"]) == [run] == list(results.expected(far)["run"])
     assert html_report(f"{far}/{run}", tmp_path/"one.html").exists()
     assert not any(":" in p.name for p in tmp_path.iterdir())
 
 
 def test_a_sweep_in_memory_is_read_likewise(far, tmp_path, capsys):
-    there, (fs, root) = local_copy(far, ()), sweeps._far(url := place_of("memory", tmp_path))
+    there, (fs, root) = local_copy(far, ()), _far(url := place_of("memory", tmp_path))
     push(there, url, {})
     assert main(["status", url]) == 0 and "1 done" in capsys.readouterr().out
     fs.rm_file(f"{root}/{open_sweep(far).tasks[0].run}/result.json")

@@ -12,12 +12,13 @@ import pandas as pd
 import pytest
 
 from conftest import ROOT
-from dho_nb import figures, records, reports
-from dho_nb.configs import preset
-from dho_nb.grids import make_grid
-from dho_nb.page import html_report
-from dho_nb.runs import distill
-from dho_nb.settings import DhoError, digest, read_json, write_json
+from dho_nb.reports import figures, results as records, tables as reports
+from dho_nb.runs.config import preset
+from dho_nb.sweeps.grid import make_grid
+from dho_nb.reports.html import html_report
+from dho_nb.runs.run import distill
+from dho_nb.core.errors import DhoError
+from dho_nb.core.files import digest, read_json, write_json
 
 RESULTS = ROOT/"nbs"/"paper"/"results"/"eurosat"
 CELLS = [(m, n, s) for n in (1, 2) for m in ("ce", "dho") for s in (0, 1)]
@@ -97,12 +98,12 @@ def test_bits_and_validation_figures_are_those_of_the_predictions(sweep):
         said = pd.read_csv(sweep/line["run"]/"predictions.csv")
         test = said[said["split"] == "test"].sort_values("path")
         assert np.unpackbits(line["right"])[:line["tested"]].tolist() == (test["label"] == test["prediction"]).tolist()
-    from dho_nb.runs import Run
+    from dho_nb.runs.run import Run
     run = Run(preset("digits", epochs=1, validation="few", views=2, method="dho", shots=2, fraction=0., seed=1),
               sweep/"dho-2shot-1", "none")
     run.evaluate()
     val, line = run.part("val"), records.load(sweep/"dho-2shot-1").iloc[0]
-    from dho_nb.evaluation import interpolate
+    from dho_nb.evaluation.interpolation import interpolate
     assert len(val) == line["validated"]
     assert len(val) < (pd.read_csv(run.folder/"predictions.csv")["split"] == "val").sum(), "few, among outputs of all"
     assert line["val_accuracy"] == pytest.approx((interpolate(val, run.alpha,
@@ -413,7 +414,7 @@ def test_the_committed_results_are_a_record(tmp_path):
 
 
 def test_the_modules_open_without_torch():
-    done = subprocess.run([sys.executable, "-c", "import sys, dho_nb.page; print('torch' in sys.modules)"],
+    done = subprocess.run([sys.executable, "-c", "import sys, dho_nb.reports.html; print('torch' in sys.modules)"],
                           capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
 
@@ -537,7 +538,7 @@ def test_other_images_are_other_runs(sweep, tmp_path):
 
 
 def test_a_card_of_a_run_whose_table_is_gone_or_was_saved_otherwise(sweep):
-    from dho_nb.export import model_card
+    from dho_nb.deploy.model_card import model_card
     run = sweep/name("dho", 2, 0)
     whole = model_card(run)
     said = pd.read_csv(run/"predictions.csv")
@@ -549,7 +550,7 @@ def test_a_card_of_a_run_whose_table_is_gone_or_was_saved_otherwise(sweep):
 
 def test_outputs_of_before_are_read(sweep):
     from safetensors.torch import load_file, save_file
-    from dho_nb.evaluation import load_outputs
+    from dho_nb.evaluation.outputs import load_outputs
     file = sweep/name("dho", 2, 0)/"outputs.safetensors"
     (now, ids), tensors = load_outputs(file), load_file(file)
     said = {k: bytes(tensors.pop(k).numpy()).decode() for k in ("ids", "paths") if k in tensors}

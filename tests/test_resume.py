@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from conftest import ROOT
 
-COMMAND = [sys.executable, "-m", "dho_nb.cli", "distill", "--preset", "digits"]
+COMMAND = [sys.executable, "-m", "dho_nb.cli.main", "distill", "--preset", "digits"]
 
 
 def start(folder, epochs=8, **env):
@@ -92,7 +92,7 @@ def test_the_stop_button_of_a_notebook(tmp_path):
         shown = []
         ask = lambda source: client.execute_interactive(source, timeout=180,
                                                         output_hook=lambda m: shown.append(m))["content"]
-        assert ask(f"from dho_nb.configs import *; from dho_nb.runs import *; run = Run(preset('digits', epochs=300), "
+        assert ask(f"from dho_nb.runs.config import *; from dho_nb.runs.dataset import *; from dho_nb.runs.identity import *; from dho_nb.runs.run import *; run = Run(preset('digits', epochs=300), "
                    f"r'{tmp_path/'run'}')")["status"] == "ok", shown[-1]
         sent = client.execute("run.train()")
         time.sleep(6)
@@ -120,8 +120,8 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
 
 PROCESS = """
 import os, sys
-from dho_nb.configs import preset
-from dho_nb.runs import Run
+from dho_nb.runs.config import preset
+from dho_nb.runs.run import Run
 run = Run(preset("digits", epochs=2, method=sys.argv[2], views=int(sys.argv[3]) or "live"), sys.argv[1], "none")
 if sys.argv[4] == "prepared": run.prepare(); os.kill(os.getpid(), 9)
 if sys.argv[4] == "trained": run.trainer.train(run.trainer.steps//2, "none"); os.kill(os.getpid(), 9)

@@ -16,6 +16,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT/"docs"))
 pytest.importorskip("myst_nb", reason="needs the extra docs: pip install \"dho_nb[docs]\"")
 from api import Module  # noqa: E402
+from build import ROOMS  # noqa: E402
 from check import Page, external, problems  # noqa: E402
 
 
@@ -82,9 +83,11 @@ def test_links_that_leave_the_site_are_listed_with_a_page(tmp_path):
 
 def test_every_public_function_is_in_the_reference(site):
     looked = 0
-    for notebook in sorted((ROOT/"nbs").glob("[0-9]*.ipynb")):
-        module = Module(re.search(r"#\| default_exp (\w+)", notebook.read_text())[1])
-        page = Page((site/"reference"/f"{re.sub(r'^[0-9]+[a-z]?_', '', notebook.stem)}.html").read_text())
+    notebooks = sorted(p for room in ROOMS for p in (ROOT/"nbs"/room).glob("[0-9]*.ipynb"))
+    assert len(notebooks) > 50
+    for notebook in notebooks:
+        module = Module(re.search(r"#\| default_exp ([\w.]+)", notebook.read_text())[1])
+        page = Page((site/"reference"/f"{module.name.replace('.', '/')}.html").read_text())
         hidden = {name for cell in json.loads(notebook.read_text())["cells"]
                   if cell["source"] and re.match(r"#\| *exporti|#\| *hide", "".join(cell["source"]))
                   for name in re.findall(r"def (\w+)", "".join(cell["source"]))}
@@ -98,8 +101,8 @@ def test_every_public_function_is_in_the_reference(site):
 
 def test_backticked_names_lead_to_the_reference(site):
     links = Page((site/"benchmarks"/"surface.html").read_text()).links
-    assert "../reference/evaluation.html#dho-nb-evaluation-surface" in links
-    assert "#dho-nb-diagnostics-part-gradients" in Page((site/"reference"/"diagnostics.html").read_text()).links
+    assert "../reference/evaluation/interpolation.html#dho-nb-evaluation-interpolation-surface" in links
+    assert "#dho-nb-evaluation-diagnostics-part-gradients" in Page((site/"reference"/"evaluation"/"diagnostics.html").read_text()).links
 
 
 @pytest.mark.parametrize("text, fault", [
@@ -131,11 +134,11 @@ def test_a_fault_stops_the_build(project, tmp_path):
 build.sources = build.proc_nbs = lambda **given: None
 build.shutil.rmtree = lambda *given, **more: None
 build.subprocess.run = lambda *given, **more: types.SimpleNamespace(returncode=0)"""
-    page = broken/"_site"/"reference"/"views.html"
+    page = broken/"_site"/"reference"/"data"/"transforms.html"
     page.write_text(re.sub(r'alt="[^"]*"', 'alt=""', page.read_text()))
     done = subprocess.run([sys.executable, "-c", instead + "; build.main()"], cwd=broken/"docs", capture_output=True,
                           text=True, timeout=300, env={**os.environ, "PYTHONPATH": f"{broken}:{broken/'docs'}"})
-    assert done.returncode == 1 and "reference/views.html: picture without an alternative text" in done.stderr
+    assert done.returncode == 1 and "reference/data/transforms.html: picture without an alternative text" in done.stderr
 
 
 def test_captions_are_shown(site):
@@ -181,7 +184,7 @@ def wait(chrome, condition, seconds=60):
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("page",
-                         ["index.html", "reference/training.html", "reference/diagnostics.html",
+                         ["index.html", "reference/training/trainer.html", "reference/evaluation/diagnostics.html",
                           "explain/conflict.html", "explain/alpha_beta.html", "paper/table1.html", "paper/figure4.html",
                                   "howto/sweep.html", "contributing.html", "changelog.html", "reference/index.html"])
 def test_pages_look_right_on_a_desk_and_on_a_phone(browser, page, width):
@@ -206,7 +209,7 @@ def test_a_search_for_dual_head_finds_the_students(browser, width):
     chrome = browser("search.html?q=dual+head", width)
     wait(chrome, "document.querySelectorAll('ul.search li a').length >= 5")
     found = [a.get_attribute("href") for a in chrome.find_elements("css selector", "ul.search li a")]
-    assert any("reference/students.html" in link for link in found) and complaints(chrome) == []
+    assert any("reference/students/" in link for link in found) and complaints(chrome) == []
 
 
 def test_the_figure_of_the_conflict_can_be_moved(browser):
@@ -224,7 +227,7 @@ def test_the_figure_of_the_conflict_can_be_moved(browser):
 
 
 def test_source_opens_and_dark_mode_is_dark(browser):
-    chrome = browser("reference/diagnostics.html")
+    chrome = browser("reference/evaluation/diagnostics.html")
     chrome.execute_script("document.querySelector('details.hide summary').click()")
     assert wait(chrome, "document.querySelector('details.hide[open] pre')?.offsetHeight > 0", 10)
     assert len(chrome.find_elements("css selector", "button.copybtn")) > 10

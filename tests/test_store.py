@@ -16,32 +16,39 @@ import torch
 from PIL import Image, ImageOps
 
 from conftest import ROOT, picture
-from dho_nb.configs import identity, make_config, open_data, preset
-from dho_nb.embeddings import Lookup, match_classes, open_store
-from dho_nb.guidance import Guidance, fill_store
-from dho_nb.manifests import Manifest, data_root, labelled_subset, open_manifest, rows
-from dho_nb.maps import Chunked, ChunkStore, ImageMap
-from dho_nb.objectives import get_method
-from dho_nb.runs import distill
-from dho_nb.settings import DhoError
-from dho_nb.students import build_student
-from dho_nb.teachers import load_teacher, teacher_logits, zero_shot_head
-from dho_nb.training import Recipe, Trainer, live, stored
-from dho_nb.views import Images, Streams, ViewSpec
+from dho_nb.runs.identity import identity
+from dho_nb.runs.config import make_config, preset
+from dho_nb.runs.dataset import open_data
+from dho_nb.teachers.embedding_store import Lookup, match_classes, open_store
+from dho_nb.runs.teacher import TeacherProvider, fill_store
+from dho_nb.data.manifests import Manifest, data_root, open_manifest, rows
+from dho_nb.data.label_subsets import labelled_subset
+from dho_nb.data.chunk_store import Chunked, ChunkStore
+from dho_nb.data.image_cache import ImageMap
+from dho_nb.losses.methods import get_method
+from dho_nb.runs.run import distill
+from dho_nb.core.errors import DhoError
+from dho_nb.students.dual_head import build_student
+from dho_nb.teachers.clip import load_teacher, teacher_logits, zero_shot_head
+from dho_nb.training.trainer import TrainConfig, Trainer
+from dho_nb.teachers.targets import online_teacher, cached_teacher
+from dho_nb.data.loaders import Images, SemiSupervisedBatches
+from dho_nb.data.transforms import ViewSpec
 
-FILL = [sys.executable, "-m", "dho_nb.cli", "store", "fill", "--preset", "digits"]
+FILL = [sys.executable, "-m", "dho_nb.cli.main", "store", "fill", "--preset", "digits"]
 BUILD = [sys.executable, "-c", """
 import sys
 from pathlib import Path
-from dho_nb.manifests import data_root, open_manifest
-from dho_nb.maps import Chunked, ChunkStore, ImageMap
+from dho_nb.data.manifests import data_root, open_manifest
+from dho_nb.data.chunk_store import Chunked, ChunkStore
+from dho_nb.data.image_cache import ImageMap
 digits = open_manifest("digits")
 print("ready", flush=True)
 ImageMap(digits, data_root(digits), 64, folder=sys.argv[1]).build(mode="none")
 """]
 KILLED = """
 import os, runpy, signal, sys, threading, time
-from dho_nb import maps
+from dho_nb.data import chunk_store as maps
 puts, delay, maps.FLUSH = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
 written, put = [], maps.Chunked.put
 def die(): time.sleep(delay); os.kill(os.getpid(), signal.SIGKILL)
@@ -92,7 +99,7 @@ def test_a_store_that_is_killed_ten_times_is_the_same_store(tmp_path):
     finish(fill(other))
     assert content(one).keys() == content(other).keys()
     assert [n for n, b in content(one).items() if b != content(other)[n]] == []
-    finish([sys.executable, "-m", "dho_nb.cli", "store", "verify", "--preset", "digits", "--views", 24, "--store",
+    finish([sys.executable, "-m", "dho_nb.cli.main", "store", "verify", "--preset", "digits", "--views", 24, "--store",
             other, "--sample", 8])
 
 
@@ -133,12 +140,12 @@ def test_parts_are_joined(dho, tmp_path):
 @pytest.fixture
 def asked(monkeypatch):
     "Counts how often a teacher is loaded, and how many images it looks at"
-    import dho_nb.guidance
+    import dho_nb.runs.teacher
     teachers = []
     def load(*args, **kwargs):
         teachers.append(load_teacher(*args, **kwargs))
         return teachers[-1]
-    monkeypatch.setattr(dho_nb.guidance, "load_teacher", load)
+    monkeypatch.setattr(dho_nb.runs.teacher, "load_teacher", load)
     return teachers
 
 
@@ -146,7 +153,7 @@ def test_a_second_run_asks_the_teacher_nothing(tmp_path, monkeypatch, asked):
     monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
     first = distill(preset("digits", epochs=2), tmp_path/"first")
     assert first.result["teacher_looked"] == 2*1097 + 500 and len(asked) == 1
-    assert first.guidance.teacher is None, "what is stored needs no teacher in memory"
+    assert first.teacher_provider.teacher is None, "what is stored needs no teacher in memory"
     others = [dict(seed=1), dict(fraction=0., shots=4), dict(method="kd"), dict(method="sho", zeta=.02), dict(size=24),
               dict(teacher_head="tip-adapter-f"), dict(epochs=1)]
     for i, change in enumerate(others):
@@ -167,11 +174,11 @@ def test_stored_and_live_teacher_give_the_same_losses(tmp_path):
     labelled = labelled_subset(digits, shots=2).rows
     answer = partial(teacher_logits, head=zero_shot_head(teacher, digits.classes, digits.templates))
     student, images = build_student("tiny", 10, 2, size=16), Images(digits, root, 64)
-    def trainer(eyes, store, teach):
-        streams = Streams(images, labelled, np.setdiff1d(rows(digits, "train"), labelled), student.preprocess, eyes,
+    def trainer(preprocess, store, teach):
+        streams = SemiSupervisedBatches(images, labelled, np.setdiff1d(rows(digits, "train"), labelled), student.preprocess, preprocess,
                           spec, cycle=2, store=store)
-        return Trainer(student, get_method("dho"), streams, Recipe(epochs=4, lr=3e-3), teach)
-    online, replayed = trainer(teacher.preprocess, None, live(teacher, answer)), trainer(None, lookup, stored(answer))
+        return Trainer(student, get_method("dho"), streams, TrainConfig(epochs=4, lr=3e-3), teach)
+    online, replayed = trainer(teacher.preprocess, None, online_teacher(teacher, answer)), trainer(None, lookup, cached_teacher(answer))
     for step in range(online.steps):
         one, other = (t.losses(t.streams[step]) for t in (online, replayed))
         for name in one: assert one[name].item() == pytest.approx(other[name].item(), rel=5e-3, abs=1e-4), (step, name)
@@ -183,9 +190,9 @@ def test_stored_and_live_teacher_give_the_same_losses(tmp_path):
 def embeddings_file(folder, config, **texts):
     "What somebody would bring who ran the digits' teacher elsewhere"
     teacher, (manifest, root, _, _) = load_teacher("digits"), open_data(config)
-    guidance = Guidance(replace(config, views="live"), manifest, root, mode="none")
+    teacher_provider = TeacherProvider(replace(config, views="live"), manifest, root, mode="none")
     np.savez(folder/"clip.npz", paths=[f"/somewhere/else/{p}" for p in manifest.table["path"]],
-             embeddings=3*guidance.centred(np.arange(len(manifest))).numpy(), classes=list(manifest.classes),
+             embeddings=3*teacher_provider.centred(np.arange(len(manifest))).numpy(), classes=list(manifest.classes),
              text=zero_shot_head(teacher, manifest.classes, manifest.templates).numpy())
     return folder/"clip.npz"
 
@@ -193,7 +200,7 @@ def embeddings_file(folder, config, **texts):
 def test_own_embeddings_need_no_teacher(tmp_path, monkeypatch):
     monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
     file = embeddings_file(tmp_path, preset("digits"))
-    monkeypatch.setattr("dho_nb.guidance.load_teacher", lambda *a, **k: pytest.fail("the teacher was asked for"))
+    monkeypatch.setattr("dho_nb.runs.teacher.load_teacher", lambda *a, **k: pytest.fail("the teacher was asked for"))
     config = preset("digits", epochs=8, embeddings=str(file), teacher="ViT-B-16/openai")
     run = distill(config, tmp_path/"run")
     assert run.result["teacher_accuracy"] == pytest.approx(.78, abs=.005) and run.result["accuracy"] > .6
@@ -249,7 +256,7 @@ def test_mixed_sizes_and_shapes_are_cut_alike_from_files_and_map(tmp_path):
     smooth = lambda x: torch.nn.functional.avg_pool2d(x.float(), 8)
     pixels = ImageMap(manifest, tmp_path/"t", 384, np.array([f"k{i}" for i in range(12)]),
                       tmp_path/"map").build(mode="none")
-    from_files, from_map = (Streams(Images(manifest, tmp_path/"t"), np.arange(4), np.arange(4, 12), student, pixels=p)
+    from_files, from_map = (SemiSupervisedBatches(Images(manifest, tmp_path/"t"), np.arange(4), np.arange(4, 12), student, pixels=p)
                             for p in (None, pixels))
     for step in (0, 3):
         a, b = from_files[step], from_map[step]

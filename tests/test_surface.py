@@ -4,9 +4,10 @@ from unittest.mock import patch
 import numpy as np
 import pandas as pd
 import torch
-import dho_nb.evaluation as made
-from dho_nb.evaluation import ALPHAS, BETAS, HeadOutputs, Surface
-from dho_nb.settings import DhoError
+import dho_nb.evaluation.interpolation as made
+from dho_nb.evaluation.interpolation import ALPHAS, BETAS, AlphaBetaGrid
+from dho_nb.evaluation.outputs import HeadOutputs
+from dho_nb.core.errors import DhoError
 
 def loop(outputs, alphas=ALPHAS, betas=BETAS):
     "The former `surface`: every cell from all classes"
@@ -19,7 +20,7 @@ def loop(outputs, alphas=ALPHAS, betas=BETAS):
             cells[alpha, beta] = (p.argmax(-1) == outputs.labels).double().mean().item(), -right.log().mean().item()
     sides = dict(index=pd.Index(alphas, name="α"), columns=pd.Index(betas, name="β"))
     grid = lambda i: pd.DataFrame([[cells[a, b][i] for b in betas] for a in alphas], **sides)
-    return Surface(grid(0), grid(1))
+    return AlphaBetaGrid(grid(0), grid(1))
 
 def heads(kind, n, c, seed=0):
     "Logits of one `kind`, and labels"
@@ -40,7 +41,7 @@ KINDS = ("random agree rounded tied binary zeros same extreme huge one_head oppo
 
 def check(outputs, alphas=ALPHAS, betas=BETAS):
     "Accuracy to the last bit, negative log-likelihood but for the order of its sum; the share of cells that needed all classes"
-    with patch.object(made, "interpolate", wraps=made.interpolate) as full: ours = made.surface(outputs, alphas, betas)
+    with patch.object(made, "interpolate", wraps=made.interpolate) as full: ours = made.alpha_beta_grid(outputs, alphas, betas)
     theirs = loop(outputs, alphas, betas)
     pd.testing.assert_frame_equal(ours.accuracy, theirs.accuracy, check_exact=True)
     pd.testing.assert_frame_equal(ours.nll, theirs.nll, rtol=1e-12, atol=1e-300)
@@ -63,7 +64,7 @@ def test_grids_and_blocks():
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         check(o, ALPHAS[::4], BETAS[::3])
-        found.append(made.surface(o))
+        found.append(made.alpha_beta_grid(o))
         assert torch.get_num_threads() == threads
     torch.set_num_threads(before)
     for other in found[1:]: assert found[0].accuracy.equals(other.accuracy) and found[0].nll.equals(other.nll)
@@ -88,7 +89,7 @@ def test_bound():
                 kd = (o.kd/beta).softmax(-1)
                 both = ce.T.gather(0, at[0]), kd.T.gather(0, at[1])
                 p, seen = weights[0]*ce + weights[1]*kd, torch.zeros(200, c, dtype=bool).scatter_(1, at[0][:-1].T, True)
-                own, right, unsure = made._judge(*both, weights)
+                own, right, unsure = made._count_correct(*both, weights)
                 assert torch.equal(own, p[:, torch.arange(200), o.labels]) or kind == "some_infinite"
                 bound = (weights[0]*both[0] + weights[1]*both[1])[:, -1]
                 assert not (p.masked_fill(seen, -1).amax(-1) > bound).any(), (kind, c, beta)
@@ -99,6 +100,6 @@ def test_errors():
     bad = [(o.only(slice(0, 0)), ALPHAS, BETAS), (HeadOutputs(o.ce, o.kd, o.labels - 5, o.rows), ALPHAS, BETAS),
            (o, (1.2,), BETAS), (o, (-.1, .5), BETAS), (o, ALPHAS, (0., 1.)), (o, (float("nan"),), BETAS)]
     for arguments in bad:
-        try: made.surface(*arguments)
+        try: made.alpha_beta_grid(*arguments)
         except DhoError: pass
         else: raise AssertionError(arguments[1:])

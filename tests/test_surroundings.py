@@ -18,14 +18,17 @@ import pytest
 import torch
 from conftest import SMALL, picture
 
-from dho_nb import manifests, maps, settings, views
-from dho_nb.cli import main
-from dho_nb.configs import preset
-from dho_nb.embeddings import Store, join
-from dho_nb.runs import Run
-from dho_nb.settings import DhoError, file_lock, load_settings, taking_turns, write_json
-from dho_nb.training import Stopped
-from dho_nb.views import loader
+from dho_nb.core import files
+from dho_nb.data import chunk_store, loaders, manifests
+from dho_nb.cli.main import main
+from dho_nb.runs.config import preset
+from dho_nb.teachers.embedding_store import Store, join
+from dho_nb.runs.run import Run
+from dho_nb.core.errors import DhoError
+from dho_nb.core.files import file_lock, taking_turns, write_json
+from dho_nb.core.settings import load_settings
+from dho_nb.training.trainer import Stopped
+from dho_nb.data.loaders import loader
 
 POD = dict(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29533")
 
@@ -75,7 +78,7 @@ def same(found): return all(torch.equal(a, b) for k, batch in enumerate(found) f
 
 
 def test_batches_go_by_pipes_where_shared_memory_is_small(here, monkeypatch):
-    monkeypatch.setattr(views, "_shared_memory", lambda: 100)
+    monkeypatch.setattr(loaders, "_shared_memory", lambda: 100)
     with pytest.warns(UserWarning, match="/dev/shm"): found = list(loader(Numbered(), workers=2))
     assert len(found) == 6 and same(found)
     monkeypatch.setenv("DHO_WORKERS", "2")
@@ -113,7 +116,7 @@ def test_a_stop_while_waiting_for_a_batch_leaves_a_checkpoint(here, monkeypatch)
         yield from (streams[k] for k in steps[:3])
         threading.Timer(.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
         time.sleep(30)
-    monkeypatch.setattr("dho_nb.training.loader", stuck)
+    monkeypatch.setattr("dho_nb.training.trainer.loader", stuck)
     began = time.monotonic()
     with pytest.raises(Stopped, match="after step 3"): run.train()
     assert time.monotonic() - began < 25 and (here/"run"/"checkpoint.safetensors").exists()
@@ -134,8 +137,8 @@ def test_waiting_for_a_lock_names_its_holder_and_ends(here, monkeypatch, capsys)
 
 
 def test_waiting_for_another_fill_ends_where_nothing_comes_of_it(here, monkeypatch, capsys):
-    monkeypatch.setattr("dho_nb.maps.time.sleep", lambda _: None)
-    wait = maps._Wait(SimpleNamespace(folder=here/"store"), "lines")
+    monkeypatch.setattr("dho_nb.data.chunk_store.time.sleep", lambda _: None)
+    wait = chunk_store._Wait(SimpleNamespace(folder=here/"store"), "lines")
     left = [(0, ["still"]), (1, ["still"])]
     for _ in range(3): wait(left)
     assert capsys.readouterr().out.count("waiting for another process that fills store") == 1
@@ -174,9 +177,9 @@ def test_where_flock_is_unknown_the_file_itself_is_the_lock(here, monkeypatch, r
 
     def flock(*_): raise OSError(refused, os.strerror(refused))
     monkeypatch.setattr(fcntl, "flock", flock)
-    monkeypatch.setattr(settings, "_FLOCK", {})
+    monkeypatch.setattr(files, "_FLOCK", {})
     with file_lock(here/".lock", timeout=0):
-        with pytest.raises(settings.Timeout): file_lock(here/".lock", timeout=0).acquire()
+        with pytest.raises(files.Timeout): file_lock(here/".lock", timeout=0).acquire()
     with file_lock(here/".lock", timeout=0): pass
 
 
@@ -220,7 +223,7 @@ def test_a_cache_that_another_user_filled_is_read_and_named(here, tree, dho):
     for path in (here/"cache", *(here/"cache").rglob("*")): os.chown(path, 65534, 65534)
 
     def other(*more):
-        return subprocess.run(["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-m", "dho_nb.cli", *map(str, [*run, *more])],
+        return subprocess.run(["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-m", "dho_nb.cli.main", *map(str, [*run, *more])],
                               cwd=here, capture_output=True, text=True, env=dict(os.environ, DHO_CACHE=str(here/"cache")))
     assert (done := other("--out", "b")).returncode == 0, done.stderr[-500:]
     done = other("--out", "c", "--epochs", "3")  # a third view of every image
@@ -242,7 +245,7 @@ def test_a_run_as_a_notebook_is_this_python_and_needs_no_screen(here):
     call = "distill --preset digits --shots 1 --epochs 1 --student netz:make --notebook --out run".split()
     env = dict(MPLBACKEND="nonsense", JUPYTER_PATH=str(here/"jupyter"), IPYTHONDIR=str(here/"ipython"), JUPYTER_RUNTIME_DIR="/proc/none",
                PYTHONSTARTUP=str(startup), TMPDIR="/not/there", RANK="1", WORLD_SIZE="2")
-    done = subprocess.run([sys.executable, "-P", "-m", "dho_nb.cli", *call], capture_output=True, text=True, env={**os.environ, **env})
+    done = subprocess.run([sys.executable, "-P", "-m", "dho_nb.cli.main", *call], capture_output=True, text=True, env={**os.environ, **env})
     assert done.returncode == 0, (done.stdout[-500:], done.stderr[-1000:])
     cells = json.loads((here/"run"/"notebook.ipynb").read_text())["cells"]
     assert any("image/png" in o.get("data", ()) for c in cells for o in c.get("outputs", ())), "figures are shown"
@@ -251,7 +254,7 @@ def test_a_run_as_a_notebook_is_this_python_and_needs_no_screen(here):
 
 @pytest.mark.parametrize("backend", ["nonsense", "TkAgg", "module://not_there.backend"])
 def test_figures_are_files_whatever_the_backend(here, backend):
-    draws = "import sys; from dho_nb.training import plot_history; plot_history([dict(epoch=1, step=1, lr=1, loss=2.)]).savefig('a.png')"
+    draws = "import sys; from dho_nb.training.trainer import plot_history; plot_history([dict(epoch=1, step=1, lr=1, loss=2.)]).savefig('a.png')"
     done = subprocess.run([sys.executable, "-c", draws], env=dict(os.environ, MPLBACKEND=backend), capture_output=True, text=True)
     assert done.returncode == 0 and Path("a.png").stat().st_size > 1000, done.stderr[-500:]
 
@@ -261,7 +264,7 @@ def test_a_figure_that_cannot_be_drawn_is_a_warning(here, monkeypatch):
     run.train()
 
     def broken(*_, **__): raise ValueError("no font")
-    monkeypatch.setattr("dho_nb.runs.plot_surface", broken)
+    monkeypatch.setattr("dho_nb.runs.run.plot_alpha_beta_grid", broken)
     with pytest.warns(UserWarning, match="could not be drawn .*no font"): run.finish()
     assert run.done and not any(run.folder.glob(".tmp*"))
 
@@ -271,7 +274,7 @@ def test_a_figure_that_cannot_be_drawn_is_a_warning(here, monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="needs limits of the address space")
 def test_pictures_too_large_for_the_memory_are_a_sentence(here):
     import resource
-    done = subprocess.run([sys.executable, "-m", "dho_nb.cli", *"distill --preset digits --shots 1 --epochs 1 --size 3000 --out run".split()],
+    done = subprocess.run([sys.executable, "-m", "dho_nb.cli.main", *"distill --preset digits --shots 1 --epochs 1 --size 3000 --out run".split()],
                           capture_output=True, text=True, timeout=300,
                           preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (6*2**30, 6*2**30)))
     assert done.returncode == 2 and "memory ran out" in done.stderr and "accumulate" in done.stderr, done.stderr[-800:]

@@ -17,11 +17,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import ROOT
-from dho_nb.executors import run_sweep, slurm_script
-from dho_nb.grids import make_grid, read_grid
-from dho_nb.settings import DhoError, read_json
-from dho_nb.sweeps import Slot, Sweep, open_sweep, run_one, state_of
+from conftest import ROOT, set_everywhere
+from dho_nb.sweeps.executors import run_sweep, slurm_script
+from dho_nb.sweeps.grid import make_grid, read_grid
+from dho_nb.core.errors import DhoError
+from dho_nb.core.files import read_json
+from dho_nb.sweeps.worker import Worker, run_one
+from dho_nb.sweeps.sweep import Sweep, open_sweep
+from dho_nb.sweeps.state import state_of
 from test_resume import same_run
 
 RUNS = int(os.environ.get("DHO_SWEEP_RUNS", 8))  # of each sweep; the figures of the benchmark were made with 100
@@ -57,7 +60,7 @@ def undisturbed(grid, tmp_path_factory):
 
 
 def start(grid, folder, *more, **env):
-    return subprocess.Popen([sys.executable, "-m", "dho_nb.cli", "sweep", str(grid), "--out", str(folder), *more],
+    return subprocess.Popen([sys.executable, "-m", "dho_nb.cli.main", "sweep", str(grid), "--out", str(folder), *more],
                             cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True,
                             env={**os.environ, "DHO_PROGRESS": "lines", "DHO_DEVICE": "cpu",
@@ -142,7 +145,7 @@ def test_two_sweeps_share_the_work(grid, undisturbed, tmp_path):
 
 def test_a_run_by_itself_is_the_same(undisturbed, tmp_path):
     task = open_sweep(undisturbed).tasks[-1]
-    run_one(task.config, tmp_path/"run", Slot(threads=1))
+    run_one(task.config, tmp_path/"run", Worker(threads=1))
     same_run(undisturbed/task.run, tmp_path/"run")
 
 
@@ -241,8 +244,8 @@ def test_a_job_of_an_array_says_how_its_own_run_ended(tmp_path, dho):
 
 
 def test_a_result_that_cannot_be_brought_does_not_stop_the_others(tmp_path):
-    from dho_nb.executors import Board
-    board = Board(Sweep(make_grid("two", dict(preset="digits"), dict(seed=[0, 1])), tmp_path/"sweep"), "none")
+    from dho_nb.sweeps.executors import Scheduler
+    board = Scheduler(Sweep(make_grid("two", dict(preset="digits"), dict(seed=[0, 1])), tmp_path/"sweep"), "none")
     def gone(task): raise OSError("no route")
     board.sweep.bring = gone
     task = board.take("here")
@@ -255,9 +258,9 @@ def test_a_result_that_cannot_be_brought_does_not_stop_the_others(tmp_path):
 
 
 def test_images_without_an_embedding_are_left_out_of_plan_and_run_alike(tree, tmp_path):
-    from dho_nb.configs import make_config
-    from dho_nb.runs import Run
-    from dho_nb.sweeps import tasks_of
+    from dho_nb.runs.config import make_config
+    from dho_nb.runs.run import Run
+    from dho_nb.sweeps.sweep import tasks_of
     paths = sorted(f"{p.parent.name}/{p.name}" for p in tree.rglob("*.png"))[2:]
     np.savez(tmp_path/"own.npz", paths=paths, embeddings=np.eye(len(paths), 8) + .1, classes=["cat", "dog"],
              text=np.eye(2, 8))
@@ -268,10 +271,10 @@ def test_images_without_an_embedding_are_left_out_of_plan_and_run_alike(tree, tm
 
 
 def test_a_far_sweep_brings_the_newer_checkpoint_and_its_plan(tmp_path):
-    from dho_nb.sweeps import pull
+    from dho_nb.sweeps.remote import pull
     far = f"memory://{tmp_path.name}"
     sweep = Sweep(make_grid("far", dict(preset="digits"), dict(seed=[0])), far).begin()
-    from dho_nb.sweeps import _far
+    from dho_nb.sweeps.remote import _far
     fs, root = _far(far)
     fs.rm_file(f"{root}/sweep.json")
     Sweep(sweep.grid, far).begin()
@@ -283,7 +286,7 @@ def test_a_far_sweep_brings_the_newer_checkpoint_and_its_plan(tmp_path):
 
 
 def test_weights_of_a_teacher_that_were_replaced_are_seen(tmp_path, monkeypatch):
-    from dho_nb.sweeps import on_disk
+    from dho_nb.sweeps.sweep import on_disk
     monkeypatch.chdir(tmp_path)
     grid = make_grid("mine", dict(preset="digits", teacher="ViT-B-16/mine.safetensors"))
     (tmp_path/"mine.safetensors").write_bytes(b"one")
@@ -302,30 +305,31 @@ def test_a_sweep_by_its_folder_is_checked_as_by_its_file(tmp_path, monkeypatch):
 
 
 def test_a_result_that_never_arrived_is_carried_by_the_next_call(tmp_path, monkeypatch):
-    from dho_nb import sweeps
-    far, carry, sent = f"file://{tmp_path}/bucket/run", sweeps.push, []
+    from dho_nb.sweeps import remote
+    from dho_nb.sweeps.sweep import tasks_of
+    far, carry, sent = f"file://{tmp_path}/bucket/run", remote.push, []
     config = make_grid("far", dict(preset="digits", epochs=1, method="ce"), dict(seed=[0])).cells[0]
-    task = sweeps.tasks_of(make_grid("far", config.parameters))[0][0]
-    monkeypatch.setattr(sweeps, "CLAIM", .1)
-    monkeypatch.setattr(sweeps, "CARRY", 1e6)
+    task = tasks_of(make_grid("far", config.parameters))[0][0]
+    set_everywhere(monkeypatch, "sweeps", CLAIM=.1, CARRY=1e6)
     def broken(local, url, known):
         if (local/"result.json").exists() and not sent:
             sent.append(1); raise OSError("the network is unreachable")
         carry(local, url, known)
-    monkeypatch.setattr(sweeps, "push", broken)
-    with pytest.raises(OSError): run_one(task.config, far, Slot(threads=1))
+    set_everywhere(monkeypatch, "sweeps", push=broken)
+    with pytest.raises(OSError): run_one(task.config, far, Worker(threads=1))
     assert not (tmp_path/"bucket"/"run"/"result.json").exists()
-    found = run_one(task.config, far, Slot(threads=1))
+    found = run_one(task.config, far, Worker(threads=1))
     assert read_json(tmp_path/"bucket"/"run"/"result.json") == found
     assert not (tmp_path/"bucket"/"run"/".heartbeat.json").exists()
 
 
 def test_a_far_run_that_another_machine_has_begun_is_left_to_it(tmp_path):
-    from dho_nb import sweeps
+    from dho_nb.sweeps.remote import mirrored
+    from dho_nb.sweeps.state import Busy
     place = tmp_path/"bucket"/"run"
     place.mkdir(parents=True)
     (place/".heartbeat.json").write_text(json.dumps(dict(host="another", pid=1, began=time.time(), time=time.time())))
-    with pytest.raises(sweeps.Busy, match="another is working on .*run"), sweeps.mirrored(f"file://{place}", False):
+    with pytest.raises(Busy, match="another is working on .*run"), mirrored(f"file://{place}", False):
         raise AssertionError
     assert sorted(p.name for p in place.iterdir()) == [".heartbeat.json"]
     assert "another" in (place/".heartbeat.json").read_text()
@@ -333,7 +337,7 @@ def test_a_far_run_that_another_machine_has_begun_is_left_to_it(tmp_path):
 
 def test_a_newer_checkpoint_here_is_not_replaced_by_an_older_one(tmp_path):
     from safetensors.torch import save_file
-    from dho_nb.sweeps import pull
+    from dho_nb.sweeps.remote import pull
     made = lambda place, step: save_file(dict(x=torch.ones(step)), place/"checkpoint.safetensors",
                                          dict(state=json.dumps(dict(step=step))))
     (tmp_path/"far").mkdir(), (tmp_path/"near").mkdir()
@@ -362,7 +366,7 @@ def test_data_that_are_edited_while_a_sweep_works_are_not_mixed_in(tree, tmp_pat
 def test_an_axis_more_keeps_what_is_done(tmp_path):
     base = dict(preset="digits", epochs=1, method="ce")
     first = Sweep(make_grid("one", base, dict(lr=[.003])), tmp_path/"sweep").begin()
-    run_one(first.tasks[0].config, first.place(first.tasks[0]), Slot(threads=1))
+    run_one(first.tasks[0].config, first.place(first.tasks[0]), Worker(threads=1))
     more = Sweep(make_grid("one", base, dict(lr=[.003], seed=[0, 1])), tmp_path/"sweep")
     assert list(more.states()["state"]) == ["done", "pending"]
     assert more.tasks[0].run == first.tasks[0].run != more.tasks[1].run
@@ -381,17 +385,17 @@ def test_another_sweep_does_not_take_over_a_folder(tree, tmp_path):
 def test_every_set_up_goes_through_papermill_as_it_is(tmp_path):
     import yaml
     from dataclasses import asdict
-    from dho_nb import sweeps
-    from dho_nb.configs import preset
-    from dho_nb.presets import PRESETS
+    from dho_nb.sweeps.state import Failed
+    from dho_nb.runs.config import preset
+    from dho_nb.runs.presets import PRESETS
     seen = {}
     def instead(command, folder, slot, more):
         seen.update(yaml.safe_load((folder/".papermill"/"parameters.yaml").read_text()))
         return 1, "Error: enough"
     for name in PRESETS:
         place = tmp_path/name.replace("/", "-")
-        with pytest.MonkeyPatch.context() as patched, pytest.raises(sweeps.Failed):
-            patched.setattr(sweeps, "supervised", instead)
+        with pytest.MonkeyPatch.context() as patched, pytest.raises(Failed):
+            set_everywhere(patched, "sweeps", run_supervised=instead)
             run_one(preset(name), place)
         assert seen == json.loads(json.dumps(dict(asdict(preset(name)), out=str(place)))), name
 
@@ -439,7 +443,7 @@ def test_two_nodes_of_a_cluster_and_one_is_lost(grid, undisturbed, tmp_path):
 
 @pytest.mark.parametrize("letter", ["a", "é", "京"])
 def test_long_values_of_an_axis_make_names_that_a_file_system_takes(tmp_path, letter):
-    from dho_nb.settings import write_json
+    from dho_nb.core.files import write_json
     axes = dict(variant=[dict(name=letter*300 + end, lr=lr) for end, lr in (("1", .01), ("2", .02))])
     sweep = Sweep(make_grid("long", dict(preset="digits"), axes), tmp_path/"sweep").begin()
     assert len({t.run for t in sweep.tasks}) == 2 and max(len(os.fsencode(t.run)) for t in sweep.tasks) < 140
@@ -447,7 +451,7 @@ def test_long_values_of_an_axis_make_names_that_a_file_system_takes(tmp_path, le
     assert list(sweep.states()["state"]) == ["pending", "pending"]
     file = tmp_path/(letter*(240//len(letter.encode())) + ".json")
     write_json(file, {})
-    left = subprocess.Popen([sys.executable, "-c", "import os, sys; from dho_nb.settings import atomic_path\n"
+    left = subprocess.Popen([sys.executable, "-c", "import os, sys; from dho_nb.core.files import atomic_path\n"
                              "with atomic_path(sys.argv[1]) as t: t.touch(); os.kill(os.getpid(), 9)", str(file)], cwd=ROOT)
     assert left.wait() == -9 and len(list(tmp_path.glob(".tmp-*"))) == 1
     write_json(file, {})
@@ -456,8 +460,8 @@ def test_long_values_of_an_axis_make_names_that_a_file_system_takes(tmp_path, le
 
 
 def test_a_folder_of_images_with_a_long_name(tmp_path, tree, monkeypatch):
-    from dho_nb.configs import make_config
-    from dho_nb.runs import Run
+    from dho_nb.runs.config import make_config
+    from dho_nb.runs.run import Run
     for name in ("RUNS", "CACHE"): monkeypatch.setenv(f"DHO_{name}", str(tmp_path/name))
     far = tree.rename(tmp_path/("папка"*25))
     run = Run(make_config(dict(dataset=str(far), teacher="digits", student="tiny", student_weights="", size=16, shots=2,
@@ -467,16 +471,15 @@ def test_a_folder_of_images_with_a_long_name(tmp_path, tree, monkeypatch):
 
 
 def test_planning_for_one_run_looks_at_its_data_alone(tmp_path, tree, dho, monkeypatch):
-    from dho_nb import configs, rehearsal, sweeps
+    from dho_nb.runs import dataset
     other = shutil.copytree(tree, tmp_path/"other")
     grid = make_grid("g", dict(teacher="digits", student="tiny", student_weights="", size=16, epochs=1, shots=2, test=.25),
                      dict(dataset=[str(tree), str(other)], seed=[0, 1]))
-    opened, tried, open_data = [], [], configs.open_data
-    monkeypatch.setattr(configs, "open_data", lambda c: (opened.append(c.dataset), open_data(c))[1])
-    monkeypatch.setattr(rehearsal, "try_student", lambda c, *a: (tried.append(c.seed), (.1, 10))[1])
-    monkeypatch.setattr(sweeps, "_store_line", lambda c: c.dataset)
+    opened, tried, open_data = [], [], dataset.open_data
+    set_everywhere(monkeypatch, open_data=lambda c: (opened.append(c.dataset), open_data(c))[1], _store_line=lambda c: c.dataset,
+                   try_student=lambda c, *a: (tried.append(c.seed), (.1, 10))[1])
     part = Sweep(grid, tmp_path/"sweep", [3])
-    said = part.outlook(1, [3])
+    said = part.estimate(1, [3])
     assert opened == [str(other)] and len(tried) == 1 and said["store 1"] == str(other) and "store 2" not in said
     assert [bool(t.identity) for t in part.tasks] == [False, False, False, True] and not (tmp_path/"sweep").exists()
     part.begin()
@@ -494,8 +497,8 @@ def test_planning_for_one_run_looks_at_its_data_alone(tmp_path, tree, dho, monke
 
 
 def test_a_slurm_array_keeps_below_what_the_cluster_takes(tmp_path, monkeypatch):
-    from dho_nb import executors
-    from dho_nb.cli import _positions
+    from dho_nb.sweeps import executors
+    from dho_nb.cli.main import _positions
     sweep = Sweep(make_grid("many", dict(preset="digits"), dict(seed=list(range(23)))), tmp_path/"sweep").begin()
     script = slurm_script(tmp_path/"sweep", sweep, most=10)
     assert "--array=0-7%8" in script and "MaxArraySize is 10: a job does up to 3 of the 23 runs" in script
@@ -519,14 +522,14 @@ def test_a_slurm_array_keeps_below_what_the_cluster_takes(tmp_path, monkeypatch)
                                          ("0-99999999999", None), ("x", None), ("1,", None)])
 def test_positions_are_written_as_ranges(text, found):
     import argparse
-    from dho_nb.cli import _positions
+    from dho_nb.cli.main import _positions
     if found: assert _positions(text) == found
     else: pytest.raises(argparse.ArgumentTypeError, _positions, text)
 
 
 def test_what_a_run_does_not_have_yet_says_what_makes_it(tmp_path):
-    from dho_nb.configs import preset
-    from dho_nb.runs import Run
+    from dho_nb.runs.config import preset
+    from dho_nb.runs.run import Run
     run = Run(preset("digits", epochs=1, method="ce"), tmp_path/"run", "none")
     for ask, way in ((lambda: run.part("test"), "call evaluate"), (run.figures, "call evaluate"), (lambda: run.alpha, "call evaluate"),
                      (lambda: run.outputs, "call evaluate"), (lambda: run.result, "call train"), (run.finish, "call train")):

@@ -17,16 +17,24 @@ from PIL import Image
 from safetensors.torch import save_file
 
 
-from dho_nb.configs import make_config, open_data, identity, weights_file_hash
-from dho_nb.deploy import Evaluation, Predictor, see, zero_shot
-from dho_nb.embeddings import STILL, Store, open_store, store_header
-from dho_nb.guidance import Guidance, fill_store
-from dho_nb.maps import ImageMap, cut, stills
-from dho_nb.settings import DhoError, shipped
-from dho_nb.students import build_backbone, build_student, load_student, own_texts, save_student
-from dho_nb.teachers import (Teacher, advice, eyes_of, files_hash, image_tower, load_teacher, resize_mode, teacher_identity,
-                             trouble, zero_shot_head)
-from dho_nb.views import Images, Preprocess, Still, ViewSpec, centre_boxes, render
+from dho_nb.runs.config import make_config
+from dho_nb.runs.dataset import open_data
+from dho_nb.runs.identity import identity, weights_file_hash
+from dho_nb.deploy.evaluate import Evaluation
+from dho_nb.deploy.predictor import Predictor, load_pixels
+from dho_nb.deploy.checkpoints import zero_shot
+from dho_nb.teachers.embedding_store import CENTER_VIEW, Store, open_store, store_header
+from dho_nb.runs.teacher import TeacherProvider, fill_store
+from dho_nb.data.image_cache import ImageMap, crop_resize, center_crops
+from dho_nb.core.errors import DhoError
+from dho_nb.core.settings import shipped
+from dho_nb.students.backbones import build_backbone
+from dho_nb.students.dual_head import build_student, load_student, own_texts, save_student
+from dho_nb.teachers.clip import (Teacher, advice, eyes_of, image_tower, load_teacher, resize_mode, teacher_identity,
+                                  trouble, zero_shot_head)
+from dho_nb.core.files import files_hash
+from dho_nb.data.loaders import Images, EvalDataset, render
+from dho_nb.data.transforms import Preprocess, ViewSpec, center_boxes
 
 SQUARES = dict(squash=dict(resize_mode="squash"), longest=dict(resize_mode="longest", fill_color=127))
 SHAPES = [(240, 80), (60, 200), (97, 131), (64, 64)]
@@ -38,11 +46,11 @@ def says(call, *words):
     return str(caught.value)
 
 
-def teacher_folder(place, **eyes):
+def teacher_folder(place, **preprocess):
     "The digits' teacher, with other words in its preprocess_cfg"
     shutil.copytree(shipped("bundled/digits_teacher"), place)
     config = json.loads((place/"open_clip_config.json").read_text())
-    config["preprocess_cfg"].update(eyes)
+    config["preprocess_cfg"].update(preprocess)
     (place/"open_clip_config.json").write_text(json.dumps(config))
     return str(place)
 
@@ -82,34 +90,34 @@ def test_oblong_pictures_are_seen_as_open_clips_own_transform_shows_them(mode, o
     right = np.stack([own_pixels(folder, f) for f in files])
     near = lambda pixels, most=1: np.abs(np.asarray(pixels).astype(float) - right).max() <= most
     teacher, rows = load_teacher(folder), np.arange(len(files))
-    eyes = teacher.preprocess
-    assert near([eyes.render(Image.open(f).convert("RGB"), centre_boxes([Image.open(f).size])[0]) for f in files])
-    images = Images(manifest, root, eyes.at_least)
-    assert near(torch.cat([Still(images, rows, eyes, 5)[k] for k in range(5)]))
-    assert near(render(images, rows, [eyes])[0]) and near(torch.cat([*stills(images, rows, eyes, size=7)]))
-    assert near([see(f, eyes).transpose(2, 0, 1) for f in files]) and near([see(Image.open(f), eyes).transpose(2, 0, 1) for f in files])
+    preprocess = teacher.preprocess
+    assert near([preprocess.render(Image.open(f).convert("RGB"), center_boxes([Image.open(f).size])[0]) for f in files])
+    images = Images(manifest, root, preprocess.at_least)
+    assert near(torch.cat([EvalDataset(images, rows, preprocess, 5)[k] for k in range(5)]))
+    assert near(render(images, rows, [preprocess])[0]) and near(torch.cat([*center_crops(images, rows, preprocess, size=7)]))
+    assert near([load_pixels(f, preprocess).transpose(2, 0, 1) for f in files]) and near([load_pixels(Image.open(f), preprocess).transpose(2, 0, 1) for f in files])
     whole = [torch.from_numpy(np.asarray(Image.open(f)).transpose(2, 0, 1).copy())[None] for f in files]
     mirror = torch.tensor([False])
-    assert near(torch.cat([cut(w, torch.from_numpy(eyes.still_boxes([w.shape[:1:-1]])), mirror, eyes) for w in whole]), 2)  # Pillow computes with integers
-    mirrored = cut(whole[0], torch.from_numpy(centre_boxes([whole[0].shape[:1:-1]])), ~mirror, eyes)[0]
+    assert near(torch.cat([crop_resize(w, torch.from_numpy(preprocess.still_boxes([w.shape[:1:-1]])), mirror, preprocess) for w in whole]), 2)  # Pillow computes with integers
+    mirrored = crop_resize(whole[0], torch.from_numpy(center_boxes([whole[0].shape[:1:-1]])), ~mirror, preprocess)[0]
     assert np.abs(mirrored.numpy()[:, :, ::-1].astype(float) - right[0]).max() <= 2
     kept = ImageMap(manifest, root, 256, keys).build(mode="none")
-    rough = torch.cat([*stills(kept, rows, eyes, mode="none")]).numpy().astype(float)  # resized twice
+    rough = torch.cat([*center_crops(kept, rows, preprocess, mode="none")]).numpy().astype(float)  # resized twice
     assert np.abs(rough - right).mean() < 3 and np.abs(rough - right).max() < 80
     expected = teacher.encode_images(torch.from_numpy(right).round().to(torch.uint8))
     same = lambda found, which: (found.float()*expected[which]).sum(1).min() > .999
     store = fill_store(config, mode="none").lookup
     seen = manifest.table["split"].isin(["test", "val"]).to_numpy().nonzero()[0]
-    assert store.store.header["preprocess"]["resize_mode"] == mode and same(store(seen, np.full(len(seen), STILL)), seen)
-    assert store.store.preprocess == eyes
-    live = Guidance(make_config(dict(dataset=str(oblong), teacher=folder, student="tiny", student_weights="", shots=1, size=16,
+    assert store.store.header["preprocess"]["resize_mode"] == mode and same(store(seen, np.full(len(seen), CENTER_VIEW)), seen)
+    assert store.store.preprocess == preprocess
+    live = TeacherProvider(make_config(dict(dataset=str(oblong), teacher=folder, student="tiny", student_weights="", shots=1, size=16,
                                      views="live", test=.3, epochs=1)), manifest, root, keys, mode="none")
     assert same(live.centred(seen), seen)
     scored = Evaluation(folder, config)
     head = zero_shot_head(teacher, manifest.classes, manifest.templates)
     assert torch.allclose(scored.outputs.ce, expected[scored.rows] @ head.T/.01, atol=1.5)
     square = Teacher(teacher.model, teacher.tokenizer, "", "fp32")
-    square.preprocess = Preprocess(eyes.size, eyes.mean, eyes.std, eyes.interpolation)
+    square.preprocess = Preprocess(preprocess.size, preprocess.mean, preprocess.std, preprocess.interpolation)
     assert not near(render(images, rows, [square.preprocess])[0])
 
 
@@ -124,9 +132,9 @@ def test_a_student_by_open_clip_keeps_the_mode_in_its_file_and_exports(mode, obl
     files = sorted(oblong.rglob("*.*"))[:8]
     wide = Predictor.from_pretrained(tmp_path/"model.safetensors", "cpu", trust_remote_code=True)
     assert wide.preprocess == student.preprocess
-    for f in files: assert np.abs(see(f, wide.preprocess).transpose(2, 0, 1) - own_pixels(folder, f)).max() <= 1
+    for f in files: assert np.abs(load_pixels(f, wide.preprocess).transpose(2, 0, 1) - own_pixels(folder, f)).max() <= 1
     pytest.importorskip("onnxruntime"); pytest.importorskip("onnxscript")
-    from dho_nb.export import export
+    from dho_nb.deploy.export import export
     export(tmp_path/"model.safetensors", tmp_path/"out", images=[str(f) for f in files], trust_remote_code=True)
     assert Predictor.from_pretrained(tmp_path/"out").preprocess == student.preprocess
     done = subprocess.run([sys.executable, "predict_onnx.py", "model.onnx", *map(str, files)], cwd=tmp_path/"out",
@@ -153,12 +161,12 @@ def test_stores_of_another_mode_are_refused_and_the_usual_ones_stay(tmp_path, mo
     assert teacher_identity("ViT-B-16/openai") == "ViT-B-16/openai"
     assert teacher_identity("ViT-B-16-SigLIP/webli") == "ViT-B-16-SigLIP/webli (squash)"
     # a model on the Hub: its identity is its name, so the header itself is compared
-    monkeypatch.setattr("dho_nb.teachers._cached_config", lambda name: {})
+    monkeypatch.setattr("dho_nb.teachers.clip._cached_config", lambda name: {})
     old = store_header("hf-hub:some/model", ViewSpec(), "fp32")
     header = dict(old, dim=64, chunk=64, at_least=64, weights="x", preprocess=dict(size=32, mean=[.5]*3, std=[.5]*3, interpolation="bicubic"))
     Store(tmp_path/"old", header)
     assert open_store("d", "hf-hub:some/model", ViewSpec(), None, tmp_path/"old")
-    monkeypatch.setattr("dho_nb.teachers._cached_config", lambda name: dict(preprocess_cfg=dict(resize_mode="squash")))
+    monkeypatch.setattr("dho_nb.teachers.clip._cached_config", lambda name: dict(preprocess_cfg=dict(resize_mode="squash")))
     says(lambda: open_store("d", "hf-hub:some/model", ViewSpec(), None, tmp_path/"old"), "preprocess.resize_mode is None",
          "asked for 'squash'")
     squash = load_teacher(teacher_folder(tmp_path/"squash", resize_mode="squash"))
@@ -180,9 +188,9 @@ def test_identities_of_runs_say_how_oblong_pictures_are_seen(tmp_path):
     (dict(interpolation="random"), dict(interpolation="bicubic")), (dict(interpolation=None, resize_mode=None), {}),
     (dict(mean=.5, std=.25), dict(mean=(.5,)*3, std=(.25,)*3)), (dict(size=[32, 32]), {}), (dict(size=[32]), {}),
     (dict(resize_mode="longest", fill_color=[1, 2, 3]), dict(resize_mode="longest", fill=(1, 2, 3)))])
-def test_a_configuration_is_taken_over_whole(eyes, wanted):
+def test_a_configuration_is_taken_over_whole(preprocess, wanted):
     config = dict(size=32, mode="RGB", mean=[.5]*3, std=[.5]*3, interpolation="bicubic", resize_mode="shortest", fill_color=0)
-    assert eyes_of({**config, **eyes}) == Preprocess(**dict(dict(size=32, mean=(.5,)*3, std=(.5,)*3), **wanted))
+    assert eyes_of({**config, **preprocess}) == Preprocess(**dict(dict(size=32, mean=(.5,)*3, std=(.5,)*3), **wanted))
 
 
 def test_what_a_configuration_asks_and_cannot_be_done_is_refused():
@@ -257,10 +265,10 @@ def weights_alone(place):
     save_file({k: v.contiguous() for k, v in open_clip.create_model("Tiny-clip", load_weights=False).state_dict().items()}, place/"w.safetensors")
 
 
-def beside(place, base, model=None, eyes=None):
+def beside(place, base, model=None, preprocess=None):
     "Weights of that architecture, and a configuration beside them"
     weights_alone(place)
-    config = dict(**(dict(model_cfg=dict(base, **model)) if model is not None else {}), preprocess_cfg=eyes or {})
+    config = dict(**(dict(model_cfg=dict(base, **model)) if model is not None else {}), preprocess_cfg=preprocess or {})
     (place/"open_clip_config.json").write_text(json.dumps(config))
     return f"Tiny-clip/{place/'w.safetensors'}"
 
@@ -274,8 +282,8 @@ def test_a_configuration_beside_weights_counts(tiny_clip, tmp_path):
     usual = load_teacher(f"Tiny-clip/{plain/'w.safetensors'}")
     assert activation(usual) == "GELU" and usual.preprocess.mean[0] == pytest.approx(.48145466)
     assert teacher_identity(f"Tiny-clip/{plain/'w.safetensors'}") == f"Tiny-clip/{files_hash(plain/'w.safetensors')}"
-    eyes = dict(mean=[.1, .2, .3], std=[.4, .5, .6], interpolation="bilinear", resize_mode="squash", size=999)
-    spec = beside(tmp_path/"own", tiny_clip, dict(quick_gelu=True), eyes)
+    preprocess = dict(mean=[.1, .2, .3], std=[.4, .5, .6], interpolation="bilinear", resize_mode="squash", size=999)
+    spec = beside(tmp_path/"own", tiny_clip, dict(quick_gelu=True), preprocess)
     made = load_teacher(spec)
     assert activation(made) == "QuickGELU"
     assert made.preprocess == Preprocess(usual.preprocess.size, (.1, .2, .3), (.4, .5, .6), "bilinear", "squash")
@@ -372,7 +380,7 @@ def quiet(code, **env):
 
 
 def test_without_a_network_it_is_said_once_what_to_fetch_and_from_where(tmp_path):
-    code = ("from dho_nb.students import build_backbone\nfrom dho_nb.teachers import load_teacher\n"
+    code = ("from dho_nb.students.backbones import build_backbone\nfrom dho_nb.teachers.clip import load_teacher\n"
             "for f in (lambda: build_backbone('resnet18', 'pretrained'), lambda: load_teacher('ViT-B-32/openai'),\n"
             "          lambda: load_teacher('hf-hub:some/model')):\n"
             "    try: f()\n    except ValueError as e: print(type(e).__name__, e)")

@@ -17,18 +17,22 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from conftest import ROOT, picture
-from dho_nb.cli import main
-from dho_nb.configs import Config, preset
-from dho_nb.deploy import Evaluation, Predictor, list_images, load_model, look
-from dho_nb.grids import make_grid, read_grid
-from dho_nb.manifests import PHOTOS, SUFFIXES, Manifest, open_image
-from dho_nb.reports import ResultTable
-from dho_nb.runs import Run, distill
-from dho_nb.settings import DhoError, read_json, write_json
-from dho_nb.students import build_student, load_student, save_student
-from dho_nb.sweeps import Sweep, open_sweep, pull
-from dho_nb.teachers import load_teacher
-from dho_nb.views import Preprocess, read_image
+from dho_nb.cli.main import main
+from dho_nb.runs.config import Config, preset
+from dho_nb.deploy.evaluate import Evaluation
+from dho_nb.deploy.predictor import Predictor, list_images, try_load_pixels
+from dho_nb.deploy.checkpoints import load_model
+from dho_nb.sweeps.grid import make_grid, read_grid
+from dho_nb.data.manifests import PHOTOS, SUFFIXES, Manifest, open_image
+from dho_nb.reports.tables import ResultTable
+from dho_nb.runs.run import Run, distill
+from dho_nb.core.errors import DhoError
+from dho_nb.core.files import read_json, write_json
+from dho_nb.students.dual_head import build_student, load_student, save_student
+from dho_nb.sweeps.sweep import Sweep, open_sweep
+from dho_nb.sweeps.remote import pull
+from dho_nb.teachers.clip import load_teacher
+from dho_nb.data.transforms import Preprocess, read_image
 
 EPS = (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(pwned) (w) file closefile\nshowpage\n%%EOF\n")
 NETZ = """import pathlib, torch
@@ -71,7 +75,7 @@ def asking(file, spec, args=None, **facts):
 
 CALLS = {"a shell": ("os:system", lambda mark: {"command": f"touch {mark}"}),
          "a subprocess": ("subprocess:getoutput", lambda mark: {"cmd": f"touch {mark}"}),
-         "this library's own writer": ("dho_nb.settings:write_json", lambda mark: {"path": str(mark), "data": 1}),
+         "this library's own writer": ("dho_nb.core.files:write_json", lambda mark: {"path": str(mark), "data": 1}),
          "through a known library's prefix": ("open_clip:os:system", lambda mark: {"command": f"touch {mark}"}),
          "with spaces": (" os:system", lambda mark: {"command": f"touch {mark}"})}
 
@@ -152,14 +156,14 @@ def test_arguments_that_shape_a_network_are_taken(tmp_path):
 
 
 def test_a_file_of_weights_that_an_open_clip_student_began_with_is_not_looked_for(tmp_path, monkeypatch):
-    from dho_nb import teachers
-    monkeypatch.setattr(teachers, "_openais", lambda file: True)
+    from dho_nb.teachers import clip
+    monkeypatch.setattr(clip, "_openais", lambda file: True)
     (tmp_path/"weights.pt").write_bytes(b"")
     student = build_student("open_clip:ViT-S-32-alt/random", 2, size=32)
     save_student(student, tmp_path/"m.safetensors", spec=f"open_clip:ViT-S-32-alt/{tmp_path/'weights.pt'}", classes=["a", "b"])
     with safe_open(tmp_path/"m.safetensors", "pt") as f: facts = json.loads(f.metadata()["dho_nb"])
     assert facts["architecture"] == "open_clip:ViT-S-32-alt-quickgelu"  # known where the weights were, and kept
-    monkeypatch.setattr(teachers, "_openais", lambda file: pytest.fail("a path in a file was followed"))
+    monkeypatch.setattr(clip, "_openais", lambda file: pytest.fail("a path in a file was followed"))
     file = asking(tmp_path/"other.safetensors", f"open_clip:ViT-S-32-alt/{tmp_path/'weights.pt'}")
     with pytest.raises(DhoError, match="another network|cannot be built"): load_student(file)
 
@@ -246,7 +250,7 @@ def test_a_grid_takes_the_word_once_and_its_workers_inherit_it(tmp_path, dho, ne
 
 
 def test_a_job_script_carries_the_word(tmp_path, netz):
-    from dho_nb.executors import slurm_script
+    from dho_nb.sweeps.executors import slurm_script
     file = tmp_path/"grid.toml"
     file.write_text(GRID.format(values='"netz_untrusted:make"'))
     script = slurm_script(file, Sweep(read_grid(file, True), tmp_path/"sweep"))
@@ -278,7 +282,7 @@ def test_the_plan_in_a_sweeps_folder_cannot_put_other_runs_in_place_of_the_grids
         try: found = do().tasks[0].run
         except DhoError as e: assert "does not lie below" in str(e)
         else: assert found == sweep.tasks[0].run
-    from dho_nb.records import expected, load
+    from dho_nb.reports.results import expected, load
     for do in (load, expected):
         with pytest.raises(DhoError, match="does not lie below|holds no run"): do(tmp_path/"sweep")
 
@@ -302,12 +306,12 @@ def test_a_file_that_is_eps_inside_starts_no_program(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("a program was started"))
     for name in ("a.jpg", "a.png", "a.tif", "a.eps"): (tmp_path/name).write_bytes(EPS)
     assert Image.open(tmp_path/"a.jpg").format == "EPS"  # as Pillow takes it
-    eyes = Preprocess(16)
+    preprocess = Preprocess(16)
     for name in ("a.jpg", "a.png", "a.tif", "a.eps"):
         with pytest.raises(DhoError, match="it is no image"): read_image(tmp_path/name)
-        assert "no image" in look(tmp_path/name, eyes)
-    with open(tmp_path/"a.jpg", "rb") as f: assert "cannot identify" in look(list_images(f)[0], eyes)
-    assert "another program" in look(list_images(Image.open(tmp_path/"a.jpg"))[0], eyes)  # lazily opened by the caller
+        assert "no image" in try_load_pixels(tmp_path/name, preprocess)
+    with open(tmp_path/"a.jpg", "rb") as f: assert "cannot identify" in try_load_pixels(list_images(f)[0], preprocess)
+    assert "another program" in try_load_pixels(list_images(Image.open(tmp_path/"a.jpg"))[0], preprocess)  # lazily opened by the caller
     file = tmp_path/"m.safetensors"
     save_student(build_student("tiny", 2, size=16), file, spec="tiny", classes=["a", "b"], alpha=.5, beta=1.)
     said = Predictor.from_pretrained(file).predict([str(tmp_path/"a.jpg"), picture(tmp_path/"b.png")], mode="none")
@@ -316,9 +320,9 @@ def test_a_file_that_is_eps_inside_starts_no_program(tmp_path, monkeypatch):
 
 def test_a_dataset_with_such_a_file_is_refused_or_goes_on_without_it(tree, monkeypatch):
     from PIL import EpsImagePlugin
-    from dho_nb.configs import open_data
-    from dho_nb.datasets import _decodes
-    from dho_nb.maps import map_side
+    from dho_nb.runs.dataset import open_data
+    from dho_nb.data.datasets import _decodes
+    from dho_nb.data.image_cache import map_side
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: pytest.fail("Ghostscript was started"))
     (tree/"cat"/"0.png").write_bytes(EPS)
     with pytest.raises(DhoError, match="cat/0.png: it is no image"): open_data(Config(dataset=str(tree)))
@@ -375,12 +379,12 @@ def test_the_script_beside_an_export_starts_no_program_either(tmp_path):
 
 
 def test_a_picture_too_large_to_be_one_is_a_problem_of_that_picture(tmp_path, monkeypatch):
-    from dho_nb.maps import map_side
+    from dho_nb.data.image_cache import map_side
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # an error above 200
     files = [picture(tmp_path/"big.png", size=(40, 30)), picture(tmp_path/"small.png", size=(8, 8))]
     with pytest.raises(DhoError, match="decompression bomb"): read_image(files[0])
-    assert "decompression bomb" in look(files[0], Preprocess(8))
-    with open(files[0], "rb") as f: assert "decompression bomb" in look(list_images([f])[0], Preprocess(8))
+    assert "decompression bomb" in try_load_pixels(files[0], Preprocess(8))
+    with open(files[0], "rb") as f: assert "decompression bomb" in try_load_pixels(list_images([f])[0], Preprocess(8))
     manifest = Manifest("m", pd.DataFrame(dict(path=["big.png", "small.png"], label=[0, 1], split="train")), ("a", "b"))
     assert map_side(manifest, tmp_path, 64) == 8
 
@@ -393,7 +397,7 @@ def test_a_picture_too_large_to_be_one_is_a_problem_of_that_picture(tmp_path, mo
     ("text_cfg", dict(tokenizer_kwargs=dict(code_revision="x"))), ("text_cfg", dict(tokenizer_kwargs=[1]))])
 def test_a_teachers_folder_names_no_code(tmp_path, monkeypatch, part, change):
     import open_clip
-    from dho_nb.settings import shipped
+    from dho_nb.core.settings import shipped
     config = json.loads((shipped("bundled/digits_teacher")/"open_clip_config.json").read_text())
     config["model_cfg"][part].update(change)
     write_json(tmp_path/"teacher"/"open_clip_config.json", config)
@@ -417,7 +421,7 @@ def test_names_stay_text_in_tables():
 
 
 def test_names_stay_text_on_a_card(tmp_path):
-    from dho_nb.export import model_card
+    from dho_nb.deploy.model_card import model_card
     student = build_student("tiny", 2, size=16)
     save_student(student, tmp_path/"m.safetensors", spec="tiny", classes=[ODD, "b"], alpha=.5, beta=1., run="a\n# b <img src=x> ](javascript:x)")
     card = model_card(tmp_path/"m.safetensors")
@@ -426,7 +430,7 @@ def test_names_stay_text_on_a_card(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # the bundled teacher's context is short
 def test_prompts_are_filled_and_never_formatted(monkeypatch):
-    from dho_nb.teachers import load_teacher, zero_shot_head
+    from dho_nb.teachers.clip import load_teacher, zero_shot_head
     said, teacher = [], load_teacher("digits")
     kind, own = type(teacher.tokenizer), type(teacher.tokenizer).__call__
     monkeypatch.setattr(kind, "__call__", lambda self, texts, *more: said.append(texts) or own(self, texts, *more))
@@ -435,7 +439,7 @@ def test_prompts_are_filled_and_never_formatted(monkeypatch):
 
 
 def test_a_line_break_in_a_path_is_no_line_of_a_job_script(tmp_path, monkeypatch):
-    from dho_nb.executors import slurm_script
+    from dho_nb.sweeps.executors import slurm_script
     place = tmp_path/"a\ntouch pwned"
     place.mkdir()
     (place/"grid.toml").write_text('[base]\npreset="digits"\n[axes]\nmethod=["ce"]')
@@ -453,7 +457,7 @@ def test_a_line_break_in_a_path_is_no_line_of_a_job_script(tmp_path, monkeypatch
 
 
 def test_a_terminal_is_shown_codes_and_a_pipe_the_bytes(tmp_path, monkeypatch, capsys):
-    from dho_nb import cli
+    from dho_nb.cli import main as cli
     class Terminal(io.StringIO):
         def isatty(self): return True
     file = tmp_path/"m.safetensors"
@@ -474,7 +478,7 @@ def test_a_terminal_is_shown_codes_and_a_pipe_the_bytes(tmp_path, monkeypatch, c
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_an_archive_leaves_nothing_outside(tmp_path, kind):
-    from dho_nb.datasets import _url
+    from dho_nb.data.datasets import _url
     archive = tmp_path/"stage"/"files"/f"a.{kind}"
     archive.parent.mkdir(parents=True)
     if kind == "tar":
@@ -493,7 +497,7 @@ def test_an_archive_leaves_nothing_outside(tmp_path, kind):
 
 @pytest.mark.parametrize("path", ["../out.png", "a/../../out.png", "/etc/passwd", "..\\out.png", "a/..", ".."])
 def test_a_list_of_images_does_not_leave_its_folder(tmp_path, path):
-    from dho_nb.manifests import from_coop, from_labels, read_manifest
+    from dho_nb.data.manifests import from_coop, from_labels, read_manifest
     picture(tmp_path/"photos"/"a.png")
     (tmp_path/"l.csv").write_text(f"path,label\n{path},x\na.png,y\n")
     write_json(tmp_path/"split_zhou_X.json", dict(train=[[path, 0, "x"], ["a.png", 1, "y"]], val=[], test=[]))

@@ -6,8 +6,9 @@ import numpy as np
 import pytest, timm, torch, torchvision
 from safetensors.torch import save_file
 from torch import nn
-from dho_nb.settings import DhoError
-from dho_nb.students import build_backbone, load_weights, read_weights
+from dho_nb.core.errors import DhoError
+from dho_nb.students.backbones import build_backbone
+from dho_nb.students.weights import load_weights, read_weights
 
 MOBILENET = Path(__file__).parents[2]/"shared"/"data"/"weights"/"mobilenetv2_imagenet_tf.npz"
 
