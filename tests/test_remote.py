@@ -182,7 +182,7 @@ def test_runs_that_wait_come_back_although_the_clock_was_set_back(tmp_path, monk
     board.put(task, dict(kind="busy", text=""))
     later = time.monotonic() + 6
     monkeypatch.setattr(executors, "time", SimpleNamespace(time=lambda: time.time() - DAY, monotonic=lambda: later))
-    assert board.take("here", wait=False) == task
+    assert board.take("here") == task
 
 
 def place_of(kind, tmp_path): return f"memory://{tmp_path.name}" if kind == "memory" else f"file://{tmp_path}/bucket"

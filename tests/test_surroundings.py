@@ -175,11 +175,12 @@ def test_a_file_that_a_disk_did_not_take_is_an_error(here, monkeypatch, broken):
 def test_where_flock_is_unknown_the_file_itself_is_the_lock(here, monkeypatch, refused):
     import fcntl
 
+    import filelock
+
     def flock(*_): raise OSError(refused, os.strerror(refused))
     monkeypatch.setattr(fcntl, "flock", flock)
-    monkeypatch.setattr(files, "_FLOCK", {})
     with file_lock(here/".lock", timeout=0):
-        with pytest.raises(files.Timeout): file_lock(here/".lock", timeout=0).acquire()
+        with pytest.raises(filelock.Timeout): file_lock(here/".lock", timeout=0).acquire()
     with file_lock(here/".lock", timeout=0): pass
 
 

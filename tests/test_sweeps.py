@@ -253,7 +253,7 @@ def test_a_result_that_cannot_be_brought_does_not_stop_the_others(tmp_path):
     assert not board.running and board.counts["done"] == 0 and task in board.pending
     for _ in range(20):
         if task in board.pending:
-            board.pending.remove(task); board.put(board._given(task, "there"), dict(kind="lost", text="away"))
+            board.pending.remove(task); board.put(task, dict(kind="lost", text="away"))
     assert board.counts["failed"] == 1, "a run that is lost again and again is not begun for ever"
 
 

@@ -34,6 +34,7 @@ from dho_nb.sweeps.remote import pull
 from dho_nb.teachers.clip import load_teacher
 from dho_nb.data.transforms import Preprocess, read_image
 
+MODULES = sorted((ROOT/"dho_nb").rglob("*.py"))
 EPS = (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(pwned) (w) file closefile\nshowpage\n%%EOF\n")
 NETZ = """import pathlib, torch
 def make(width=8):
@@ -359,7 +360,7 @@ def test_suffixes_and_formats_agree():
 
 
 def test_nothing_else_opens_a_picture():
-    for file in [*(ROOT/"dho_nb").glob("*.py"), ROOT/"nbs/experiments/predict_onnx.py"]:
+    for file in [*MODULES, ROOT/"nbs/experiments/predict_onnx.py"]:
         for call in ast.walk(ast.parse(file.read_text())):
             if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("Image.open"):
                 assert "formats" in {k.arg for k in call.keywords}, f"{file.name}, line {call.lineno}"
@@ -510,7 +511,7 @@ def test_a_list_of_images_does_not_leave_its_folder(tmp_path, path):
 
 def test_no_string_becomes_code_in_the_library():
     "eval, exec, pickles, YAML's loader, shells: none of them; imports by name only where the user's own student is made"
-    for file in (ROOT/"dho_nb").glob("*.py"):
+    for file in MODULES:
         for call in [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Call)]:
             name, words = ast.unparse(call.func), {k.arg: ast.unparse(k.value) for k in call.keywords}
             where = f"{file.name}, line {call.lineno}: {name}"
@@ -519,7 +520,7 @@ def test_no_string_becomes_code_in_the_library():
             assert name != "torch.load" or words.get("weights_only") == "True", where
             assert name != "np.load" or words.get("allow_pickle") == "False", where
             assert words.get("shell", "False") == "False", where
-            assert not name.endswith("import_module") or (file.name, ast.unparse(call.args[0])) in {("students.py", "where"), ("forks.py", "name")}, where
+            assert not name.endswith("import_module") or (file.name, ast.unparse(call.args[0])) in {("backbones.py", "where"), ("fork_server.py", "name")}, where
             assert not name.endswith((".query", ".format", ".format_map")) or name == "_MARKS[form][mark == 'italic'].format" or isinstance(
                 call.func.value, ast.Constant) or name in ("_OURS.format", "_LOW.format", "info.by_hand.format") or isinstance(call.args[0], ast.Constant), where
 
@@ -528,7 +529,7 @@ def test_the_table_of_guards_names_tests_that_exist():
     cells = ["".join(c["source"]) for c in json.loads((ROOT/"nbs/contributing.ipynb").read_text())["cells"]]
     table = next(c for c in cells if c.startswith("## Where outside text becomes something else"))
     lines = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines() if line.startswith("| ")][1:]
-    here, library = (ROOT/"tests/test_untrusted.py").read_text(), "".join(f.read_text() for f in (ROOT/"dho_nb").glob("*.py"))
+    here, library = (ROOT/"tests/test_untrusted.py").read_text(), "".join(f.read_text() for f in MODULES)
     assert len(lines) > 25 and all(len(line) == 4 for line in lines)
     for place, _, guard, tests in lines:
         named = re.findall(r"`([^`]+)`", tests)
@@ -536,3 +537,6 @@ def test_the_table_of_guards_names_tests_that_exist():
         for name in named: assert (ROOT/name).exists() if "/" in name else f"def {name}(" in here, f"{place}: {name}"
         for name in re.findall(r"`(?:\w+\.)?(_?[a-z_]+)`", guard):
             assert re.search(rf"\b{name}\b", library), f"{place}: {name}"
+
+
+def test_the_checks_above_read_every_module(): assert len(MODULES) > 60 and {m.parent.name for m in MODULES} >= {"core", "runs", "data"}

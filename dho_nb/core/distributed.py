@@ -7,14 +7,16 @@ __all__ = ['end_with_parent', 'DistEnv', 'current_dist_env', 'synced_batch_norm'
 
 # %% ../../nbs/core/10_distributed.ipynb #63e2ec82
 import ctypes, os, signal, sys, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import lru_cache
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from .environment import launched
 from .errors import DhoError, short_reason
 from .progress import format_seconds
@@ -24,7 +26,7 @@ from .settings import load_settings
 def end_with_parent(
     how:int=signal.SIGKILL,  # The signal
 ):
-    "On Linux: have this process signalled when the one that started it is gone, so that no orphan keeps a run's folder"
+    "End this process when the one that started it is gone (Linux), so that no orphan keeps a run's folder"
     if sys.platform == "linux": ctypes.CDLL(None).prctl(1, int(how))
 
 # %% ../../nbs/core/10_distributed.ipynb #713321e2
@@ -49,49 +51,55 @@ class DistEnv:
         return self.rank == 0
 
     def wait(self):
-        "Until all are here"
+        "Wait until all processes are here"
         if self.world > 1: dist.barrier(self.aside)
 
     @contextmanager
     def first(self):
-        "The main process goes first, the others follow"
+        "Let the main process go first; the other processes follow"
         if not self.main: self.wait()
         yield
         if self.main: self.wait()
 
-    def some(self,
-        flag,   # What this process says; anything with a truth value
-    )->bool:
-        "Does any process say yes?"
-        if self.world == 1: return bool(flag)
-        said = torch.tensor([float(bool(flag))])
-        dist.all_reduce(said, group=self.aside)
-        return said.item() > 0
+# %% ../../nbs/core/10_distributed.ipynb #5d0b7e21
+@patch
+def some(self:DistEnv,
+    flag,   # This process's; anything with a truth value
+)->bool:
+    "Tell whether the flag of any process is true"
+    if self.world == 1: return bool(flag)
+    count = torch.tensor([float(bool(flag))])
+    dist.all_reduce(count, group=self.aside)
+    return count.item() > 0
 
-    def total(self,
-        value:torch.Tensor,  # This process's; of any shape, the same in all
-    )->torch.Tensor:
-        "Sum over the processes"
-        if self.world > 1: dist.all_reduce(value := value.clone())
-        return value
+@patch
+def total(self:DistEnv,
+    value:torch.Tensor,  # This process's; of any shape, the same in all
+)->torch.Tensor:
+    "Sum a tensor over the processes"
+    if self.world > 1: dist.all_reduce(value := value.clone())
+    return value
 
-    def share(self,
-        rows,         # [N], the same in all processes
-    )->np.ndarray:
-        "This process's part of some rows: every `world`-th, beginning with its rank"
-        return np.asarray(rows)[self.rank::self.world]
+# %% ../../nbs/core/10_distributed.ipynb #c7a61f04
+@patch
+def share(self:DistEnv,
+    rows,         # [N], the same in all processes
+)->np.ndarray:
+    "Return this process's part of some rows: every `world`-th, beginning with its rank"
+    return np.asarray(rows)[self.rank::self.world]
 
-    def whole(self,
-        part:torch.Tensor,  # [len(share), …] this process's, on the CPU
-        count:int,          # Rows of all processes
-    )->torch.Tensor:        # [count, …]
-        "What all made of their `share` of `count` rows, in the order of the rows"
-        if self.world == 1: return part
-        padded = part.new_zeros(-(-count//self.world), *part.shape[1:])
-        padded[:len(part)] = part
-        parts = [torch.empty_like(padded) for _ in range(self.world)]
-        dist.all_gather(parts, padded, group=self.aside)
-        return torch.stack(parts, 1).flatten(0, 1)[:count]
+@patch
+def whole(self:DistEnv,
+    part:torch.Tensor,  # [len(share), …] this process's, on the CPU
+    count:int,          # Rows of all processes
+)->torch.Tensor:        # [count, …]
+    "Gather every process's `share` of `count` rows, in the order of the rows"
+    if self.world == 1: return part
+    padded = part.new_zeros(-(-count//self.world), *part.shape[1:])
+    padded[:len(part)] = part
+    parts = [torch.empty_like(padded) for _ in range(self.world)]
+    dist.all_gather(parts, padded, group=self.aside)
+    return torch.stack(parts, 1).flatten(0, 1)[:count]
 
 # %% ../../nbs/core/10_distributed.ipynb #ca36b96a
 def _rendezvous(rank, world, seconds):
@@ -114,7 +122,7 @@ def _rendezvous(rank, world, seconds):
 @lru_cache(None)
 def current_dist_env(
 )->DistEnv:
-    "The team that this process belongs to"
+    "Return the group of processes that this one belongs to; raises `DhoError` where the others do not come"
     return DistEnv()
 
 # %% ../../nbs/core/10_distributed.ipynb #d9e94c37
@@ -127,7 +135,8 @@ class _AllReduceSum(torch.autograd.Function):
 
 # %% ../../nbs/core/10_distributed.ipynb #c348375c
 def _batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
-    "`F.batch_norm` in training, over the images of all processes"
+    "`F.batch_norm`, in training over the images of all processes"
+    if not training: return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
     given, x = x.dtype, x.float()
     axes, shape = [0, *range(2, x.ndim)], [1, -1] + [1]*(x.ndim - 2)
     count = _AllReduceSum.apply(torch.tensor(float(x.numel()//x.shape[1])))
@@ -141,25 +150,23 @@ def _batch_norm(x, running_mean, running_var, weight=None, bias=None, training=F
     return (scaled if weight is None else scaled*weight.view(shape) + bias.view(shape)).to(given)
 
 # %% ../../nbs/core/10_distributed.ipynb #2d733dcf
-@contextmanager
+class _SyncedBatchNorm(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return (_batch_norm if function is F.batch_norm else function)(*args, **(kwargs or {}))
+
 def synced_batch_norm(
     dist_env:DistEnv,  # Whose images count
     device,     # "cpu", or another device, where `wrap_ddp` has seen to it
 ):
-    "Within: batch norm in training takes the images of all processes together"
-    own = F.batch_norm
-    if dist_env.world > 1 and torch.device(device).type == "cpu":
-        F.batch_norm = lambda x, m, v, weight=None, bias=None, training=False, *a, **k: (
-            _batch_norm if training else own)(x, m, v, weight, bias, training, *a, **k)
-    try: yield
-    finally: F.batch_norm = own
+    "Return a context in which batch norm in training takes the images of all processes together"
+    return _SyncedBatchNorm() if dist_env.world > 1 and torch.device(device).type == "cpu" else nullcontext()
 
 # %% ../../nbs/core/10_distributed.ipynb #d2920959
 def wrap_ddp(
     model:nn.Module,  # On its device; batch norm modules are replaced on a GPU
     dist_env:DistEnv,        # Who trains it
 )->nn.Module:         # To be called in training; `model` itself if there is only one process
-    "A model whose gradients are averaged over the processes while they are computed"
+    "Wrap a model so that its gradients are averaged over the processes while they are computed"
     if dist_env.world == 1: return model
     from timm.layers import convert_sync_batchnorm
     cuda = next(model.parameters()).device.type == "cuda"

@@ -52,7 +52,7 @@ class DualHead(nn.Module):
 # %% ../../nbs/students/03_dual_head.ipynb #8c678278
 @patch
 def train(self:DualHead, mode:bool=True)->DualHead:
-    "Training mode for all but a frozen backbone"
+    "Set training mode, but leave a frozen backbone in evaluation mode"
     nn.Module.train(self, mode)
     if self.options["frozen"]: self.backbone.eval()
     return self
@@ -62,7 +62,7 @@ def train(self:DualHead, mode:bool=True)->DualHead:
 def encode(self:DualHead,
     images:torch.Tensor,  # [N, 3, S, S] float32, normalised
 )->torch.Tensor:          # [N, dim]
-    "Images to features"
+    "Encode images as features. Raises `DhoError` where the backbone returns no tensor"
     with torch.set_grad_enabled(torch.is_grad_enabled() and not self.options["frozen"]):
         features = self.backbone(images)
     if isinstance(features, torch.Tensor): return features.flatten(1)
@@ -75,7 +75,7 @@ def forward(self:DualHead,
     images:torch.Tensor,   # [N, 3, S, S] float32
     features:bool=False,   # Also what feature distillation compares with the teacher's embeddings
 )->tuple:                  # `(ce_logits, kd_logits)`, each [N, classes], and with `features` [N, project]
-    "Images to the logits of both heads"
+    "Compute the logits of both heads. Raises `DhoError` for `features` where the student has no projector"
     if features and self.projector is None:
         raise DhoError("this student has no projector: make it with project= the width of the teacher's embeddings")
     z = self.encode(images)
@@ -107,7 +107,7 @@ def build_student(
     frozen:bool=False,      # Only the heads learn
     whole:bool=True,        # As for `build_backbone`
 )->Student:
-    "A backbone by name under its heads"
+    "Build a backbone by name under its heads. Raises `DhoError` where there is no such backbone"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "student"))
         module, dim, preprocess = build_backbone(spec, weights, size, args, whole)
@@ -122,7 +122,7 @@ def own_texts(
     reference:bool=False,  # The plain mean over prompts, as the published code takes; normally of length 1
     device="cpu",          # Where to compute
 )->torch.Tensor:           # [C, D] float32
-    "Class embeddings from the text tower that belongs to a student's image tower"
+    "Encode class names with the text tower of a student's image tower. Raises `DhoError` where it has none"
     if not spec.startswith("open_clip:"):
         raise DhoError(f"student {spec!r} has no text tower: use open_clip:NAME/TAG, or give language_init a teacher's "
                        "class embeddings")
@@ -134,7 +134,7 @@ def language_init(
     texts:torch.Tensor,   # [classes, width of the features] class embeddings
     which:str="both",     # Heads that begin from them: ce, kd or both
 )->DualHead:
-    "Make class embeddings the heads' weight rows, and their biases 0"
+    "Copy class embeddings into the heads' weight rows, and set their biases to 0. Raises `DhoError` where they do not fit"
     heads = dict(ce=model.ce_head, kd=model.ce_head if model.kd_head is None else model.kd_head)
     if which not in (*heads, "both"): raise unknown_name("head for language_init", which, (*heads, "both"))
     for name in heads if which == "both" else [which]: _copy_embeddings(heads[name], name.upper(), texts)
@@ -158,7 +158,7 @@ def _copy_embeddings(head, name, texts):
 def overhead(
     model:DualHead,  # Any student
 )->pd.Series:        # Parameters, and the second head's share in % of the model with one
-    "Parameters of backbone, heads and projector, and what the second head adds"
+    "Count the parameters of backbone, heads and projector, and what the second head adds"
     count = lambda m: sum(p.numel() for p in m.parameters()) if m is not None else 0
     parts = {k: count(getattr(model, k)) for k in ("backbone", "ce_head", "kd_head", "projector")}
     second = round(100*parts["kd_head"]/(parts["backbone"] + parts["ce_head"]), 1)
@@ -210,7 +210,7 @@ def check_facts(
     facts,   # What a model file says about itself, from JSON
     file,    # That file, for the message
 )->dict:     # The same
-    "Refuse metadata that is not as `save_student` and `export` write it; raises `DhoError`"
+    "Refuse metadata that is not as `save_student` and `export` write it. Raises `DhoError`"
     if why := _unsound(facts): raise DhoError(f"{file} is no model of dho_nb: its metadata has no valid {why}")
     return facts
 
@@ -255,7 +255,7 @@ def load_student(
     backbone:nn.Module|None=None,  # One's own module, if the student was built from one
     trust_remote_code:bool=False,  # Build whatever the file names, code outside the known libraries too
 )->tuple[Student, dict]:         # The student in evaluation mode, and the facts
-    "Read a student back; without the user's word its file chooses a known architecture and nothing else"
+    "Read a student back; without `trust_remote_code` its file names a known architecture. Raises `DhoError` where it does not fit"
     file = Path(file).expanduser()
     facts = _facts(file)
     if backbone is None and not facts.get("spec"):
@@ -264,16 +264,16 @@ def load_student(
     if backbone is None: check_student(spec, facts.get("args"), file, trust_remote_code)
     preprocess = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["preprocess"].items()}
     options = {k: facts[k] for k in ("ce_head", "kd_head", "project", "zeta", "frozen") if k in facts}
-    tensors, trained = load_file(file), facts.get("sources")
-    trained = {k: v for k, v in trained.items() if " " not in k} if isinstance(trained, dict) else {}
-    if backbone is None and trained and module_sources(spec.partition(":")[0]) not in (trained, {}):
+    stored, sources = load_file(file), facts.get("sources")
+    sources = {k: v for k, v in sources.items() if " " not in k} if isinstance(sources, dict) else {}
+    if backbone is None and sources and module_sources(spec.partition(":")[0]) not in (sources, {}):
         warnings.warn(f"the source of student {spec} was edited after {file} was trained: bring it back, or what the "
                       "model says may be wrong", stacklevel=2)
-    made = build_student(spec, _classes(tensors, facts, file), facts["heads"], size=preprocess["size"], args=facts.get("args"),
-                         whole=False, **options)
-    try: made.model.load_state_dict(tensors)
+    student = build_student(spec, _classes(stored, facts, file), facts["heads"], size=preprocess["size"], args=facts.get("args"),
+                            whole=False, **options)
+    try: student.model.load_state_dict(stored)
     except RuntimeError as e:
-        edited = f" (was the source of {spec} edited since?)" if trained and backbone is None else ""
+        edited = f" (was the source of {spec} edited since?)" if sources and backbone is None else ""
         raise DhoError(f"{file} holds another network than {'this backbone' if backbone is not None else spec}{edited}: "
                        f"{' '.join(str(e).split())[:300]}") from None
-    return Student(made.model.eval(), Preprocess(**preprocess)), facts
+    return Student(student.model.eval(), Preprocess(**preprocess)), facts

@@ -21,7 +21,7 @@ from ..teachers.clip import _openais, HARMLESS, unusable
 def read_weights(
     file:str|Path,  # .safetensors, .npz, a file of `torch.save`, or the .index.json of several such; known by its content
 )->dict:            # Names to tensors
-    "The tensors of a weights file, without running anything that it may hold"
+    "Read the tensors of a weights file, without running anything that it may hold. Raises `DhoError` for every other file"
     file = Path(file).expanduser()
     if not file.exists():
         raise DhoError(f"weights {file} do not exist; give 'pretrained', nothing, or an existing file")
@@ -41,7 +41,7 @@ def read_weights(
 # %% ../../nbs/students/02_weights.ipynb #825d8a0d
 def _is_npz(file):
     "Is this zip file one of NumPy's?"
-    with zipfile.ZipFile(file) as held: return all(n.endswith(".npy") for n in held.namelist())
+    with zipfile.ZipFile(file) as archive: return all(n.endswith(".npy") for n in archive.namelist())
 
 def _shards(file):
     "The tensors of a model that is saved in several files, by their list"
@@ -77,151 +77,150 @@ def _objects(file, error):
                     "NEW_FILE)")
 
 # %% ../../nbs/students/02_weights.ipynb #978ba665
-def _chosen(found, file):
+def _chosen(contents, file):
     "The tensors of the one model that a checkpoint holds"
-    if not isinstance(found, dict):
-        raise DhoError(f"weights {file} hold a {type(found).__name__}, not a dictionary of tensors")
+    if not isinstance(contents, dict):
+        raise DhoError(f"weights {file} hold a {type(contents).__name__}, not a dictionary of tensors")
     for key in ("state_dict", "model", "model_state_dict"):
-        found = found[key] if isinstance(found.get(key), dict) else found
-    of = lambda held: {k: torch.as_tensor(v) for k, v in held.items()
-                       if isinstance(k, str) and isinstance(v, (torch.Tensor, np.ndarray))}
-    inside = {k: of(v) for k, v in found.items() if isinstance(v, dict)}
-    models = [k for k, v in inside.items() if v]
-    if tensors := of(found): return tensors
-    if len(models) == 1: return inside[models[0]]
-    if not inside: raise DhoError(f"weights {file} hold no tensors, but {', '.join(map(str, [*found][:5])) or 'nothing'}")
-    raise DhoError(f"weights {file} hold several things ({', '.join(map(str, inside))}): save the one that is "
-                   f"meant, torch.save(torch.load(FILE)[{(models or [*inside])[0]!r}], NEW_FILE)")
+        contents = contents[key] if isinstance(contents.get(key), dict) else contents
+    def tensors_of(entries):
+        return {k: torch.as_tensor(v) for k, v in entries.items() if isinstance(k, str) and isinstance(v, (torch.Tensor, np.ndarray))}
+    parts = {k: tensors_of(v) for k, v in contents.items() if isinstance(v, dict)}
+    models = [k for k, v in parts.items() if v]
+    if named := tensors_of(contents): return named
+    if len(models) == 1: return parts[models[0]]
+    if not parts: raise DhoError(f"weights {file} hold no tensors, but {', '.join(map(str, [*contents][:5])) or 'nothing'}")
+    raise DhoError(f"weights {file} hold several things ({', '.join(map(str, parts))}): save the one that is "
+                   f"meant, torch.save(torch.load(FILE)[{(models or [*parts])[0]!r}], NEW_FILE)")
 
 # %% ../../nbs/students/02_weights.ipynb #a5419110
 PREFIXES = ("module.", "model.", "backbone.", "encoder.", "visual.", "_orig_mod.")
 
-def _unprefixed(found, wanted):
-    "The names without those wrappers' prefixes, one or several, after which most of them are known"
-    ways = [found]
+def _unprefixed(tensors, own):
+    "The tensors without those wrappers' prefixes, one or several, after which most names are the module's"
+    ways = [tensors]
     for way in ways:
         bare = [{k.removeprefix(prefix): v for k, v in way.items()} for prefix in PREFIXES]
         ways += [b for b in bare if len(b) == len(way) and all(b.keys() != w.keys() for w in ways)]
-    return max(ways, key=lambda way: len(wanted.keys() & way.keys()))
+    return max(ways, key=lambda way: len(own.keys() & way.keys()))
 
 # %% ../../nbs/students/02_weights.ipynb #fad47a35
-def _pick_submodel(found, wanted, file):
+def _pick_submodel(tensors, own, file):
     "The tensors of the one model in a file that has every name, below whatever prefix; else all that there are"
-    first = next(iter(wanted), "")
-    below = [k.removesuffix(first) for k in found if k == first or k.endswith(f".{first}")]
-    whole = [p for p in below if all(p + k in found for k in wanted)]
+    first = next(iter(own), "")
+    below = [k.removesuffix(first) for k in tensors if k == first or k.endswith(f".{first}")]
+    whole = [p for p in below if all(p + k in tensors for k in own)]
     if len(whole) > 1:
         raise DhoError(f"weights {file} hold several such models ({', '.join(p + first for p in whole[:3])}): save the "
                        "tensors of the one that is meant")
-    if not whole: return _unprefixed(found, wanted)
-    mine = {k.removeprefix(whole[0]): v for k, v in found.items() if k.startswith(whole[0])}
-    if more := _is_prefix_of_deeper(mine, wanted):
+    if not whole: return _unprefixed(tensors, own)
+    mine = {k.removeprefix(whole[0]): v for k, v in tensors.items() if k.startswith(whole[0])}
+    if more := _is_prefix_of_deeper(mine, own):
         raise DhoError(f"weights {file} are of a deeper network than the student: {more[0]} and {len(more) - 1} more "
                        "tensors belong to parts that it does not have")
     return mine
 
 # %% ../../nbs/students/02_weights.ipynb #13f35db7
-def _is_prefix_of_deeper(found, wanted):
+def _is_prefix_of_deeper(tensors, own):
     "Tensors of numbered parts beyond the student's own: `layer1.2.conv1.weight` where it has `layer1.0` and `layer1.1`"
-    parts = {tuple(k.split(".")[:n]) for k in wanted for n in range(1, k.count(".") + 1)}
+    parts = {tuple(k.split(".")[:n]) for k in own for n in range(1, k.count(".") + 1)}
     numbered = {p[:-1] for p in parts if p[-1].isdigit()}
     def beyond(name):
         steps = tuple(name.split("."))
         at = next((n for n in range(1, len(steps)) if steps[:n] not in parts), len(steps))
         return len(steps) - at > 1 and steps[at - 1].isdigit() and steps[:at - 1] in numbered
-    return [k for k in found if k not in wanted and beyond(k)]
+    return [k for k in tensors if k not in own and beyond(k)]
 
 # %% ../../nbs/students/02_weights.ipynb #4a322dc7
 def load_weights(
     module:nn.Module,  # A backbone; changed in place
     file:str|Path,     # As for `read_weights`
 )->nn.Module:
-    "Put a file's tensors into a backbone, by name"
-    wanted = {k: v for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
-    held = {k: v for k, v in read_weights(file).items() if not k.endswith("num_batches_tracked")}
-    found = _converted(module, _pick_submodel(_renamed(held, wanted), wanted, file), wanted)
-    lacking = [k for k in wanted if k not in found]
-    unlike = [k for k, v in wanted.items() if k in found and found[k].shape != v.shape]
-    whole = [k for k, v in wanted.items() if k in found and v.is_floating_point() > found[k].is_floating_point()]
+    "Put a file's tensors into a backbone, by name. Raises `DhoError` where they are for another network"
+    own = {k: v for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
+    stored = {k: v for k, v in read_weights(file).items() if not k.endswith("num_batches_tracked")}
+    tensors = _converted(module, _pick_submodel(_renamed(stored, own), own, file), own)
+    lacking = [k for k in own if k not in tensors]
+    unlike = [k for k, v in own.items() if k in tensors and tensors[k].shape != v.shape]
+    quantized = [k for k, v in own.items() if k in tensors and v.is_floating_point() > tensors[k].is_floating_point()]
     if lacking or unlike:
         raise DhoError(f"weights {file} are for another architecture, or under other names: "
-                       f"{_unlike(found, wanted, lacking, unlike)}")
-    if whole:
-        raise DhoError(f"weights {file} are quantised ({whole[0]} and {len(whole) - 1} more are {found[whole[0]].dtype}): "
+                       f"{_unlike(tensors, own, lacking, unlike)}")
+    if quantized:
+        raise DhoError(f"weights {file} are quantised ({quantized[0]} and {len(quantized) - 1} more are {tensors[quantized[0]].dtype}): "
                        "give the file of floating-point numbers that they were made from")
-    module.load_state_dict({k: found[k].to(v.dtype) for k, v in wanted.items()}, strict=False)
+    module.load_state_dict({k: tensors[k].to(v.dtype) for k, v in own.items()}, strict=False)
     return module
 
 # %% ../../nbs/students/02_weights.ipynb #73fc1ac9
-def _unlike(found, wanted, lacking, unlike):
+def _unlike(tensors, own, lacking, unlike):
     "How a file's tensors differ from a student's, with names of both sides"
-    told = []
+    differences = []
     if lacking:
-        told.append(f"{len(lacking)} of {len(wanted)} tensors are missing, e.g. {', '.join(lacking[:2])}, where the file "
-                    f"has {', '.join([k for k in found if k not in wanted][:3]) or 'no others'}")
+        others = ", ".join([k for k in tensors if k not in own][:3]) or "no others"
+        differences.append(f"{len(lacking)} of {len(own)} tensors are missing, e.g. {', '.join(lacking[:2])}, where the file has {others}")
     if unlike:
-        told.append(f"{len(unlike)} are of another shape, e.g. {unlike[0]} is {tuple(found[unlike[0]].shape)} and not "
-                    f"{tuple(wanted[unlike[0]].shape)}")
+        shape, want = tuple(tensors[unlike[0]].shape), tuple(own[unlike[0]].shape)
+        differences.append(f"{len(unlike)} are of another shape, e.g. {unlike[0]} is {shape} and not {want}")
     if unlike and not lacking and all("pos" in k for k in unlike):
-        told.append("it is of another image size: give that as size, or a file for this one")
-    return "; ".join(told)
+        differences.append("it is of another image size: give that as size, or a file for this one")
+    return "; ".join(differences)
 
 # %% ../../nbs/students/02_weights.ipynb #2ade6f60
-def _renamed(held, wanted):
+def _renamed(tensors, own):
     "A file's tensors under the student's names, where both naming schemes are known"
-    if any(".denselayer1.norm1." in k for k in wanted):  # as torchvision renames what it publishes
-        return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2.", k): v for k, v in held.items()}
-    names = _mobilenetv2(wanted)
-    stem = next((k.removesuffix("features.0.0.weight") for k in held if k.endswith("features.0.0.weight")), None)
-    mine = {} if stem is None else {names.get(k.removeprefix(stem)[:k.removeprefix(stem).rfind(".")], "") + k[k.rfind("."):]: v
-                                    for k, v in held.items() if k.startswith(stem)}
-    return mine if all(k in mine for k in wanted) else held
+    if any(".denselayer1.norm1." in k for k in own):  # as torchvision renames what it publishes
+        return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2.", k): v for k, v in tensors.items()}
+    names, prefix = _mobilenetv2(own), next((k.removesuffix("features.0.0.weight") for k in tensors if k.endswith("features.0.0.weight")), "")
+    layers = {k.removeprefix(prefix).rpartition("."): v for k, v in tensors.items() if k.startswith(prefix)}
+    renamed = {f"{names[layer]}.{kind}": v for (layer, _, kind), v in layers.items() if layer in names}
+    return renamed if all(k in renamed for k in own) else tensors
 
 # %% ../../nbs/students/02_weights.ipynb #1d96b8b1
-def _mobilenetv2(wanted):
+def _mobilenetv2(own):
     "torchvision's names of MobileNetV2's layers to timm's, for as many blocks as the student has"
-    blocks = sorted({tuple(map(int, k.split(".")[1:3])) for k in wanted if re.match(r"blocks\.\d+\.\d+\.conv_dw\.", k)})
+    blocks = sorted({tuple(map(int, k.split(".")[1:3])) for k in own if re.match(r"blocks\.\d+\.\d+\.conv_dw\.", k)})
     last = len(blocks) + 1
     names = {"features.0.0": "conv_stem", "features.0.1": "bn1", f"features.{last}.0": "conv_head",
              f"features.{last}.1": "bn2", "classifier.1": "classifier"}
     parts = {True: {"0.0": "conv_pw", "0.1": "bn1", "1.0": "conv_dw", "1.1": "bn2", "2": "conv_pwl", "3": "bn3"},
              False: {"0.0": "conv_dw", "0.1": "bn1", "1": "conv_pw", "2": "bn2"}}
     for n, (stage, i) in enumerate(blocks):
-        widened = f"blocks.{stage}.{i}.conv_pwl.weight" in wanted
+        widened = f"blocks.{stage}.{i}.conv_pwl.weight" in own
         names |= {f"features.{n + 1}.conv.{a}": f"blocks.{stage}.{i}.{b}" for a, b in parts[widened].items()}
     return names
 
 # %% ../../nbs/students/02_weights.ipynb #a407b651
-def _fits(found, wanted): return all(k in found and found[k].shape == v.shape for k, v in wanted.items())
+def _fits(tensors, own): return all(k in tensors and tensors[k].shape == v.shape for k, v in own.items())
 
-def _converted(module, found, wanted):
+def _converted(module, tensors, own):
     "A file's tensors as the library of a model converts them for it: other names, another image size"
-    if _fits(found, wanted): return found
+    if _fits(tensors, own): return tensors
     for convert in (_as_timm, _as_torchvision, _as_open_clip):
-        try: made = convert(module, dict(found))
+        try: converted = convert(module, dict(tensors))
         except Exception: continue  # a file for something else, which the caller says
-        if made and _fits(made, wanted): return made
-    return found
+        if converted and _fits(converted, own): return converted
+    return tensors
 
 # %% ../../nbs/students/02_weights.ipynb #758a0435
-def _as_timm(module, found):
+def _as_timm(module, tensors):
     "By the filter that timm puts its own files through"
     home = type(module).__module__
     convert = getattr(sys.modules[home], "checkpoint_filter_fn", None) if home.startswith("timm.") else None
-    return convert and convert(found, module)
+    return convert and convert(tensors, module)
 
-def _as_torchvision(module, found):
+def _as_torchvision(module, tensors):
     "Position embeddings of a torchvision ViT, resampled"
     from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
     if not isinstance(module, VisionTransformer): return None
-    return interpolate_embeddings(module.image_size, module.patch_size, OrderedDict(found))
+    return interpolate_embeddings(module.image_size, module.patch_size, OrderedDict(tensors))
 
 # %% ../../nbs/students/02_weights.ipynb #09c0b5ca
-def _as_open_clip(module, found):
+def _as_open_clip(module, tensors):
     "Position embeddings of an open_clip ViT, resampled"
     from open_clip.model import resize_pos_embed
     from open_clip.transformer import VisionTransformer
     if not isinstance(module, VisionTransformer): return None
-    named = {f"visual.{k}": v for k, v in found.items()}
+    named = {f"visual.{k}": v for k, v in tensors.items()}
     resize_pos_embed(named, SimpleNamespace(visual=module))
     return {k.removeprefix("visual."): v for k, v in named.items()}

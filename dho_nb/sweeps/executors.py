@@ -7,9 +7,9 @@ __all__ = ['MOST_LOST', 'EXECUTORS', 'attempt', 'gpu_answers', 'Scheduler', 'Pro
            'local_workers', 'fill_stores', 'run_sweep', 'slurm_script', 'max_array_size']
 
 # %% ../../nbs/sweeps/06_executors.ipynb #6a986bd9
-import os, re, shlex, shutil, socket, subprocess, sys, threading, time
+import os, re, shlex, shutil, socket, subprocess, sys, time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
 from functools import lru_cache
 from html import escape
@@ -32,12 +32,12 @@ from .worker import disk_is_full, NOTEBOOKS, run_one, Worker, run_supervised
 def attempt(
     task:Task,              # Which
     folder:str|Path,        # Of the run
-    slot:Worker=Worker(),       # Where
+    slot:Worker=Worker(),   # Where
     keep_model:bool=True,   # As for `run_one`
 )->dict:                    # kind, text, accuracy, seconds
-    "Try to do a run, and say what came of it"
+    "Try to do a run, and return what came of it"
     began = time.monotonic()
-    try: found = run_one(task.config, folder, slot, keep_model, identity=task.identity, patient=False)
+    try: result = run_one(task.config, folder, slot, keep_model, identity=task.identity, patient=False)
     except Busy as e: return dict(kind="busy", text=str(e))
     except Ended as e: return dict(kind="stopped", text=str(e))
     except Exception as e:
@@ -45,16 +45,16 @@ def attempt(
         kind = ("full" if disk_is_full(load_settings().cache if is_url(folder) else folder, text)
                 else "lost" if slot.gpu and not gpu_answers(slot.gpu) else "failed")
         return dict(kind=kind, text=text)
-    return dict(kind="done", text="", accuracy=found["accuracy"], seconds=time.monotonic() - began)
+    return dict(kind="done", text="", accuracy=result["accuracy"], seconds=time.monotonic() - began)
 
 # %% ../../nbs/sweeps/06_executors.ipynb #363c277c
 def gpu_answers(
     gpu:str,   # As in CUDA_VISIBLE_DEVICES
 )->bool:
-    "Does a GPU still compute, asked from a process of its own?"
-    ask = "import torch; torch.ones(8, device='cuda').sum().item()"
+    "Tell whether a GPU still computes, by a process of its own"
+    code = "import torch; torch.ones(8, device='cuda').sum().item()"
     try:
-        return subprocess.run([sys.executable, "-c", ask], env=child_env(CUDA_VISIBLE_DEVICES=gpu),
+        return subprocess.run([sys.executable, "-c", code], env=child_env(CUDA_VISIBLE_DEVICES=gpu),
                               capture_output=True, timeout=120).returncode == 0
     except subprocess.TimeoutExpired: return False
 
@@ -62,7 +62,7 @@ def gpu_answers(
 MOST_LOST = 5  # A run whose machines go away more often than that is the reason
 
 class Scheduler:
-    "What is still to do, who does what, and what came of it"
+    "The runs of a sweep that are waiting and at work, and what came of the others; one thread uses it"
     def __init__(self,
         sweep:Sweep,          # Whose runs
         mode:str="auto",      # Progress, as in `Settings.progress`
@@ -73,160 +73,155 @@ class Scheduler:
         given_up = lambda s: s["state"] == "failed" and not is_user_error(s["reason"])
         self.pending = deque(t for t in todo if not given_up(states[t.run]))
         self.counts = {"done": len(sweep.tasks) - len(sweep.todo()), "failed": sum(map(given_up, states.values()))}
-        self.later, self.running, self.took, self.best, self.tries, self.lost = [], {}, [], (None, ""), {}, {}
-        self.slots, self.halted, self.changed = 1, "", threading.Condition()
-
-    def take(self,
-        where:str,       # Who takes it, for the table
-        wait:bool=True,  # For a run that may come back to the queue
-    )->Task|None:
-        "The next run for somebody, or None: there is none left, or the sweep was halted"
-        with self.changed:
-            while not self.halted:
-                due = [t for at, t in self.later if at <= time.monotonic()]
-                self.pending += due
-                self.later = [(at, t) for at, t in self.later if t not in due]
-                if self.pending: return self._given(self.pending.popleft(), where)
-                if not wait or not (self.running or self.later): return None
-                self.changed.wait(.5)
-
-    def _given(self, task, where):
-        self.running[task.run] = where, time.monotonic()
-        return task
-
-    def put(self,
-        task:Task,   # As from `take`
-        told:dict,   # kind, text, seconds, accuracy
-    ):
-        "What came of a run"
-        with self.changed:
-            try: getattr(self, f"_{told['kind']}")(task, told)
-            except Exception as e:
-                self._failed(task, dict(told, text=f"its result cannot be brought here ({short_reason(e)})"))
-            finally:
-                self.running.pop(task.run, None)
-                self.changed.notify_all()
+        self.not_before, self.running, self.took, self.best, self.tries, self.lost = {}, {}, [], (None, ""), {}, {}
+        self.slots, self.halted = 1, ""
 
     def halt(self,
         why:str,   # In words
     ):
         "End the sweep early; runs at work are asked to stop"
-        with self.changed:
-            self.halted = self.halted or why
-            self.changed.notify_all()
+        self.halted = self.halted or why
+
+# %% ../../nbs/sweeps/06_executors.ipynb #e1f05b7a
+@patch
+def take(self:Scheduler,
+    where:str,       # Who takes it, for the table
+)->Task|None:
+    "Take the next run that is due; None where there is none now, or the sweep was halted"
+    now = time.monotonic()
+    task = next((t for t in self.pending if self.not_before.get(t.run, 0) <= now), None)
+    if task is None or self.halted: return None
+    self.pending.remove(task)
+    self.running[task.run] = where, now
+    return task
+
+@patch
+def put(self:Scheduler,
+    task:Task,      # As from `take`
+    outcome:dict,   # kind, text, seconds, accuracy
+):
+    "Note what came of a run"
+    self.running.pop(task.run, None)
+    try: getattr(self, f"_{outcome['kind']}")(task, outcome)
+    except Exception as e:
+        self._failed(task, dict(outcome, text=f"its result cannot be brought here ({short_reason(e)})"))
 
 # %% ../../nbs/sweeps/06_executors.ipynb #3659f336
 @patch
-def _done(self:Scheduler, task, told):
+def _done(self:Scheduler, task, outcome):
     self.sweep.bring(task)
     self.counts["done"] += 1
-    self.took.append(told["seconds"])
-    if told["accuracy"] is not None: self.best = max(self.best, (told["accuracy"], task.run), key=lambda b: b[0] or 0)
-    accuracy = "" if told["accuracy"] is None else f"accuracy {100*told['accuracy']:.1f} %  "
+    self.took.append(outcome["seconds"])
+    if outcome["accuracy"] is not None: self.best = max(self.best, (outcome["accuracy"], task.run), key=lambda b: b[0] or 0)
+    accuracy = "" if outcome["accuracy"] is None else f"accuracy {100*outcome['accuracy']:.1f} %  "
     self.show.line(f"{self.counts['done']}/{len(self.sweep.tasks)}  {task.run}  "
-                   f"{accuracy}({format_seconds(told['seconds'])}{self.left})")
+                   f"{accuracy}({format_seconds(outcome['seconds'])}{self.left})")
 
 # %% ../../nbs/sweeps/06_executors.ipynb #0b35f74f
 @patch
-def _failed(self:Scheduler, task, told):
+def _failed(self:Scheduler, task, outcome):
     self.tries[task.run] = attempts = max(self.tries.get(task.run, 0) + 1,
                                           state_of(self.sweep.place(task), self.sweep.grid.retries)["attempts"])
-    again = attempts <= self.sweep.grid.retries and not is_user_error(told["text"])
+    again = attempts <= self.sweep.grid.retries and not is_user_error(outcome["text"])
     if again: self.pending.append(task)
     else: self.counts["failed"] += 1
-    self.show.line(f"failed ({attempts} of {self.sweep.grid.retries + 1})  {task.run}: {told['text'].splitlines()[0]}")
+    self.show.line(f"failed ({attempts} of {self.sweep.grid.retries + 1})  {task.run}: {outcome['text'].splitlines()[0]}")
 
 @patch
-def _busy(self:Scheduler, task, told): self.later.append((time.monotonic() + 5, task))
+def _busy(self:Scheduler, task, outcome):
+    self.not_before[task.run] = time.monotonic() + 5
+    self.pending.append(task)
 
 # %% ../../nbs/sweeps/06_executors.ipynb #0823c6df
 @patch
-def _stopped(self:Scheduler, task, told):
+def _stopped(self:Scheduler, task, outcome):
     self.pending.appendleft(task)
     self.show.line(f"stopped  {task.run}")
 
 @patch
-def _lost(self:Scheduler, task, told):
+def _lost(self:Scheduler, task, outcome):
     self.lost[task.run] = self.lost.get(task.run, 0) + 1
     if self.lost[task.run] > MOST_LOST:
-        return self._failed(task, dict(told, text=f"lost {self.lost[task.run]} times: {told['text']}"))
+        return self._failed(task, dict(outcome, text=f"lost {self.lost[task.run]} times: {outcome['text']}"))
     self.pending.appendleft(task)
-    self.show.line(f"lost  {task.run} goes elsewhere: {told['text'].splitlines()[0]}")
+    self.show.line(f"lost  {task.run} goes elsewhere: {outcome['text'].splitlines()[0]}")
 
 # %% ../../nbs/sweeps/06_executors.ipynb #add64aa6
 @patch
-def _full(self:Scheduler, task, told):
+def _full(self:Scheduler, task, outcome):
     self.pending.appendleft(task)
-    self.halted = (self.halted or f"the disk is full ({self.sweep.folder}): free some space, then the same command "
-                                  "goes on from where it was")
+    self.halt(f"the disk is full ({self.sweep.folder}): free some space, then the same command goes on from where it was")
 
 @patch(as_prop=True)
 def left(self:Scheduler)->str:
     "How long it will still take, as far as is known"
-    rest = len(self.pending) + len(self.later) + max(len(self.running) - 1, 0)
+    rest = len(self.pending) + max(len(self.running) - 1, 0)
     return f", about {format_seconds(sum(self.took)/len(self.took)*rest/self.slots)} left" if self.took and rest else ""
 
 # %% ../../nbs/sweeps/06_executors.ipynb #4ebc324d
 class ProgressDisplay:
-    "Where a sweep says how it goes"
+    "Shows how a sweep goes: a line per change, and a table in its place"
     def __init__(self,
-        board:"Scheduler",       # Whose runs
-        mode:str="auto",     # Progress, as in `Settings.progress`
+        scheduler:Scheduler,  # Whose runs
+        mode:str="auto",      # Progress, as in `Settings.progress`
     ):
-        self.board, self.mode, self.drawn, self.last, self.shown = board, progress_mode(mode), 0, 0, UpdatingDisplay()
+        self.scheduler, self.mode, self.shown = scheduler, progress_mode(mode), UpdatingDisplay()
+        self.height, self.last = 0, 0  # lines of the table in a terminal, and when it was drawn
 
     def line(self,
         text:str,   # One line
     ):
-        "Something changed"
+        "Print a line about a change"
         if self.mode == "none": return
         try:
             self._clear()
             print(f"  {visible(text)}", flush=True)
         except (OSError, ValueError): self.mode = "none"  # nobody reads any more; the work goes on
 
-    def draw(self,
-        final:bool=False,   # Also if it was drawn less than a second ago
-    ):
-        "The table, in its place"
-        if self.mode != "bar" or time.monotonic() - self.last < 1 and not final: return
-        self.last, text = time.monotonic(), table_text(self.board)
-        if in_notebook():
-            from IPython.display import HTML
-            self.shown(HTML(f"<pre>{escape(text)}</pre>"))
-        else:
-            self._clear()
-            if not final: print(visible(text), flush=True); self.drawn = text.count("\n") + 1
-
     def _clear(self):
-        if self.drawn: print(f"\x1b[{self.drawn}A\x1b[J", end="")
-        self.drawn = 0
+        if self.height: print(f"\x1b[{self.height}A\x1b[J", end="")
+        self.height = 0
+
+# %% ../../nbs/sweeps/06_executors.ipynb #b58c0d93
+@patch
+def draw(self:ProgressDisplay,
+    final:bool=False,   # Also if it was drawn less than a second ago
+):
+    "Draw the table in its place"
+    if self.mode != "bar" or time.monotonic() - self.last < 1 and not final: return
+    self.last, text = time.monotonic(), table_text(self.scheduler)
+    if in_notebook():
+        from IPython.display import HTML
+        return self.shown(HTML(f"<pre>{escape(text)}</pre>"))
+    self._clear()
+    if not final:
+        print(visible(text), flush=True)
+        self.height = text.count("\n") + 1
 
 # %% ../../nbs/sweeps/06_executors.ipynb #82aba802
 def table_text(
-    board:Scheduler,  # Of a sweep
+    scheduler:Scheduler,  # Of a sweep
 )->str:
-    "How a sweep stands, in a few lines"
-    b, now = board, time.monotonic()
-    best = f"   best {100*b.best[0]:.1f} % ({b.best[1]})" if b.best[0] is not None else ""
-    waiting = len(b.pending) + len(b.later)
-    head = (f"{b.counts['done']} of {len(b.sweep.tasks)} done, {b.counts['failed']} failed, {len(b.running)} running, "
-            f"{waiting} waiting{b.left}{best}")
-    lines = [f"  {where:8} {run}   {progress_of(b.sweep.folder/run)}   {format_seconds(now - began)}"
-             for run, (where, began) in sorted(dict(b.running).items())]
-    return "\n".join([head, *lines])
+    "Return how a sweep stands, in a few lines"
+    s, now = scheduler, time.monotonic()
+    best = f"   best {100*s.best[0]:.1f} % ({s.best[1]})" if s.best[0] is not None else ""
+    head = (f"{s.counts['done']} of {len(s.sweep.tasks)} done, {s.counts['failed']} failed, {len(s.running)} running, "
+            f"{len(s.pending)} waiting{s.left}{best}")
+    return "\n".join([head, *(f"  {where:8} {run}   {progress_of(s.sweep.folder/run)}   {format_seconds(now - began)}"
+                              for run, (where, began) in sorted(s.running.items()))])
 
 # %% ../../nbs/sweeps/06_executors.ipynb #a6fd3033
 def progress_of(
     folder:Path,   # Of a run
 )->str:
-    "The last step that a run's log tells of"
+    "Return the last step that a run's log has"
     try:
         with open(folder/"log.txt", "rb") as log:
-            log.seek(max(0, os.fstat(log.fileno()).st_size - 2000)); said = log.read().decode(errors="replace")
+            log.seek(max(0, os.fstat(log.fileno()).st_size - 2000))
+            text = log.read().decode(errors="replace")
     except OSError: return ""
-    said = re.findall(r"(?:step|embedding[^\n]*?) \d+/\d+(?:, loss [\d.]+)?", said.rsplit("── ", 1)[-1])
-    return said[-1] if said else "at work"
+    steps = re.findall(r"(?:step|embedding[^\n]*?) \d+/\d+(?:, loss [\d.]+)?", text.rsplit("── ", 1)[-1])
+    return steps[-1] if steps else "at work"
 
 # %% ../../nbs/sweeps/06_executors.ipynb #89484628
 def local_workers(
@@ -235,7 +230,7 @@ def local_workers(
     cpus:int=0,     # CPU cores of a run; 0 for a fair share
     stop=None,      # As in `Worker`
 )->list:            # Of `Worker`
-    "The slots of this machine"
+    "Return the slots of this machine; raises `DhoError` for numbers that are too small"
     if min(jobs, cpus) < 0 or per_gpu < 1:
         raise DhoError(f"jobs and cpus must be 0 or more and per_gpu 1 or more, not jobs={jobs}, cpus={cpus}, "
                        f"per_gpu={per_gpu}")
@@ -256,33 +251,48 @@ def _gpus():
             else [str(i) for i in range(torch.cuda.device_count())])
 
 # %% ../../nbs/sweeps/06_executors.ipynb #46c70c1d
-def _local(board, slots):
-    "A thread for each slot; each run is a process"
-    board.slots, alive, server = len(slots), set(slots), _server(board.pending, slots[0].threads)
-    def work(slot):
-        here = replace(slot, start=server.start)
-        while (task := board.take(slot.name)) is not None:
-            told = attempt(task, board.sweep.work_place(task), here, board.sweep.grid.keep_models)
-            board.put(task, told)
-            if told["kind"] == "lost": break
-        else: return
-        alive.discard(slot)
-        board.slots = max(len(alive), 1)
-        board.show.line(f"GPU {slot.gpu} does not answer any more; {len(alive)} slot(s) left")
-        if not alive:
-            board.halt("no GPU answers any more: see to them, then the same command goes on from where it was")
-    threads = [threading.Thread(target=work, args=(s,), daemon=True) for s in slots]
-    with server:
-        for t in threads: t.start()
-        while any(t.is_alive() for t in threads):
-            board.show.draw()
-            threads[0].join(.2) if threads[0].is_alive() else time.sleep(.2)
-    board.show.draw(final=True)
+def _run_all(scheduler, idle, submit, cancel=None):
+    "Keep every place busy until no run is left, or the sweep is halted and its runs have ended"
+    running, until = {}, float("inf")  # future to run; when to leave those that do not end
+    while time.monotonic() < until and (running or scheduler.pending and not scheduler.halted):
+        places = idle(len(running))
+        scheduler.slots = max(1, len(places) + len(running))
+        for place in places:
+            if task := scheduler.take(place.name): running[submit(task, place)] = task
+        if scheduler.halted and cancel and until == float("inf"):
+            for future in running: cancel(future)
+            until = time.monotonic() + 40
+        _collect(scheduler, running)
+    scheduler.show.draw(final=True)
 
-# %% ../../nbs/sweeps/06_executors.ipynb #b04f9b11
-def _server(tasks, threads):
-    "Whose forks the runs are"
-    return ForkServer(threads, ["timm"] if any(t.parameters["student"] != "tiny" for t in tasks) else [])
+def _collect(scheduler, running):
+    "Wait half a second for runs to end; one that died with its node is given to another"
+    ended = wait(running, .5, FIRST_COMPLETED).done if running else time.sleep(.5) or ()
+    for future in ended:
+        try: outcome = future.result()
+        except Exception as e: outcome = dict(kind="stopped" if scheduler.halted else "lost", text=short_reason(e))
+        scheduler.put(running.pop(future), outcome)
+    scheduler.show.draw()
+
+# %% ../../nbs/sweeps/06_executors.ipynb #90ad37c6
+def _on_this_machine(scheduler, options):
+    "Each run is a process; a slot whose GPU does not answer gets no more of them"
+    slots = local_workers(options["jobs"], options["per_gpu"], options["cpus"], lambda: bool(scheduler.halted))
+    fill_stores(scheduler.sweep, list(scheduler.pending), slots, scheduler.show.line)
+    modules, free = ["timm"] if any(t.parameters["student"] != "tiny" for t in scheduler.pending) else [], [*slots]
+    def work(task, slot):
+        outcome = attempt(task, scheduler.sweep.work_place(task), replace(slot, start=server.start), scheduler.sweep.grid.keep_models)
+        if outcome["kind"] == "lost": scheduler.show.line(f"GPU {slot.gpu} does not answer any more")
+        else: free.append(slot)
+        return outcome
+    def submit(task, slot):
+        free.remove(slot)
+        return pool.submit(work, task, slot)
+    def idle(busy):
+        if not free and not busy: scheduler.halt("no GPU answers any more: see to them, then the same command goes on from where it was")
+        return [*free]
+    with ThreadPoolExecutor(len(slots)) as pool, ForkServer(slots[0].threads, modules) as server:
+        _run_all(scheduler, idle, submit)
 
 # %% ../../nbs/sweeps/06_executors.ipynb #7b27fbb6
 def fill_stores(
@@ -291,7 +301,7 @@ def fill_stores(
     slots:list,    # Who computes
     tell=print,    # Called with a line about each
 ):
-    "Have every store whole that some runs need"
+    "Fill every store that some runs need; raises `DhoError` where that fails"
     from dho_nb.runs.teacher import missing_embeddings
     for config in stores_of(tasks):
         missing, whole = missing_embeddings(config)
@@ -308,10 +318,10 @@ def _fill(config, folder, part, parts, slot):
     from dho_nb.sweeps.worker import reason_of
     folder = folder/f"{digest(asdict(config))}-{part}-{socket.gethostname()}-{os.getpid()}"  # others may fill theirs
     write_json(folder/"config.json", asdict(config))
-    code, said = run_supervised(["-m", "dho_nb.cli.main", "store", "fill", "--config", str(folder/"config.json"), "--part",
+    code, log = run_supervised(["-m", "dho_nb.cli.main", "store", "fill", "--config", str(folder/"config.json"), "--part",
                              f"{part}/{parts}", "--trust-remote-code"], folder, slot)  # the sweep was allowed to begin
     if code:
-        raise DhoError(f"the teacher's store for {config.dataset} could not be filled: {reason_of(said, code)}\nits "
+        raise DhoError(f"the teacher's store for {config.dataset} could not be filled: {reason_of(log, code)}\nits "
                        f"log is {folder/'log.txt'}")
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -329,61 +339,47 @@ def run_sweep(
     retry:bool=False,      # Try again what failed too often
     only=None,             # Positions of some runs in the sweep; all if None
 )->pd.DataFrame:           # As `Sweep.states`
-    "Do whatever of a sweep is missing"
+    "Do whatever of a sweep is missing; raises `DhoError` where it was halted, and `Stopped` where it was asked to stop"
     if executor not in EXECUTORS: raise unknown_name("executor", executor, EXECUTORS)
     require_extra("sweep", *NOTEBOOKS)
     if isinstance(sweep, Grid): sweep = Sweep(sweep, folder)
     sweep.begin()
     if retry: [(sweep.place(t)/"failed.json").unlink(missing_ok=True) for t in sweep.chosen(only)]
-    board = Scheduler(sweep, mode, only)
-    if board.pending:
-        _work(board, executor, dict(jobs=jobs or sweep.grid.jobs, per_gpu=per_gpu, address=address,
+    scheduler = Scheduler(sweep, mode, only)
+    if scheduler.pending:
+        _work(scheduler, executor, dict(jobs=jobs or sweep.grid.jobs, per_gpu=per_gpu, address=address,
                                     cpus=cpus or sweep.grid.cpus, gpus=gpus))
     return sweep.states()
 
 # %% ../../nbs/sweeps/06_executors.ipynb #ee9456f3
-def _work(board, executor, asked):
+def _work(scheduler, executor, options):
     "Stores, then runs, until all is done or somebody stops it"
     from dho_nb.training.trainer import Stopped, stop_requests
-    with stop_requests(lambda number: board.halt("stopped")) as wanted:
-        try: EXECUTORS[executor](board, asked)
+    with stop_requests(lambda number: scheduler.halt("stopped")) as stops:
+        try: EXECUTORS[executor](scheduler, options)
         except Ended: pass
-    left = len(board.pending) + len(board.later) + len(board.running)
-    if wanted: raise Stopped(f"stopped with {left} runs to do; the same command goes on from where it was")
-    if board.halted: raise DhoError(f"{board.halted} ({left} runs to do)")
-
-def _on_this_machine(board, asked):
-    slots = local_workers(asked["jobs"], asked["per_gpu"], asked["cpus"], lambda: bool(board.halted))
-    fill_stores(board.sweep, list(board.pending), slots, board.show.line)
-    _local(board, slots)
+    left = len(scheduler.pending) + len(scheduler.running)
+    if stops: raise Stopped(f"stopped with {left} runs to do; the same command goes on from where it was")
+    if scheduler.halted: raise DhoError(f"{scheduler.halted} ({left} runs to do)")
 
 EXECUTORS = {"local": _on_this_machine}
 
 # %% ../../nbs/sweeps/06_executors.ipynb #51b7f58d
-def _on_ray(board, asked):
-    "Runs as tasks of a Ray cluster"
+def _on_ray(scheduler, options):
+    "Each run is a task of a Ray cluster"
     require_extra("ray", "ray")
     import ray
-    cpus = asked["cpus"] or 1
-    here = {k: v for k, v in os.environ.items() if k.startswith("DHO_")
-            or k in ("PYTHONPATH", "HF_HOME", "OMP_NUM_THREADS")}
-    if not ray.is_initialized():
-        ray.init(address=asked["address"] or None, log_to_driver=False, logging_level="error",
-                 runtime_env=dict(env_vars=here))
-    share = dict(num_cpus=cpus, num_gpus=asked["gpus"], max_retries=0)
-    fill_stores(board.sweep, list(board.pending), local_workers(1, cpus=cpus, stop=lambda: bool(board.halted)),
-                board.show.line)
-    do, given = ray.remote(**share)(_remote), {}
-    while not board.halted:
-        board.slots = _room(ray, cpus, asked["gpus"])
-        while len(given) < board.slots and (task := board.take("Ray", wait=False)):
-            given[do.remote(task, board.sweep.work_place(task), cpus, board.sweep.grid.keep_models)] = task
-        if not given and not board.later: break
-        _collect(ray, board, given)
-    for ref in given: ray.cancel(ref)
-    until = time.monotonic() + 40
-    while given and time.monotonic() < until: _collect(ray, board, given)
-    board.show.draw(final=True)
+    cpus, gpus, sweep, refs = options["cpus"] or 1, options["gpus"], scheduler.sweep, {}
+    _connect(ray, options["address"])
+    fill_stores(sweep, list(scheduler.pending), local_workers(1, cpus=cpus, stop=lambda: bool(scheduler.halted)), scheduler.show.line)
+    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_remote)
+    def submit(task, place):
+        ref = remote.remote(task, sweep.work_place(task), cpus, sweep.grid.keep_models)
+        refs[future := ref.future()] = ref
+        return future
+    _run_all(scheduler, lambda busy: [Worker("Ray")]*(_room(ray, cpus, gpus) - busy), submit, lambda future: ray.cancel(refs[future]))
+
+EXECUTORS["ray"] = _on_ray
 
 # %% ../../nbs/sweeps/06_executors.ipynb #f78669c7
 @lru_cache
@@ -393,22 +389,17 @@ def _remote(task, folder, threads, keep_model):
     return attempt(task, folder, Worker(threads=threads, start=_server_here(threads).start), keep_model)
 
 # %% ../../nbs/sweeps/06_executors.ipynb #136adfa4
+def _connect(ray, address):
+    "Join a cluster, or start one on this machine; its processes have this one's settings"
+    names = [k for k in os.environ if k.startswith("DHO_") or k in ("PYTHONPATH", "HF_HOME", "OMP_NUM_THREADS")]
+    if not ray.is_initialized():
+        ray.init(address=address or None, log_to_driver=False, logging_level="error",
+                 runtime_env=dict(env_vars={k: os.environ[k] for k in names}))
+
 def _room(ray, cpus, gpus):
     "Runs that the cluster has room for now"
     has = ray.cluster_resources()
     return max(1, int(min([has.get("CPU", 0)//cpus] + ([has.get("GPU", 0)//gpus] if gpus else []))))
-
-def _collect(ray, board, given):
-    "What came of the tasks that are over; a task that died with its node is given to another"
-    ready, _ = ray.wait(list(given), timeout=.5) if given else (time.sleep(.5) or [], None)
-    for ref in ready:
-        try: told = ray.get(ref)
-        except ray.exceptions.TaskCancelledError: told = dict(kind="stopped", text="")
-        except ray.exceptions.RayError as e: told = dict(kind="lost", text=short_reason(e))
-        board.put(given.pop(ref), told)
-    board.show.draw()
-
-EXECUTORS["ray"] = _on_ray
 
 # %% ../../nbs/sweeps/06_executors.ipynb #baa9f407
 def slurm_script(

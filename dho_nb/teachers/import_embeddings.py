@@ -33,11 +33,11 @@ ALIASES = {
             "head prompts".split()}
 
 # %% ../../nbs/teachers/03_import_embeddings.ipynb #8857391c
-def _named(found, kind):
-    "The entry of `found` that goes by one of the names of `kind`, or None"
-    lower, kinds = {k.lower(): k for k in found}, dict(paths="OSU", classes="OSUiu").get(kind, "fiu")
-    return next((found[lower[a]] for a in ALIASES[kind]
-                 if a in lower and np.asarray(found[lower[a]]).dtype.kind in kinds), None)
+def _named(arrays, kind):
+    "The entry of a file that goes by one of the names of `kind`, or None"
+    lower, kinds = {k.lower(): k for k in arrays}, dict(paths="OSU", classes="OSUiu").get(kind, "fiu")
+    return next((arrays[lower[a]] for a in ALIASES[kind]
+                 if a in lower and np.asarray(arrays[lower[a]]).dtype.kind in kinds), None)
 
 def _strings(values, file):
     "Names as a list of strings"
@@ -91,45 +91,48 @@ READERS = {".npz": _npz, ".npy": _npy, ".safetensors": _safetensors, ".parquet":
 def read_embeddings(
     file:str|Path,  # One of the formats above
 )->dict:            # Of those that are there: paths [N], embeddings [N, D], classes [C], text [C, D] or [C, T, D]
-    "What a file of embeddings holds, under one set of names"
+    "Read a file of embeddings under one set of names; raises `DhoError` where it holds none or cannot be read"
     file = Path(file).expanduser()
     if not file.is_file(): raise DhoError(f"embeddings {file} do not exist")
     if file.suffix.lower() not in READERS:
         raise DhoError(f"embeddings {file}: expected one of {', '.join(READERS)}; what torch.save wrote becomes one by "
                        "np.savez(\"clip.npz\", paths=…, embeddings=…)")
-    try: found = READERS[file.suffix.lower()](file)
+    try: return _one_set_of_names(READERS[file.suffix.lower()](file), file)
+    except DhoError: raise
     except (OSError, EOFError, ValueError, TypeError, SafetensorError, KeyError, zipfile.BadZipFile) as e:
-        raise e if isinstance(e, DhoError) else DhoError(f"embeddings {file} cannot be read: {e}") from None
-    known = {kind: _named(found, kind) for kind in ALIASES}
-    alike = lambda: len({(np.shape(v), np.asarray(v).dtype.kind) for v in found.values()}) == 1
-    if known["embeddings"] is None and known["text"] is None and alike():
-        known.update(paths=[*found], embeddings=np.stack([np.asarray(v).reshape(-1) for v in found.values()]))
-    of = known["embeddings"] if known["text"] is None else known["text"]
-    if np.asarray(known["classes"]).dtype.kind in "iu" and np.size(known["classes"]) not in np.shape(of): known["classes"] = None  # the images' labels
-    for kind in ("paths", "classes"):
-        if known[kind] is not None: known[kind] = _strings(known[kind], file)
+        raise DhoError(f"embeddings {file} cannot be read: {e}") from None
+
+# %% ../../nbs/teachers/03_import_embeddings.ipynb #4e92c1d7
+def _one_set_of_names(arrays, file):
+    "The entries that are known, as `read_embeddings` returns them; a file may also hold one array per path"
+    known = {kind: _named(arrays, kind) for kind in ALIASES}
     if known["embeddings"] is None and known["text"] is None:
-        raise DhoError(f"{file} holds {textwrap.shorten(', '.join(found), 200, placeholder=' …') or 'nothing'}: "
-                       "expected 'paths' and 'embeddings', or 'classes' and 'text'")
-    return {k: v for k, v in known.items() if v is not None}
+        if len({(np.shape(v), np.asarray(v).dtype.kind) for v in arrays.values()}) != 1:
+            raise DhoError(f"{file} holds {textwrap.shorten(', '.join(arrays), 200, placeholder=' …') or 'nothing'}: "
+                           "expected 'paths' and 'embeddings', or 'classes' and 'text'")
+        known.update(paths=[*arrays], embeddings=np.stack([np.asarray(v).reshape(-1) for v in arrays.values()]))
+    rows = known["embeddings"] if known["text"] is None else known["text"]
+    labels = np.asarray(known["classes"])
+    if labels.dtype.kind in "iu" and labels.size not in np.shape(rows): known["classes"] = None  # the images' labels
+    return {k: _strings(v, file) if k in ("paths", "classes") else v for k, v in known.items() if v is not None}
 
 # %% ../../nbs/teachers/03_import_embeddings.ipynb #a8f54cf8
 def match_paths(
     manifest:Manifest,   # The images
     root:str|Path,       # Their data root
     paths,               # [N] names of embeddings
-)->np.ndarray:           # [len(manifest)] rows of `paths`, -1 for none
-    "Which embedding belongs to which image: the one of its id or path, else of a path that only it and one image share in part"
-    names, found = _below(root, paths), np.full(len(manifest), -1)
+)->np.ndarray:           # [len(manifest)] int64 rows of `paths`, -1 for none
+    "Match every image with the embedding of its id or path, else of the only path of which one is the other's end"
+    names, rows = _below(root, paths), np.full(len(manifest), -1)
     place = {n: k for k, n in enumerate(names)}
     for column in ("id", "path"):
         images = list(map(_plain, manifest.table[column]))
-        found = np.where(found < 0, [place.get(i, -1) for i in images], found)
-    found[pd.Series(found).duplicated()] = -1
-    for ends in ((_whole, _whole), (_ends, _whole), (_whole, _ends)):
-        for spell in ((str, str), (str, _stem), (_stem, _stem)):
-            if (found < 0).any() and len(set(found)) <= len(names): _pair(names, images, ends, spell, found)
-    return found
+        rows = np.where(rows < 0, [place.get(i, -1) for i in images], rows)
+    rows[pd.Series(rows).duplicated()] = -1
+    for spell in (str, _stem):
+        for ends in ((_ends, _whole), (_whole, _ends)):
+            if (rows < 0).any(): _pair([*map(spell, names)], [*map(spell, images)], ends, rows)
+    return rows
 
 # %% ../../nbs/teachers/03_import_embeddings.ipynb #d5646c58
 def _below(root, paths):
@@ -146,26 +149,26 @@ def _whole(path): return [path]
 
 def _ends(path):
     parts = PurePosixPath(path).parts
-    return ["/".join(parts[k:]) for k in range(1, len(parts))]
+    return ["/".join(parts[k:]) for k in range(len(parts))]
 
 # %% ../../nbs/teachers/03_import_embeddings.ipynb #b87254cc
-def _pair(names, images, ends, spell, found):
-    "Join names and images that are still free where one name and one image share an ending and no other does; the longest first"
-    taken, shared = set(found.tolist()), {}
-    places = [k for k in range(len(names)) if k not in taken], np.flatnonzero(found < 0).tolist()
-    for side, (which, among) in enumerate(zip(places, (names, images))):
-        for place in which:
-            for end in ends[side](spell[side](among[place])): shared.setdefault(end, ([], []))[side].append(place)
-    for end in sorted((e for e, (k, r) in shared.items() if len(k) == len(r) == 1), key=len, reverse=True):
-        (name,), (row,) = shared[end]
-        if name not in taken and found[row] < 0: found[row] = name; taken.add(name)
+def _pair(names, images, ends, rows):
+    "Join names and images that are still free where one name and one image share an end; the longest end first"
+    taken, shared = set(rows.tolist()), {}
+    for side, among in enumerate((names, images)):
+        free = [k for k in range(len(among)) if (rows[k] < 0 if side else k not in taken)]
+        for k in free:
+            for end in ends[side](among[k]): shared.setdefault(end, ([], []))[side].append(k)
+    for end in sorted((e for e, (of, at) in shared.items() if len(of) == len(at) == 1), key=len, reverse=True):
+        (name,), (image,) = shared[end]
+        if name not in taken and rows[image] < 0: rows[image] = name; taken.add(name)
 
 # %% ../../nbs/teachers/03_import_embeddings.ipynb #bc279d3f
 def own_identity(
     embeddings:str|Path,    # A file of image embeddings
     texts:str|Path="",      # A file of class embeddings, if they are not in the first
 )->str:
-    "What a result with these embeddings depends on: what the files hold, and how rows are matched"
+    "Hash what a result with these embeddings depends on: the files' content, and how rows are matched"
     return "own-" + digest([2] + [files_hash(part) for f in (embeddings, texts) if f
                                   for part in (Path(f).expanduser(), _beside(f)) if part], 16)
 
@@ -183,21 +186,21 @@ def import_embeddings(
     keys=None,              # [N] content keys of the images
     folder:str|Path="",     # Where the store lies; below the settings' cache if empty
 )->Lookup:                  # With `unmatched`, a table of what could not be matched
-    "A store of embeddings that were made elsewhere: one per image, whatever the view"
+    "Make a store of embeddings that were computed elsewhere, one per image for all views; raises `DhoError` where none fits"
     held, name = read_embeddings(embeddings), own_identity(embeddings, texts)
     rows = _image_rows(held, root, embeddings)
-    found = match_paths(manifest, root, held["paths"])
-    asked = dict(kind="embeddings", teacher=name, views={}, dim=int(rows.shape[1]), dtype="float16",
+    matched = match_paths(manifest, root, held["paths"])
+    header = dict(kind="embeddings", teacher=name, views={}, dim=int(rows.shape[1]), dtype="float16",
                  chunk=CHUNK, layout=2)
-    store = Store(folder or load_settings().cache/"stores"/f"{manifest.name}-{name}", asked)
-    lookup, here = Lookup(store, manifest, keys), np.flatnonzero(found >= 0)
+    store = Store(folder or load_settings().cache/"stores"/f"{manifest.name}-{name}", header)
+    lookup, here = Lookup(store, manifest, keys), np.flatnonzero(matched >= 0)
     if not len(here):
         raise DhoError(f"none of the {len(rows)} embeddings in {embeddings} belongs to an image of {manifest.name}: "
                        f"paths are like {held['paths'][0]!r} there, and like {manifest.table['path'].iloc[0]!r} here")
-    lookup.write(here, rows[found[here]])
+    lookup.write(here, rows[matched[here]])
     lookup.own_text(_as_text(read_embeddings(texts)) if texts else held, texts or embeddings)
-    lookup.unmatched = _unmatched(manifest, held["paths"], found)
-    lookup.rows = np.where(found < 0, -1, lookup.rows)  # what an earlier list of images could match, this one cannot
+    lookup.unmatched = _unmatched(manifest, held["paths"], matched)
+    lookup.rows = np.where(matched < 0, -1, lookup.rows)  # what an earlier list of images could match, this one cannot
     return lookup
 
 # %% ../../nbs/teachers/03_import_embeddings.ipynb #06e4de55
@@ -210,11 +213,10 @@ def _image_rows(held, root, file):
     if rows.ndim != 2 or len(rows) != len(held["paths"]) or not rows.size:
         raise DhoError(f"{file}: embeddings of shape {rows.shape} for {len(held['paths'])} paths; expected "
                        f"[{len(held['paths'])}, D]")
-    names = _below(root, held["paths"])
-    first = pd.Series(names).drop_duplicates()
-    place = {path: k for k, path in first.items()}
-    twice = [path for k, path in enumerate(names)
-             if place[path] != k and not np.array_equal(rows[k], rows[place[path]])]
+    names = pd.Series(_below(root, held["paths"]))
+    first = names.drop_duplicates()
+    place = dict(zip(first, first.index))
+    twice = [path for k, path in names.items() if not np.array_equal(rows[k], rows[place[path]], equal_nan=True)]
     if twice:
         raise DhoError(f"{file}: {len(twice)} path(s) occur more than once with different embeddings, e.g. {twice[0]}: "
                        "keep one row each")
@@ -241,10 +243,10 @@ def _unit(rows, names, file):
         raise DhoError(f"{file}: {len(bad)} embedding(s) are all zeros or not a number, e.g. that of {names[bad[0]]}")
     return rows/size
 
-def _unmatched(manifest, paths, found):
+def _unmatched(manifest, paths, matched):
     "What is on one side only"
-    spare = np.setdiff1d(np.arange(len(paths)), found)
-    images = pd.DataFrame(dict(path=manifest.table["path"].to_numpy()[found < 0], problem="image without an embedding"))
+    spare = np.setdiff1d(np.arange(len(paths)), matched)
+    images = pd.DataFrame(dict(path=manifest.table["path"].to_numpy()[matched < 0], problem="image without an embedding"))
     return pd.concat([images, pd.DataFrame(dict(path=[paths[i] for i in spare], problem="embedding without an image"))],
                      ignore_index=True)
 
@@ -254,7 +256,7 @@ def write(self:Lookup,
     rows,         # Positions in the manifest
     values,       # [N, D] of length 1
 ):
-    "Put embeddings that were made elsewhere into the store, chunk by chunk"
+    "Write embeddings that were computed elsewhere into the store, chunk by chunk"
     given = np.zeros((len(self.manifest), values.shape[1]), np.float16)
     given[rows] = values
     listed = replace(self.manifest, table=self.manifest.table.iloc[rows])
@@ -273,7 +275,7 @@ def own_text(self:Lookup,
     held,   # What a file of embeddings holds, by name
     file,   # It, for messages
 ):
-    "Keep class embeddings that were made elsewhere, if there are any"
+    "Store class embeddings that were computed elsewhere, if there are any; raises `DhoError` where they do not fit"
     if "text" not in held: return
     text = _numeric(held["text"], file)
     if text.ndim not in (2, 3) or not text.size:
