@@ -375,7 +375,7 @@ def arrays(place, given):
     with changed(place, name, data):
         top = place.folder/name.split("/")[0]
         if top.name == "store":
-            each(lambda: Store(top).brought(), lambda: Store(top).filled(), lambda: Store(top).head(["cat", "dog"], ["{}"], None),
+            each(lambda: Store(top).class_embeddings(), lambda: Store(top).filled(), lambda: Store(top).head(["cat", "dog"], ["{}"], None),
                  lambda: import_embeddings(place.pets, place.folder/"pets", place.folder/"e.npz", folder=top)([0, 1], [0, 0]))
             return
         if top.name == "record": return some(data, [*readers(top), lambda: record(place.folder/"sweep", top)])

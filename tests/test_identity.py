@@ -18,7 +18,7 @@ from dho_nb.sweeps.grid import make_grid
 from dho_nb.teachers.pool_heads import POOL_HEADS
 from dho_nb.data.manifests import digits_manifest
 from dho_nb.losses.methods import METHODS, Method, get_method
-from dho_nb.losses.losses import dho_loss as dho_loss, targeted
+from dho_nb.losses.losses import dho_loss, with_target
 from dho_nb.runs.presets import PRESETS
 from dho_nb.runs.run import Run, distill
 from dho_nb.core.errors import DhoError
@@ -177,7 +177,7 @@ def test_what_a_method_is_made_of_counts(monkeypatch):
     kinds = [dict(objective=dho_loss), dict(objective=dho_loss, head_lr=.3), dict(objective=dho_loss, answers="ce"),
              dict(objective=functools.partial(dho_loss, distil=other)),
              dict(objective=functools.partial(dho_loss, distil=functools.partial(other, sharp=2.0))),
-             dict(objective=targeted(other)), dict(objective=targeted(lambda s, t, tau, total, target: (s - t).sum()))]
+             dict(objective=with_target(other)), dict(objective=with_target(lambda s, t, tau, total, target: (s - t).sum()))]
     found = []
     for kind in kinds:
         own_method(monkeypatch, **kind)

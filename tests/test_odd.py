@@ -341,11 +341,11 @@ def test_a_card_of_a_published_checkpoint_and_a_teacher_with_other_prompts(tmp_p
 
 def test_openais_own_files_have_their_activation(tmp_path):
     import torch
-    from dho_nb.teachers.clip import _quickgelu_name
+    from dho_nb.teachers.clip import _lacks_quickgelu
     torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)).save(tmp_path/"RN50.pt")
     torch.save({}, tmp_path/"other.pt")
-    assert _quickgelu_name("RN50", str(tmp_path/"RN50.pt")) and not _quickgelu_name("RN50-quickgelu", str(tmp_path/"RN50.pt"))
-    assert not _quickgelu_name("RN50", str(tmp_path/"other.pt")) and not _quickgelu_name("RN50", "yfcc15m/other.pt")
+    assert _lacks_quickgelu("RN50", str(tmp_path/"RN50.pt")) and not _lacks_quickgelu("RN50-quickgelu", str(tmp_path/"RN50.pt"))
+    assert not _lacks_quickgelu("RN50", str(tmp_path/"other.pt")) and not _lacks_quickgelu("RN50", "yfcc15m/other.pt")
 
 
 def odd_tree(root):
@@ -360,17 +360,17 @@ def odd_tree(root):
 
 
 def test_what_is_not_taken_is_counted_by_reason(tmp_path):
-    from dho_nb.data.manifests import left_out, left_out_text
+    from dho_nb.data.manifests import skipped_files, describe_skipped
     root = odd_tree(tmp_path/"odd")
     assert open_manifest(str(root)).classes == ("cat", "dog")
-    found = left_out(root)
+    found = skipped_files(root)
     assert found["reason"].value_counts().to_dict() == {
         "of the system": 6, ".jpe": 1, "without a suffix": 1, ".jpg_large": 1, ".txt": 1, "AppleDouble": 1, "hidden": 2}
-    text = left_out_text(root)
+    text = describe_skipped(root)
     assert text.startswith("13 files skipped") and "Content shows 3 photographs" in text
     files = sum(len(names) for _, _, names in os.walk(root))
     assert len(found) + len(open_manifest(str(root))) == files
-    assert left_out_text(tmp_path/"odd"/"@eaDir") == ""
+    assert describe_skipped(tmp_path/"odd"/"@eaDir") == ""
 
 
 def test_split_folders_may_hold_folders_of_the_system(tmp_path):

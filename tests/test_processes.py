@@ -26,8 +26,8 @@ for k, changes in enumerate(json.loads(sys.argv[2])):
     for step in range(4):
         trainer.train_step(trainer.streams[trainer.step])
         cosines = trainer.conflict[step] if trainer.conflict is not None else []
-        losses.append([v.item() for v in [*trainer._summed().values(), *cosines]])
-    if run.team.main: print(json.dumps(losses))
+        losses.append([v.item() for v in [*trainer._epoch_sums().values(), *cosines]])
+    if run.dist_env.main: print(json.dumps(losses))
 """
 CHANGES = [{}, dict(method="ce-kd-feature"), dict(accumulate=2), dict(method="dkd-dho", batch_labelled=1),
            dict(views="live"), dict(method="pcgrad", accumulate=2, conflict=True),

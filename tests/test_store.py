@@ -261,7 +261,7 @@ def test_mixed_sizes_and_shapes_are_cut_alike_from_files_and_map(tmp_path):
     for step in (0, 3):
         a, b = from_files[step], from_map[step]
         assert torch.equal(a.rows, b.rows) and torch.equal(a.views, b.views)
-        apart = (smooth(from_files.see(a)) - smooth(from_map.see(b))).abs().mean((1, 2, 3))
+        apart = (smooth(from_files.student_pixels(a)) - smooth(from_map.student_pixels(b))).abs().mean((1, 2, 3))
         assert apart.max() < 4, "the same places, resampled twice"
 
 

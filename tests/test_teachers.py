@@ -30,8 +30,8 @@ from dho_nb.core.errors import DhoError
 from dho_nb.core.settings import shipped
 from dho_nb.students.backbones import build_backbone
 from dho_nb.students.dual_head import build_student, load_student, own_texts, save_student
-from dho_nb.teachers.clip import (Teacher, advice, eyes_of, image_tower, load_teacher, resize_mode, teacher_identity,
-                                  trouble, zero_shot_head)
+from dho_nb.teachers.clip import (Teacher, advice, preprocess_from_config, image_tower, load_teacher, resize_mode, teacher_identity,
+                                  error_kind, zero_shot_head)
 from dho_nb.core.files import files_hash
 from dho_nb.data.loaders import Images, EvalDataset, render
 from dho_nb.data.transforms import Preprocess, ViewSpec, center_boxes
@@ -98,7 +98,7 @@ def test_oblong_pictures_are_seen_as_open_clips_own_transform_shows_them(mode, o
     assert near([load_pixels(f, preprocess).transpose(2, 0, 1) for f in files]) and near([load_pixels(Image.open(f), preprocess).transpose(2, 0, 1) for f in files])
     whole = [torch.from_numpy(np.asarray(Image.open(f)).transpose(2, 0, 1).copy())[None] for f in files]
     mirror = torch.tensor([False])
-    assert near(torch.cat([crop_resize(w, torch.from_numpy(preprocess.still_boxes([w.shape[:1:-1]])), mirror, preprocess) for w in whole]), 2)  # Pillow computes with integers
+    assert near(torch.cat([crop_resize(w, torch.from_numpy(preprocess.eval_boxes([w.shape[:1:-1]])), mirror, preprocess) for w in whole]), 2)  # Pillow computes with integers
     mirrored = crop_resize(whole[0], torch.from_numpy(center_boxes([whole[0].shape[:1:-1]])), ~mirror, preprocess)[0]
     assert np.abs(mirrored.numpy()[:, :, ::-1].astype(float) - right[0]).max() <= 2
     kept = ImageMap(manifest, root, 256, keys).build(mode="none")
@@ -184,21 +184,21 @@ def test_identities_of_runs_say_how_oblong_pictures_are_seen(tmp_path):
     assert of(student="open_clip:ViT-B-16-SigLIP/webli", student_weights="") != of(student="open_clip:ViT-B-16/openai", student_weights="")
 
 
-@pytest.mark.parametrize("eyes,wanted", [
+@pytest.mark.parametrize("preprocess,wanted", [
     (dict(interpolation="random"), dict(interpolation="bicubic")), (dict(interpolation=None, resize_mode=None), {}),
     (dict(mean=.5, std=.25), dict(mean=(.5,)*3, std=(.25,)*3)), (dict(size=[32, 32]), {}), (dict(size=[32]), {}),
     (dict(resize_mode="longest", fill_color=[1, 2, 3]), dict(resize_mode="longest", fill=(1, 2, 3)))])
 def test_a_configuration_is_taken_over_whole(preprocess, wanted):
     config = dict(size=32, mode="RGB", mean=[.5]*3, std=[.5]*3, interpolation="bicubic", resize_mode="shortest", fill_color=0)
-    assert eyes_of({**config, **preprocess}) == Preprocess(**dict(dict(size=32, mean=(.5,)*3, std=(.5,)*3), **wanted))
+    assert preprocess_from_config({**config, **preprocess}) == Preprocess(**dict(dict(size=32, mean=(.5,)*3, std=(.5,)*3), **wanted))
 
 
 def test_what_a_configuration_asks_and_cannot_be_done_is_refused():
     config = dict(size=32, mode="RGB", mean=[.5]*3, std=[.5]*3, interpolation="bicubic", resize_mode="shortest")
-    says(lambda: eyes_of({**config, "size": [32, 64]}), "only squares")
-    says(lambda: eyes_of({**config, "mode": "L"}), "not RGB")
-    says(lambda: eyes_of({**config, "interpolation": "area"}), "unknown interpolation 'area'")
-    says(lambda: eyes_of({**config, "resize_mode": "squish"}), "did you mean 'squash'")
+    says(lambda: preprocess_from_config({**config, "size": [32, 64]}), "only squares")
+    says(lambda: preprocess_from_config({**config, "mode": "L"}), "not RGB")
+    says(lambda: preprocess_from_config({**config, "interpolation": "area"}), "unknown interpolation 'area'")
+    says(lambda: preprocess_from_config({**config, "resize_mode": "squish"}), "did you mean 'squash'")
 
 
 def test_students_of_timm_keep_their_crop_mode():
@@ -366,7 +366,7 @@ def hub_error(name, status=None):
     (lambda: ValueError("another thing"), "other", ["another thing"])])
 def test_the_reason_that_is_said_is_the_reason(error, kind, words, monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    assert trouble(error())[0] == kind
+    assert error_kind(error())[0] == kind
     told = advice(error(), "ADDRESS", "WAY", "MODEL")
     assert all(w in told for w in words), told
 

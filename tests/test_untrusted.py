@@ -158,13 +158,13 @@ def test_arguments_that_shape_a_network_are_taken(tmp_path):
 
 def test_a_file_of_weights_that_an_open_clip_student_began_with_is_not_looked_for(tmp_path, monkeypatch):
     from dho_nb.teachers import clip
-    monkeypatch.setattr(clip, "_openais", lambda file: True)
+    monkeypatch.setattr(clip, "_is_torchscript", lambda file: True)
     (tmp_path/"weights.pt").write_bytes(b"")
     student = build_student("open_clip:ViT-S-32-alt/random", 2, size=32)
     save_student(student, tmp_path/"m.safetensors", spec=f"open_clip:ViT-S-32-alt/{tmp_path/'weights.pt'}", classes=["a", "b"])
     with safe_open(tmp_path/"m.safetensors", "pt") as f: facts = json.loads(f.metadata()["dho_nb"])
     assert facts["architecture"] == "open_clip:ViT-S-32-alt-quickgelu"  # known where the weights were, and kept
-    monkeypatch.setattr(clip, "_openais", lambda file: pytest.fail("a path in a file was followed"))
+    monkeypatch.setattr(clip, "_is_torchscript", lambda file: pytest.fail("a path in a file was followed"))
     file = asking(tmp_path/"other.safetensors", f"open_clip:ViT-S-32-alt/{tmp_path/'weights.pt'}")
     with pytest.raises(DhoError, match="another network|cannot be built"): load_student(file)
 

@@ -51,7 +51,7 @@ def _suggest(args):
 # %% ../../nbs/cli/06_use.ipynb #daf6b346
 def _predict(args):
     "What a model says about pictures, into a file or onto the screen"
-    from dho_nb.deploy.predictor import Predictor, form_of, left_out_names, write_predictions
+    from dho_nb.deploy.predictor import Predictor, form_of, skipped_names, write_predictions
     form = form_of(args.out, args.format)
     model = Predictor.from_pretrained(args.model, args.device, trust_remote_code=args.trust_remote_code)
     records = model.each(args.images, args.top, args.probabilities, args.batch,
@@ -59,7 +59,7 @@ def _predict(args):
     count, bad = write_predictions(records, args.out or (_Screen() if sys.stdout.isatty() else sys.stdout), form)
     if args.out: print(f"{args.out}: {count} pictures")
     for place in args.images:
-        if left := left_out_names(place): print(f"dho: {place}: {left}", file=sys.stderr)
+        if left := skipped_names(place): print(f"dho: {place}: {left}", file=sys.stderr)
     return bad and _said(f"{bad} of {count} pictures could not be read: column 'problem' says why", 1)
 
 # %% ../../nbs/cli/06_use.ipynb #d7846411

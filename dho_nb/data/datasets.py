@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IMAGENET_TEMPLATES', 'RESEARCH', 'DATASETS', 'SPLITS_AT', 'BUILDERS', 'ARCHIVES', 'SPLIT_BLOBS', 'WAYS', 'Dataset',
            'paper_dataset', 'dataset_facts', 'class_positions', 'class_codes', 'split_counts', 'check_counts',
-           'build_manifest', 'known_keys', 'check_files', 'check_report', 'get_dataset', 'manifests_page']
+           'build_manifest', 'published_keys', 'check_files', 'check_report', 'get_dataset', 'manifests_page']
 
 # %% ../../nbs/data/02_datasets.ipynb #6806dea5
 import gzip, hashlib, random, re, shutil
@@ -25,7 +25,7 @@ from .manifests import (content_keys, data_root, FOLDERS, from_coop, image_paths
 # %% ../../nbs/data/02_datasets.ipynb #b26f3221
 @dataclass(frozen=True)
 class Dataset:
-    "What is known about a dataset before anybody has its pictures"
+    "Describe a dataset before its pictures are there"
     name:str                     # As in `open_manifest`
     counts:tuple[int, int, int]  # The paper's images in train, val, test
     classes:int                  # How many
@@ -44,7 +44,7 @@ class Dataset:
         return (self.template,) if isinstance(self.template, str) else self.template
     @property
     def folder(self)->str:
-        "What its images' folder is called below the data root"
+        "Name of the images' folder below the data root"
         return FOLDERS.get(self.name, self.name)
 
 # %% ../../nbs/data/02_datasets.ipynb #334316af
@@ -126,7 +126,7 @@ DATASETS = {d.name: d for d in (*_TEN, *_IMAGENET)}
 def paper_dataset(
     name:str,   # One of the fifteen
 )->Dataset:
-    "The dataset called `name`, or an error with the nearest name"
+    "Return the dataset called `name`. Raises DhoError for an unknown name, with the nearest one."
     if name not in DATASETS: raise unknown_name("dataset of the paper", name, DATASETS)
     return DATASETS[name]
 
@@ -134,7 +134,7 @@ def paper_dataset(
 def dataset_facts(
     name:str,   # One of the fifteen
 )->dict:        # classes, templates, source, licence, counts; for ImageNet's family also wnids
-    "What the package ships about a dataset besides its list"
+    "Return what the package ships about a dataset besides its list"
     return read_json(shipped(f"data_manifests/{paper_dataset(name).name}.json"))
 
 # %% ../../nbs/data/02_datasets.ipynb #60a028a0
@@ -142,13 +142,15 @@ def class_positions(
     manifest:Manifest,   # A test set, e.g. ImageNet-A
     classes,             # Class names of the model's outputs, e.g. ImageNet's
 )->np.ndarray:           # int64 [len(manifest.classes)]
-    "The columns of a model's outputs that belong to the classes of a test set, in its order"
-    place = {c: i for i, c in enumerate(classes)}
-    gone = [c for c in manifest.classes if c not in place]
-    if gone:
-        raise DhoError(f"{manifest.name}: {len(gone)} of its {len(manifest.classes)} classes are none of the model's "
-                       f"{len(place)}: {', '.join(gone[:5])}{' …' if len(gone) > 5 else ''}")
-    return np.array([place[c] for c in manifest.classes], np.int64)
+    """Return the columns of a model's outputs for the classes of a test set, in its order
+
+    Raises DhoError for classes that the model does not have."""
+    positions = {c: i for i, c in enumerate(classes)}
+    missing = [c for c in manifest.classes if c not in positions]
+    if missing:
+        raise DhoError(f"{manifest.name}: {len(missing)} of its {len(manifest.classes)} classes are none of the model's "
+                       f"{len(positions)}: {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}")
+    return np.array([positions[c] for c in manifest.classes], np.int64)
 
 # %% ../../nbs/data/02_datasets.ipynb #7e4a47e1
 _CODES = re.compile(r"n\d{8}|\d+([ _]\d+)*|(?=.*\d)[0-9a-f]{8}[0-9a-f-]*")  # WordNet ids, numbers, hashes
@@ -158,40 +160,40 @@ def class_codes(
     classes,        # Class names
     templates=(),   # Prompts; numbers are words in a prompt that speaks of a number or a digit
 )->dict[str, str]:  # Code to what ImageNet's list calls it; to "" where it is not in there
-    "The class names that are codes, not words"
-    found = [c for c in classes if _CODES.fullmatch(c)]
-    if len(found) < len(classes) and all(_CODES.fullmatch(c) or _COUNTED.fullmatch(c) for c in classes): found = [*classes]
-    if any(re.search("number|digit", t, re.IGNORECASE) for t in templates): found = [c for c in found if not c.isdigit()]
-    if not found: return {}
+    "Return class names that are codes, not words"
+    codes = [c for c in classes if _CODES.fullmatch(c)]
+    if len(codes) < len(classes) and all(_CODES.fullmatch(c) or _COUNTED.fullmatch(c) for c in classes): codes = [*classes]
+    if any(re.search("number|digit", t, re.IGNORECASE) for t in templates): codes = [c for c in codes if not c.isdigit()]
+    if not codes: return {}
     facts = dataset_facts("imagenet")
     names = dict(zip(facts["wnids"], facts["classes"]))
-    return {code: names.get(code, "") for code in found}
+    return {code: names.get(code, "") for code in codes}
 
 # %% ../../nbs/data/02_datasets.ipynb #ea32d603
 def split_counts(
     manifest:Manifest,             # The dataset
 )->tuple[int, int, int]:
-    "Images in train, val and test"
-    found = manifest.table["split"].value_counts()
-    return tuple(int(found.get(s, 0)) for s in SPLITS)
+    "Count the images in train, val and test"
+    counts = manifest.table["split"].value_counts()
+    return tuple(int(counts.get(s, 0)) for s in SPLITS)
 
 # %% ../../nbs/data/02_datasets.ipynb #0151f623
 def check_counts(
     manifest:Manifest,   # One of the fifteen
 )->Manifest:             # The same
-    "Refuse a list whose counts are not the paper's, naming those that differ"
-    info, found = paper_dataset(manifest.name), split_counts(manifest)
-    wrong = [f"{s}: {f:,}, the paper has {c:,}" for s, f, c in zip(SPLITS, found, info.counts) if f != c]
+    "Return a manifest; refuse one that differs from the paper's. Raises DhoError with the counts that differ."
+    info, counts = paper_dataset(manifest.name), split_counts(manifest)
+    differences = [f"{s}: {f:,}, the paper has {c:,}" for s, f, c in zip(SPLITS, counts, info.counts) if f != c]
     if len(manifest.classes) != info.classes:
-        wrong.append(f"classes: {len(manifest.classes)}, the paper has {info.classes}")
-    nameless = (manifest.table["label"] < 0).sum()
-    wrong += [f"{nameless:,} images are of no class that is known"] if nameless else []
-    if wrong: raise DhoError(f"{manifest.name} is not the paper's: {'; '.join(wrong)}")
+        differences.append(f"classes: {len(manifest.classes)}, the paper has {info.classes}")
+    unlabelled = (manifest.table["label"] < 0).sum()
+    differences += [f"{unlabelled:,} images are of no class that is known"] if unlabelled else []
+    if differences: raise DhoError(f"{manifest.name} is not the paper's: {'; '.join(differences)}")
     return manifest
 
 # %% ../../nbs/data/02_datasets.ipynb #4074816e
 def _from_split(info, root, classes):
-    "Food-101: CoOp's split file; it was drawn in the order of somebody's folder, so nothing else tells it"
+    "Return Food-101's table from CoOp's split file, which was drawn in the order of a folder"
     file = root/info.split
     if not file.is_file():
         raise DhoError(f"{file} is missing: CoOp's split of {info.name} cannot be made from the official lists. "
@@ -202,108 +204,109 @@ SPLITS_AT = "https://raw.githubusercontent.com/linzhiqiu/cross_modal_adaptation/
 
 # %% ../../nbs/data/02_datasets.ipynb #c97c2a56
 def _aircraft(info, root, classes):
-    "FGVC-Aircraft: `images_variant_<split>.txt`, an image's number and its variant per line"
-    place, listed = {c: i for i, c in enumerate(classes)}, []
+    "Return FGVC-Aircraft's table from `images_variant_<split>.txt`, an image's number and variant per line"
+    positions, entries = {c: i for i, c in enumerate(classes)}, []
     for split in SPLITS:
         for line in _lines(root/f"images_variant_{split}.txt", info):
             image, _, variant = line.partition(" ")
-            listed += [(f"{info.prefix}/{image}.jpg", place.get(variant, -1), split)]
-    return _table(listed)
+            entries += [(f"{info.prefix}/{image}.jpg", positions.get(variant, -1), split)]
+    return _table(entries)
 
 def _lines(file, info):
-    "The lines of one of the dataset's own lists"
+    "Return the lines of one of the dataset's own lists"
     try: return [line for line in map(str.strip, file.read_text(encoding="utf-8-sig").splitlines()) if line]
     except OSError: raise DhoError(f"{file} is missing: it comes with the archive from {info.source}") from None
 
 # %% ../../nbs/data/02_datasets.ipynb #0dc08e0e
-def _table(listed):
-    "Paths, labels and splits as a table"
-    return pd.DataFrame(listed, columns=["path", "label", "split"])
+def _table(entries):
+    "Return paths, labels and splits as a table"
+    return pd.DataFrame(entries, columns=["path", "label", "split"])
 
 # %% ../../nbs/data/02_datasets.ipynb #caac1603
-def _fifth_off(listed, seed=1):
-    "CoOp's validation split of an official training list of (path, label): the paths that go to validation"
+def _validation_paths(entries, seed=1):
+    "Return the training paths of CoOp's validation split, drawn as CoOp does"
     draw, members = random.Random(seed), {}
-    for path, label in listed: members.setdefault(label, []).append(path)
+    for path, label in entries: members.setdefault(label, []).append(path)
     for paths in members.values(): draw.shuffle(paths)
     return {p for paths in members.values() for p in paths[:round(.2*len(paths))]}
 
 # %% ../../nbs/data/02_datasets.ipynb #605f0800
 def _sun397(info, root, classes):
-    "SUN397: CoOp's split file, or the same split made from `Training_01.txt` and `Testing_01.txt`"
+    "Return SUN397's table from CoOp's split file, or from `Training_01.txt` and `Testing_01.txt`"
     if (root/info.split).is_file(): return _from_split(info, root, classes)
     base = next((b for b in (root, root/"SUN397", root/"Partitions") if (b/"Training_01.txt").is_file()), None)
     if base is None:
         raise DhoError(f"neither {info.split} nor Training_01.txt is below {root}: dho data get sun397 fetches the "
                        "one; the other is in https://vision.princeton.edu/projects/2010/SUN/download/Partitions.zip")
-    place = {c: i for i, c in enumerate(classes)}
-    train, test = ([(p, place.get(_scene(p), -1)) for p in _lines(base/f"{part}_01.txt", info)]
+    positions = {c: i for i, c in enumerate(classes)}
+    train, test = ([(p, positions.get(_scene(p), -1)) for p in _lines(base/f"{part}_01.txt", info)]
                    for part in ("Training", "Testing"))
-    val = _fifth_off(train)
-    made = _table([*((info.prefix + p, l, "val" if p in val else "train") for p, l in train),
+    val = _validation_paths(train)
+    table = _table([*((info.prefix + p, l, "val" if p in val else "train") for p, l in train),
                    *((info.prefix + p, l, "test") for p, l in test)])
-    strange = set().union(*subset_lists("sun397").values()) - set(made.query("split == 'train'")["path"])
-    if strange:
-        raise DhoError(f"{base}/Training_01.txt does not lead to CoOp's split: {len(strange)} images of its few-shot "
+    unknown = set().union(*subset_lists("sun397").values()) - set(table.query("split == 'train'")["path"])
+    if unknown:
+        raise DhoError(f"{base}/Training_01.txt does not lead to CoOp's split: {len(unknown)} images of its few-shot "
                        f"lists are no training images here. Put {SPLITS_AT}/{info.split} into {root}")
-    return made
+    return table
 
 # %% ../../nbs/data/02_datasets.ipynb #32572d49
 def _scene(path):
-    "The class in a path such as /a/apse/indoor/sun_1.jpg: indoor apse"
+    "Return the class in a path such as /a/apse/indoor/sun_1.jpg: indoor apse"
     return " ".join(reversed(path.split("/")[2:-1])).replace("_", " ")
 
 # %% ../../nbs/data/02_datasets.ipynb #53232c26
 def _pictures(info, root, *others):
-    "path and id of the pictures below CoOp's folder, or else below the first of the others that is there, or else below the root"
+    "Return path and id of the pictures below CoOp's folder, else below the first other folder, else below the root"
     prefix = next(p for p in (info.prefix, *others, "") if (root/p).is_dir())
-    found = image_paths(root/prefix)
-    ids = [f"{info.prefix}/{p}" for p in found]
-    paths = ids if prefix == info.prefix else [f"{prefix}/{p}" for p in found] if prefix else found
+    names = image_paths(root/prefix)
+    ids = [f"{info.prefix}/{p}" for p in names]
+    paths = ids if prefix == info.prefix else [f"{prefix}/{p}" for p in names] if prefix else names
     return pd.DataFrame(dict(path=paths, id=ids), dtype=str), root/prefix
 
 def _folder_labels(paths, wnids):
-    "Labels of paths …/<class>/<file>, the class a WordNet id or a number; -1 for any other folder"
-    place = {w: i for i, w in enumerate(wnids)} | {str(i): i for i in range(len(wnids))}
-    return np.array([place.get(p.rpartition("/")[0].rpartition("/")[2], -1) for p in paths], np.int64)
+    "Return labels of paths …/<class>/<file>, the class a WordNet id or a number; -1 for other folders"
+    positions = {w: i for i, w in enumerate(wnids)} | {str(i): i for i in range(len(wnids))}
+    return np.array([positions.get(p.rpartition("/")[0].rpartition("/")[2], -1) for p in paths], np.int64)
 
 # %% ../../nbs/data/02_datasets.ipynb #ff5847b2
 def _wnid_folders(info, root, classes):
-    "ImageNet-V2, -Sketch, -R, -A: one folder per class; pictures elsewhere are left out"
-    found, _ = _pictures(info, root, "sketch")
-    return found.assign(label=_folder_labels(found["path"], dataset_facts(info.name)["wnids"]),
+    "Return the table of ImageNet-V2, -Sketch, -R or -A: one folder per class, other pictures left out"
+    table, _ = _pictures(info, root, "sketch")
+    return table.assign(label=_folder_labels(table["path"], dataset_facts(info.name)["wnids"]),
                         split="test").query("label >= 0")
 
 # %% ../../nbs/data/02_datasets.ipynb #56d5b9ff
 def _imagenet(info, root, classes):
-    "ImageNet: class folders below `train`; `val` as class folders too, or flat with the devkit or Kaggle's list of solutions"
+    "Return ImageNet's table: class folders below `train`; `val` likewise, or flat with the devkit or Kaggle's list"
     wnids = dataset_facts("imagenet")["wnids"]
-    found, base = _pictures(info, root, "ILSVRC/Data/CLS-LOC")
-    split = [{"train": "train", "val": "test"}.get(i.split("/", 2)[1], "") for i in found["id"]]
-    found = found.assign(label=_folder_labels(found["path"], wnids),
+    table, base = _pictures(info, root, "ILSVRC/Data/CLS-LOC")
+    split = [{"train": "train", "val": "test"}.get(i.split("/", 2)[1], "") for i in table["id"]]
+    table = table.assign(label=_folder_labels(table["path"], wnids),
                          split=split).query("split != ''").reset_index(drop=True)
-    flat = (found["split"] == "test") & (found["id"].str.count("/") == 2)
-    if flat.any(): found.loc[flat, "label"] = _solutions(found.loc[flat, "id"], wnids, root, base)
-    return found.query("label >= 0")
+    flat = (table["split"] == "test") & (table["id"].str.count("/") == 2)
+    if flat.any(): table.loc[flat, "label"] = _solutions(table.loc[flat, "id"], wnids, root, base)
+    return table.query("label >= 0")
 
 # %% ../../nbs/data/02_datasets.ipynb #d588b966
 def _solutions(images, wnids, *folders):
-    "Labels of ImageNet's validation images from Kaggle's list or the devkit in one of the folders; -1 for other images"
+    "Return labels of ImageNet's validation images from Kaggle's list or the devkit; -1 for other images"
     kaggle = next((f/"LOC_val_solution.csv" for f in folders if (f/"LOC_val_solution.csv").is_file()), None)
     meta = next((m for f in folders for m in sorted(f.glob("ILSVRC2012_devkit*/data/meta.mat"))), None)
     if kaggle:
-        solved = {l.split(",")[0]: l.split(",")[1].split()[0] for l in kaggle.read_text(encoding="utf-8-sig").splitlines()[1:] if "," in l}
-    elif meta: solved = _devkit(meta)
+        lines = kaggle.read_text(encoding="utf-8-sig").splitlines()[1:]
+        wnid_of_image = {l.split(",")[0]: l.split(",")[1].split()[0] for l in lines if "," in l}
+    elif meta: wnid_of_image = _devkit(meta)
     else:
         raise DhoError(f"the validation pictures below {folders[-1]} lie in one folder, so their classes have to come "
                        f"from a list: unpack ILSVRC2012_devkit_t12.tar.gz in {folders[-1]}, or put Kaggle's "
                        "LOC_val_solution.csv there")
-    place = {name: wnids.index(w) for name, w in solved.items()}
-    return [place.get(PurePosixPath(i).stem, -1) for i in images]
+    positions = {name: wnids.index(w) for name, w in wnid_of_image.items()}
+    return [positions.get(PurePosixPath(i).stem, -1) for i in images]
 
 # %% ../../nbs/data/02_datasets.ipynb #f36e7ba5
 def _devkit(meta):
-    "File name to WordNet id, from the devkit's two files"
+    "Return file name to WordNet id, from the devkit's two files"
     from scipy.io import loadmat
     wnid = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in loadmat(meta, squeeze_me=True)["synsets"]}
     truth = (meta.parent/"ILSVRC2012_validation_ground_truth.txt").read_text(encoding="utf-8-sig").split()
@@ -315,9 +318,11 @@ BUILDERS = {"coop": _from_split, "aircraft": _aircraft, "sun397": _sun397, "wnid
 
 def build_manifest(
     name:str,           # One of the fifteen
-    root:str|Path="",   # Its data root; by the settings if empty
+    root:str|Path="",   # Its data root; from the settings if empty
 )->Manifest:            # Also below the cache, as `manifests/<name>.csv.gz`
-    "Make the list of a dataset from its own files, compare it with the paper's counts, and keep it"
+    """Build the list of a dataset from its own files, compare its counts with the paper's, and write it
+
+    Raises DhoError where files are missing or counts differ."""
     info, root = paper_dataset(name), data_root(name, root)
     if not info.builder: return open_manifest(name)
     if not root.is_dir():
@@ -326,23 +331,23 @@ def build_manifest(
     facts = dataset_facts(name)
     table = BUILDERS[info.builder](info, root, facts["classes"])
     classes, templates = facts.pop("classes"), facts.pop("templates")
-    made = check_counts(Manifest(name, table, classes, templates))
-    write_manifest(made, load_settings().cache/"manifests", compress=True, **facts)
-    return made
+    manifest = check_counts(Manifest(name, table, classes, templates))
+    write_manifest(manifest, load_settings().cache/"manifests", compress=True, **facts)
+    return manifest
 
 # %% ../../nbs/data/02_datasets.ipynb #6d29afc4
-def known_keys(
+def published_keys(
     manifest:Manifest,   # The dataset
 )->np.ndarray|None:      # [N] strings of 8 hexadecimal characters
-    "What `content_keys` begins with for each file of the published pictures; None where no hashes are shipped"
+    "Return the first characters of `content_keys` of the published pictures; None where no hashes are shipped"
     file = shipped("data_manifests")/"hashes"/f"{manifest.name}.txt.gz"
     if not file.is_file(): return None
     keys = gzip.decompress(file.read_bytes()).decode().split()
     order = np.argsort(manifest.table["path"].to_numpy(), kind="stable")
     if len(keys) != len(order): return None
-    placed = np.empty(len(keys), object)
-    placed[order] = keys
-    return placed
+    keys_by_row = np.empty(len(keys), object)
+    keys_by_row[order] = keys
+    return keys_by_row
 
 # %% ../../nbs/data/02_datasets.ipynb #04b4f4a1
 def check_files(
@@ -350,30 +355,30 @@ def check_files(
     root:str|Path,        # Its data root
     decode:bool=False,    # Also decode every picture
 )->pd.DataFrame:          # path, problem: "missing", "empty", "other content", "broken" or "extra"
-    "Everything about a copy of a dataset that is not as its list says"
+    "Return the files of a copy that differ from its list"
     root, paths = Path(root), manifest.table["path"].to_numpy()
-    gone = set(missing_images(manifest, root)["path"])
-    problem = np.array(["missing" if p in gone else "" for p in paths], object)
-    looked = threaded(lambda p: -1 if p in gone or not (root/p).exists() else (root/p).stat().st_size, paths)
-    size = np.array(list(track(looked, "looking at files", total=len(paths))))
+    missing = set(missing_images(manifest, root)["path"])
+    problem = np.array(["missing" if p in missing else "" for p in paths], object)
+    sizes = threaded(lambda p: -1 if p in missing or not (root/p).exists() else (root/p).stat().st_size, paths)
+    size = np.array(list(track(sizes, "looking at files", total=len(paths))))
     problem[size < 0] = "missing"  # also where a link leads nowhere
     problem[size == 0] = "empty"
-    keys = known_keys(manifest)
+    keys = published_keys(manifest)
     if keys is not None:
-        there = np.array([k[:8] for k in content_keys(manifest, root)], object)
-        problem[(problem == "") & (there != keys)] = "other content"
+        actual = np.array([k[:8] for k in content_keys(manifest, root)], object)
+        problem[(problem == "") & (actual != keys)] = "other content"
     if decode:
-        seen = track(threaded(lambda p: p in gone or _decodes(root/p), paths), "decoding", total=len(paths))
-        problem[(problem == "") & ~np.array(list(seen), bool)] = "broken"
+        decodable = track(threaded(lambda p: p in missing or _decodes(root/p), paths), "decoding", total=len(paths))
+        problem[(problem == "") & ~np.array(list(decodable), bool)] = "broken"
     extra = sorted(set(image_paths(root)) - set(paths))
-    bad = problem != ""
-    found = pd.DataFrame(dict(path=[*paths[bad], *extra], problem=[*problem[bad], *["extra"]*len(extra)]), dtype=str)
-    found.attrs.update(bytes=int(size.clip(0).sum()), hashed=keys is not None)
-    return found
+    faulty = problem != ""
+    problems = pd.DataFrame(dict(path=[*paths[faulty], *extra], problem=[*problem[faulty], *["extra"]*len(extra)]), dtype=str)
+    problems.attrs.update(bytes=int(size.clip(0).sum()), hashed=keys is not None)
+    return problems
 
 # %% ../../nbs/data/02_datasets.ipynb #90a2a1ed
 def _decodes(file):
-    "Can this picture be read to its end?"
+    "Tell whether a picture can be read to its end"
     try:
         with open_image(file) as picture: picture.load()
         return True
@@ -382,27 +387,27 @@ def _decodes(file):
 # %% ../../nbs/data/02_datasets.ipynb #ce7b71db
 def check_report(
     manifest:Manifest,    # The dataset
-    found:pd.DataFrame,   # From `check_files`
+    problems:pd.DataFrame,   # From `check_files`
     decoded:bool=False,   # Whether its pictures were decoded
 )->str:
-    "The findings in a few lines"
+    "Return the differences as a few lines of text"
     counts = " / ".join(f"{c:,} {s}" for s, c in zip(SPLITS, split_counts(manifest)) if c)
-    looked = "sizes" + (", contents" if found.attrs["hashed"] else "") + (", pictures" if decoded else "")
-    size = f"{found.attrs['bytes']/1e6:,.1f} MB"
-    lines = [f"{manifest.name}: {counts} in {len(manifest.classes)} classes, {size}; looked at {looked}"]
-    for kind, rows in found.groupby("problem"):
+    scope = "sizes" + (", contents" if problems.attrs["hashed"] else "") + (", pictures" if decoded else "")
+    size = f"{problems.attrs['bytes']/1e6:,.1f} MB"
+    lines = [f"{manifest.name}: {counts} in {len(manifest.classes)} classes, {size}; looked at {scope}"]
+    for kind, rows in problems.groupby("problem"):
         if kind != "extra": lines += [f"  {kind:14} {len(rows):7,}  e.g. {', '.join(rows['path'][:3])}"]
-    extra = found.query("problem == 'extra'")["path"]
+    extra = problems.query("problem == 'extra'")["path"]
     if len(extra):
-        strange = f"{len(extra):,} picture{'s'*(len(extra) > 1)} that the list does not name"
-        lines += [f"  note: {strange}, e.g. {extra.iloc[0]}"]
-    return "\n".join(lines + ["whole" if (found["problem"] == "extra").all() else "NOT whole"])
+        unlisted = f"{len(extra):,} picture{'s'*(len(extra) > 1)} that the list does not name"
+        lines += [f"  note: {unlisted}, e.g. {extra.iloc[0]}"]
+    return "\n".join(lines + ["whole" if (problems["problem"] == "extra").all() else "NOT whole"])
 
 # %% ../../nbs/data/02_datasets.ipynb #ca79d097
 ARCHIVES = (".tar", ".gz", ".tgz", ".zip")
 
 def _torchvision(stage, info, name, inner, into=""):
-    "By torchvision's class `name`, whose download appears below `inner`; the folder that has all of it"
+    "Fetch by torchvision's class `name`, whose download appears below `inner`; return the complete folder"
     import torchvision.datasets
     files = stage/"files"
     for f in sorted(files.rglob("*"), reverse=True):  # half an extraction would look like a whole one to torchvision
@@ -410,25 +415,25 @@ def _torchvision(stage, info, name, inner, into=""):
         elif f.is_file() and f.suffix not in ARCHIVES: f.unlink()
     files.mkdir(parents=True, exist_ok=True)
     with download_limit(): getattr(torchvision.datasets, name)(files, download=True)
-    return _moved(files/inner, stage/"whole"/into)
+    return _move(files/inner, stage/"whole"/into)
 
 # %% ../../nbs/data/02_datasets.ipynb #20cbf50a
-def _moved(source, target):
-    "Put `source` in the place of `target`; the folder `whole` above it"
+def _move(source, target):
+    "Move `source` to `target`; return the folder `whole` above it"
     target.parent.mkdir(parents=True, exist_ok=True)
     source.rename(target)
     return next(p for p in (target, *target.parents) if p.name == "whole")
 
 # %% ../../nbs/data/02_datasets.ipynb #f7232d33
 def _hub(stage, info, repo, file, inner=""):
-    "An archive in a dataset repository of Hugging Face; `inner` is what the archive calls the folder of pictures"
+    "Fetch an archive of a dataset repository of Hugging Face; `inner` is the archive's folder of pictures"
     from huggingface_hub import hf_hub_download
     from torchvision.datasets.utils import extract_archive
     extract_archive(hf_hub_download(repo, file, repo_type="dataset", local_dir=stage/"files"), stage/"whole")
-    return _moved(stage/"whole"/inner, stage/"whole"/info.prefix) if inner else stage/"whole"
+    return _move(stage/"whole"/inner, stage/"whole"/info.prefix) if inner else stage/"whole"
 
 def _url(stage, info, url):
-    "An archive at an address"
+    "Fetch an archive at an address"
     from torchvision.datasets.utils import extract_archive
     file = stage/"files"/url.rsplit("/", 1)[1]
     if not file.is_file(): _download(url, file)
@@ -439,10 +444,10 @@ def _url(stage, info, url):
 # %% ../../nbs/data/02_datasets.ipynb #e8521f0c
 def _download(url, file):
     "Fetch a file, whole or not at all"
-    ask = urllib.request.Request(url, headers={"User-Agent": "dho_nb"})
-    with urllib.request.urlopen(ask, timeout=60) as answer, atomic_path(file) as temporary:
-        size = int(answer.headers.get("Content-Length") or 0)
-        parts = iter(lambda: answer.read(2**20), b"")
+    request = urllib.request.Request(url, headers={"User-Agent": "dho_nb"})
+    with urllib.request.urlopen(request, timeout=60) as response, atomic_path(file) as temporary:
+        size = int(response.headers.get("Content-Length") or 0)
+        parts = iter(lambda: response.read(2**20), b"")
         with open(temporary, "wb") as f:
             f.writelines(track(parts, f"fetching {file.name} (MiB)", total=size//2**20 + 1))
         if size and temporary.stat().st_size != size:
@@ -453,27 +458,27 @@ SPLIT_BLOBS = {"split_zhou_Food101.json": "39557040ee6501bd32aa8b5dfd75f7941a32f
                "split_zhou_SUN397.json": "8d10037b0690b6c65e307a354b039efb0f42404c"}
 
 def _fetch_split(info, folder):
-    "CoOp's split file of a dataset whose list is not shipped, from the repository that publishes it"
+    "Fetch CoOp's split file of a dataset whose list is not shipped"
     if info.split not in SPLIT_BLOBS or (folder/info.split).exists(): return
-    fetched = folder/f".dho-{info.split}"
-    _download(f"{SPLITS_AT}/{info.split}", fetched)
-    data = fetched.read_bytes()
+    temporary = folder/f".dho-{info.split}"
+    _download(f"{SPLITS_AT}/{info.split}", temporary)
+    data = temporary.read_bytes()
     if hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest() != SPLIT_BLOBS[info.split]:
-        fetched.unlink()
+        temporary.unlink()
         raise DhoError(f"{SPLITS_AT}/{info.split} is not the file that was published: try again, or see "
                        "CoOp's DATASETS.md")
-    fetched.rename(folder/info.split)
+    temporary.rename(folder/info.split)
 
 # %% ../../nbs/data/02_datasets.ipynb #d2c67fc6
-def _lacks(info, root):
-    "What a folder lacks to be the paper's dataset; empty if nothing"
+def _missing_parts(info, root):
+    "Return what a folder lacks to be the paper's dataset; empty if nothing"
     try: manifest = open_manifest(info.name)  # shipped, or made before from a whole copy
     except DhoError:
         try: manifest = build_manifest(info.name, root)
         except DhoError as e: return str(e)
-    found = check_files(manifest, root).query("problem != 'extra'")
-    kinds = ", ".join(f"{n:,} {kind}" for kind, n in found["problem"].value_counts().items())
-    return f"{kinds} of {len(manifest):,} pictures, e.g. {found['path'].iloc[0]}" if len(found) else ""
+    problems = check_files(manifest, root).query("problem != 'extra'")
+    kinds = ", ".join(f"{n:,} {kind}" for kind, n in problems["problem"].value_counts().items())
+    return f"{kinds} of {len(manifest):,} pictures, e.g. {problems['path'].iloc[0]}" if len(problems) else ""
 
 # %% ../../nbs/data/02_datasets.ipynb #79254d76
 WAYS = {"torchvision": _torchvision, "hub": _hub, "url": _url}
@@ -482,9 +487,11 @@ def get_dataset(
     name:str,           # One of the fifteen
     root:str|Path="",   # Its data root; by the settings if empty
 )->Path:                # The data root, whole
-    "Fetch a dataset's pictures into the place where its list expects them, or say what a person has to do"
-    info, root = paper_dataset(name), data_root(name, root).resolve()  # what is fetched lies beside the real folder, on its disk
-    if root.is_dir() and any(root.iterdir()): return _looked_at(info, root)
+    """Fetch a dataset's pictures to where its list expects them
+
+    Raises DhoError where no library downloads them or the copy is not complete."""
+    info, root = paper_dataset(name), data_root(name, root).resolve()  # the stage lies beside it, on the same disk
+    if root.is_dir() and any(root.iterdir()): return _check_existing(info, root)
     if not info.download:
         raise DhoError(f"no library downloads {name} ({info.source}).\n" + info.by_hand.format(root=root))
     stage = root.with_name(f".dho-get-{name}")
@@ -497,9 +504,9 @@ def get_dataset(
         raise DhoError(f"{name} did not arrive whole ({short_reason(e)}): the same command goes on; what has come is in "
                        f"{stage}. By hand: {info.source}, unpacked so that the pictures are below "
                        f"{root/info.prefix}") from None
-    lacks = _lacks(info, whole)
-    if lacks:
-        raise DhoError(f"{name} was fetched but is not whole: {lacks}. It is in {stage}; remove that to begin anew")
+    missing = _missing_parts(info, whole)
+    if missing:
+        raise DhoError(f"{name} was fetched but is not whole: {missing}. It is in {stage}; remove that to begin anew")
     for archive in (f for f in whole.rglob("*") if f.suffix in ARCHIVES): archive.unlink()
     if root.is_dir(): root.rmdir()
     whole.rename(root)
@@ -507,15 +514,15 @@ def get_dataset(
     return root
 
 # %% ../../nbs/data/02_datasets.ipynb #e57072bb
-def _looked_at(info, root):
-    "A folder that was there before: whole, or an error that says what it lacks"
+def _check_existing(info, root):
+    "Return a folder that existed before, if complete; otherwise refuse it with what it lacks"
     try: _fetch_split(info, root)
     except OSError: pass
-    lacks = _lacks(info, root)
-    if not lacks:
+    missing = _missing_parts(info, root)
+    if not missing:
         shutil.rmtree(root.with_name(f".dho-get-{info.name}"), ignore_errors=True)  # of a process killed at its end
         return root
-    raise DhoError(f"{root} exists, and nothing in it is overwritten; but it is not whole: {lacks}. Complete it, or "
+    raise DhoError(f"{root} exists, and nothing in it is overwritten; but it is not whole: {missing}. Complete it, or "
                    "move it away, or name another folder with --root"
                    + (".\n" + info.by_hand.format(root=root) if info.by_hand else ""))
 
@@ -523,7 +530,7 @@ def _looked_at(info, root):
 def manifests_page(
     folder:str|Path,   # `data_manifests`
 )->str:                # Markdown
-    "Sources, licences, counts beside the paper's, and the hash of every file"
+    "Return the page of `data_manifests`: sources, licenses, counts beside the paper's, and the hash of every file"
     folder = Path(folder)
     columns = ("dataset", "classes", "train / val / test", "the paper's", "list", "pictures from",
                "licence of the pictures")

@@ -28,13 +28,13 @@ _FILTERS = {
                                      torch.where(x < 2, -.5*x**3 + 2.5*x**2 - 4*x + 2, 0*x)),
     "lanczos": lambda x: torch.where(x < 3, torch.sinc(x)*torch.sinc(x/3), 0*x)}
 
-def _weights(low, high, before, after, how):
-    "[N, after, before] what each pixel counts along one axis, for a box from `low` to `high` in [0, 1]"
-    step = ((high - low)*before/after)[:, None, None]
-    centre = (low*before)[:, None, None] + (torch.arange(after, device=low.device)[:, None] + .5)*step
-    pixels = torch.arange(before, device=low.device)
-    if how == "nearest": return (pixels == centre.floor().clamp(0, before - 1)).float()
-    weights = _FILTERS[how](((pixels + .5 - centre)/step.clamp_min(1)).abs())
+def _weights(low, high, size, new_size, interpolation):
+    "Return [N, after, before] weights of the pixels along one axis, for a box from `low` to `high` in [0, 1]"
+    step = ((high - low)*size/new_size)[:, None, None]
+    centre = (low*size)[:, None, None] + (torch.arange(new_size, device=low.device)[:, None] + .5)*step
+    pixels = torch.arange(size, device=low.device)
+    if interpolation == "nearest": return (pixels == centre.floor().clamp(0, size - 1)).float()
+    weights = _FILTERS[interpolation](((pixels + .5 - centre)/step.clamp_min(1)).abs())
     return (weights/weights.sum(-1, keepdim=True)).float()
 
 # %% ../../nbs/data/06_image_cache.ipynb #5a9724ee
@@ -44,24 +44,24 @@ def crop_resize(
     mirror:torch.Tensor,    # [N] bool
     preprocess:Preprocess,        # Size and interpolation
 )->torch.Tensor:            # [N, 3, size, size] uint8
-    "Cut, resize (antialiased) and perhaps mirror, as `Preprocess.render` does"
+    "Crop, resize (antialiased) and mirror pictures as `Preprocess.render` does, in a batch"
     exact = torch.float32 if pictures.device.type == "mps" else torch.float64
-    boxes = torch.from_numpy(preprocess.still_or(boxes.cpu().numpy(), [pictures.shape[:1:-1]]*len(boxes)))
+    boxes = torch.from_numpy(preprocess.with_eval_boxes(boxes.cpu().numpy(), [pictures.shape[:1:-1]]*len(boxes)))
     left, top, right, bottom = boxes.to(pictures.device, exact).T
-    along = _weights(left, right, pictures.shape[3], preprocess.size, preprocess.interpolation)
-    down = _weights(top, bottom, pictures.shape[2], preprocess.size, preprocess.interpolation)
-    along = torch.where(mirror.to(pictures.device)[:, None, None], along.flip(1), along)
-    wide = (pictures.float() @ along.transpose(1, 2)[:, None]).round_().clamp_(0, 255)
-    made = (down[:, None] @ wide).round_().clamp_(0, 255).to(torch.uint8)
-    if preprocess.resize_mode == "longest": _frame(made, boxes.numpy(), mirror, preprocess)
-    return made
+    horizontal = _weights(left, right, pictures.shape[3], preprocess.size, preprocess.interpolation)
+    vertical = _weights(top, bottom, pictures.shape[2], preprocess.size, preprocess.interpolation)
+    horizontal = torch.where(mirror.to(pictures.device)[:, None, None], horizontal.flip(1), horizontal)
+    rows = (pictures.float() @ horizontal.transpose(1, 2)[:, None]).round_().clamp_(0, 255)
+    views = (vertical[:, None] @ rows).round_().clamp_(0, 255).to(torch.uint8)
+    if preprocess.resize_mode == "longest": _frame(views, boxes.numpy(), mirror, preprocess)
+    return views
 
 # %% ../../nbs/data/06_image_cache.ipynb #82f9e1d3
 def _frame(views, boxes, mirror, preprocess):
-    "Paint what lies outside the pictures, where no weights are, in place"
+    "Paint the border around the pictures, in place"
     fill = torch.tensor(preprocess.fill, dtype=torch.uint8).reshape(-1, 1, 1)
     for view, box, mirrored in zip(views, boxes, mirror.tolist()):
-        left, top, right, bottom = preprocess.inside(box)
+        left, top, right, bottom = preprocess.picture_area(box)
         if mirrored: left, right = preprocess.size - right, preprocess.size - left
         for part in (view[:, :top], view[:, bottom:], view[:, :, :left], view[:, :, right:]): part.copy_(fill)
 
@@ -73,7 +73,7 @@ def map_side(
     crop:float=0.5,     # Smallest share of the area in a crop
     sample:int=512,     # Pictures to look at
 )->int:                 # Pixels
-    "The side that pictures are kept at: large enough for the crops, no larger than they are"
+    "Return the side that pictures are stored at: large enough for the crops, no larger than they are"
     side, most = 64*math.ceil(size*min(crop**-.5, 2)/64), 1
     for path in manifest.table["path"].to_numpy()[np.argsort(mix64(0, manifest.id_keys))[:sample]]:
         try:
@@ -84,7 +84,7 @@ def map_side(
 
 # %% ../../nbs/data/06_image_cache.ipynb #00b274da
 class ImageMap(ChunkStore):
-    "A dataset's pictures, decoded once: [images, 3, side, side] uint8"
+    "Hold a dataset's pictures, decoded once: [images, 3, side, side] uint8"
     def __init__(self,
         manifest:Manifest,     # Which pictures
         root:str|Path,         # Where they are
@@ -95,9 +95,9 @@ class ImageMap(ChunkStore):
         self.manifest, self.root, self.side = manifest, Path(root), side
         self.labels = manifest.table["label"].to_numpy(np.int64, copy=True)
         self.content = np.full(len(manifest), "", object) if keys is None else np.asarray(keys)
-        asked = dict(kind="pixels", side=side, interpolation="bicubic", at_least=2*side, dtype="uint8",
+        header = dict(kind="pixels", side=side, interpolation="bicubic", at_least=2*side, dtype="uint8",
                      chunk=CHUNK, layout=1)
-        super().__init__(folder or load_settings().cache/"maps"/f"{manifest.name}-{side}", asked)
+        super().__init__(folder or load_settings().cache/"maps"/f"{manifest.name}-{side}", header)
         self.resident = None
         self._bind()
 
@@ -105,7 +105,7 @@ class ImageMap(ChunkStore):
 
     @property
     def bytes(self)->int:
-        "What the pixels of all images take"
+        "Size of all pixels in bytes"
         return 3*self.side**2*len(self.manifest)
 
     def _arrays(self): return [self.array("pixels", (3, self.side, self.side), "uint8"),
@@ -114,16 +114,16 @@ class ImageMap(ChunkStore):
     def _bind(self):
         "Where this manifest's pictures are, and how wide and high they were"
         self.rows = self.find(self.manifest.table["id"], self.content)
-        known = self.rows >= 0
+        found_rows = self.rows >= 0
         self.sizes = np.ones((len(self.rows), 2), np.int32)
-        if known.any(): self.sizes[known] = self._arrays()[1][self.rows[known]]
+        if found_rows.any(): self.sizes[found_rows] = self._arrays()[1][self.rows[found_rows]]
 
 # %% ../../nbs/data/06_image_cache.ipynb #1f0b3334
 @patch
 def missing(self:ImageMap)->list:
-    "Chunks of this manifest that are not there yet"
-    left = np.unique(self._chunk_of(self.rows[self.rows >= 0]))
-    return [(int(c), ["pixels", "sizes"]) for c in left[~(self.done("pixels") & self.done("sizes"))[left]]]
+    "Return chunks of this manifest that are not filled"
+    chunks = np.unique(self._chunk_of(self.rows[self.rows >= 0]))
+    return [(int(c), ["pixels", "sizes"]) for c in chunks[~(self.done("pixels") & self.done("sizes"))[chunks]]]
 
 # %% ../../nbs/data/06_image_cache.ipynb #8fa2145b
 @patch
@@ -131,7 +131,7 @@ def build(self:ImageMap,
     workers:int=0,      # Processes that decode
     mode:str="auto",    # Progress, as in `Settings.progress`
 )->"ImageMap":
-    "Decode what is not there yet"
+    "Decode missing pictures"
     self.add(self.manifest.table["id"], self.content, np.zeros(len(self.manifest), int), ["pixels", "sizes"])
     self._bind()
     fill_chunks(self, self.missing, _DecodeDataset(self), self._write, f"decoding {self.manifest.name}", workers, mode)
@@ -139,12 +139,13 @@ def build(self:ImageMap,
     return self
 
 @patch
-def _write(self:ImageMap, chunk, names, made):
-    for array, values in zip(self._arrays(), made): array.put(chunk, values)
+def _write(self:ImageMap, chunk, names, values):
+    "Write the pixels and sizes of a chunk"
+    for array, array_values in zip(self._arrays(), values): array.put(chunk, array_values)
 
 # %% ../../nbs/data/06_image_cache.ipynb #f80cc7ea
 class _DecodeDataset:
-    "Decodes the pictures of a chunk"
+    "Decode the pictures of a chunk"
     def __init__(self, store):
         self.root, self.side, self.at_least = store.root, store.side, store.header["at_least"]
         order = np.argsort(store.rows, kind="stable")[(store.rows < 0).sum():]
@@ -153,11 +154,11 @@ class _DecodeDataset:
 
     def __call__(self, chunk, names):
         start, stop = np.searchsorted(self.at, self.bounds[chunk:chunk + 2])
-        small, sizes = zip(*map(self._small, self.paths[start:stop]))
+        small, sizes = zip(*map(self._resized, self.paths[start:stop]))
         return torch.from_numpy(np.stack(small)), torch.tensor(sizes, dtype=torch.int32)
 
-    def _small(self, path):
-        "A picture's pixels [3, side, side], and how wide and high it was"
+    def _resized(self, path):
+        "Return a picture's pixels [3, side, side] and its original size"
         picture = read_image(self.root/path, self.at_least)
         return (np.asarray(picture.resize((self.side, self.side), Image.Resampling.BICUBIC)).transpose(2, 0, 1),
                 picture.info["whole"])
@@ -180,48 +181,48 @@ def to_device(self:ImageMap,
 def fetch(self:ImageMap,
     rows,          # [N] positions in the manifest
 )->torch.Tensor:   # [N, 3, side, side] uint8
-    "Uncut pictures"
+    "Return uncut pictures. Raises DhoError where the map does not hold them yet."
     if (self.rows[rows] < 0).any():
         raise DhoError(f"the image map of {self.manifest.name} is not there yet: call build() first")
     return torch.from_numpy(self._arrays()[0][self.rows[rows]])
 
 @patch
-def carried(self:ImageMap,
+def batch_pixels(self:ImageMap,
     rows,  # [N] positions in the manifest
 ):         # As `fetch`, or None
-    "What a batch has to carry: the uncut pictures, or nothing"
+    "Return what a batch carries: uncut pictures, or None where the device has them"
     return None if self.resident is not None else self.fetch(rows)
 
 # %% ../../nbs/data/06_image_cache.ipynb #6c196d8d
 @patch
-def see(self:ImageMap,
+def crop(self:ImageMap,
     batch,            # A `Batch` with its boxes
-    preprocess:Preprocess,  # Of the student
-    device="cpu",     # Where to cut
+    preprocess:Preprocess,  # The student's size and interpolation
+    device="cpu",     # Device that crops
 )->torch.Tensor:      # [L+U, 3, S, S] uint8
-    "The views of a batch, cut on the device"
-    whole = (self.resident[batch.rows.to(device)] if batch.student is None
+    "Crop the views of a batch on the device"
+    pixels = (self.resident[batch.rows.to(device)] if batch.student is None
              else batch.student.to(device, non_blocking=True))
-    return crop_resize(whole, batch.boxes, batch.mirror, preprocess)
+    return crop_resize(pixels, batch.boxes, batch.mirror, preprocess)
 
 # %% ../../nbs/data/06_image_cache.ipynb #d211ce69
 def center_crops(
     source,               # `Images` or an `ImageMap`
     rows,                 # Positions in the manifest
-    preprocess:Preprocess,      # The eyes of the model; `resize_mode` says what is seen of an oblong picture
-    device="cpu",         # Where
+    preprocess:Preprocess,      # Of the model; `resize_mode` says how an oblong picture becomes square
+    device="cpu",         # Device of the result
     workers:int=0,        # Processes that decode, from files
     mode:str="auto",      # Progress, as in `Settings.progress`
-    label:str="looking",  # What is being done
+    label:str="looking",  # Of the progress bar
     size:int=256,         # Images per batch
 ):                        # Yields uint8 [size, 3, S, S]
-    "The still view of each picture, batch by batch: its centred square, or as `resize_mode` says"
+    "Yield the center view of each picture, batch by batch: its centred square, or as `resize_mode` says"
     rows, device = np.asarray(rows), torch.device(device)
     parts = [rows[k:k + size] for k in range(0, len(rows), size)]
     if not isinstance(source, ImageMap):
-        still, pin = EvalDataset(source, rows, preprocess, size), device.type == "cuda"
-        yield from track(loader(still, workers=workers, pin=pin), label, mode, len(still))
+        dataset, pin = EvalDataset(source, rows, preprocess, size), device.type == "cuda"
+        yield from track(loader(dataset, workers=workers, pin=pin), label, mode, len(dataset))
     else:
         for part in track(parts, label, mode):
-            boxes = torch.from_numpy(preprocess.still_boxes(source.sizes[part]))
+            boxes = torch.from_numpy(preprocess.eval_boxes(source.sizes[part]))
             yield crop_resize(source.fetch(part).to(device), boxes, torch.zeros(len(part), dtype=torch.bool), preprocess)

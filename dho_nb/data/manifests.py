@@ -5,18 +5,21 @@
 # %% auto #0
 __all__ = ['SPLITS', 'TEMPLATES', 'SUFFIXES', 'RAW', 'SYSTEM', 'UNLABELLED', 'SPLIT_FOLDERS', 'PHOTOS', 'DIGIT_NAMES',
            'DIGIT_TEMPLATES', 'FOLDERS', 'Manifest', 'rows', 'manifest_hash', 'summary', 'read_table', 'read_manifest',
-           'write_manifest', 'image_paths', 'pictures_below', 'left_out', 'left_out_text', 'from_folder', 'open_image',
-           'check_opened', 'from_labels', 'from_coop', 'digits_manifest', 'split_off', 'make_digits', 'manifest_files',
-           'manifest_names', 'open_manifest', 'data_root', 'missing_images', 'threaded', 'content_keys', 'fingerprint']
+           'write_manifest', 'image_paths', 'pictures_below', 'skipped_files', 'describe_skipped', 'from_folder',
+           'open_image', 'check_opened', 'from_labels', 'from_coop', 'digits_manifest', 'split_off', 'make_digits',
+           'manifest_files', 'manifest_names', 'open_manifest', 'data_root', 'missing_images', 'threaded',
+           'content_keys', 'fingerprint']
 
 # %% ../../nbs/data/00_manifests.ipynb #c3e1772d
 import csv, gzip, hashlib, io, os, shutil, unicodedata, uuid, warnings, zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from html import escape
 from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 from ..core.errors import DhoError, unknown_name
 from ..core.files import _HOST, atomic_path, clutter, is_running, read_json, write_json
 from ..core.seeding import derive_seed, key64, mix64, uniform
@@ -28,7 +31,9 @@ TEMPLATES = ("a photo of a {}.",)
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    "A dataset as a table of images with class names and prompt templates"
+    """Hold a dataset as a table of images with class names and prompt templates
+
+    Raises DhoError where table, names or templates are invalid."""
     name:str                          # What reports call it
     table:pd.DataFrame                # Columns id, path, label (int, -1 unknown), split
     classes:tuple[str, ...]           # Class names, in the order of the labels
@@ -38,7 +43,7 @@ class Manifest:
         object.__setattr__(self, "name", clipped(self.name, 120))  # it becomes a part of folders' names
         object.__setattr__(self, "classes", tuple(map(str, self.classes)))
         object.__setattr__(self, "templates", tuple(self.templates))
-        object.__setattr__(self, "table", _checked(self.table, self.classes, self.name))
+        object.__setattr__(self, "table", _validate_table(self.table, self.classes, self.name))
         _check_names(self.name, self.classes, self.templates)
 
     def __len__(self): return len(self.table)
@@ -48,11 +53,18 @@ class Manifest:
         "`key64` of the ids [N], by which orders, subsets and views are drawn: made once"
         return key64(self.table["id"])
 
+# %% ../../nbs/data/00_manifests.ipynb #eb134abd
+@patch
+def _repr_html_(self:Manifest)->str:
+    "Return a small table: images of each split, and the first class names"
+    names = ", ".join(self.classes[:10]) + (f", … ({len(self.classes)} classes)" if len(self.classes) > 10 else "")
+    return f"<p>{escape(self.name)}: {len(self):,} images, {escape(names)}</p>{summary(self).to_html()}"
+
 # %% ../../nbs/data/00_manifests.ipynb #998ff8d6
 def _check_names(name, classes, templates):
     "Refuse class names that repeat and templates that cannot be filled"
-    twice = {c for c in classes if list(classes).count(c) > 1} if len(set(classes)) < len(classes) else ()
-    if twice: raise DhoError(f"manifest {name}: class names must differ, these repeat: {sorted(twice)}")
+    repeated = {c for c in classes if list(classes).count(c) > 1} if len(set(classes)) < len(classes) else ()
+    if repeated: raise DhoError(f"manifest {name}: class names must differ, these repeat: {sorted(repeated)}")
     if len(classes) < 2:
         raise DhoError(f"manifest {name}: a classifier needs at least two classes, found {list(classes)}")
     bad = [t for t in templates if t.count("{}") != 1]
@@ -61,23 +73,23 @@ def _check_names(name, classes, templates):
                        f"{bad or 'none at all'}")
 
 # %% ../../nbs/data/00_manifests.ipynb #ad2887b5
-def _checked(table, classes, name):
-    "The table with its four columns in their types; what is wrong with it is an error that names the rows"
+def _validate_table(table, classes, name):
+    "Return the table with its four columns in their types"
     missing = {"path", "label", "split"} - set(table)
     if missing: raise DhoError(f"manifest {name}: column(s) {sorted(missing)} are missing; it has {list(table)}")
     table = table.reset_index(drop=True).assign(path=table["path"].astype(str).to_numpy())
-    apart = "id" in table
-    if not apart: table = table.assign(id=table["path"])
+    has_ids = "id" in table
+    if not has_ids: table = table.assign(id=table["path"])
     if not pd.api.types.is_string_dtype(table["id"]): table = table.assign(id=table["id"].astype(str).to_numpy())
-    for column in ("path", "id") if apart else ("path",):
-        twice = table[column][table[column].duplicated()].unique()
-        if len(twice):
-            raise DhoError(f"manifest {name}: {len(twice)} {column}(s) appear more than once, e.g. {twice[0]!r}; keep "
+    for column in ("path", "id") if has_ids else ("path",):
+        repeated = table[column][table[column].duplicated()].unique()
+        if len(repeated):
+            raise DhoError(f"manifest {name}: {len(repeated)} {column}(s) appear more than once, e.g. {repeated[0]!r}; keep "
                            "one row each")
-    for row in table["path"][_leaves(table["path"])]:
+    for row in table["path"][_outside_root(table["path"])]:
         raise DhoError(f"manifest {name}: path {row!r} leaves the data root; paths are relative to it and hold no '..'")
-    odd = sorted(set(table["split"].unique()) - set(SPLITS))
-    if odd: raise unknown_name(f"split in manifest {name}:", odd[0], SPLITS)
+    unknown = sorted(set(table["split"].unique()) - set(SPLITS))
+    if unknown: raise unknown_name(f"split in manifest {name}:", unknown[0], SPLITS)
     try:
         labels = table["label"].astype(np.int64)
         if table["label"].dtype.kind == "f" and (labels != table["label"]).any():
@@ -90,8 +102,8 @@ def _checked(table, classes, name):
     return table.assign(label=labels)[["id", "path", "label", "split"]]
 
 # %% ../../nbs/data/00_manifests.ipynb #371d4efa
-def _leaves(paths):
-    "Which of a column of paths point outside the folder they are relative to?"
+def _outside_root(paths):
+    "Return which paths point outside the folder they are relative to"
     return paths.str.startswith("/") | paths.str.contains(r"(?:^|[/\\])\.\.(?:[/\\]|$)")
 
 # %% ../../nbs/data/00_manifests.ipynb #db265869
@@ -100,33 +112,33 @@ def rows(
     split:str|None=None,     # "train", "val", "test"; all if None
     labelled:bool|None=None, # Only rows with (True) or without (False) a label
 )->np.ndarray:               # Positions in `manifest.table`, int64
-    "Positions of the rows in a split"
+    "Return the positions of the rows in a split. Raises DhoError for an unknown split."
     if split is not None and split not in SPLITS: raise unknown_name("split", split, SPLITS)
-    keep = np.ones(len(manifest), bool) if split is None else (manifest.table["split"] == split).to_numpy()
-    known = (manifest.table["label"] >= 0).to_numpy()
-    return np.flatnonzero(keep if labelled is None else keep & (known == labelled))
+    mask = np.ones(len(manifest), bool) if split is None else (manifest.table["split"] == split).to_numpy()
+    has_label = (manifest.table["label"] >= 0).to_numpy()
+    return np.flatnonzero(mask if labelled is None else mask & (has_label == labelled))
 
 # %% ../../nbs/data/00_manifests.ipynb #37c09abf
 def manifest_hash(
     manifest:Manifest,  # The dataset
 )->str:                 # 16 hexadecimal characters
-    "Hash of the images, labels, splits and class names, whatever the order of the rows"
+    "Return a hash of the images, labels, splits and class names, in any order of the rows"
     text = manifest.table.sort_values("id").to_csv(index=False, lineterminator="\n")
     return hashlib.sha256(("\n".join(manifest.classes) + "\n\n" + text).encode()).hexdigest()[:16]
 
 def summary(
     manifest:Manifest,  # The dataset
 )->pd.DataFrame:        # Splits by labelled and unlabelled
-    "How many images are in each split, with and without a label"
-    has = np.where(manifest.table["label"] >= 0, "labelled", "unlabelled")
-    counts = pd.crosstab(manifest.table["split"], has)
+    "Count the images of each split, with and without a label"
+    kind = np.where(manifest.table["label"] >= 0, "labelled", "unlabelled")
+    counts = pd.crosstab(manifest.table["split"], kind)
     return counts.reindex([s for s in SPLITS if s in counts.index]).rename_axis(columns=None)
 
 # %% ../../nbs/data/00_manifests.ipynb #e5d80234
 def read_table(
     file:str|Path,  # A CSV with a header line, comma, semicolon or tab separated; `.gz` is unpacked
 )->pd.DataFrame:    # Strings, empty cells are ""; the index is the line in the file
-    "Read a CSV whose first line names the columns, one of them `path`"
+    "Read a CSV whose first line names the columns, one of them `path`. Raises DhoError that names file and line."
     file = Path(file).expanduser()
     try: text = (gzip.decompress if file.suffix == ".gz" else bytes)(file.read_bytes()).decode("utf-8-sig")
     except (OSError, EOFError, zlib.error) as e:
@@ -135,44 +147,47 @@ def read_table(
         raise DhoError(f"cannot read {file}: byte {e.start} is not UTF-8; save it as 'CSV UTF-8'") from None
     if "\n" not in text: text = text.replace("\r", "\n")  # as a Mac of old ends its lines
     head = text.split("\n", 1)[0].strip()
-    split = next((s for s in ",;\t" if "path" in [h.strip().strip('"').lower() for h in head.split(s)]), None)
-    if split is None:
-        raise DhoError(f"{file}, line 1: expected a header line such as 'path,label', found {head[:80]!r}")
-    names = [h for cell in next(csv.reader([head], delimiter=split)) if (h := cell.strip().lower())]
+    separator = next((s for s in ",;\t" if "path" in [h.strip().strip('"').lower() for h in head.split(s)]), None)
+    no_header = DhoError(f"{file}, line 1: expected a header line such as 'path,label', found {head[:80]!r}")
+    if separator is None: raise no_header
+    names = [h for cell in next(csv.reader([head], delimiter=separator)) if (h := cell.strip().lower())]
     if len({*names}) < len(names): raise DhoError(f"{file}, line 1: column names must differ, found {names}")
-    style = dict(sep=split, dtype=str, keep_default_na=False, skipinitialspace=True, skip_blank_lines=False,
+    style = dict(sep=separator, dtype=str, keep_default_na=False, skipinitialspace=True, skip_blank_lines=False,
                  index_col=False)
     try:
-        with warnings.catch_warnings(record=True) as said:
+        with warnings.catch_warnings(record=True) as caught:
             table = pd.read_csv(io.StringIO(text), **style).rename(columns=lambda c: c.strip().lower())
-        if any(issubclass(w.category, pd.errors.ParserWarning) for w in said): _rows_fit(text, split, file)
+        if any(issubclass(w.category, pd.errors.ParserWarning) for w in caught): _check_cells(text, separator, file)
     except (pd.errors.ParserError, csv.Error) as e: raise DhoError(f"cannot read {file} as CSV: {e}") from None
-    if "path" not in table: raise DhoError(f"{file}, line 1: expected a header line such as 'path,label', found {head[:80]!r}")
+    if "path" not in table: raise no_header
     table = table.set_axis(table.index + 2).rename_axis("line").apply(lambda column: column.str.strip())
-    if "label" in table and not text.isascii(): table["label"] = table["label"].str.normalize("NFC")  # é can be spelt in two ways
+    if "label" in table and not text.isascii():
+        table["label"] = table["label"].str.normalize("NFC")  # é can be written in two ways
     return table[(table != "").any(axis=1)]
 
 # %% ../../nbs/data/00_manifests.ipynb #092d1b07
-def _rows_fit(text, split, file):
-    "Refuse a line with more cells than the header has names: a reader would drop them, and with them half of a class name"
-    for line, cells in enumerate(csv.reader(io.StringIO(text), delimiter=split, skipinitialspace=True), 1):
+def _check_cells(text, separator, file):
+    "Refuse a line with more cells than the header has names"
+    for line, cells in enumerate(csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True), 1):
         if line == 1: names = len(cells)
         if any(c.strip() for c in cells[names:]):
             raise DhoError(f"{file}, line {line}: {len(cells)} cells under {names} column names; put a name that holds "
-                           f"a {split!r} in quotes")
+                           f"a {separator!r} in quotes")
 
 # %% ../../nbs/data/00_manifests.ipynb #bba137c5
-def _class_name(name): return unicodedata.normalize("NFC", name).strip()  # é can be spelt in two ways
+def _class_name(name):
+    "Return a class name in one Unicode form"
+    return unicodedata.normalize("NFC", name).strip()  # é can be spelt in two ways
 
 def _labels(names, classes, where):
-    "Positions in `classes` of a column of names; numbers are positions where no class is called so; '' is -1"
-    codes, found = pd.factorize(names)
+    "Return positions in `classes` of a column of names; numbers are positions unless a class has that name; '' is -1"
+    codes, uniques = pd.factorize(names)
     position = {c: i for i, c in enumerate(classes)}
     numbers = {str(i): i for i in range(len(classes))}
-    if not any(n in position for n in found) and all(n in numbers for n in found if n): position = numbers
-    for n in found:
+    if not any(n in position for n in uniques) and all(n in numbers for n in uniques if n): position = numbers
+    for n in uniques:
         if n and n not in position: raise unknown_name(f"class in {where}, line {names.index[names == n][0]}:", n, classes)
-    return np.array([position[n] if n else -1 for n in found], np.int64)[codes]
+    return np.array([position[n] if n else -1 for n in uniques], np.int64)[codes]
 
 # %% ../../nbs/data/00_manifests.ipynb #cbb6a238
 def read_manifest(
@@ -180,26 +195,28 @@ def read_manifest(
     classes=None,                # Class names in order; from the JSON or from the labels if None
     templates=None,              # Prompt templates; from the JSON, or a plain one, if None
 )->Manifest:
-    "A manifest from a CSV of `path,label,split` and an optional JSON of class names and templates"
+    """Read a manifest from a CSV of `path,label,split` and an optional JSON of class names and templates
+
+    Raises DhoError where they are invalid."""
     file = Path(file).expanduser()
-    beside = file.with_name(file.name.removesuffix(".gz")).with_suffix(".json")
-    table, facts = read_table(file), _facts(beside) if beside.exists() else {}
+    json_file = file.with_name(file.name.removesuffix(".gz")).with_suffix(".json")
+    table, facts = read_table(file), _read_facts(json_file) if json_file.exists() else {}
     names = table["label"] if "label" in table else pd.Series("", index=table.index)
     classes = [*map(_class_name, classes or facts.get("classes") or sorted(set(names) - {""}))]
     split = table["split"].replace("", "train") if "split" in table else "train"
     paths = table["path"].str.replace("\\", "/")
-    odd = paths.str.contains(r"//|(?:^|/)\.(?:/|$)")
+    unusual = paths.str.contains(r"//|(?:^|/)\.(?:/|$)")
     table = table.assign(label=_labels(names, classes, file), split=split,
-                         path=paths.where(~odd, paths[odd].map(lambda p: PurePosixPath(p).as_posix())))
+                         path=paths.where(~unusual, paths[unusual].map(lambda p: PurePosixPath(p).as_posix())))
     return Manifest(file.name.removesuffix(".gz").removesuffix(".csv"), table, tuple(classes),
                     tuple(templates or facts.get("templates") or TEMPLATES))
 
 # %% ../../nbs/data/00_manifests.ipynb #24338a08
-def _facts(file):
-    "Class names and templates beside a CSV, or an error that says how they are written"
-    found = read_json(file)
+def _read_facts(file):
+    "Return class names and templates beside a CSV"
+    facts = read_json(file)
     texts = lambda v: isinstance(v, list) and all(isinstance(t, str) for t in v)
-    if isinstance(found, dict) and texts(found.get("classes", [])) and texts(found.get("templates", [])): return found
+    if isinstance(facts, dict) and texts(facts.get("classes", [])) and texts(facts.get("templates", [])): return facts
     raise DhoError(f'{file} goes with the CSV of its name and should hold {{"classes": ["…"], "templates": ["…"]}}: '
                    'correct it, or rename one of the two')
 
@@ -235,92 +252,99 @@ SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "
 def image_paths(
     root:str|Path,  # A folder
 )->list[str]:       # Sorted POSIX paths relative to `root`
-    "Every picture below `root` by suffix, hidden ones left out, linked folders followed once"
-    found = pictures_below(root)
-    for path in found:
+    """Return every picture below `root` by suffix, without hidden ones; linked folders are followed once
+
+    Raises DhoError for a missing folder and for names that a table cannot hold."""
+    paths = pictures_below(root)
+    for path in paths:
         if not path.isascii() and path != path.encode("utf-8", "replace").decode():
             raise DhoError(f"file name {path!r} below {root} is not valid UTF-8: rename it")
         if "\\" in path or path != path.strip() or len(path.splitlines()) > 1:
             raise DhoError(f"file name {path!r} below {root} cannot be written into a table: rename it without "
                            "backslash, line break, or blank at its ends")
-    return found
+    return paths
 
 # %% ../../nbs/data/00_manifests.ipynb #cc5c4b89
 def pictures_below(
     root:str|Path,  # A folder
 )->list[str]:       # As `image_paths`, whatever the names are made of
-    "Every picture below `root` that is not a run's own figure, for a look at them; a manifest wants names that can be written down"
+    """Return every picture below `root` that is not a run's figure, whatever its name
+
+    Raises DhoError for a missing folder."""
     return sorted(path for path, reason in _files_below(root) if not reason)
 
 # %% ../../nbs/data/00_manifests.ipynb #8b2c2fce
 def _files_below(root):
-    "Each file below a folder with the reason why it is not taken (empty for a picture); a folder that is not entered counts once"
-    root, seen, blocked = Path(root), set(), []
+    "Yield each file below a folder with the reason for skipping it (empty for a picture); a skipped folder counts once"
+    root, visited, blocked = Path(root), set(), []
     if not root.is_dir():
         raise DhoError(f"image folder {root} does not exist" if not root.exists() else f"{root} is not a folder")
     below = lambda *parts: Path(*parts).relative_to(root).as_posix()
-    for here, folders, files in os.walk(root, followlinks=True, onerror=blocked.append):
-        if (real := os.path.realpath(here)) in seen or Path(here) != root and _is_run(here, files):
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=blocked.append):
+        if (real := os.path.realpath(folder)) in visited or Path(folder) != root and _is_run(folder, files):
             folders[:] = []
-            yield below(here), "linked twice" if real in seen else "of a run"
+            yield below(folder), "linked twice" if real in visited else "of a run"
             continue
-        seen.add(real)
-        yield from ((below(here, f), why) for f in folders if (why := _system_reason(f)))
+        visited.add(real)
+        yield from ((below(folder, f), why) for f in folders if (why := _system_reason(f)))
         folders[:] = sorted(f for f in folders if not _system_reason(f))
-        yield from ((below(here, f), _file_reason(f)) for f in files)
+        yield from ((below(folder, f), _file_reason(f)) for f in files)
     yield from ((below(error.filename), "in a folder that cannot be read") for error in blocked)
 
 # %% ../../nbs/data/00_manifests.ipynb #3e3920a2
 def _system_reason(name):
-    "Why a file or folder of this name belongs to an operating system; empty if it does not"
+    "Return why a file or folder of this name belongs to an operating system; empty if it does not"
     return ("AppleDouble" if name.startswith("._") else "hidden" if name.startswith(".")
             else "of the system" if name.lower() in SYSTEM else "")
 
 def _file_reason(name):
-    "Why a file of this name is not taken for a picture; empty for a picture"
+    "Return why a file of this name is no picture; empty for a picture"
     suffix = Path(name).suffix.lower()
     return _system_reason(name) or ("" if suffix in SUFFIXES else suffix or "without a suffix")
 
 # %% ../../nbs/data/00_manifests.ipynb #77fe6122
 def _is_run(folder, files):
-    "A run's folder among the photographs: its figures are none"
+    "Tell whether a folder is a run's"
     try: return "run.json" in files and {"identity", "config"} <= {*read_json(Path(folder, "run.json"))}
     except (DhoError, TypeError): return False
 
 # %% ../../nbs/data/00_manifests.ipynb #431a5e9e
-def left_out(
+def skipped_files(
     root:str|Path,  # A folder of pictures
 )->pd.DataFrame:    # path, reason: a suffix, or "without a suffix", "hidden", "AppleDouble", "of the system", "of a run", …
-    "The files below `root` that `image_paths` does not take, sorted by path"
+    "Return the files below `root` that `image_paths` skips, sorted by path. Raises DhoError for a missing folder."
     files = lambda path: ([p.relative_to(root).as_posix() for p in Path(root, path).rglob("*") if p.is_file()]
                           if Path(root, path).is_dir() and not Path(root, path).is_symlink() else [path])
-    found = [(path, why) for place, why in _files_below(root) if why
-             for path in (files(place) if why in ("hidden", "of the system", "of a run") else [place])]
-    return pd.DataFrame(sorted(found), columns=["path", "reason"], dtype=str)
+    skipped = [(path, reason) for place, reason in _files_below(root) if reason
+             for path in (files(place) if reason in ("hidden", "of the system", "of a run") else [place])]
+    return pd.DataFrame(sorted(skipped), columns=["path", "reason"], dtype=str)
 
 def _is_photograph(file):
-    "Does a file begin as a photograph does?"
+    "Tell whether a file begins as a photograph does"
     try:
         with open_image(file): return Path(file).is_file()
     except Exception: return False
 
 # %% ../../nbs/data/00_manifests.ipynb #4bb1bd5b
-def left_out_text(
+def describe_skipped(
     root:str|Path,   # A folder of pictures
     most:int=5000,   # Files whose content is looked at
 )->str:              # Empty if every file is taken
-    "How many files below `root` are not taken, by reason, and how many of them are photographs by their content"
-    found = left_out(root)
-    if found.empty: return ""
-    counts = found["reason"].value_counts()
+    """Describe the skipped files below `root`: counts by reason, and photographs among them
+
+    Raises DhoError for a missing folder."""
+    skipped = skipped_files(root)
+    if skipped.empty: return ""
+    counts = skipped["reason"].value_counts()
     kinds = [f"{n:,} {reason}" for reason, n in counts.iloc[:8].items()]
     kinds += [f"{counts.iloc[8:].sum():,} of {len(counts) - 8} other kinds"] if len(counts) > 8 else []
-    named = found["path"][found["reason"].str.startswith((".", "without"))].iloc[:most]
-    photographs = [path for path in named if Path(root, path).is_file() and _is_photograph(Path(root, path))]
-    text = f"{len(found):,} file{'s'*(len(found) > 1)} skipped: {', '.join(kinds)}."
+    candidates = skipped["path"][skipped["reason"].str.startswith((".", "without"))].iloc[:most]
+    photographs = [path for path in candidates if Path(root, path).is_file() and _is_photograph(Path(root, path))]
+    text = f"{len(skipped):,} file{'s'*(len(skipped) > 1)} skipped: {', '.join(kinds)}."
     if not photographs: return text
     kind = "photographs" if len(photographs) > 1 else "photograph"
-    return f"{text} Content shows {len(photographs):,} {kind} among them, e.g. {photographs[0]}. Rename to a picture's suffix, such as .jpg."
+    return (f"{text} Content shows {len(photographs):,} {kind} among them, e.g. {photographs[0]}. Rename to a picture's "
+            "suffix, such as .jpg.")
 
 # %% ../../nbs/data/00_manifests.ipynb #4a043744
 def from_folder(
@@ -328,7 +352,9 @@ def from_folder(
     name:str="",          # Name of the dataset; the folder's if empty
     templates=TEMPLATES,  # Prompt templates
 )->Manifest:
-    "A manifest from a class-per-folder tree, with or without split folders above the classes"
+    """Return a manifest of a class-per-folder tree, with or without split folders above the classes
+
+    Raises DhoError for a missing root, empty class folders or no class folders."""
     root = Path(root).expanduser()
     parts = [PurePosixPath(p).parts for p in image_paths(root)]
     folders = sorted(f.name for f in root.iterdir() if f.is_dir() and not _system_reason(f.name))
@@ -337,18 +363,18 @@ def from_folder(
     split = [SPLIT_FOLDERS.get(p[0].lower(), "train") if split_tree and len(p) > 1 else "train" for p in parts]
     label = [_class_name(p[depth]) if len(p) > depth + 1 and not {p[0].lower(), p[depth].lower()} & UNLABELLED else ""
              for p in parts]
-    above, held = map(root.joinpath, folders) if split_tree else [root], set(label)
-    named = {_class_name(c.name) for f in above if f.name.lower() not in UNLABELLED
+    above, labels_with_images = map(root.joinpath, folders) if split_tree else [root], set(label)
+    class_folders = {_class_name(c.name) for f in above if f.name.lower() not in UNLABELLED
              for c in f.iterdir() if c.is_dir() and not _system_reason(c.name)}
-    empty = sorted(n for n in named if n.lower() not in UNLABELLED and n not in held)
+    empty = sorted(n for n in class_folders if n.lower() not in UNLABELLED and n not in labels_with_images)
     if empty:
-        left = left_out_text(root)
+        skipped = describe_skipped(root)
         raise DhoError(f"class folder(s) {empty} below {root} hold no image: remove them or put pictures in"
-                       f"{left and f' ({left})'}")
-    classes = {c: i for i, c in enumerate(sorted(held - {""}))}
+                       f"{skipped and f' ({skipped})'}")
+    classes = {c: i for i, c in enumerate(sorted(labels_with_images - {""}))}
     if not classes:
-        left = left_out_text(root)
-        raise DhoError(f"{root} has no class folders with pictures{left and f' ({left})'}; give labels in a CSV of "
+        skipped = describe_skipped(root)
+        raise DhoError(f"{root} has no class folders with pictures{skipped and f' ({skipped})'}; give labels in a CSV of "
                        "path,label (--labels FILE.csv), or that file as the dataset and this folder as its root")
     table = pd.DataFrame(dict(path=["/".join(p) for p in parts],
                               label=[classes.get(l, -1) for l in label], split=split))
@@ -356,12 +382,13 @@ def from_folder(
 
 # %% ../../nbs/data/00_manifests.ipynb #c165d1b5
 def _is_split_tree(root, folders):
-    "Do split folders stand above the classes? Splits among classes would make training images of the test images"
+    "Tell whether split folders stand above the classes; refuse splits among classes"
     splits = [f for f in folders if f.lower() in SPLIT_FOLDERS]
     others = [f for f in folders if f not in splits and f.lower() not in UNLABELLED]
-    inside = [{c.name for c in (root/f).iterdir() if c.is_dir() and not _system_reason(c.name)} for f in splits + others]
-    alike = bool(splits) and len(inside[0]) > 1 and all(i == inside[0] for i in inside)
-    if others and (alike or len(splits) > 1 and "train" in map(SPLIT_FOLDERS.get, map(str.lower, splits))):
+    class_names = [{c.name for c in (root/f).iterdir() if c.is_dir() and not _system_reason(c.name)}
+                   for f in splits + others]
+    same_classes = bool(splits) and len(class_names[0]) > 1 and all(i == class_names[0] for i in class_names)
+    if others and (same_classes or len(splits) > 1 and "train" in map(SPLIT_FOLDERS.get, map(str.lower, splits))):
         raise DhoError(f"{root} holds split folders {splits} and beside them {others}: move those away, or name the "
                        "folder that you mean")
     return bool(splits) and not others
@@ -381,7 +408,7 @@ def open_image(
 def check_opened(
     picture,   # A `PIL.Image.Image` that somebody else opened
 ):             # The same
-    "Refuse a picture that only another program could decode; raises `DhoError`"
+    "Return a picture; refuse one that only another program could decode. Raises DhoError for EPS and the like."
     from PIL import EpsImagePlugin, ImageFile
     if not isinstance(picture, (EpsImagePlugin.EpsImageFile, ImageFile.StubImageFile)): return picture
     raise DhoError(f"a picture in the format {picture.format} is no photograph, and decoding it would start another "
@@ -395,42 +422,44 @@ def from_labels(
     classes=None,         # Class names in order; the sorted labels if None
     templates=TEMPLATES,  # Prompt templates
 )->Manifest:
-    "A manifest from a folder of pictures and a CSV that labels some of them"
+    """Return a manifest of a folder of pictures and a CSV that labels some of them
+
+    Raises DhoError that names the line of a wrong path or label."""
     labels = Path(labels).expanduser()
     root = Path(root).expanduser()
-    table, found = read_table(labels), image_paths(root)
-    there = set(found)
+    table, paths = read_table(labels), image_paths(root)
+    pictures = set(paths)
     if "label" not in table: raise DhoError(f"{labels}, line 1: expected columns path,label, found {list(table)}")
     bases = root.absolute(), root.resolve()
     table = (table[[c for c in ("path", "label", "split") if c in table]]
-             .assign(path=[_relative(p, root, bases, there, labels, line) for line, p in table["path"].items()]))
+             .assign(path=[_path_below(p, root, bases, pictures, labels, line) for line, p in table["path"].items()]))
     for line, path in table["path"][table["path"].duplicated()].items():
         raise DhoError(f"{labels}, line {line}: {path!r} is labelled twice; keep one line")
     classes = tuple(map(_class_name, classes or sorted(set(table["label"]) - {""})))
     split = table["split"].replace("", "train") if "split" in table else "train"
     table = table.assign(label=_labels(table["label"], classes, labels), split=split)
-    rest = sorted(there - set(table["path"]))
-    if set(table["path"]) - there:  # named by another way than the one that was walked: by a link
-        known = {os.path.realpath(root/p) for p in table["path"]}
-        rest = [p for p in rest if os.path.realpath(root/p) not in known]
+    rest = sorted(pictures - set(table["path"]))
+    if set(table["path"]) - pictures:  # named by another way than the one that was walked: by a link
+        real_paths = {os.path.realpath(root/p) for p in table["path"]}
+        rest = [p for p in rest if os.path.realpath(root/p) not in real_paths]
     table = pd.concat([table, pd.DataFrame(dict(path=rest, label=-1, split="train"))], ignore_index=True)
     return Manifest(name or root.resolve().name, table, classes, templates)
 
 # %% ../../nbs/data/00_manifests.ipynb #3f3eaa76
-def _relative(path, root, bases, found, labels, line):
-    "The way `path` of a CSV is written below `root`, or an error that names the line and the nearest file"
+def _path_below(path, root, bases, pictures, labels, line):
+    "Return the way `path` of a CSV is written below `root`, or refuse it with line and nearest file"
     path = path.replace("\\", "/")
     for base in bases if Path(path).is_absolute() else ():
         if Path(path).is_relative_to(base): path = Path(path).relative_to(base).as_posix()
     path = PurePosixPath(path).as_posix()
     if Path(path).is_absolute() or ".." in path.split("/"):
         raise DhoError(f"{labels}, line {line}: path {path!r} leaves the data root {root}")
-    if path in found: return path
+    if path in pictures: return path
     for other in (unicodedata.normalize(form, path) for form in ("NFC", "NFD")):
-        if other in found: return other
+        if other in pictures: return other
     if (root/path).is_file(): return path
-    near = [f for f in found if PurePosixPath(f).name.lower() == PurePosixPath(path).name.lower()] or found
-    raise DhoError(f"{labels}, line {line}: {unknown_name('image', path, sorted(near)[:1000])}"[:600] if found
+    near = [f for f in pictures if PurePosixPath(f).name.lower() == PurePosixPath(path).name.lower()] or pictures
+    raise DhoError(f"{labels}, line {line}: {unknown_name('image', path, sorted(near)[:1000])}"[:600] if pictures
                    else f"{root} holds no picture")
 
 # %% ../../nbs/data/00_manifests.ipynb #ea201538
@@ -440,38 +469,38 @@ def from_coop(
     prefix:str="",        # Folder of the images below the data root, e.g. "2750" for EuroSAT
     templates=TEMPLATES,  # Prompt templates
 )->Manifest:
-    "A manifest from a CoOp split file"
+    "Return a manifest of a CoOp split file. Raises DhoError where it is none or its labels disagree."
     data = read_json(file)
-    lacking = [s for s in SPLITS if not isinstance(data, dict) or s not in data]
-    if lacking: raise DhoError(f"{file} is no CoOp split: it lacks {lacking}")
-    entry = lambda e: isinstance(e, list) and [*map(type, e)] == [str, int, str]
-    odd = [e for split in SPLITS for e in (data[split] if isinstance(data[split], list) else [data[split]]) if not entry(e)]
-    if odd: raise DhoError(f"{file} is no CoOp split: a path, a whole number and a class name are expected, not {odd[0]!r}")
-    odd = [e for split in SPLITS for e in data[split]
-           if type(e[1]) is not int or not (isinstance(e[0], str) and isinstance(e[2], str) and e[2].strip())]
-    if odd: raise DhoError(f"{file} is no CoOp split: a path, a whole number and a class name are expected, not {odd[0]!r}")
-    listed = [(str(PurePosixPath(prefix, path)), label, split, _class_name(called)) for split in SPLITS
-              for path, label, called in data[split]]
-    names = _agreed_names(listed, file)
+    missing = [s for s in SPLITS if not isinstance(data, dict) or s not in data]
+    if missing: raise DhoError(f"{file} is no CoOp split: it lacks {missing}")
+    entry = lambda e: isinstance(e, list) and [*map(type, e)] == [str, int, str] and e[2].strip()
+    invalid = [e for split in SPLITS for e in (data[split] if isinstance(data[split], list) else [data[split]])
+               if not entry(e)]
+    if invalid:
+        raise DhoError(f"{file} is no CoOp split: a path, a whole number and a class name are expected, not "
+                       f"{invalid[0]!r}")
+    entries = [(str(PurePosixPath(prefix, path)), label, split, _class_name(c)) for split in SPLITS
+              for path, label, c in data[split]]
+    names = _names_by_label(entries, file)
     if sorted(names) != list(range(len(names))): raise DhoError(f"{file}: labels are not 0 … {len(names)-1}")
-    table = pd.DataFrame([l[:3] for l in listed], columns=["path", "label", "split"])
+    table = pd.DataFrame([e[:3] for e in entries], columns=["path", "label", "split"])
     name = name or Path(file).stem.removeprefix("split_zhou_").lower()
     return Manifest(name, table, tuple(names[i] for i in range(len(names))), templates)
 
 # %% ../../nbs/data/00_manifests.ipynb #3007acfa
-def _agreed_names(listed, file):
-    "Label to class name, where every part of a split gives a label one name and a name one label"
+def _names_by_label(entries, file):
+    "Return label to class name, where all parts of a split agree"
     names, labels = {}, {}
-    for _, label, split, called in listed:
-        known, there = names.setdefault(label, (called, split))
-        if known != called:
-            raise DhoError(f"{file}: label {label} is {known!r} in {there} and {called!r} in {split}: number the classes "
-                           "alike in all parts")
-        number, there = labels.setdefault(called, (label, split))
-        if number != label:
-            raise DhoError(f"{file}: class {called!r} has label {number} in {there} and {label} in {split}: number the "
+    for _, label, split, name in entries:
+        other_name, other_split = names.setdefault(label, (name, split))
+        if other_name != name:
+            raise DhoError(f"{file}: label {label} is {other_name!r} in {other_split} and {name!r} in {split}: number the "
                            "classes alike in all parts")
-    return {label: called for label, (called, _) in names.items()}
+        number, other_split = labels.setdefault(name, (label, split))
+        if number != label:
+            raise DhoError(f"{file}: class {name!r} has label {number} in {other_split} and {label} in {split}: number the "
+                           "classes alike in all parts")
+    return {label: name for label, (name, _) in names.items()}
 
 # %% ../../nbs/data/00_manifests.ipynb #79f583b8
 DIGIT_NAMES = tuple("zero one two three four five six seven eight nine".split())
@@ -479,7 +508,7 @@ DIGIT_TEMPLATES = ("a photo of the number {}.", "a picture of the digit {}.", "a
 
 def digits_manifest(
 )->Manifest:
-    "scikit-learn's handwritten digits: 1,097 training, 200 validation and 500 test images"
+    "Return scikit-learn's handwritten digits: 1,097 training, 200 validation and 500 test images"
     from sklearn.datasets import load_digits
     labels = load_digits().target
     table = pd.DataFrame(dict(path=[f"{DIGIT_NAMES[l]}/{i:04d}.png" for i, l in enumerate(labels)], label=labels,
@@ -493,36 +522,38 @@ def split_off(
     size:float,         # How many labelled training images to move there, or their share if below 1
     seed:int=0,         # Which ones
 )->Manifest:
-    "Move labelled training images to another split, the same share of every class, chosen by a hash of their ids"
-    here = rows(manifest, "train", labelled=True)
-    count = int(round(size*len(here))) if size < 1 else int(size)
-    if not 0 < count < len(here):
-        raise DhoError(f"cannot move {count} of {len(here)} labelled training images to {split!r}")
-    labels = manifest.table["label"].to_numpy()[here]
-    place = _rank_in_class(manifest.id_keys[here], labels, derive_seed(seed, "split", split))
+    """Move labelled training images to another split, the same share of every class, chosen by a hash of their ids
+
+    Raises DhoError where too few would remain."""
+    candidates = rows(manifest, "train", labelled=True)
+    count = int(round(size*len(candidates))) if size < 1 else int(size)
+    if not 0 < count < len(candidates):
+        raise DhoError(f"cannot move {count} of {len(candidates)} labelled training images to {split!r}")
+    labels = manifest.table["label"].to_numpy()[candidates]
+    rank = _rank_in_class(manifest.id_keys[candidates], labels, derive_seed(seed, "split", split))
     counts = np.bincount(labels)[labels]
-    if count > (place < counts - 1).sum():
-        raise DhoError(f"cannot move {count} of {len(here)} labelled training images to {split!r}: each class keeps "
+    if count > (rank < counts - 1).sum():
+        raise DhoError(f"cannot move {count} of {len(candidates)} labelled training images to {split!r}: each class keeps "
                        "one to learn from")
-    share = np.where(place < counts - 1, (place + _offset(labels))/counts, np.inf)
-    moved = here[np.argsort(share, kind="stable")[:count]]
+    share = np.where(rank < counts - 1, (rank + _offset(labels))/counts, np.inf)
+    selected = candidates[np.argsort(share, kind="stable")[:count]]
     table = manifest.table.copy()
-    table.loc[moved, "split"] = split
+    table.loc[selected, "split"] = split
     return replace(manifest, table=table)
 
 # %% ../../nbs/data/00_manifests.ipynb #6e447817
 def _offset(labels):
-    "A fixed fraction in [0, 1) per class, so that the cut between equal classes does not follow the order of the labels"
+    "Return a fixed fraction in [0, 1) per class, so that cuts between equal classes do not follow the labels' order"
     return uniform(labels, 0x5EED)
 
 # %% ../../nbs/data/00_manifests.ipynb #f5808a36
 def _rank_in_class(keys, labels, seed):
-    "The place of each image among those of its class, ordered by a hash of (seed, id)"
+    "Return the rank of each image in its class, ordered by a hash of (seed, id)"
     order = np.lexsort((mix64(seed, keys), labels))
-    place = np.empty(len(keys), np.int64)
+    rank = np.empty(len(keys), np.int64)
     counts = np.bincount(labels)
-    place[order] = np.arange(len(keys)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return place
+    rank[order] = np.arange(len(keys)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return rank
 
 # %% ../../nbs/data/00_manifests.ipynb #7f8bc6d5
 def make_digits(
@@ -534,8 +565,8 @@ def make_digits(
     from sklearn.datasets import load_digits
     from PIL import Image
     root.parent.mkdir(parents=True, exist_ok=True)
-    for left in root.parent.glob(f".tmp-{_HOST}-*-{root.name}"):  # of a process that was killed
-        if not is_running(int(left.name.split("-")[2])): shutil.rmtree(left, ignore_errors=True)
+    for stale in root.parent.glob(f".tmp-{_HOST}-*-{root.name}"):  # of a process that was killed
+        if not is_running(int(stale.name.split("-")[2])): shutil.rmtree(stale, ignore_errors=True)
     building = root.with_name(f".tmp-{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{root.name}")
     for i, (picture, label) in enumerate(zip(*load_digits(return_X_y=True))):
         target = building/DIGIT_NAMES[label]/f"{i:04d}.png"
@@ -548,35 +579,35 @@ def make_digits(
 # %% ../../nbs/data/00_manifests.ipynb #46892273
 def manifest_files(
 )->dict[str, Path]:  # Name to CSV
-    "Manifests that come with the package, and those that were built on this machine"
+    "Return the manifests of the package and those built on this machine"
     folders = load_settings().cache/"manifests", shipped("data_manifests")
     return {p.name.split(".")[0]: p for folder in folders for p in sorted(folder.glob("[!.]*.csv*"))
             if p.name in (f"{p.name.split('.')[0]}{end}" for end in (".csv", ".csv.gz")) and not clutter(p.name)}
 
 def manifest_names(
 )->list[str]:
-    "Names of the manifests that can be opened"
+    "Return the names of the manifests that can be opened"
     return sorted(manifest_files())
 
 # %% ../../nbs/data/00_manifests.ipynb #4eee6d37
 def open_manifest(
     dataset:str,  # Name of a manifest, or path of a CSV, a CoOp JSON or a class-per-folder tree
 )->Manifest:
-    "The manifest that `dataset` names"
+    "Return the manifest that `dataset` names. Raises DhoError for an unknown name or a list that must be built first."
     path, files = Path(dataset).expanduser(), manifest_files()
     if dataset in files: return read_manifest(files[dataset])
-    if path.is_dir() and not _awaits_rows(dataset): return from_folder(path)
+    if path.is_dir() and not _needs_build(dataset): return from_folder(path)
     if path.suffix == ".json" and path.exists(): return from_coop(path)
     if path.name.endswith((".csv", ".csv.gz")) and path.exists(): return read_manifest(path)
-    if _awaits_rows(dataset):
+    if _needs_build(dataset):
         raise DhoError(f"{dataset}: its classes and prompts come with the package, its list of images is made from "
                        f"your copy: dho data build {dataset} --root FOLDER (dho data get {dataset} fetches the "
                        "pictures, or says where they are)")
     raise unknown_name("dataset", dataset, [*files, "a folder", "a .csv", "a split_zhou_*.json"])
 
 # %% ../../nbs/data/00_manifests.ipynb #bd08289f
-def _awaits_rows(dataset):
-    "Does the package know this dataset's classes, but not its images?"
+def _needs_build(dataset):
+    "Tell whether the package ships this dataset's classes, but not its images' list"
     return (Path(dataset).name == dataset and dataset not in manifest_files()
             and (shipped("data_manifests")/f"{dataset}.json").is_file())
 
@@ -589,7 +620,7 @@ def data_root(
     manifest:Manifest|str,  # The dataset, or its name
     root:str|Path="",       # Where its files are; from the settings if empty
 )->Path:
-    "The folder that a manifest's paths are relative to; the embedded digits are made there on first use"
+    "Return the folder that a manifest's paths are relative to; the embedded digits are written there on first use"
     settings = load_settings()
     if root: return Path(root).expanduser()
     name = getattr(manifest, "name", manifest)
@@ -601,14 +632,14 @@ def missing_images(
     manifest:Manifest,   # The dataset
     root:str|Path,       # Its data root
 )->pd.DataFrame:         # Rows of `manifest.table` whose file is not there
-    "Rows whose file does not exist below `root`; one listing of the folder, not one look per file"
+    "Return rows whose file does not exist below `root`. Raises DhoError where `root` does not exist."
     if not Path(root).is_dir():
         way = f"dho data get {manifest.name} brings them or says how, " if manifest.name in manifest_names() else ""
         raise DhoError(f"data root {root} of {manifest.name} does not exist: put the images there, {way}or name their "
                        "folder (--root, or data in settings.ini)")
-    there = set(image_paths(root))
-    gone = [p not in there and not Path(root, p).is_file() for p in manifest.table["path"]]
-    return manifest.table[gone]
+    pictures = set(image_paths(root))
+    missing = [p not in pictures and not Path(root, p).is_file() for p in manifest.table["path"]]
+    return manifest.table[missing]
 
 # %% ../../nbs/data/00_manifests.ipynb #73e084c3
 def threaded(
@@ -617,7 +648,7 @@ def threaded(
     threads:int=4,   # At a time
     part:int=4096,   # Items that wait at a time
 ):                   # Yields the results in order
-    "What a function makes of many items, in threads"
+    "Yield the results of a function of many items, computed in threads"
     with ThreadPoolExecutor(threads) as pool:
         for k in range(0, len(items), part): yield from pool.map(work, items[k:k + part])
 
@@ -626,17 +657,17 @@ def content_keys(
     manifest:Manifest,   # Which images
     root:str|Path,       # Where they are
 )->np.ndarray:           # [N] strings of 16 hexadecimal characters
-    "A key for what each file holds: its size and its first and last 64 KiB, or all of it where it is not compressed"
+    "Return a key of each file's content: its size and its first and last 64 KiB, or all of an uncompressed file"
     def key(path):
         try:
             with open(Path(root, path), "rb") as f:
-                return hashlib.blake2b(_telling(f, Path(path).suffix.lower()), digest_size=8).hexdigest()
+                return hashlib.blake2b(_sample_bytes(f, Path(path).suffix.lower()), digest_size=8).hexdigest()
         except OSError: return "unreadable"
     return np.array(list(threaded(key, manifest.table["path"])), dtype=object)
 
 # %% ../../nbs/data/00_manifests.ipynb #ce0004bc
-def _telling(file, suffix, part=2**16):
-    "The bytes of a file that tell it from others"
+def _sample_bytes(file, suffix, part=2**16):
+    "Return the bytes of a file that enter its key"
     size = os.fstat(file.fileno()).st_size
     if size <= 2*part or suffix in RAW: return f"{size}\0".encode() + file.read()
     head = file.read(part)
@@ -647,6 +678,6 @@ def fingerprint(
     manifest:Manifest,   # Which images
     keys,                # [N] from `content_keys`
 )->str:                  # 16 hexadecimal characters
-    "Hash of what the files hold, whatever the order of the rows and wherever the folder lies"
+    "Return a hash of all files' content, in any order of the rows and wherever the folder lies"
     return hashlib.sha256("\n".join(sorted(f"{name}\0{key}" for name, key in zip(manifest.table["id"], keys)))
                           .encode()).hexdigest()[:16]

@@ -22,7 +22,7 @@ def to_rgb(
     picture:Image.Image,  # Any mode
     white:int=0,          # Value of white in a picture of 16 bits, as from `white_value`; 65,535 if 0
 )->Image.Image:           # Mode RGB
-    "8-bit RGB from any Pillow mode"
+    "Return an 8-bit RGB picture from any Pillow mode; transparency becomes white"
     if picture.mode == "RGB": return picture
     if picture.mode.startswith(("I", "F")): return _scaled(picture, white)
     if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
@@ -32,7 +32,8 @@ def to_rgb(
 
 # %% ../../nbs/data/03_transforms.ipynb #f4ade4e2
 def _scaled(picture, white=0):
-    "A picture of 16-bit or float values as 8-bit RGB: 16-bit keeps its absolute scale, floats in [0, 1] too, the rest its range"
+    """Return a picture of 16-bit or float values as 8-bit RGB: 16 bits and floats in [0, 1] by absolute scale, others
+    by range"""
     values = np.nan_to_num(np.asarray(picture, dtype=np.float64), posinf=0, neginf=0)
     low, high = (values.min(), values.max()) if values.size else (0, 1)
     if picture.mode == "F": low, high = (0, 1) if low >= 0 and high <= 1 else (low, high)
@@ -43,18 +44,18 @@ def _scaled(picture, white=0):
 def white_value(
     picture:Image.Image,  # Opened and loaded
 )->int:                   # E.g. 4095 for 12 bits; 0 where it is that of the mode
-    "The value of white in a grey picture of 16 bits whose file says that fewer are used"
+    "Return the value of white in a grey 16-bit picture whose file declares fewer bits"
     if not picture.mode.startswith("I;16"): return 0
     tags, values = getattr(picture, "tag_v2", {}), np.asarray(picture)
-    bits, most = int(np.max(tags.get(258, 16))), int(np.max(tags.get(281, 0)))
-    if bits >= 16: bits = most.bit_length() if 255 < most < 65535 and most & (most + 1) == 0 else _sbit(picture)
+    bits, maximum = int(np.max(tags.get(258, 16))), int(np.max(tags.get(281, 0)))
+    if bits >= 16: bits = maximum.bit_length() if 255 < maximum < 65535 and maximum & (maximum + 1) == 0 else _sbit(picture)
     if not 8 < bits < 16 or values.max() >= 2**bits: return 0
     if not tags and not (values % 2**(16 - bits)).any(): return 0  # a PNG whose values were scaled up
     return 2**bits - 1
 
 # %% ../../nbs/data/03_transforms.ipynb #5a141377
 def _sbit(picture):
-    "What a PNG's sBIT chunk says: how many bits of its first channel count; 0 without one"
+    "Return the bits of a PNG's first channel by its sBIT chunk; 0 without one"
     try:
         with open(picture.filename, "rb") as f:
             if f.read(8) != b"\x89PNG\r\n\x1a\n": return 0
@@ -69,15 +70,16 @@ def read_image(
     path:str|Path,    # The file
     at_least:int=0,   # Both sides may be reduced to no less than this while decoding; 0 decodes at full size
 )->Image.Image:       # Upright, RGB
-    "Decode a picture; one that is missing, truncated or no picture at all is an error that names it"
+    "Decode a picture. Raises DhoError that names the file where it is missing, truncated or no picture."
     try:
         with open_image(path) as picture:
-            whole = picture.size
+            size = picture.size
             if at_least: picture.draft(None, (at_least, at_least))
             picture.load()
-            turn = _orientation(picture)  # of a TIFF, Pillow has turned size and pixels by now
-            upright = to_rgb(picture.transpose(_TURNS[turn]) if turn in _TURNS else picture.copy(), white_value(picture))
-            upright.info["whole"] = whole[::-1] if turn in (5, 6, 7, 8) else whole
+            orientation = _orientation(picture)  # of a TIFF, Pillow has turned size and pixels by now
+            upright = picture.transpose(_TURNS[orientation]) if orientation in _TURNS else picture.copy()
+            upright = to_rgb(upright, white_value(picture))
+            upright.info["whole"] = size[::-1] if orientation in (5, 6, 7, 8) else size
             return upright
     except FileNotFoundError:
         raise DhoError(f"image {path} is missing: restore it, or take it out of the manifest") from None
@@ -92,19 +94,19 @@ _TURNS = dict(zip(range(2, 9), (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose
                                 Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)))
 
 def _orientation(picture):
-    "How EXIF says that a picture lies, 1 to 8; 1 where its EXIF cannot be read"
+    "Return EXIF's orientation, 1 to 8; 1 where EXIF cannot be read"
     try: return picture.getexif().get(0x0112, 1)
     except Exception: return 1
 
 def _reason(path, error):
-    "Why a file could not be decoded, in a few words"
+    "Return why a file could not be decoded, in a few words"
     if Path(path).stat().st_size == 0: return "the file is empty"
     if Path(path).suffix.lower() in (".heic", ".heif"): return "HEIC needs another library: convert it to JPEG"
     return (_tiff_reason(path) or "it is no image") if isinstance(error, UnidentifiedImageError) else str(error)
 
 # %% ../../nbs/data/03_transforms.ipynb #481174ad
 def _tiff_reason(path):
-    "Why Pillow does not know a TIFF: its bands and bits; empty for a file of another kind"
+    "Return why Pillow does not open a TIFF: its bands and bits; empty for other files"
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
     try:
         with open(path, "rb") as f:
@@ -114,14 +116,14 @@ def _tiff_reason(path):
             tags.load(f)
         bands, bits = int(np.max(tags.get(277, 1))), int(np.max(tags.get(258, 1)))
     except Exception: return ""
-    shown = (f"; one of 1, 3 or 4 is: keep three of them, e.g. gdal_translate -b 1 -b 2 -b 3 {Path(path).name} NEW.tif"
+    remedy = (f"; one of 1, 3 or 4 is: keep three of them, e.g. gdal_translate -b 1 -b 2 -b 3 {Path(path).name} NEW.tif"
              if bands not in (1, 3, 4) else "; 8 bits per band are: save it so")
-    return f"a TIFF of {bands} band{'s'*(bands > 1)} of {bits} bits is not read{shown}"
+    return f"a TIFF of {bands} band{'s'*(bands > 1)} of {bits} bits is not read{remedy}"
 
 # %% ../../nbs/data/03_transforms.ipynb #b17d0bb9
 @dataclass(frozen=True)
 class ViewSpec:
-    "How training views are drawn: the paper's random resized crop and horizontal flip"
+    "Describe how training views are drawn: the paper's random resized crop and horizontal flip"
     seed:int=0
     scale:tuple[float, float]=(0.5, 1.0)  # Share of the area
     ratio:tuple[float, float]=(3/4, 4/3)  # Width to height of the box, in pixels
@@ -135,7 +137,7 @@ def crop_boxes(
     sizes,          # [N, 2] width and height in pixels
     tries:int=10,   # Draws before falling back to the largest box
 )->np.ndarray:      # [N, 4] float64: left, top, right, bottom in [0, 1]
-    "Crop boxes as a pure function of seed, image id and view number"
+    "Return crop boxes as a pure function of seed, image id and view number"
     wide = np.asarray(sizes, float)[:, :1]/np.asarray(sizes, float)[:, 1:]
     keys, views, seed = np.asarray(keys)[:, None], np.asarray(views)[:, None], derive_seed(spec.seed, "crop")
     draw = lambda k: uniform(seed, keys, views, np.arange(tries)*4 + k)
@@ -155,13 +157,13 @@ def flips(
     keys,           # [N] uint64, `key64` of the image ids
     views,          # [N] view numbers
 )->np.ndarray:      # [N] bool
-    "Which views are mirrored: a pure function of seed, image id and view number"
+    "Return which views are mirrored, as a pure function of seed, image id and view number"
     return uniform(derive_seed(spec.seed, "flip"), keys, views) < spec.flip
 
 def center_boxes(
     sizes,       # [N, 2] width and height in pixels
 )->np.ndarray:   # [N, 4]
-    "The largest centred square: the view that evaluation uses, unless a model's `resize_mode` is another"
+    "Return the largest centred squares, the view of evaluation unless `resize_mode` says otherwise"
     wide, high = np.asarray(sizes, float).T
     w, h = np.minimum(1, high/wide), np.minimum(1, wide/high)
     return np.stack([(1 - w)/2, (1 - h)/2, (1 + w)/2, (1 + h)/2], 1)
@@ -174,7 +176,9 @@ RESIZE_MODES = ("shortest", "squash", "longest")
 
 @dataclass(frozen=True)
 class Preprocess:
-    "What a model expects: side in pixels, and mean and standard deviation per channel of values in [0, 1]"
+    """Describe a model's input: side in pixels, and mean and standard deviation per channel of values in [0, 1]
+
+    Raises DhoError for an unknown interpolation or resize mode."""
     size:int=224
     mean:tuple[float, ...]=(0.485, 0.456, 0.406)
     std:tuple[float, ...]=(0.229, 0.224, 0.225)
@@ -187,36 +191,39 @@ class Preprocess:
             raise unknown_name("interpolation", self.interpolation, INTERPOLATION)
         if str(self.resize_mode) not in RESIZE_MODES: raise unknown_name("resize_mode", self.resize_mode, RESIZE_MODES)
 
-    def render(self,
-        picture:Image.Image,  # RGB
-        box,                  # left, top, right, bottom in [0, 1], or as from `still_boxes`; the centred square stands for that
-        flip:bool=False,      # Mirror it
-    )->np.ndarray:            # [3, size, size] uint8
-        "Cut, resize (antialiased) and perhaps mirror"
-        box = self.still_or(np.asarray(box, float)[None], [picture.info.get("whole", picture.size)])[0]
-        (w, h), how, (left, top, right, bottom) = picture.size, INTERPOLATION[self.interpolation], self.inside(box)
-        cut = (max(box[0]*w, 0), max(box[1]*h, 0), min(box[2]*w, w), min(box[3]*h, h))
-        pixels = np.asarray(picture.resize((right - left, bottom - top), how, box=cut))
-        if pixels.shape[:2] != (self.size, self.size):
-            view = np.full((self.size, self.size, 3), self.fill, np.uint8)
-            view[top:bottom, left:right] = pixels
-            pixels = view
-        pixels = pixels.transpose(2, 0, 1)
-        return pixels[:, :, ::-1] if flip else pixels
+# %% ../../nbs/data/03_transforms.ipynb #e6a7120c
+@patch
+def render(self:Preprocess,
+    picture:Image.Image,  # RGB
+    box,                  # left, top, right, bottom, as from `crop_boxes` or `eval_boxes`
+    flip:bool=False,      # Mirror it
+)->np.ndarray:            # [3, size, size] uint8
+    "Crop, resize (antialiased) and mirror a picture"
+    box = self.with_eval_boxes(np.asarray(box, float)[None], [picture.info.get("whole", picture.size)])[0]
+    (w, h), resampling, (left, top, right, bottom) = picture.size, INTERPOLATION[self.interpolation], self.picture_area(box)
+    source = (max(box[0]*w, 0), max(box[1]*h, 0), min(box[2]*w, w), min(box[3]*h, h))
+    pixels = np.asarray(picture.resize((right - left, bottom - top), resampling, box=source))
+    if pixels.shape[:2] != (self.size, self.size):
+        view = np.full((self.size, self.size, 3), self.fill, np.uint8)
+        view[top:bottom, left:right] = pixels
+        pixels = view
+    pixels = pixels.transpose(2, 0, 1)
+    return pixels[:, :, ::-1] if flip else pixels
 
-    def normalize(self,
-        pixels:torch.Tensor,  # [N, 3, size, size] uint8, on any device
-    )->torch.Tensor:          # float32, channels last in memory, which convolutions like best
-        "Pixels as the model wants them"
-        mean, std = (torch.tensor(v, device=pixels.device).view(-1, 1, 1) for v in (self.mean, self.std))
-        return ((pixels.float()/255 - mean)/std).contiguous(memory_format=torch.channels_last)
+@patch
+def normalize(self:Preprocess,
+    pixels:torch.Tensor,  # [N, 3, size, size] uint8, on any device
+)->torch.Tensor:          # float32, channels last in memory, which convolutions like best
+    "Return pixels as the model's float input"
+    mean, std = (torch.tensor(v, device=pixels.device).view(-1, 1, 1) for v in (self.mean, self.std))
+    return ((pixels.float()/255 - mean)/std).contiguous(memory_format=torch.channels_last)
 
 # %% ../../nbs/data/03_transforms.ipynb #db60a0e8
 @patch
-def still_boxes(self:Preprocess,
+def eval_boxes(self:Preprocess,
     sizes,       # [N, 2] width and height in pixels
 )->np.ndarray:   # [N, 4] left, top, right, bottom; below 0 and above 1 where a border is added
-    "The views that evaluation uses, as open_clip's transform of that `resize_mode` makes them"
+    "Return evaluation's views, as open_clip's transform of that `resize_mode` makes them"
     sizes = np.asarray(sizes, float).reshape(-1, 2)
     if self.resize_mode == "shortest": return center_boxes(sizes)
     if self.resize_mode == "squash": return np.tile([0., 0., 1., 1.], (len(sizes), 1))
@@ -226,21 +233,21 @@ def still_boxes(self:Preprocess,
 
 # %% ../../nbs/data/03_transforms.ipynb #8c5dd534
 @patch
-def still_or(self:Preprocess,
+def with_eval_boxes(self:Preprocess,
     boxes,       # [N, 4]
     sizes,       # [N, 2] width and height in pixels
 )->np.ndarray:   # [N, 4]
-    "Boxes, with those of `still_boxes` in place of centred squares"
+    "Return boxes, with those of evaluation in place of centred squares"
     if self.resize_mode == "shortest": return boxes
     centred = np.isclose(boxes, center_boxes(sizes), rtol=0, atol=1e-9).all(1, keepdims=True)
-    return np.where(centred, self.still_boxes(sizes), boxes)
+    return np.where(centred, self.eval_boxes(sizes), boxes)
 
 # %% ../../nbs/data/03_transforms.ipynb #f94a893f
 @patch
-def inside(self:Preprocess,
+def picture_area(self:Preprocess,
     box,     # left, top, right, bottom
 )->list:     # Four integers, in pixels of the view
-    "Where the picture lies in a view: everywhere, unless a border is added"
+    "Return the area of the picture in a view: all of it, unless a border is added"
     if self.resize_mode != "longest": return [0, 0, self.size, self.size]
     (left, top, right, bottom), edges = box, np.clip([-box[0], -box[1], 1 - box[0], 1 - box[1]], 0, None)
     wide, high = right - left, bottom - top
@@ -260,13 +267,13 @@ def at_least(self:Preprocess)->int:
 # %% ../../nbs/data/03_transforms.ipynb #2e7bfe41
 @patch
 def plain(self:Preprocess)->dict:
-    "As plain data for files; `resize_mode` and `fill` only where they are not the usual ones"
+    "Return plain data for files; `resize_mode` and `fill` only where they differ from their defaults"
     usual = {f.name: f.default for f in fields(self) if f.name in ("resize_mode", "fill")}
     return {k: v for k, v in asdict(self).items() if k not in usual or v != usual[k]}
 
 # %% ../../nbs/data/03_transforms.ipynb #5e1136d7
-def _depth(picture):
-    "Bits of a value in a TIFF's or PNG's file; 8 for other formats"
+def _bit_depth(picture):
+    "Return the bits per value in a TIFF's or PNG's file; 8 for other formats"
     if picture.format == "TIFF": return int(np.max(picture.tag_v2.get(258, 1)))
     if picture.format != "PNG": return 8
     with open(picture.filename, "rb") as f: return f.read(25)[24]

@@ -16,7 +16,7 @@ from torch import nn
 from ..core.errors import DhoError
 from ..core.plotting import subplots
 from .metrics import scores
-from .outputs import over_images
+from .outputs import module_outputs
 from ..losses.gradients import cosine, dot, error_product
 from ..losses.losses import dho_loss
 from ..students.dual_head import build_student, DualHead, Student
@@ -27,20 +27,20 @@ def part_gradients(
     model:nn.Module,     # The student
     loss:torch.Tensor,   # One part of its loss; the graph is kept for the others
 )->dict:                 # Parameter's name to gradient, for those that the part depends on
-    "What one part of the loss asks of each parameter"
+    "Return the gradient of one part of the loss, by parameter"
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    found = torch.autograd.grad(loss, list(trainable.values()), retain_graph=True, allow_unused=True)
-    return {n: g for n, g in zip(trainable, found) if g is not None}
+    gradients = torch.autograd.grad(loss, list(trainable.values()), retain_graph=True, allow_unused=True)
+    return {n: g for n, g in zip(trainable, gradients) if g is not None}
 
 # %% ../../nbs/evaluation/03_diagnostics.ipynb #8c4234d3
 def conflict(
     ce:dict,     # `part_gradients` of the weighted cross-entropy
     kd:dict,     # The same of the weighted distillation loss
 )->dict:         # "trunk cosine", "head cosine"
-    "How far the losses pull the same way, on the trunk and on the head; 0 where each has a head of its own"
+    "Return the cosine of both losses' gradients on the trunk and on the head; 0 where each has a head of its own"
     names = list(dict.fromkeys([*ce, *kd]))
-    some = lambda gradients, trunk: [gradients.get(n) for n in names if n.startswith("backbone.") == trunk]
-    return {f"{part} cosine": cosine(some(ce, part == "trunk"), some(kd, part == "trunk"))
+    part_of = lambda gradients, trunk: [gradients.get(n) for n in names if n.startswith("backbone.") == trunk]
+    return {f"{part} cosine": cosine(part_of(ce, part == "trunk"), part_of(kd, part == "trunk"))
             for part in ("trunk", "head")}
 
 # %% ../../nbs/evaluation/03_diagnostics.ipynb #69e4e2f7
@@ -53,10 +53,10 @@ def gradient_conflict(
     kd_weight:float=0.5,      # 1 − λ
     tau:float=2.0,            # Distillation temperature
 )->dict:                      # "trunk cosine", "head cosine", "error product", "ce norm" and "kd norm" (on the trunk)
-    "Do cross-entropy and distillation agree about a batch? The student is left as it was"
-    kept = {n: b.clone() for n, b in model.named_buffers()}
+    "Return how the gradients of cross-entropy and distillation agree on a batch; the student is unchanged"
+    buffers = {n: b.clone() for n, b in model.named_buffers()}
     with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []), torch.enable_grad():
-        ce_logits, kd_logits = torch.func.functional_call(model, kept, (images,))
+        ce_logits, kd_logits = torch.func.functional_call(model, buffers, (images,))
         parts = dho_loss(ce_logits, kd_logits, teacher, labels, tau=tau)
         ce = part_gradients(model, ce_weight*parts["ce"])
         kd = part_gradients(model, kd_weight*(parts["kd_labelled"] + parts["kd_unlabelled"]))
@@ -69,22 +69,24 @@ def gradient_conflict(
 def plot_conflict(
     histories:dict,   # Name to what a trainer noted: its `conflict` [steps, 3], or a table with columns as in `CONFLICT`
     title:str="",     # Above the figure
-    looks=None,       # Arguments of `plot` for each line
+    styles=None,       # Arguments of `plot` for each line
 ):                    # A matplotlib figure
-    "The cosines and the product of the errors over training: every value, and a running mean"
-    named = lambda h: isinstance(h, (pd.DataFrame, list))
-    table = lambda h: pd.DataFrame(h) if named(h) else pd.DataFrame(np.asarray(h), columns=CONFLICT)
+    """Plot the cosines and the product of the errors over training: every value, and a running mean
+
+    Raises DhoError for histories without them."""
+    has_names = lambda h: isinstance(h, (pd.DataFrame, list))
+    table = lambda h: pd.DataFrame(h) if has_names(h) else pd.DataFrame(np.asarray(h), columns=CONFLICT)
     histories = {name: table(h) for name, h in histories.items()}
-    lacking = [name for name, h in histories.items() if not {*CONFLICT} <= {*h}]
-    if lacking: raise DhoError(f"nothing noted about {', '.join(lacking)}: train with conflict=True")
+    missing = [name for name, h in histories.items() if not {*CONFLICT} <= {*h}]
+    if missing: raise DhoError(f"nothing noted about {', '.join(missing)}: train with conflict=True")
     figure, axes = subplots(1, len(CONFLICT), figsize=(3.4*len(CONFLICT), 2.7), layout="constrained")
     for axis, column in zip(axes, CONFLICT):
         axis.axhline(0, color="grey", lw=.8)
-        for (name, h), look in zip(histories.items(), looks or [dict(color=f"C{k}") for k in range(len(histories))]):
-            at = h["epoch"] if "epoch" in h else h.index
-            near = h[column].rolling(max(1, len(h)//15), min_periods=1, center=True)
-            axis.plot(at, h[column], color=look["color"], alpha=.25, lw=.8)
-            axis.plot(at, near.mean(), label=name, **look)
+        for (name, h), style in zip(histories.items(), styles or [dict(color=f"C{k}") for k in range(len(histories))]):
+            x = h["epoch"] if "epoch" in h else h.index
+            smoothed = h[column].rolling(max(1, len(h)//15), min_periods=1, center=True)
+            axis.plot(x, h[column], color=style["color"], alpha=.25, lw=.8)
+            axis.plot(x, smoothed.mean(), label=name, **style)
         axis.set(title=column, xlabel="epoch" if "epoch" in h else "step",
                  ylabel="cosine" if "cosine" in column else "inner product")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
@@ -97,20 +99,21 @@ AGREEMENT = {"both right": ("both_right", "#009e73"), "only the CE head": ("ce_o
              "only the KD head": ("kd_only", "#e69f00"), "neither": ("both_wrong", "#999999")}
 
 def plot_agreement(
-    found:dict,      # From `agreement`
+    shares:dict,      # From `agreement`
     title:str="",    # Above the figure
 ):                   # A matplotlib figure
-    "Shares of the images on which both heads, one, or none are right; hatched is what their combination leaves wrong"
+    """Plot the shares of images on which both heads, one, or none are right; hatched is what their combination leaves
+    wrong"""
     figure, axis = subplots(figsize=(6.6, 1.9), layout="constrained")
     start = 0
     for label, (key, colour) in AGREEMENT.items():
-        share, left = 100*found[key], 100*found.get(f"{key}_left", 0)
-        words = f"{label}: {share:.1f} %" + f", {left:.1f} % stay wrong"*(left > 0)
-        axis.barh(0, share - left, left=start, color=colour, label=words)
-        axis.barh(0, left, left=start + share - left, color=colour, alpha=.35, hatch="////", ec="white", lw=0)
+        share, remaining = 100*shares[key], 100*shares.get(f"{key}_left", 0)
+        words = f"{label}: {share:.1f} %" + f", {remaining:.1f} % stay wrong"*(remaining > 0)
+        axis.barh(0, share - remaining, left=start, color=colour, label=words)
+        axis.barh(0, remaining, left=start + share - remaining, color=colour, alpha=.35, hatch="////", ec="white", lw=0)
         start += share
-    right = 100*(1 - sum(v for k, v in found.items() if k.endswith("_left")))
-    title = title or f"Together right: {right:.1f} %; same prediction: {100*found['same_prediction']:.1f} %"
+    right = 100*(1 - sum(v for k, v in shares.items() if k.endswith("_left")))
+    title = title or f"Together right: {right:.1f} %; same prediction: {100*shares['same_prediction']:.1f} %"
     axis.set(xlim=(0, 100), yticks=[], xlabel="% of the images"); axis.set_title(title, fontsize=10)
     axis.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(.5, -.45), frameon=False)
     return figure
@@ -126,16 +129,16 @@ def collect_features(
     workers:int=0,           # Processes that decode
     mode:str="auto",         # Progress, as in `Settings.progress`
 )->torch.Tensor:             # [N, D] float32
-    "What the backbone makes of the centred square of each image"
-    seen = over_images(student, student.model.encode, source, rows, device, precision, workers, mode, "features")
-    found = [features.float().cpu() for features in seen]
-    return torch.cat(found) if found else torch.zeros(0, student.model.dim)
+    "Return the backbone's features for the center view of each image"
+    batches = module_outputs(student, student.model.encode, source, rows, device, precision, workers, mode, "features")
+    features_by_batch = [features.float().cpu() for features in batches]
+    return torch.cat(features_by_batch) if features_by_batch else torch.zeros(0, student.model.dim)
 
 # %% ../../nbs/evaluation/03_diagnostics.ipynb #feb3a62e
 _PIECE = 2**16  # Features at a time
 
-def _softmax_regression(look, rows, y, width, classes, C, start=None, steps=300):
-    "Weights [D+1, classes], the bias last, that minimise mean cross-entropy plus |W|²/(2·C·N); `look` gives features by rows"
+def _softmax_regression(features_of, rows, y, width, classes, C, start=None, steps=300):
+    "Return weights [D+1, classes], the bias last, that minimize mean cross-entropy plus |W|²/(2·C·N)"
     w = (torch.zeros(width + 1, classes, device=y.device) if start is None else start.clone()).requires_grad_()
     optimizer = torch.optim.LBFGS([w], max_iter=steps, history_size=20, tolerance_grad=1e-5, tolerance_change=1e-10,
                                   line_search_fn="strong_wolfe")
@@ -144,7 +147,7 @@ def _softmax_regression(look, rows, y, width, classes, C, start=None, steps=300)
         total = w[:-1].square().sum()/(2*C*len(rows))
         total.backward()
         for piece in rows.split(_PIECE):
-            part = F.cross_entropy(torch.addmm(w[-1], look(piece), w[:-1]), y[piece], reduction="sum")/len(rows)
+            part = F.cross_entropy(torch.addmm(w[-1], features_of(piece), w[:-1]), y[piece], reduction="sum")/len(rows)
             part.backward()
             total = total.detach() + part.detach()
         return total
@@ -152,9 +155,9 @@ def _softmax_regression(look, rows, y, width, classes, C, start=None, steps=300)
     return w.detach()
 
 # %% ../../nbs/evaluation/03_diagnostics.ipynb #bca8ab77
-def _classified(look, rows, w):
-    "Logits [N, classes], on the CPU"
-    return torch.cat([torch.addmm(w[-1], look(piece), w[:-1]).cpu() for piece in rows.split(_PIECE)])
+def _linear_logits(features_of, rows, w):
+    "Return logits [N, classes], on the CPU"
+    return torch.cat([torch.addmm(w[-1], features_of(piece), w[:-1]).cpu() for piece in rows.split(_PIECE)])
 
 # %% ../../nbs/evaluation/03_diagnostics.ipynb #f36bf7ab
 def linear_evaluation(
@@ -166,56 +169,59 @@ def linear_evaluation(
     seed:int=0,                   # Of the split that chooses
     device="cpu",                 # Where to compute
 )->dict:                          # As `scores`; the C that was chosen, and its validation accuracy (NaN where there was no choice)
-    "Accuracy of a linear classifier on frozen features"
+    """Return the scores of a linear classifier on frozen features
+
+    Raises DhoError for training features without a label."""
     labels = torch.as_tensor(train_labels)
     if (labels < 0).any():
         raise DhoError("linear evaluation needs labels for all training features: keep those with labels >= 0")
     mean, std = train_features.mean(0).to(device), train_features.std(0).clamp_min(1e-6).to(device)
-    look = lambda features: lambda rows: (features[rows].to(device) - mean)/std
+    normalized_rows = lambda features: lambda rows: (features[rows].to(device) - mean)/std
     y, classes = labels.to(device), int(labels.max()) + 1
-    fit = lambda rows, C, start=None: _softmax_regression(look(train_features), rows, y, len(mean), classes, C, start)
-    best, sure = _chosen(look(train_features), labels, fit, sorted(Cs), seed) if len(Cs) > 1 else (Cs[0], float("nan"))
+    fit = lambda rows, C, start=None: _softmax_regression(normalized_rows(train_features), rows, y, len(mean), classes, C, start)
+    best, validation = _choose_C(normalized_rows(train_features), labels, fit, sorted(Cs), seed) if len(Cs) > 1 else (Cs[0], float("nan"))
     w = fit(torch.arange(len(labels)), best)
-    said = _classified(look(test_features), torch.arange(len(test_features)), w).softmax(-1)
-    return {**scores(said, torch.as_tensor(test_labels)), "C": best, "validation": sure}
+    probabilities = _linear_logits(normalized_rows(test_features), torch.arange(len(test_features)), w).softmax(-1)
+    return {**scores(probabilities, torch.as_tensor(test_labels)), "C": best, "validation": validation}
 
 # %% ../../nbs/evaluation/03_diagnostics.ipynb #39d08f67
-def _chosen(look, labels, fit, Cs, seed):
-    "The C that does best on the part held out, the smallest among equals, and how well it does"
-    held, tried, w = _held_out(labels, seed), {}, None
-    kept, held = (~held).nonzero()[:, 0], held.nonzero()[:, 0]
+def _choose_C(features_of, labels, fit, Cs, seed):
+    "Return the C that is most accurate on held-out images, the smallest among equals, and its accuracy"
+    held_out, accuracy, w = _validation_mask(labels, seed), {}, None
+    fitted, held_out = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
     for C in Cs:
-        w = fit(kept, C, w)
-        tried[C] = (_classified(look, held, w).argmax(-1) == labels[held]).double().mean().item()
-    best = max(tried, key=tried.get)
-    return best, tried[best]
+        w = fit(fitted, C, w)
+        accuracy[C] = (_linear_logits(features_of, held_out, w).argmax(-1) == labels[held_out]).double().mean().item()
+    best = max(accuracy, key=accuracy.get)
+    return best, accuracy[best]
 
 # %% ../../nbs/evaluation/03_diagnostics.ipynb #a1cdde13
-def _held_out(labels, seed, fold=5):
-    "Every fifth image of each class, in a random order [N] bool"
+def _validation_mask(labels, seed, fold=5):
+    "Return a mask [N] of every fifth image of each class, in a random order"
     order = np.random.default_rng(seed).permutation(len(labels))
     rank = pd.Series(order).groupby(labels.numpy()[order]).cumcount().to_numpy()
-    held = torch.zeros(len(labels), dtype=torch.bool)
-    held[torch.from_numpy(order[rank % fold == fold - 1])] = True
-    if not held.any():
+    mask = torch.zeros(len(labels), dtype=torch.bool)
+    mask[torch.from_numpy(order[rank % fold == fold - 1])] = True
+    if not mask.any():
         raise DhoError(f"C is chosen on every {fold}th image of a class, and no class has {fold}: give one C")
-    return held
+    return mask
 
 # %% ../../nbs/evaluation/03_diagnostics.ipynb #e3f8f66f
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
-def _counted(student):
-    "Parameters; multiply-adds; these without attention's products and with five operations per normalised element"
+def _count_operations(student):
+    """Return parameters, multiply-adds, and the paper's count: without attention's products, with five operations per
+    normalized element"""
     from torch.utils.flop_counter import FlopCounterMode
-    model, preprocess, normalized = student.model.eval(), student.preprocess, []
-    note = lambda module, given, out: normalized.append(out.numel())
-    hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, _NORMS)]
+    model, preprocess, normalized_elements = student.model.eval(), student.preprocess, []
+    count_elements = lambda module, inputs, output: normalized_elements.append(output.numel())
+    hooks = [m.register_forward_hook(count_elements) for m in model.modules() if isinstance(m, _NORMS)]
     with torch.no_grad(), FlopCounterMode(display=False) as counter: model(torch.zeros(1, 3, preprocess.size, preprocess.size))
     for hook in hooks: hook.remove()
-    found = {str(op): count//2 for op, count in counter.get_flop_counts()["Global"].items()}
-    attention = sum(count for op, count in found.items() if "bmm" in op or "attention" in op)
-    total = sum(found.values())
-    return sum(p.numel() for p in model.parameters()), total, total - attention + 5*sum(normalized)
+    operations = {str(op): count//2 for op, count in counter.get_flop_counts()["Global"].items()}
+    attention = sum(count for op, count in operations.items() if "bmm" in op or "attention" in op)
+    total = sum(operations.values())
+    return sum(p.numel() for p in model.parameters()), total, total - attention + 5*sum(normalized_elements)
 
 # %% ../../nbs/evaluation/03_diagnostics.ipynb #c8565458
 def head_cost(
@@ -227,26 +233,26 @@ def head_cost(
     rounds:int=15,         # Pairs of measurements
     device="cpu",          # Where to measure speed
 )->pd.DataFrame:           # One head, two heads, and their ratio
-    "Parameters, multiply-adds per image and (with `batch`) images per second with one head and with two"
-    make = lambda heads: build_student(spec, classes, heads, size=size, args=args)
-    with torch.device("meta"): counts = [_counted(make(heads)) for heads in (1, 2)]
+    "Return parameters, multiply-adds per image and (with `batch`) images per second with one head and with two"
+    build = lambda heads: build_student(spec, classes, heads, size=size, args=args)
+    with torch.device("meta"): counts = [_count_operations(build(heads)) for heads in (1, 2)]
     table = pd.DataFrame(counts, ["one head", "two heads"],
                          ["parameters", "multiply-adds", "FLOPs as in the paper"], dtype=float)
     table.loc["ratio"] = table.loc["two heads"]/table.loc["one head"]
     if batch:
-        pace = np.array(_paces([make(heads) for heads in (1, 2)], batch, rounds, torch.device(device)))
-        table["images/s"] = [*np.median(pace, 0), np.median(pace[:, 1]/pace[:, 0])]
+        speeds = np.array(_measure_speeds([build(heads) for heads in (1, 2)], batch, rounds, torch.device(device)))
+        table["images/s"] = [*np.median(speeds, 0), np.median(speeds[:, 1]/speeds[:, 0])]
     return table
 
 # %% ../../nbs/evaluation/03_diagnostics.ipynb #731b368a
 @torch.no_grad()
-def _paces(students, batch, rounds, device):
-    "Images per second of two students, in turn, every other round the other way about; the first does not count [rounds, 2]"
+def _measure_speeds(students, batch, rounds, device):
+    "Return images per second of two students [rounds, 2], measured in alternating order after a warm-up round"
     models, size = [s.model.eval().to(device) for s in students], students[0].preprocess.size
     images = torch.randn(batch, 3, size, size, device=device)
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    def pace(model):
-        wait(); began = time.perf_counter()
-        model(images); wait()
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    def speed(model):
+        synchronize(); began = time.perf_counter()
+        model(images); synchronize()
         return batch/(time.perf_counter() - began)
-    return [[pace(m) for m in models[::turn]][::turn] for turn in [1, -1]*(rounds + 1)][1:rounds + 1]
+    return [[speed(m) for m in models[::order]][::order] for order in [1, -1]*(rounds + 1)][1:rounds + 1]

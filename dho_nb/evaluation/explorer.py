@@ -21,24 +21,26 @@ def label_changes(
     outputs:HeadOutputs,  # Both heads' logits
     beta:float=1.0,       # Temperature of the KD head, above 0
 )->pd.DataFrame:          # One row per change: position among the outputs, α, class before, class after, label
-    "Where the answer changes on the way from the KD head (α = 0) to the CE head (α = 1)"
+    """Return where the prediction changes between the KD head (α = 0) and the CE head (α = 1)
+
+    Raises DhoError for β of 0 or less."""
     if not beta > 0: raise DhoError(f"beta lies above 0, not beta={beta}")
     ce, kd = outputs.ce.double().softmax(-1), (outputs.kd.double()/beta).softmax(-1)
-    place, now, found = torch.arange(len(outputs)), kd.argmax(-1), []
-    while len(place):
-        ahead, behind = (p[place] - p[place, now][:, None] for p in (ce, kd))
-        first, after = torch.where(ahead > 0, behind/(behind - ahead), torch.inf).min(-1)
-        moves = first.isfinite()
-        found.append(torch.stack([place, first, now, after, outputs.labels[place]], 1)[moves])
-        place, now = place[moves], after[moves]
+    positions, current, changes = torch.arange(len(outputs)), kd.argmax(-1), []
+    while len(positions):
+        ce_lead, kd_lead = (p[positions] - p[positions, current][:, None] for p in (ce, kd))
+        first, after = torch.where(ce_lead > 0, kd_lead/(kd_lead - ce_lead), torch.inf).min(-1)
+        changing = first.isfinite()
+        changes.append(torch.stack([positions, first, current, after, outputs.labels[positions]], 1)[changing])
+        positions, current = positions[changing], after[changing]
     columns = {"position": int, "alpha": float, "before": int, "after": int, "label": int}
-    table = torch.cat(found).numpy() if found else np.empty((0, len(columns)))
+    table = torch.cat(changes).numpy() if changes else np.empty((0, len(columns)))
     return pd.DataFrame(table,
                         columns=list(columns)).astype(columns).sort_values(["alpha", "position"], ignore_index=True)
 
 # %% ../../nbs/evaluation/04_explorer.ipynb #9038ff33
 class Explorer:
-    "α and β by hand, over stored head outputs"
+    "Set α and β by hand, over stored head outputs"
     def __init__(self,
         outputs:HeadOutputs,  # Of images with labels
         images,               # Pictures by row: `Images`, or a function of `outputs.rows`' values
@@ -50,92 +52,92 @@ class Explorer:
         show:int=12,          # Pictures
     ):
         self.outputs = outputs
-        self.look = images if callable(images) else images.__getitem__
+        self.image_at = images if callable(images) else images.__getitem__
         self.classes = list(classes)
         self.surface = alpha_beta_grid(outputs, alphas, betas)
         self.alphas, self.betas, self.show = list(alphas), list(betas), show
-        self.at, self.known, self.canvas = (float(alpha), self._nearest(beta)), {}, None
+        self.point, self.changes_by_beta, self.canvas = (float(alpha), self._nearest(beta)), {}, None
         self._controls()
 
     def _nearest(self, beta): return self.betas[int(np.abs(np.log(np.array(self.betas)/beta)).argmin())]
 
     @property
     def now(self)->dict:
-        "α, β, and the accuracy and negative log-likelihood at the nearest place of the surface"
-        a, beta = int(np.abs(np.array(self.alphas) - self.at[0]).argmin()), self.at[1]
-        return dict(alpha=self.at[0], beta=beta, accuracy=float(self.surface.accuracy.iloc[a][beta]),
+        "α, β, and the accuracy and negative log-likelihood at the nearest point of the grid"
+        a, beta = int(np.abs(np.array(self.alphas) - self.point[0]).argmin()), self.point[1]
+        return dict(alpha=self.point[0], beta=beta, accuracy=float(self.surface.accuracy.iloc[a][beta]),
                     nll=float(self.surface.nll.iloc[a][beta]))
 
     def move(self,
         alpha:float|None=None,  # Weight of the CE head; where it is if None
         beta:float|None=None,   # Temperature of the KD head, the nearest of the surface's; likewise
     ):
-        "Go to another place, as the sliders do"
-        self.at = self.at[0] if alpha is None else float(alpha), self.at[1] if beta is None else self._nearest(beta)
-        self.alpha.value, self.beta.value = self.at
+        "Move to another point, as the sliders do"
+        self.point = self.point[0] if alpha is None else float(alpha), self.point[1] if beta is None else self._nearest(beta)
+        self.alpha.value, self.beta.value = self.point
         self.picture.value = self.png()
 
 # %% ../../nbs/evaluation/04_explorer.ipynb #968b2abe
 @patch
 def _controls(self:Explorer):
-    "Two sliders and a picture"
+    "Create two sliders and a picture"
     require_extra("lab", "ipywidgets")
     import ipywidgets as w
     wide = dict(layout=w.Layout(width="420px"), style=dict(description_width="24px"))
-    self.alpha = w.FloatSlider(self.at[0], min=0, max=1, step=.01, description="α", **wide)
-    self.beta = w.SelectionSlider(options=self.betas, value=self.at[1], description="β", **wide)
+    self.alpha = w.FloatSlider(self.point[0], min=0, max=1, step=.01, description="α", **wide)
+    self.beta = w.SelectionSlider(options=self.betas, value=self.point[1], description="β", **wide)
     self.picture = w.Image(value=self.png(), format="png", layout=w.Layout(max_width="100%"))
-    self.alpha.observe(lambda change: change["new"] != self.at[0] and self.move(alpha=change["new"]), "value")
-    self.beta.observe(lambda change: change["new"] != self.at[1] and self.move(beta=change["new"]), "value")
+    self.alpha.observe(lambda change: change["new"] != self.point[0] and self.move(alpha=change["new"]), "value")
+    self.beta.observe(lambda change: change["new"] != self.point[1] and self.move(beta=change["new"]), "value")
     self.box = w.VBox([w.HBox([self.alpha, self.beta], layout=w.Layout(flex_flow="row wrap")), self.picture])
 
 # %% ../../nbs/evaluation/04_explorer.ipynb #fdb6c88a
 @patch
 def _repr_mimebundle_(self:Explorer, **kw):
-    "The sliders in a notebook that runs, the picture wherever they cannot move"
-    still = {"image/png": base64.b64encode(self.png()).decode(),
+    "Return the sliders in a running notebook, and the picture for all other viewers"
+    static = {"image/png": base64.b64encode(self.png()).decode(),
              "text/plain": "Explorer({alpha:g}, {beta:g}): accuracy {accuracy:.3f}".format(**self.now)}
-    live = self.box._repr_mimebundle_(**kw) if in_notebook() else None
-    return {**still, **(live[0] if isinstance(live, tuple) else live or {})}
+    interactive = self.box._repr_mimebundle_(**kw) if in_notebook() else None
+    return {**static, **(interactive[0] if isinstance(interactive, tuple) else interactive or {})}
 
 # %% ../../nbs/evaluation/04_explorer.ipynb #8c9c5835
 @patch
 def changes(self:Explorer)->pd.DataFrame:  # As from `label_changes`
-    "The changes at the present β, and the nearest of them, by α"
-    beta = self.at[1]
-    if beta not in self.known: self.known[beta] = label_changes(self.outputs, beta)
-    table = self.known[beta]
-    near = (table["alpha"] - self.at[0]).abs().nsmallest(self.show).index
-    return table.loc[near].sort_values("alpha")
+    "Return the changes at the present β that are nearest to α, sorted by α"
+    beta = self.point[1]
+    if beta not in self.changes_by_beta: self.changes_by_beta[beta] = label_changes(self.outputs, beta)
+    table = self.changes_by_beta[beta]
+    nearest = (table["alpha"] - self.point[0]).abs().nsmallest(self.show).index
+    return table.loc[nearest].sort_values("alpha")
 
 # %% ../../nbs/evaluation/04_explorer.ipynb #9b7ed350
 @patch
 def png(self:Explorer)->bytes:
-    "The picture at the present place"
+    "Return the picture of the present point"
     from matplotlib import rc_context
     file = io.BytesIO()
     with rc_context({"text.parse_math": False}):
-        if self.canvas is None: self._paper()
-        self._place(); self._line(); self._gallery()
+        if self.canvas is None: self._draw_axes()
+        self._draw_mark(); self._draw_curve(); self._draw_gallery()
         self.canvas.savefig(file, format="png", dpi=80)
     self.canvas.set_layout_engine("none")
     return file.getvalue()
 
 # %% ../../nbs/evaluation/04_explorer.ipynb #f5c00bc8
 @patch
-def _paper(self:Explorer):
-    "What stays the same: the axes and the surface"
+def _draw_axes(self:Explorer):
+    "Draw what stays the same: the axes and the surface"
     from matplotlib.figure import Figure
     from matplotlib.colors import Normalize
-    across = min(6, self.show)
-    self.canvas = Figure(figsize=(10, 3.1 + 1.6*-(-self.show//across)), layout="constrained")
-    above, below = self.canvas.subfigures(2, 1, height_ratios=[3.1, 1.6*-(-self.show//across)])
+    columns = min(6, self.show)
+    self.canvas = Figure(figsize=(10, 3.1 + 1.6*-(-self.show//columns)), layout="constrained")
+    above, below = self.canvas.subfigures(2, 1, height_ratios=[3.1, 1.6*-(-self.show//columns)])
     (self.chart, self.curve), self.frames = (above.subplots(1, 2),
-                                             below.subplots(-(-self.show//across), across, squeeze=False).ravel())
+                                             below.subplots(-(-self.show//columns), columns, squeeze=False).ravel())
     values, ticks = self.surface.accuracy.T.to_numpy(), range(len(self.betas))
-    shown = self.chart.pcolormesh(self.alphas, ticks, values, cmap="viridis",
+    mesh = self.chart.pcolormesh(self.alphas, ticks, values, cmap="viridis",
                                   norm=Normalize(values.min(), values.max()), shading="nearest")
-    above.colorbar(shown, ax=self.chart, label="accuracy")
+    above.colorbar(mesh, ax=self.chart, label="accuracy")
     self.chart.set(xlabel="α (weight of the CE head)", ylabel="β (temperature of the KD head)", yticks=ticks,
                    yticklabels=self.betas)
     self.mark, = self.chart.plot([0], [0], "o", ms=11, mfc="none", mec="white", mew=2)
@@ -145,37 +147,37 @@ def _paper(self:Explorer):
 
 # %% ../../nbs/evaluation/04_explorer.ipynb #c780240f
 @patch
-def _place(self:Explorer):
-    "The present place on the surface"
-    self.mark.set_data([self.at[0]], [self.betas.index(self.at[1])])
+def _draw_mark(self:Explorer):
+    "Mark the present point on the surface"
+    self.mark.set_data([self.point[0]], [self.betas.index(self.point[1])])
     self.chart.set_title("α = {alpha:.2f}, β = {beta:g}".format(**self.now), fontsize=10)
 
 @patch
-def _line(self:Explorer):
-    "Accuracy along α at the present β"
+def _draw_curve(self:Explorer):
+    "Draw the accuracy along α at the present β"
     self.curve.clear()
-    self.curve.plot(self.alphas, self.surface.accuracy[self.at[1]], color="#0072b2", marker=".", ms=4)
-    self.curve.axvline(self.at[0], color="#d55e00", lw=1.4)
+    self.curve.plot(self.alphas, self.surface.accuracy[self.point[1]], color="#0072b2", marker=".", ms=4)
+    self.curve.axvline(self.point[0], color="#d55e00", lw=1.4)
     self.curve.set(xlabel="α: 0 is the KD head, 1 the CE head", ylabel="accuracy", xlim=(-.02, 1.02), ylim=self.range)
     self.curve.set_title("accuracy {accuracy:.1%} of {n} images".format(n=len(self.outputs), **self.now), fontsize=10)
 
 # %% ../../nbs/evaluation/04_explorer.ipynb #2c1ffba2
 @patch
-def _gallery(self:Explorer):
-    "The images that change nearest to the present α"
-    near = list(self.changes().itertuples())
-    for frame, change in zip(self.frames, near + [None]*(len(self.frames) - len(near))):
+def _draw_gallery(self:Explorer):
+    "Draw the images that change nearest to the present α"
+    changes = list(self.changes().itertuples())
+    for frame, change in zip(self.frames, changes + [None]*(len(self.frames) - len(changes))):
         frame.clear()
         frame.set(xticks=[], yticks=[], frame_on=change is not None)
-        if change is not None: self._one(frame, change)
+        if change is not None: self._draw_change(frame, change)
 
 # %% ../../nbs/evaluation/04_explorer.ipynb #e7316603
 @patch
-def _one(self:Explorer, frame, change):
-    "A picture between its two answers; the one that holds is coloured by whether it is right"
-    passed = self.at[0] >= change.alpha
-    words = {False: self.classes[change.before], True: f"{self.classes[change.after]}, from {change.alpha:.2f}"}
-    frame.imshow(np.asarray(self.look(int(self.outputs.rows[change.position]))), cmap="gray")
-    for later, which, put in ((False, change.before, frame.set_title), (True, change.after, frame.set_xlabel)):
-        colour = "#666666" if later != passed else "#009e73" if which == change.label else "#d55e00"
-        put(words[later], color=colour, fontsize=9, fontweight="bold" if later == passed else "normal")
+def _draw_change(self:Explorer, frame, change):
+    "Draw a picture between its two predictions"
+    is_after = self.point[0] >= change.alpha
+    labels = {False: self.classes[change.before], True: f"{self.classes[change.after]}, from {change.alpha:.2f}"}
+    frame.imshow(np.asarray(self.image_at(int(self.outputs.rows[change.position]))), cmap="gray")
+    for later, which, write in ((False, change.before, frame.set_title), (True, change.after, frame.set_xlabel)):
+        color = "#666666" if later != is_after else "#009e73" if which == change.label else "#d55e00"
+        write(labels[later], color=color, fontsize=9, fontweight="bold" if later == is_after else "normal")

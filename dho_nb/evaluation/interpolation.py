@@ -17,7 +17,7 @@ import torch
 from ..core.errors import DhoError
 from ..core.plotting import subplots
 from ..data.manifests import Manifest
-from .metrics import _by_class, _gap, _labelled, reliability, scores
+from .metrics import _by_class, _gap, _check_labels, reliability, scores
 from .outputs import HeadOutputs
 
 # %% ../../nbs/evaluation/02_interpolation.ipynb #9090ce23
@@ -26,7 +26,9 @@ def interpolate(
     alpha=0.5,            # Weight of the CE head, in [0, 1]; one number, or a tensor [N] with one per image
     beta:float=1.0,       # Temperature of the KD head, above 0
 )->torch.Tensor:          # [N, C] float32 probabilities
-    "The student's answer"
+    """Return the student's probabilities: α of the CE head and 1 − α of the KD head (paper, equation 8)
+
+    Raises DhoError for α or β out of range."""
     weight = torch.as_tensor(alpha)
     if not ((weight >= 0) & (weight <= 1)).all() or not beta > 0:
         raise DhoError(f"alpha lies in [0, 1] and beta above 0, not alpha={alpha}, beta={beta}")
@@ -40,13 +42,13 @@ def entropy_alpha(
     outputs:HeadOutputs,  # Both heads' logits
     beta:float=1.0,       # Temperature of the KD head, above 0
 )->torch.Tensor:          # [N] float32 in [0, 1]; a half where both heads are certain
-    "A weight of the CE head for each image: inverse to the entropies of the two heads; no label is looked at"
+    "Return a weight of the CE head for each image, inverse to the entropies of the two heads, without labels"
     ce, kd = (torch.special.entr(z.softmax(-1)).sum(-1) for z in (outputs.ce, outputs.kd/beta))
     return torch.where(ce + kd > 0, kd/(ce + kd), .5)
 
 # %% ../../nbs/evaluation/02_interpolation.ipynb #a4813053
-def _answers(outputs, alpha, beta):
-    "Names to functions that make probabilities: each head alone (the KD head at β = 1), and both; one at a time fits into memory"
+def _probabilities(outputs, alpha, beta):
+    "Return functions that compute the probabilities of each head (the KD head at β = 1) and of both"
     return {"CE head": lambda: outputs.ce.softmax(-1), "KD head": lambda: outputs.kd.softmax(-1),
             "both": lambda: interpolate(outputs, alpha, beta)}
 
@@ -55,8 +57,8 @@ def head_table(
     alpha=0.5,            # As for `interpolate`
     beta:float=1.0,       # As for `interpolate`
 )->pd.DataFrame:          # Rows: CE head, KD head, both; columns as in `scores`
-    "Each head alone (the KD head at β = 1), and both together"
-    return pd.DataFrame({name: scores(p(), outputs.labels) for name, p in _answers(outputs, alpha, beta).items()}).T
+    "Return the scores of each head (the KD head at β = 1) and of both together"
+    return pd.DataFrame({name: scores(p(), outputs.labels) for name, p in _probabilities(outputs, alpha, beta).items()}).T
 
 # %% ../../nbs/evaluation/02_interpolation.ipynb #979665f2
 def rows_for_method(
@@ -64,7 +66,7 @@ def rows_for_method(
     heads:int=2,         # Of the student
     answers:str="both",  # As in `Method`: which head answers
 )->pd.DataFrame:
-    "The rows of a table of heads that a student has"
+    "Return the rows of a table of heads that a student has"
     if heads == 1: return table.loc[["both"]].rename({"both": "single head"})
     if answers == "kd": return table.loc[["both"]].rename({"both": "KD head"})
     return table if answers == "both" else table.drop("both").iloc[::-1]
@@ -76,12 +78,12 @@ def per_class(
     alpha=0.5,            # As for `interpolate`
     beta:float=1.0,       # As for `interpolate`
 )->pd.DataFrame:          # One row per class: images, and the accuracy of CE head, KD head, both (NaN without images)
-    "How often each class is recognised; the columns' means are the mean per-class accuracies of `scores`"
+    "Return the accuracy of each class; the columns' means are the mean per-class accuracies of `scores`"
     labels = outputs.labels
-    _labelled(labels)
-    found = {name: _by_class((p().argmax(-1) == labels).double(), labels, len(classes))
-             for name, p in _answers(outputs, alpha, beta).items()}
-    columns = {"images": found["both"][0].numpy(), **{name: by.numpy() for name, (_, by) in found.items()}}
+    _check_labels(labels)
+    accuracy = {name: _by_class((p().argmax(-1) == labels).double(), labels, len(classes))
+             for name, p in _probabilities(outputs, alpha, beta).items()}
+    columns = {"images": accuracy["both"][0].numpy(), **{name: by.numpy() for name, (_, by) in accuracy.items()}}
     return pd.DataFrame(columns, index=pd.Index(list(classes), name="class"))
 
 # %% ../../nbs/evaluation/02_interpolation.ipynb #f18c1f17
@@ -90,31 +92,33 @@ def agreement(
     alpha=0.5,            # As for `interpolate`
     beta:float=1.0,       # As for `interpolate`
 )->dict:                  # Shares of all images, in [0, 1]
-    "Who is right where: groups, what combining the heads leaves wrong of each, and how often the heads agree"
+    """Return shares of the images by which heads are right, and by what their combination leaves wrong
+
+    Raises DhoError for images without a label."""
     if not len(outputs) or (outputs.labels < 0).any():
         raise DhoError("the agreement of the heads needs images with labels")
-    first = [z.argmax(-1) for z in (outputs.ce, outputs.kd, interpolate(outputs, alpha, beta))]
-    ce, kd, combined = (z == outputs.labels for z in first)
+    predictions = [z.argmax(-1) for z in (outputs.ce, outputs.kd, interpolate(outputs, alpha, beta))]
+    ce, kd, combined = (z == outputs.labels for z in predictions)
     groups = dict(both_right=ce & kd, ce_only=ce & ~kd, kd_only=~ce & kd, both_wrong=~ce & ~kd)
-    share = lambda found: found.double().mean().item()
-    left = {f"{name}_left": share(group & ~combined) for name, group in groups.items() if name != "both_right"}
-    return {**{name: share(group) for name, group in groups.items()}, **left,
-            "agree": share(ce == kd), "same_prediction": share(first[0] == first[1])}
+    share = lambda mask: mask.double().mean().item()
+    remaining = {f"{name}_left": share(group & ~combined) for name, group in groups.items() if name != "both_right"}
+    return {**{name: share(group) for name, group in groups.items()}, **remaining,
+            "agree": share(ce == kd), "same_prediction": share(predictions[0] == predictions[1])}
 
 # %% ../../nbs/evaluation/02_interpolation.ipynb #845282ad
 def restrict_classes(
     outputs:HeadOutputs,  # Logits over the classes known to the student; labels count the shifted set's own classes
     positions,            # [K] int: for each class of the shifted set, its position among the student's
 )->HeadOutputs:           # Logits over K classes
-    "The same images, judged among some classes only"
-    keep = torch.as_tensor(np.asarray(positions, dtype=np.int64))
-    if not len(keep) or keep.min() < 0 or keep.max() >= outputs.ce.shape[1] or len(keep.unique()) < len(keep):
+    "Return the same images with some classes only. Raises DhoError where positions repeat or labels do not fit."
+    columns = torch.as_tensor(np.asarray(positions, dtype=np.int64))
+    if not len(columns) or columns.min() < 0 or columns.max() >= outputs.ce.shape[1] or len(columns.unique()) < len(columns):
         raise DhoError(f"positions must be different classes between 0 and {outputs.ce.shape[1] - 1}, one per class of "
                        "the shifted set")
-    if len(outputs) and outputs.labels.max() >= len(keep):
-        raise DhoError(f"a label is {int(outputs.labels.max())} of {len(keep)} kept classes: labels count the kept "
+    if len(outputs) and outputs.labels.max() >= len(columns):
+        raise DhoError(f"a label is {int(outputs.labels.max())} of {len(columns)} kept classes: labels count the kept "
                        "classes from 0")
-    return HeadOutputs(outputs.ce[:, keep], outputs.kd[:, keep], outputs.labels, outputs.rows)
+    return HeadOutputs(outputs.ce[:, columns], outputs.kd[:, columns], outputs.labels, outputs.rows)
 
 # %% ../../nbs/evaluation/02_interpolation.ipynb #112ef193
 def shift_table(
@@ -123,7 +127,7 @@ def shift_table(
     beta:float=1.0,                # As for `interpolate`; likewise
     validation:str="validation",   # The one among the names that is not shifted, if it is there
 )->pd.DataFrame:                   # A row per set and per average: images, and the accuracy of CE head, KD head, both
-    "Accuracy on shifted test sets, averaged over the shifts, and with the validation set"
+    "Return the accuracy on shifted test sets, averaged over the shifts, and with the validation set"
     parts = {name: head_table(o, alpha, beta)["accuracy"] for name, o in sets.items()}
     table = pd.DataFrame(parts).T
     means = {"mean over shifts": table.drop(index=validation, errors="ignore").mean()}
@@ -139,7 +143,7 @@ BETAS = (0.1, 0.3, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0)
 
 @dataclass(frozen=True)
 class AlphaBetaGrid:
-    "Accuracy and negative log-likelihood over a grid of α and β"
+    "Hold accuracy and negative log-likelihood over a grid of α and β"
     accuracy:pd.DataFrame  # Index α, columns β
     nll:pd.DataFrame       # In nats
 
@@ -147,46 +151,47 @@ class AlphaBetaGrid:
 _ROWS, _FIRST, _SLACK = 512, 4, 1e-5  # Most images at a time; classes each head puts forward; room should `exp` not be monotone
 
 def _rivals(ce, kd, labels):
-    "For each head [2 + 2*first, N]: the label, the classes that either head puts first save the label, the head's last of those"
+    """Return the classes to compare for each head [2 + 2·first, N]: the label, both heads' first classes, the head's
+    last of those"""
     firsts = [z.topk(min(_FIRST, z.shape[1])).indices.T for z in (ce, kd)]
     rivals = torch.cat(firsts)
     rivals = (rivals + (rivals == labels)) % ce.shape[1]
     return [torch.cat([labels[None], rivals, first[-1:]]) for first in firsts]
 
 def _count_correct(ce, kd, weights):
-    "The label's probability, where it surely wins, where only all classes can tell [β, α, N]: from probabilities at `_rivals`"
+    "Return the label's probability, where it surely wins, and where only all classes can tell [β, α, N]"
     p = weights[0]*ce + weights[1]*kd
-    own, rival, rest = p[..., 0, :], p[..., 1:-1, :].amax(-2), p[..., -1, :]*(1 + _SLACK) + 1e-37
-    right = own > torch.maximum(rival, rest)
-    return own, right, ~(right | (rival > own))
+    label_probability, best_rival, bound = p[..., 0, :], p[..., 1:-1, :].amax(-2), p[..., -1, :]*(1 + _SLACK) + 1e-37
+    correct = label_probability > torch.maximum(best_rival, bound)
+    return label_probability, correct, ~(correct | (best_rival > label_probability))
 
 # %% ../../nbs/evaluation/02_interpolation.ipynb #de2f21fd
-def _block(outputs, alphas, betas, weights):
-    "Of some images: how many are right, and their negative log-likelihood [2, β, α]"
+def _grid_block(outputs, alphas, betas, weights):
+    "Return the number of right images and the sum of their negative log-likelihood [2, β, α]"
     at_ce, at_kd = _rivals(outputs.ce, outputs.kd, outputs.labels)
     ce = outputs.ce.softmax(-1).T.gather(0, at_ce)
     kd = torch.stack([(outputs.kd/beta).softmax(-1).T.gather(0, at_kd) for beta in betas])
-    own, right, unsure = _count_correct(ce, kd[:, None], weights)
+    label_probability, correct, unsure = _count_correct(ce, kd[:, None], weights)
     for b, a in unsure.any(-1).nonzero().tolist():
-        some = outputs.only(unsure[b, a])
-        right[b, a, unsure[b, a]] = interpolate(some, alphas[a], betas[b]).argmax(-1) == some.labels
-    return torch.stack([right.double(), -own.double().clamp_min(1e-12).log()]).sum(-1)
+        subset = outputs.only(unsure[b, a])
+        correct[b, a, unsure[b, a]] = interpolate(subset, alphas[a], betas[b]).argmax(-1) == subset.labels
+    return torch.stack([correct.double(), -label_probability.double().clamp_min(1e-12).log()]).sum(-1)
 
 # %% ../../nbs/evaluation/02_interpolation.ipynb #1bd2ff9f
 @contextmanager
-def _single_head_accuracy():
-    "Threads that compute one block each: those that share one wait for each other, for long where other work runs"
+def _block_threads():
+    "Yield threads that compute one block each, with one torch thread"
     threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool: yield pool
     finally: torch.set_num_threads(threads)
 
-def _sweep(outputs, alphas, betas):
-    "`_block` for all images"
+def _grid_sum(outputs, alphas, betas):
+    "Return `_grid_block` summed over all images"
     weights = torch.tensor([[a, 1 - a] for a in alphas], dtype=torch.float32).T[..., None, None]
     step = min(_ROWS, 1 + 2**17//outputs.ce.shape[1])
-    block = lambda i: _block(outputs.only(slice(i, i + step)), alphas, betas, weights)
-    with _single_head_accuracy() as pool: return sum(pool.map(block, range(0, len(outputs), step)))
+    block = lambda i: _grid_block(outputs.only(slice(i, i + step)), alphas, betas, weights)
+    with _block_threads() as pool: return sum(pool.map(block, range(0, len(outputs), step)))
 
 # %% ../../nbs/evaluation/02_interpolation.ipynb #2d42054b
 def alpha_beta_grid(
@@ -194,35 +199,37 @@ def alpha_beta_grid(
     alphas=ALPHAS,        # Weights of the CE head
     betas=BETAS,          # Temperatures of the KD head
 )->AlphaBetaGrid:
-    "How good the interpolation is for every α and β: exact, though few images need all their classes"
+    """Return accuracy and negative log-likelihood for every α and β
+
+    Raises DhoError for images without a label and values out of range."""
     if not len(outputs) or (outputs.labels < 0).any(): raise DhoError("the α/β surface needs images with labels")
     if not (0 <= min(alphas) <= max(alphas) <= 1 and min(betas) > 0):
         raise DhoError(f"alpha lies in [0, 1] and beta above 0, not alpha={list(alphas)}, beta={list(betas)}")
-    accuracy, nll = (_sweep(outputs, alphas, betas)/len(outputs)).mT.numpy()
+    accuracy, nll = (_grid_sum(outputs, alphas, betas)/len(outputs)).mT.numpy()
     sides = dict(index=pd.Index(alphas, name="α"), columns=pd.Index(betas, name="β"))
     return AlphaBetaGrid(pd.DataFrame(accuracy, **sides), pd.DataFrame(nll, **sides))
 
 # %% ../../nbs/evaluation/02_interpolation.ipynb #afc6fc91
 def best_alpha_beta(
-    found:AlphaBetaGrid,  # On images that may choose: validation, never test
+    grid:AlphaBetaGrid,  # On images that may choose: validation, never test
 )->tuple[float, float]:  # α, β
-    "The most accurate α and β; among equals, the one with the smallest negative log-likelihood"
-    best = found.accuracy.to_numpy() == found.accuracy.to_numpy().max()
-    a, b = np.unravel_index(np.where(best, found.nll.to_numpy(), np.inf).argmin(), best.shape)
-    return float(found.accuracy.index[a]), float(found.accuracy.columns[b])
+    "Return the most accurate α and β; among equals, the one with the smallest negative log-likelihood"
+    best = grid.accuracy.to_numpy() == grid.accuracy.to_numpy().max()
+    a, b = np.unravel_index(np.where(best, grid.nll.to_numpy(), np.inf).argmin(), best.shape)
+    return float(grid.accuracy.index[a]), float(grid.accuracy.columns[b])
 
 # %% ../../nbs/evaluation/02_interpolation.ipynb #94244d0e
 def plot_alpha_beta_grid(
-    found:AlphaBetaGrid,        # From `alpha_beta_grid`
+    grid:AlphaBetaGrid,        # From `alpha_beta_grid`
     mark=None,            # (α, β) to point at
     title:str="",         # Above the figure
 ):                        # A matplotlib figure
-    "The surface as a picture"
+    "Plot the accuracy for every α and β"
     from matplotlib.patheffects import withStroke
     figure, axis = subplots(figsize=(5.2, 3.6), layout="constrained")
-    values = found.accuracy.T.to_numpy()
+    values = grid.accuracy.T.to_numpy()
     figure.colorbar(axis.imshow(values, aspect="auto", origin="lower", cmap="viridis"), label="accuracy")
-    alphas, betas = list(found.accuracy.index), list(found.accuracy.columns)
+    alphas, betas = list(grid.accuracy.index), list(grid.accuracy.columns)
     each = max(1, len(alphas)//5)
     axis.set(xlabel="α (weight of the CE head)", ylabel="β (temperature of the KD head)",
              title=title or "Accuracy for every α and β", xticks=range(0, len(alphas), each),
@@ -243,7 +250,7 @@ def plot_reliability(
     labels:torch.Tensor,  # [N]
     bins:int=15,          # Of confidence
 ):                        # A matplotlib figure
-    "A panel for each: accuracy in bins of confidence as bars, the gap to the diagonal, and where the images are"
+    "Plot accuracy and share of images by bins of confidence, a panel for each name"
     figure, axes = subplots(2, len(answers), figsize=(.4 + 2.4*len(answers), 3.3), sharex=True,
                                 sharey="row", squeeze=False, height_ratios=[3, 1], layout="constrained")
     for (name, p), (above, below) in zip(answers.items(), axes.T):
@@ -267,7 +274,7 @@ def predictions(
     alpha:float,          # As for `interpolate`
     beta:float,           # As for `interpolate`
 )->pd.DataFrame:          # One row per image
-    "What the student says about each image: together, and head by head (the KD head at temperature β), with confidences"
+    "Return each image's prediction and confidence: combined, and by head (the KD head at temperature β)"
     table = manifest.table.iloc[outputs.rows.numpy()][["path", "split", "label"]].reset_index(drop=True)
     names = np.array([*manifest.classes, ""], dtype=object)
     table["label"] = names[table["label"]]

@@ -16,15 +16,15 @@ def reliability(
     labels:torch.Tensor,         # [N] int64
     bins:int=15,                 # Of equal width
 )->pd.DataFrame:                 # One row per bin that has images: share of the images, mean confidence, accuracy
-    "How often the answers of each degree of confidence are right"
+    "Return accuracy, mean confidence and share of images by bins of confidence"
     probabilities, labels = probabilities.detach().cpu(), labels.cpu()
-    confidence, said = probabilities.max(-1)
-    place = (torch.bucketize(confidence, torch.linspace(0, 1, bins + 1), right=True) - 1).clamp_max(bins - 1)
-    each = pd.DataFrame(dict(confidence=confidence.double(), accuracy=(said == labels).double()))
-    table = each.groupby(place.numpy()).agg(["mean", "size"])
+    confidence, predictions = probabilities.max(-1)
+    bin_of_image = (torch.bucketize(confidence, torch.linspace(0, 1, bins + 1), right=True) - 1).clamp_max(bins - 1)
+    images = pd.DataFrame(dict(confidence=confidence.double(), accuracy=(predictions == labels).double()))
+    table = images.groupby(bin_of_image.numpy()).agg(["mean", "size"])
     share = table["accuracy", "size"]/len(labels)
-    found = dict(share=share, confidence=table["confidence", "mean"], accuracy=table["accuracy", "mean"])
-    return pd.DataFrame(found).rename_axis("bin")
+    columns = dict(share=share, confidence=table["confidence", "mean"], accuracy=table["accuracy", "mean"])
+    return pd.DataFrame(columns).rename_axis("bin")
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #ee80cbaf
 _SCORES = ("accuracy", "class_accuracy", "top5", "nll", "ece")
@@ -33,26 +33,30 @@ def scores(
     probabilities:torch.Tensor,  # [N, C]
     labels:torch.Tensor,         # [N] int64
 )->dict:                         # accuracy, class_accuracy, top5 (where C > 5), nll, ece
-    "Top-1, mean per-class and top-5 accuracy, negative log-likelihood, calibration error; NaN without images"
-    classes, wanted = probabilities.shape[1], [k for k in _SCORES if k != "top5" or probabilities.shape[1] > 5]
-    if not len(labels): return dict.fromkeys(wanted, float("nan"))
+    """Return top-1, mean per-class and top-5 accuracy, negative log-likelihood in nats and calibration error; NaN
+    without images
+
+    Raises DhoError for images without a label."""
+    classes, names = probabilities.shape[1], [k for k in _SCORES if k != "top5" or probabilities.shape[1] > 5]
+    if not len(labels): return dict.fromkeys(names, float("nan"))
     probabilities, labels = probabilities.detach().cpu(), labels.cpu()
-    _labelled(labels)
-    own = probabilities[torch.arange(len(labels)), labels].double().clamp_min(1e-12)
-    right = (probabilities.argmax(-1) == labels).double()
-    found = dict(accuracy=right.mean(), class_accuracy=_by_class(right, labels, classes)[1].nanmean(),
-                 nll=-own.log().mean(), ece=torch.tensor(_gap(reliability(probabilities, labels))))
-    if classes > 5: found["top5"] = (probabilities.topk(5).indices == labels[:, None]).any(-1).double().mean()
-    return {k: found[k].item() for k in wanted}
+    _check_labels(labels)
+    label_probability = probabilities[torch.arange(len(labels)), labels].double().clamp_min(1e-12)
+    correct = (probabilities.argmax(-1) == labels).double()
+    values = dict(accuracy=correct.mean(), class_accuracy=_by_class(correct, labels, classes)[1].nanmean(),
+                 nll=-label_probability.log().mean(), ece=torch.tensor(_gap(reliability(probabilities, labels))))
+    if classes > 5: values["top5"] = (probabilities.topk(5).indices == labels[:, None]).any(-1).double().mean()
+    return {k: values[k].item() for k in names}
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #3e81376e
-def _labelled(labels):
+def _check_labels(labels):
+    "Refuse labels of -1"
     if (labels < 0).any(): raise DhoError("cannot score images without a label: keep those with labels >= 0")
 
 def _gap(binned): return (binned["share"]*(binned["accuracy"] - binned["confidence"]).abs()).sum()
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #c0898d08
 def _by_class(right, labels, classes):
-    "Images per class, and the share of them that is right; NaN for a class without images"
+    "Return images per class and the share of them that is right; NaN for a class without images"
     count = torch.bincount(labels, minlength=classes)
     return count, torch.bincount(labels, weights=right, minlength=classes)/count

@@ -8,20 +8,20 @@ __all__ = ['dot', 'cosine', 'add_gradients', 'pcgrad', 'error_product']
 # %% ../../nbs/losses/01_gradients.ipynb #99e99133
 import torch
 import torch.nn.functional as F
-from .losses import _zero_if_empty
+from .losses import _float32
 
 # %% ../../nbs/losses/01_gradients.ipynb #4a6247e3
 def dot(
     a, b,          # Gradients: lists of tensors, with None for 0
 )->torch.Tensor:   # Scalar
-    "Inner product of two gradients, in float32 at least"
-    both = [(_zero_if_empty(x)*_zero_if_empty(y)).sum() for x, y in zip(a, b) if x is not None and y is not None]
+    "Return the inner product of two gradients, in float32 at least"
+    both = [(_float32(x)*_float32(y)).sum() for x, y in zip(a, b) if x is not None and y is not None]
     return torch.stack(both).sum() if both else torch.zeros(())
 
 def cosine(
     a, b,          # Gradients: lists of tensors, with None for 0
 )->torch.Tensor:   # Scalar in [-1, 1]
-    "Cosine of the angle between two gradients, each taken as one long vector; NaN where one of them is zero"
+    "Return the cosine of the angle between two gradients, each as one long vector; NaN where one of them is zero"
     return dot(a, b)/(dot(a, a).sqrt()*dot(b, b).sqrt())
 
 # %% ../../nbs/losses/01_gradients.ipynb #fb64f1e5
@@ -29,24 +29,24 @@ def add_gradients(
     a, b,             # Gradients: lists of tensors, with None for 0
     factor:float=1.,  # Of b
 )->list:              # Likewise
-    "a + factor·b"
+    "Return a + factor·b"
     return [x if y is None else factor*y if x is None else x + factor*y for x, y in zip(a, b)]
 
 def pcgrad(
     a, b,     # Gradients: lists of tensors, with None for 0
 )->list:
-    "Their sum, each without what it has against the other"
+    "Return the sum of two gradients, each without its conflict with the other (arXiv 2001.06782)"
     along, sizes = dot(a, b).clamp(max=0), [dot(g, g).clamp_min(1e-30) for g in (a, b)]
     return add_gradients(add_gradients(a, b, -along/sizes[1]), add_gradients(b, a, -along/sizes[0]))
 
 # %% ../../nbs/losses/01_gradients.ipynb #e868a803
 def error_product(
-    ce_logits, kd_logits, teacher, labels,  # As for `dho`
+    ce_logits, kd_logits, teacher, labels,  # As for `dho_loss`
     tau:float=2.0,          # Distillation temperature
     total:int|None=None,    # Divisor; L if None
 )->torch.Tensor:            # Scalar
-    "Mean inner product of what the labels and what the teacher want changed, on labelled images"
+    "Return the mean inner product of the errors to labels and to teacher, on labelled images (paper, equation 3)"
     n = len(labels)
-    wrong = _zero_if_empty(ce_logits[:n]).softmax(-1) - F.one_hot(labels, ce_logits.shape[-1])
-    other = (_zero_if_empty(kd_logits[:n])/tau).softmax(-1) - (_zero_if_empty(teacher[:n])/tau).softmax(-1)
-    return (wrong*other).sum()/max(total or n, 1)
+    ce_error = _float32(ce_logits[:n]).softmax(-1) - F.one_hot(labels, ce_logits.shape[-1])
+    kd_error = (_float32(kd_logits[:n])/tau).softmax(-1) - (_float32(teacher[:n])/tau).softmax(-1)
+    return (ce_error*kd_error).sum()/max(total or n, 1)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['cross_entropy', 'kl_divergence', 'dho_loss', 'ce_loss', 'kd_loss', 'sskd_loss', 'binary_kl', 'dkd_divergence',
-           'class_costs', 'optimal_transport', 'wkd_divergence', 'targeted', 'feature_distance', 'kd_feature_loss',
+           'class_costs', 'optimal_transport', 'wkd_divergence', 'with_target', 'feature_distance', 'kd_feature_loss',
            'ce_kd_feature_loss', 'dho_plus_loss', 'self_training_loss']
 
 # %% ../../nbs/losses/00_losses.ipynb #9471005e
@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from ..core.errors import DhoError
 
 # %% ../../nbs/losses/00_losses.ipynb #9863a239
-def _zero_if_empty(logits):
-    "At least float32, whatever autocast made of them; float64 stays"
+def _float32(logits):
+    "Return logits in float32 at least, whatever autocast gave; float64 stays"
     return logits if logits.dtype == torch.float64 else logits.float()
 
 def cross_entropy(
@@ -24,8 +24,8 @@ def cross_entropy(
     labels:torch.Tensor,   # [N] int64
     total:int|None=None,   # Divisor; N if None
 )->torch.Tensor:           # Scalar
-    "Mean cross-entropy in nats; 0 for an empty batch"
-    return F.cross_entropy(_zero_if_empty(logits), labels, reduction="sum")/max(total or len(labels), 1)
+    "Return the mean cross-entropy in nats; 0 for an empty batch"
+    return F.cross_entropy(_float32(logits), labels, reduction="sum")/max(total or len(labels), 1)
 
 # %% ../../nbs/losses/00_losses.ipynb #fdae90aa
 def kl_divergence(
@@ -35,8 +35,8 @@ def kl_divergence(
     total:int|None=None,    # Divisor; N if None
     scaled:bool=True,       # Multiply by tau**2
 )->torch.Tensor:            # Scalar
-    "Mean KL divergence from teacher to student in nats; 0 for an empty batch"
-    log_p, log_q = (F.log_softmax(_zero_if_empty(z)/tau, -1) for z in (teacher, student))
+    "Return the mean KL divergence from teacher to student in nats (paper, equation 6); 0 for an empty batch"
+    log_p, log_q = (F.log_softmax(_float32(z)/tau, -1) for z in (teacher, student))
     mean = F.kl_div(log_q, log_p, reduction="sum", log_target=True)/max(total or len(student), 1)
     return mean*(tau**2 if scaled else 1)
 
@@ -52,7 +52,7 @@ def dho_loss(
     totals=(None, None),          # Divisors for labelled and unlabelled images
     distil:Callable=kl_divergence,  # (student, teacher, tau, total) to a scalar
 )->dict:                          # loss, ce, kd_labelled, kd_unlabelled
-    "Labels through the CE head, the teacher through the KD head (paper, equations 5 and 6)"
+    "Return DHO's loss: labels through the CE head, the teacher through the KD head (paper, equations 5 and 6)"
     n = len(labels)
     ce = cross_entropy(ce_logits[:n], labels, totals[0])
     kd_labelled = distil(kd_logits[:n], teacher[:n], tau, totals[0])
@@ -65,7 +65,7 @@ def ce_loss(
     ce_logits, kd_logits, teacher, labels,  # As for `dho_loss`; only `ce_logits` and `labels` matter
     ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None),  # Likewise; only `totals` matters
 )->dict:  # loss, ce
-    "Labelled images only: plain supervised learning"
+    "Return the loss of plain supervised learning, on labelled images only"
     value = cross_entropy(ce_logits[:len(labels)], labels, totals[0])
     return dict(loss=value, ce=value)
 
@@ -74,7 +74,7 @@ def kd_loss(
     ce_logits, kd_logits, teacher, labels,  # As for `dho_loss`; the labels are not used
     ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None),  # Likewise; the weights are not used
 )->dict:  # loss, kd_unlabelled
-    "The teacher only, on unlabelled images: zero-shot distillation"
+    "Return the loss of zero-shot distillation: the teacher only, on unlabelled images"
     n = len(labels)
     value = kl_divergence(kd_logits[n:], teacher[n:], tau, totals[1])
     return dict(loss=value, kd_unlabelled=value)
@@ -83,7 +83,7 @@ def kd_loss(
 def sskd_loss(
     ce_logits, kd_logits, teacher, labels, ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None),  # As for `dho_loss`
 )->dict:  # loss, ce, kd_unlabelled
-    "Labelled images for one head, unlabelled ones for the other (paper, table 1: SSKD)"
+    "Return SSKD's loss: labelled images for one head, unlabelled ones for the other (paper, table 1)"
     n = len(labels)
     ce = cross_entropy(ce_logits[:n], labels, totals[0])
     kd_unlabelled = kl_divergence(kd_logits[n:], teacher[n:], tau, totals[1])
@@ -96,8 +96,8 @@ def binary_kl(
     tau:float=2.0,          # Temperature
     total:int|None=None,    # Divisor; N if None
 )->torch.Tensor:            # Scalar
-    "DHKD's BinaryKL-Norm in nats: every class by itself, no softmax; 0 for an empty batch"
-    student, teacher = _zero_if_empty(student), _zero_if_empty(teacher)
+    "Return DHKD's BinaryKL-Norm in nats: each class by itself, without a softmax; 0 for an empty batch"
+    student, teacher = _float32(student), _float32(teacher)
     d = (student - teacher + teacher.mean(-1, keepdim=True))/tau
     return tau**2*(F.softplus(d) - d/2 - math.log(2)).sum()/max(total or len(student), 1)
 
@@ -111,9 +111,9 @@ def dkd_divergence(
     target_weight:float=1.0,  # DKD's α
     rest_weight:float=0.5,   # DKD's β; 0.5 in its ImageNet experiments
 )->torch.Tensor:             # Scalar
-    "Decoupled KL divergence in nats; 0 for an empty batch"
+    "Return the decoupled KL divergence in nats (arXiv 2203.08679); 0 for an empty batch"
     target, size = teacher.argmax(-1) if target is None else target, max(total or len(student), 1)
-    log_p, log_q = (F.log_softmax(_zero_if_empty(z)/tau, -1) for z in (teacher, student))
+    log_p, log_q = (F.log_softmax(_float32(z)/tau, -1) for z in (teacher, student))
     hit = F.one_hot(target, student.shape[-1]).bool()
     either = lambda log: torch.stack([log[hit], log.masked_fill(hit, -torch.inf).logsumexp(-1)], -1)
     rest = lambda log: log[~hit].view(len(log), log.shape[-1] - 1).log_softmax(-1)
@@ -125,7 +125,7 @@ def class_costs(
     head:torch.Tensor,   # [C, D] class embeddings of length 1
     kappa:float=1.0,     # How fast cost grows with distance
 )->torch.Tensor:         # [C, C] in [0, 1)
-    "What it costs to mistake one class for another"
+    "Return the cost of mistaking one class for another: 1 − exp(−κ(1 − cosine))"
     return 1 - torch.exp(-kappa*(1 - head @ head.T).clamp_min(0))
 
 # %% ../../nbs/losses/00_losses.ipynb #1d759b35
@@ -136,7 +136,7 @@ def optimal_transport(
     blur:float=0.05,       # Entropic regularisation
     steps:int=10,          # Of Sinkhorn's iteration
 )->torch.Tensor:           # [N]
-    "Entropic optimal transport cost from student to teacher (Sinkhorn; Cuturi, 2013); differentiable"
+    "Return the entropic optimal transport cost from student to teacher (Sinkhorn; Cuturi, 2013); differentiable"
     kernel, tiny = torch.exp(-cost/blur), 1e-30
     left = torch.full_like(student, 1/student.shape[-1])
     for _ in range(steps):
@@ -154,26 +154,29 @@ def wkd_divergence(
     target:torch.Tensor|None=None,  # [N] int64; the teacher's first choice if None
     weight:float=30.0,       # Of the transport beside the target's cross-entropy; 30 in WKD's ImageNet experiments
 )->torch.Tensor:             # Scalar
-    "WKD-L: the target by cross-entropy, the rest by optimal transport; 0 for an empty batch"
+    """Return WKD-L's divergence: the target by cross-entropy, the rest by optimal transport; 0 for an empty batch
+
+    Raises DhoError where `cost` is missing."""
     if cost is None:
         raise DhoError("WKD needs cost=, what it costs to mistake one class for another: class_costs(head) of the "
                        "zero-shot head")
-    student, teacher, target = _zero_if_empty(student), _zero_if_empty(teacher), teacher.argmax(-1) if target is None else target
+    student, teacher = _float32(student), _float32(teacher)
+    target = teacher.argmax(-1) if target is None else target
     hit = F.one_hot(target, student.shape[-1]).bool()
-    named = -(teacher.softmax(-1)[hit]*student.log_softmax(-1)[hit])
+    target_part = -(teacher.softmax(-1)[hit]*student.log_softmax(-1)[hit])
     rest = [(z/tau).masked_fill(hit, -torch.inf).softmax(-1) for z in (student, teacher)]
-    return (named + weight*optimal_transport(*rest, cost.to(student.dtype))).sum()/max(total or len(student), 1)
+    return (target_part + weight*optimal_transport(*rest, cost.to(student.dtype))).sum()/max(total or len(student), 1)
 
 # %% ../../nbs/losses/00_losses.ipynb #3aca46bd
-def targeted(
+def with_target(
     divergence:Callable,  # `dkd_divergence` or `wkd_divergence`
 )->Callable:              # An objective
-    "Labels through the CE head, the teacher through the KD head by a divergence that asks for a target class"
+    "Return an objective as `dho_loss`, with a divergence that needs a target class: the label, or the teacher's first choice"
     def objective(ce_logits, kd_logits, teacher, labels, ce_weight=0.5, kd_weight=0.5, tau=2.0,
                   totals=(None, None), **extra):
-        target = torch.cat([labels, teacher[len(labels):].argmax(-1)])
-        parts = iter(target.split([len(labels), len(target) - len(labels)]))
-        distil = lambda s, t, tau, total: divergence(s, t, tau, total, target=next(parts), **extra)
+        unlabelled = teacher[len(labels):].argmax(-1)
+        targets = iter((labels, unlabelled))
+        distil = lambda s, t, tau, total: divergence(s, t, tau, total, target=next(targets), **extra)
         return dho_loss(ce_logits, kd_logits, teacher, labels, ce_weight, kd_weight, tau, totals, distil)
     return objective
 
@@ -183,11 +186,13 @@ def feature_distance(
     embeddings:torch.Tensor,  # [N, D] the teacher's
     total:int|None=None,      # Divisor; N if None
 )->torch.Tensor:              # Scalar
-    "Mean squared distance between directions; 0 for an empty batch"
-    there = [F.normalize(_zero_if_empty(v), dim=-1) for v in (features, embeddings)]
-    return (there[0] - there[1]).square().sum()/max(total or len(features), 1)
+    "Return the mean squared distance between directions; 0 for an empty batch"
+    directions = [F.normalize(_float32(v), dim=-1) for v in (features, embeddings)]
+    return (directions[0] - directions[1]).square().sum()/max(total or len(features), 1)
 
+# %% ../../nbs/losses/00_losses.ipynb #11d67ccd
 def _require_features(features, embeddings):
+    "Refuse feature distillation without features or embeddings"
     if features is None or embeddings is None:
         raise DhoError("feature distillation needs features= of the student, model(images, features=True), and "
                        "embeddings= of the teacher")
@@ -197,7 +202,9 @@ def kd_feature_loss(
     ce_logits, kd_logits, teacher, labels, ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None),  # As for `dho_loss`
     features=None, embeddings=None,  # [L+U, D] of student and teacher
 )->dict:  # loss, feature_unlabelled
-    "The teacher's embeddings only, on unlabelled images"
+    """Return the distance to the teacher's embeddings on unlabelled images
+
+    Raises DhoError where features or embeddings are missing."""
     _require_features(features, embeddings)
     value = feature_distance(features[len(labels):], embeddings[len(labels):], totals[1])
     return dict(loss=value, feature_unlabelled=value)
@@ -207,37 +214,43 @@ def ce_kd_feature_loss(
     ce_logits, kd_logits, teacher, labels, ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None),  # As for `dho_loss`
     features=None, embeddings=None,  # [L+U, D] of student and teacher
 )->dict:  # loss, ce, feature_labelled, feature_unlabelled
-    "Labels through the head, the teacher through the features (paper, table 1: CE+KD feature)"
+    """Return the loss of labels on the head and the teacher on the features (paper, table 1: CE+KD feature)
+
+    Raises DhoError where features or embeddings are missing."""
     _require_features(features, embeddings)
     n, ce = len(labels), cross_entropy(ce_logits[:len(labels)], labels, totals[0])
-    seen = feature_distance(features[:n], embeddings[:n], totals[0])
-    unseen = feature_distance(features[n:], embeddings[n:], totals[1])
-    return dict(loss=ce_weight*ce + kd_weight*(seen + unseen), ce=ce, feature_labelled=seen, feature_unlabelled=unseen)
+    labelled = feature_distance(features[:n], embeddings[:n], totals[0])
+    unlabelled = feature_distance(features[n:], embeddings[n:], totals[1])
+    loss = ce_weight*ce + kd_weight*(labelled + unlabelled)
+    return dict(loss=loss, ce=ce, feature_labelled=labelled, feature_unlabelled=unlabelled)
 
 # %% ../../nbs/losses/00_losses.ipynb #0231dfad
 def dho_plus_loss(
     ce_logits, kd_logits, teacher, labels, ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None),  # As for `dho_loss`
-    pool=None,  # [U, C] probabilities, what the pool says about the unlabelled images
-    sure=0.9,   # Probability from which on the two together count
+    pool=None,  # [U, C] probabilities of the unlabelled images by the pool's structure
+    sure=0.9,   # Least probability of a confident target
 )->dict:  # loss, ce, ce_pool, kd_labelled, kd_unlabelled
-    "As `dho_loss`, and what the pool and the CE head are sure of together as a target for the CE head"
+    """Return `dho_loss` plus cross-entropy to the confident product of the pool's and the CE head's probabilities
+
+    Raises DhoError where `pool` is missing."""
     if pool is None:
         raise DhoError("dho-plus needs pool=, probabilities of the unlabelled images by their structure: softmax of "
-                       "judge(…).logits")
+                       "select_head(…).logits")
     parts = dho_loss(ce_logits, kd_logits, teacher, labels, ce_weight, kd_weight, tau, totals)
-    logits = _zero_if_empty(ce_logits[len(labels):])
-    together = (logits.detach().log_softmax(-1) + pool.clamp_min(1e-8).log()).softmax(-1)
-    counts = (together >= sure).any(-1, keepdim=True)
-    told = -(counts*together*logits.log_softmax(-1)).sum()/max(totals[1] or len(logits), 1)
-    return dict(parts, loss=parts["loss"] + ce_weight*told, ce_pool=told)
+    logits = _float32(ce_logits[len(labels):])
+    target = (logits.detach().log_softmax(-1) + pool.clamp_min(1e-8).log()).softmax(-1)
+    confident = (target >= sure).any(-1, keepdim=True)
+    ce_pool = -(confident*target*logits.log_softmax(-1)).sum()/max(totals[1] or len(logits), 1)
+    return dict(parts, loss=parts["loss"] + ce_weight*ce_pool, ce_pool=ce_pool)
 
 # %% ../../nbs/losses/00_losses.ipynb #7c4469fd
 def self_training_loss(
     ce_logits, kd_logits, teacher, labels, ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None),  # As for `dho_loss`
-    sure=0.95,  # Probability from which on an own answer counts as a label
+    sure=0.95,  # Least probability of a prediction that counts as a label
 )->dict:        # loss, ce, own
-    "Labels, and on unlabelled images the student's own sure answers"
-    n, logits = len(labels), _zero_if_empty(ce_logits[len(labels):])
-    ce, (confidence, own) = cross_entropy(ce_logits[:n], labels, totals[0]), logits.detach().softmax(-1).max(-1)
-    told = (F.cross_entropy(logits, own, reduction="none")*(confidence >= sure)).sum()/max(totals[1] or len(logits), 1)
-    return dict(loss=ce + told, ce=ce, own=told)
+    "Return cross-entropy on labels and, on unlabelled images, on the student's own confident predictions (Lee, 2013)"
+    n, logits = len(labels), _float32(ce_logits[len(labels):])
+    ce, (confidence, predictions) = cross_entropy(ce_logits[:n], labels, totals[0]), logits.detach().softmax(-1).max(-1)
+    values = F.cross_entropy(logits, predictions, reduction="none")*(confidence >= sure)
+    own_labels = values.sum()/max(totals[1] or len(logits), 1)
+    return dict(loss=ce + own_labels, ce=ce, own=own_labels)

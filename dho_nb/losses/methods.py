@@ -8,48 +8,59 @@ __all__ = ['METHODS', 'SHIPPED', 'Method', 'get_method']
 # %% ../../nbs/losses/02_methods.ipynb #2a1c59cd
 from dataclasses import dataclass
 from functools import partial
+from html import escape
 from typing import Callable
+from fastcore.basics import patch
 from ..core.errors import unknown_name
 from .losses import (binary_kl, ce_loss, ce_kd_feature_loss, dho_loss, dho_plus_loss, dkd_divergence, kd_loss, kd_feature_loss,
-                                  self_training_loss, sskd_loss, targeted, wkd_divergence)
+                                  self_training_loss, sskd_loss, with_target, wkd_divergence)
 
 # %% ../../nbs/losses/02_methods.ipynb #bd2fecc0
 @dataclass(frozen=True)
 class Method:
-    "An objective and what it needs"
+    "Describe an objective and what it needs"
     name:str                 # As in configurations and tables
-    objective:Callable       # One of the functions above
+    objective:Callable       # A function of `dho_nb.losses.losses`
     heads:int                # Of the student
-    labelled:bool            # Does it look at labelled images?
-    unlabelled:bool          # Does it look at unlabelled images?
-    about:str                # One line for people
+    labelled:bool            # Whether it uses labelled images
+    unlabelled:bool          # Whether it uses unlabelled images
+    about:str                # One line for tables
     answers:str="both"       # Which head answers at inference: ce, kd, or both
     needs:tuple=()           # More arguments of the objective: features, embeddings, cost, pool
-    surgery:bool=False       # Are the gradients joined by `pcgrad`?
-    kd_head:str=""           # Kind of the KD head, where the method asks for one
-    teacher_head:str=""      # Kind of the teacher's head, where the method asks for one
-    head_lr:float=1.0        # The heads' learning rate as a multiple of the trunk's, where nobody asks for another
+    surgery:bool=False       # Whether `pcgrad` joins the gradients
+    kd_head:str=""           # Kind of the KD head; the configuration's if empty
+    teacher_head:str=""      # Kind of the teacher's head; the configuration's if empty
+    head_lr:float=1.0        # The heads' learning rate as a multiple of the trunk's, by default
     lambdas:tuple=()         # Values of λ between which validation chooses
     first:str=""             # Method of the first half of the epochs
     @property
     def asks(self)->bool:
-        "Does it ask the teacher at every step?"
+        "Whether each step needs the teacher"
         return self.objective not in (ce_loss, self_training_loss)
     @property
     def teacher(self)->bool:
-        "Is there a teacher at all?"
+        "Whether any stage needs a teacher"
         return self.asks or bool(self.first)
     @property
     def both(self)->bool:
-        "Are labels and teacher in one step?"
+        "Whether labels and teacher meet in one step"
         return self.asks and self.labelled
     @property
     def weighs(self)->bool:
-        "Do both heads answer, weighed by α and β?"
+        "Whether α and β combine both heads"
         return self.heads == 2 and self.answers == "both"
 
+# %% ../../nbs/losses/02_methods.ipynb #f2003410
+@patch
+def _repr_html_(self:Method)->str:
+    "Return a small table: images, heads and needs"
+    facts = dict(images=" and ".join(n for n in ("labelled", "unlabelled") if getattr(self, n)), heads=self.heads,
+                 answers=self.answers if self.heads > 1 else "one head", needs=", ".join(self.needs) or "logits")
+    cells = "".join(f"<tr><th>{name}</th><td>{escape(str(value))}</td></tr>" for name, value in facts.items())
+    return f"<table><caption>{escape(self.name)}: {escape(self.about)}</caption>{cells}</table>"
+
 # %% ../../nbs/losses/02_methods.ipynb #a8066ece
-_dkd, _wkd, _features = targeted(dkd_divergence), targeted(wkd_divergence), ("features", "embeddings")
+_dkd, _wkd, _features = with_target(dkd_divergence), with_target(wkd_divergence), ("features", "embeddings")
 _dhkd = partial(dho_loss, distil=binary_kl)
 
 METHODS = {m.name: m for m in (
@@ -85,6 +96,6 @@ SHIPPED = dict(METHODS)  # what a name means unless somebody registers another m
 def get_method(
     name:str,  # One of `METHODS`
 )->Method:
-    "A method by name"
+    "Return a method by name. Raises DhoError for an unknown name, with the nearest one."
     if name not in METHODS: raise unknown_name("method", name, METHODS)
     return METHODS[name]

@@ -17,7 +17,7 @@ from ..core.sources import is_own, module_sources, source_hash
 from ..data.datasets import class_codes
 from ..data.label_subsets import LISTS
 from ..data.loaders import suspicious_images
-from ..data.manifests import image_paths, left_out_text, Manifest, manifest_names
+from ..data.manifests import image_paths, describe_skipped, Manifest, manifest_names
 from ..losses.methods import get_method, METHODS, SHIPPED
 from .presets import named
 from ..students.heads import HEADS
@@ -206,7 +206,7 @@ def data_notes(
     if config.dataset in manifest_names() and not config.labels: return {}
     gone = () if bad is None else bad["path"]
     folder = Path(config.dataset).expanduser().is_dir()
-    notes = {"passed over": left_out_text(root) if folder else _unlisted_text(manifest, root, gone),
+    notes = {"passed over": describe_skipped(root) if folder else _unlisted_text(manifest, root, gone),
              "class names": _codes_text(config, manifest), **_doubts(suspicious_images(manifest, root))}
     return {name: text for name, text in notes.items() if text}
 
@@ -244,7 +244,7 @@ def _brings_text(embeddings):
     "Do own embeddings come with those of the classes?"
     if not embeddings: return False
     given = Path(embeddings).expanduser()
-    return bool(Store(given).brought()) if given.is_dir() else "text" in read_embeddings(given)
+    return bool(Store(given).class_embeddings()) if given.is_dir() else "text" in read_embeddings(given)
 
 # %% ../../nbs/runs/01_config.ipynb #dbc24767
 def own_sources(

@@ -15,7 +15,7 @@ import pandas as pd
 from ..core.errors import DhoError, unknown_name
 from ..core.files import atomic_path
 from ..core.settings import load_settings
-from ..data.label_subsets import few_per_class, labelled_subset, LabelSubset
+from ..data.label_subsets import val_images_per_class, labelled_subset, LabelSubset
 from ..data.loaders import broken_images
 from ..data.manifests import (content_keys, data_root, fingerprint, from_labels, Manifest, manifest_names,
                                    missing_images, open_manifest, pictures_below, rows, split_off)
@@ -103,7 +103,7 @@ def _few(manifest, here, labelled, seed):
         raise DhoError(f"validation='few' takes images of every class, and the val split has none of {absent}: use "
                        "'full' or 'none'")
     as_train = replace(manifest, table=manifest.table.iloc[here].assign(split="train"))
-    return labelled_subset(as_train, shots=few_per_class(labelled, len(manifest.classes)), seed=seed).rows
+    return labelled_subset(as_train, shots=val_images_per_class(labelled, len(manifest.classes)), seed=seed).rows
 
 # %% ../../nbs/runs/02_dataset.ipynb #ef951458
 def rename_classes(

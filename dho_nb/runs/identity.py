@@ -14,7 +14,7 @@ from ..core.files import digest, files_hash
 from ..data.manifests import fingerprint, Manifest, manifest_hash
 from ..losses.methods import get_method, METHODS
 from .config import Config, own_sources
-from ..teachers.clip import seen_as, teacher_identity
+from ..teachers.clip import resize_suffix, teacher_identity
 from ..teachers.embedding_store import Store
 from ..teachers.import_embeddings import own_identity, read_embeddings
 
@@ -84,7 +84,7 @@ def _teacher_of(config):
     if given.is_dir():
         store = Store(given)
         return "/".join([store.header["teacher"], store.header.get("precision", ""),
-                         teacher_identity(config.teacher) if store.single and not store.brought() else ""])
+                         teacher_identity(config.teacher) if store.single and not store.class_embeddings() else ""])
     for file in filter(None, (config.embeddings, config.texts)):
         if not Path(file).expanduser().is_file():
             raise DhoError(f"embeddings {file} do not exist: give a file or the folder of a store")
@@ -96,7 +96,7 @@ def _student_of(spec):
     "What a student by open_clip depends on: its name, or what its folder or file holds"
     there = lambda *parts: Path(*parts).expanduser().is_file()
     local = there(spec.removeprefix("local-dir:"), "open_clip_config.json") or there(spec.partition("/")[2] or "/")
-    return teacher_identity(spec) if local else spec + seen_as(spec)
+    return teacher_identity(spec) if local else spec + resize_suffix(spec)
 
 def weights_file_hash(
     file:str,   # A student's weights

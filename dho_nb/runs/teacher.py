@@ -69,7 +69,7 @@ class TeacherProvider:
     @property
     def looked(self)->int:
         "Images that the teacher has looked at in this process"
-        return self.seen + (self.teacher.looked if self.teacher else 0)
+        return self.seen + (self.teacher.num_encoded if self.teacher else 0)
 
     def release(self):
         "Where all that a run asks is stored, let the teacher go: a large one takes gigabytes of the GPU that trains the student"
@@ -153,7 +153,7 @@ def class_embeddings_fit(
     "How often the class embeddings are right about labelled training images: a swapped column shows at once"
     known = rows(lookup.manifest, "train", labelled=True)
     known, names = known[lookup.has(known, CENTER_VIEW)], (lookup.manifest.classes, lookup.manifest.templates)
-    if not lookup.store.brought(): return "none: training asks the teacher's text encoder for them"
+    if not lookup.store.class_embeddings(): return "none: training asks the teacher's text encoder for them"
     if not len(known): return "no labelled training image to try them on"
     said = lookup(known, np.full(len(known), CENTER_VIEW)).float() @ lookup.store.head(*names, None).T
     right = (said.argmax(1).numpy() == lookup.manifest.table["label"].to_numpy()[known]).mean()
@@ -163,7 +163,7 @@ def class_embeddings_fit(
 @patch
 def _speaker(self:TeacherProvider)->str:
     "Where the classes' embeddings come from, with own embeddings of images"
-    return ("classes likewise" if self.lookup.store.brought()
+    return ("classes likewise" if self.lookup.store.class_embeddings()
             else f"classes by the text encoder of {self.config.teacher}")
 
 # %% ../../nbs/runs/04_teacher.ipynb #1641d3a0

@@ -18,7 +18,7 @@ from ..core.settings import download_limit
 from ..core.sources import module_sources
 from ..data.transforms import Preprocess
 from .weights import load_weights
-from ..teachers.clip import _beside, _quickgelu_name, advice, image_tower, load_teacher, trouble
+from ..teachers.clip import _adjacent_config, _lacks_quickgelu, advice, image_tower, load_teacher, error_kind
 
 # %% ../../nbs/students/01_backbones.ipynb #64231e03
 def tiny_cnn(
@@ -110,7 +110,7 @@ def _open_clip(name, weights, size, args):
 def _same_tower(name, file):
     "Refuse a configuration beside weights of which a student could not be built again from the name alone"
     import open_clip
-    base, own = open_clip.get_model_config(name)["vision_cfg"], _beside(name, file)[0].get("vision_cfg", {})
+    base, own = open_clip.get_model_config(name)["vision_cfg"], _adjacent_config(name, file)[0].get("vision_cfg", {})
     if other := [k for k in own if k not in ("image_size", "timm_model_pretrained") and own[k] != base.get(k)]:
         raise DhoError(f"the open_clip_config.json beside {file} has another {', '.join(other)} than {name}: give its "
                        "folder, open_clip:FOLDER")
@@ -161,7 +161,7 @@ def build_backbone(
     except DhoError: raise
     except Exception as e:
         named = spec if isinstance(spec, str) else type(spec).__name__
-        if pretrained and trouble(e)[0] != "other":
+        if pretrained and error_kind(e)[0] != "other":
             raise DhoError(f"student {named!r} cannot be built: "
                            f"{advice(e, *_published(spec), f'the network {named}')}") from None
         raise DhoError(f"student {named!r} cannot be built ({short_reason(e, 300)}); size was {size or 'its own'}, arguments "
@@ -210,4 +210,4 @@ def _unsaid_quick(spec, backbone):
     from open_clip.transformer import QuickGELU
     name, _, tag = spec.removeprefix("open_clip:").partition("/")
     if not spec.startswith("open_clip:") or ":" in name or name.endswith("-quickgelu"): return False
-    return (not _quickgelu_name(name, tag) or Path(tag).is_file()) and any(isinstance(m, QuickGELU) for m in backbone.modules())
+    return (not _lacks_quickgelu(name, tag) or Path(tag).is_file()) and any(isinstance(m, QuickGELU) for m in backbone.modules())

@@ -13,36 +13,43 @@ from .clip import Teacher
 
 # %% ../../nbs/teachers/04_targets.ipynb #b4164ee2
 class TeacherOutput(NamedTuple):
-    "What the teacher says about a batch"
+    "Hold the teacher's output for a batch"
     logits:torch.Tensor      # [L+U, C]
     embeddings:torch.Tensor  # [L+U, D] of length 1
-    pool:torch.Tensor|None=None  # [U, C] probabilities from the pool's structure, where the method wants them
+    pool:torch.Tensor|None=None  # [U, C] probabilities from the pool's structure, where the method needs them
 
+# %% ../../nbs/teachers/04_targets.ipynb #3906713c
 def online_teacher(
     teacher:Teacher,      # A frozen teacher
     head:Callable,        # Embeddings [N, D] to logits [N, C]: `partial(teacher_logits, head=…)` or a `TipAdapter`
     pool=None,            # [rows of the manifest, C] probabilities from the pool's structure
 )->Callable:              # Batch to `TeacherOutput` on the teacher's device
-    "A teacher that looks at a batch's images now"
-    def say(batch): return TeacherOutput(head(seen := teacher.encode_images(_teacher_input(batch))), seen, _pool_probabilities(pool, batch))
-    return say
+    "Return a teacher that encodes a batch's images; raises DhoError for a batch without the teacher's views"
+    def teacher_fn(batch):
+        pixels = _required(batch, "teacher")
+        embeddings = teacher.encode_images(pixels)
+        return TeacherOutput(head(embeddings), embeddings, _pool_probabilities(pool, batch))
+    return teacher_fn
 
-# %% ../../nbs/teachers/04_targets.ipynb #3906713c
+# %% ../../nbs/teachers/04_targets.ipynb #6f95c555
 def cached_teacher(
     head:Callable,        # As for `online_teacher`
-    device="cpu",         # Where
+    device="cpu",         # Device of the output
     pool=None,            # As for `online_teacher`
 )->Callable:              # Batch to `TeacherOutput`
-    "A teacher that looked long ago: the batch carries its embeddings, the model is not needed"
-    def say(batch): return TeacherOutput(head(seen := _teacher_input(batch).to(device, non_blocking=True).float()), seen,
-                                _pool_probabilities(pool, batch))
-    return say
-
-def _teacher_input(batch):
-    "What a batch has for the teacher"
-    if batch.teacher is not None: return batch.teacher
-    raise DhoError("the batch holds nothing for the teacher: give the streams teacher=, the preprocessing of one that "
-                   "looks, or store=, embeddings")
+    "Return a teacher that reads a batch's stored embeddings; raises DhoError for a batch without them"
+    def teacher_fn(batch):
+        embeddings = _required(batch, "embeddings").to(device, non_blocking=True).float()
+        return TeacherOutput(head(embeddings), embeddings, _pool_probabilities(pool, batch))
+    return teacher_fn
 
 # %% ../../nbs/teachers/04_targets.ipynb #f8f43a21
-def _pool_probabilities(pool, batch): return None if pool is None else pool[batch.rows[len(batch.labels):].to(pool.device)]
+def _required(batch, name):
+    "Return what a batch holds for the teacher"
+    if getattr(batch, name) is not None: return getattr(batch, name)
+    raise DhoError("the batch holds nothing for the teacher: give SemiSupervisedBatches teacher=, an online teacher's "
+                   "preprocessing, or lookup=, stored embeddings")
+
+def _pool_probabilities(pool, batch):
+    "Return the pool's probabilities of a batch's unlabelled images"
+    return None if pool is None else pool[batch.rows[len(batch.labels):].to(pool.device)]
