@@ -8,41 +8,33 @@ __all__ = ['Settings', 'load_settings', 'shipped', 'download_limit', 'clipped', 
 # %% ../../nbs/core/03_settings.ipynb #5ead0bd9
 import configparser, os, re, socket
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 from .environment import _expanded, _lend_home
 from .errors import DhoError, unknown_name
+from .parameters import check_value, parameters, Parameters, Range
 
 # %% ../../nbs/core/03_settings.ipynb #3c7c0918
 @dataclass(frozen=True)
-class Settings:
+class Settings(Parameters):
     "Paths and machine defaults: nothing here changes what a run computes, only where and how fast"
-    data:Path=Path("data")                # Folder with one sub-folder per dataset
-    cache:Path=Path("~/.cache/dho_nb")    # What can be made again: embedded data, stores
-    runs:Path=Path("runs")                # One sub-folder per run
-    device:str="auto"                     # "auto", "cpu", "cuda", "cuda:1", "mps"
-    workers:int=-1                        # Processes that decode images; -1 chooses by device
-    threads:int=0                         # Threads of torch on the CPU; 0 leaves torch's own choice
-    progress:str="auto"                   # "auto", "bar", "lines", "none"
-    checkpoint_seconds:float=30.0         # At most this much work is lost when a machine goes down
-    wait_seconds:float=120.0              # The longest wait for the other processes of a run; five times as long for a batch
+    data:Path=Path("data")                           # Folder with one sub-folder per dataset
+    cache:Path=Path("~/.cache/dho_nb")               # Folder of what can be computed again: embedded data, stores
+    runs:Path=Path("runs")                           # Folder with one sub-folder per run
+    device:str="auto"                                # "auto", "cpu", "cuda", "cuda:1", "mps"
+    workers:Annotated[int, Range(-1, 1024)]=-1       # Processes that decode images; -1 chooses by device
+    threads:Annotated[int, Range(0, 1024)]=0         # Threads of torch on the CPU; 0 leaves torch's own choice
+    progress:str="auto"                              # "auto", "bar", "lines", "none"
+    checkpoint_seconds:Annotated[float, Range(0, 1e9)]=30.0  # Most seconds of work that are lost when a machine goes down
+    wait_seconds:Annotated[float, Range(1, 1e9)]=120.0       # Longest wait for the other processes of a run; five times as long for a batch
 
 # %% ../../nbs/core/03_settings.ipynb #14f905fe
-def _parse_value(value, cls, base=None):
-    "A string from a file or the environment as `cls`"
-    if not issubclass(cls, Path): return cls(value)
-    path = _expanded(value)
+def _parse_value(parameter, text, base=None):
+    "The text of a file or a variable as a setting's value"
+    if parameter.kind is not Path: return check_value(parameter, parameter.kind(text))
+    path = _expanded(text)
     return path if base is None or path.is_absolute() else base/path
-
-# %% ../../nbs/core/03_settings.ipynb #7d2bc3ec
-_RANGES = dict(workers=(-1, 1024), threads=(0, 1024), checkpoint_seconds=(0, 1e9), wait_seconds=(1, 1e9))
-
-def _in_range(name, value):
-    "A setting's value, refused where it lies outside of its range"
-    low, high = _RANGES.get(name, (None, None))
-    if low is not None and not low <= value <= high:
-        raise DhoError(f"setting {name} = {value} (DHO_{name.upper()}): give a number from {low:g} to {high:g}")
-    return value
 
 # %% ../../nbs/core/03_settings.ipynb #5ab29da3
 def _ini(start):
@@ -63,21 +55,21 @@ def load_settings(
     start:str|Path=".",   # Where to begin looking for `settings.ini`, upwards
     env:dict|None=None,   # Environment variables; the process's own if None
 )->Settings:
-    "Settings from defaults, then `settings.ini`, then `DHO_*` variables; an unknown name or a bad value is an error"
+    "Settings from defaults, then `settings.ini`, then `DHO_*` variables; an unknown name or a bad value raises `DhoError`"
     env = os.environ if env is None else env
-    types = {f.name: f.type for f in fields(Settings)}
-    base, given = _ini(start)
-    found = {}
-    for name, value, where in [*((k, v, base) for k, v in given.items()),
-                               *((k, env[f"DHO_{k.upper()}"], None) for k in types if env.get(f"DHO_{k.upper()}"))]:
-        if name not in types: raise unknown_name(f"setting in {base/'settings.ini'}:", name, types)
-        try: found[name] = _in_range(name, _parse_value(value, types[name], where))
-        except DhoError: raise
-        except ValueError: raise DhoError(f"setting {name} = {value!r} is not a valid {types[name].__name__}") from None
-    made = Settings(**found)
-    made = replace(made, cache=_expanded(made.cache))
-    if env is os.environ: _lend_home(made.cache)
-    return made
+    known = {p.name: p for p in parameters(Settings)}
+    base, in_file = _ini(start)
+    values = {}
+    for name, text, where in [*((k, v, base) for k, v in in_file.items()),
+                              *((k, env[f"DHO_{k.upper()}"], None) for k in known if env.get(f"DHO_{k.upper()}"))]:
+        if name not in known: raise unknown_name(f"setting in {base/'settings.ini'}:", name, known)
+        try: values[name] = _parse_value(known[name], text, where)
+        except DhoError as e: raise DhoError(f"setting {name} (DHO_{name.upper()}): {e}") from None
+        except ValueError: raise DhoError(f"setting {name} = {text!r} is not a valid {known[name].kind.__name__}") from None
+    settings = Settings(**values)
+    settings = replace(settings, cache=_expanded(settings.cache))
+    if env is os.environ: _lend_home(settings.cache)
+    return settings
 
 # %% ../../nbs/core/03_settings.ipynb #bb634579
 def shipped(
