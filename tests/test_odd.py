@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from conftest import ROOT, SMALL, picture
+from dho_nb.losses.methods import METHODS
 from dho_nb.runs.dataset import visible_labels, open_data
 from dho_nb.runs.config import make_config
 from dho_nb.teachers.import_embeddings import import_embeddings
@@ -135,18 +136,18 @@ def test_a_folder_that_is_called_like_a_known_dataset(tree, tmp_path, monkeypatc
     assert open_manifest("./digits").classes == ("cat", "dog")
     fails(lambda: open_data(make_config(dict(dataset="digits"))), "say ./digits", "--root")
     opened = open_data(make_config(dict(dataset="./digits")))
-    assert opened[0].classes == ("cat", "dog") and opened[1] == Path("digits") and opened[3] is not None
+    assert opened.manifest.classes == ("cat", "dog") and opened.root == Path("digits") and opened.keys is not None
     picture(tmp_path/"eurosat"/"a"/"0.png")
     fails(lambda: open_data(make_config(dict(dataset="eurosat"))), "say ./eurosat")
     (tmp_path/"labels.csv").write_text("path,label\ncat/0.png,cat\ndog/0.png,dog\n")
     assert open_data(make_config(dict(dataset="digits",
-                                      labels="labels.csv")))[3] is not None, "what the files hold counts"
+                                      labels="labels.csv"))).keys is not None, "what the files hold counts"
 
 
 def test_absolute_paths_may_lead_through_a_link(tree, tmp_path):
     (tmp_path/"link").symlink_to(tree)
     (tmp_path/"labels.csv").write_text(f"path,label\n{tmp_path/'link'/'cat'/'0.png'},cat\n{tree/'dog'/'0.png'},dog\n")
-    found = open_data(make_config(dict(dataset=str(tmp_path/"link"), labels=str(tmp_path/"labels.csv"))))[0]
+    found = open_data(make_config(dict(dataset=str(tmp_path/"link"), labels=str(tmp_path/"labels.csv")))).manifest
     assert set(found.table["path"][found.table["label"] >= 0]) == {"cat/0.png", "dog/0.png"}
 
 
@@ -178,9 +179,9 @@ def test_no_labels_at_all(tree, tmp_path):
     run = distill(config, tmp_path/"run", "none")
     assert (run.subset.name, run.result["labelled"],
             len(pd.read_csv(tmp_path/"run"/"predictions.csv"))) == ("none", 0, 24)
-    manifest = open_data(config)[0]
+    manifest = open_data(config).manifest
     fails(lambda: visible_labels(make_config(dict(OPTIONS, dataset=str(tree), labels=str(tmp_path/"none.csv"),
-                                                classes=["zero", "one"])), manifest), "no labelled training image")
+                                                classes=["zero", "one"])), manifest, METHODS["dho"]), "no labelled training image")
 
 
 def test_more_shots_than_pictures_take_no_negative_time(tree):
@@ -402,14 +403,14 @@ def test_pictures_that_a_list_does_not_name_are_counted(tree, tmp_path):
     from dho_nb.runs.config import data_notes
     (tmp_path/"list.csv").write_text("path,label\ncat/0.png,cat\ndog/0.png,dog\n")
     config = make_config(dict(OPTIONS, dataset=str(tmp_path/"list.csv"), root=str(tree)))
-    manifest, root, bad, _ = open_data(config)
-    assert data_notes(config, manifest, root, bad) == {"passed over": f"22 pictures below {tree} not in the list, e.g. cat/1.png"}
+    data = open_data(config)
+    assert data_notes(config, data.manifest, data.root, data.skipped) == {"passed over": f"22 pictures below {tree} not in the list, e.g. cat/1.png"}
 
 
 def test_class_names_that_are_codes_are_named(tree, tmp_path):
     from dho_nb.runs.config import data_notes
     for old, new in (("cat", "n02123045"), ("dog", "0012")): (tree/old).rename(tree/new)
-    notes = lambda **more: data_notes(c := make_config(dict(OPTIONS, dataset=str(tree), **more)), *open_data(c)[:2])
+    notes = lambda **more: data_notes(c := make_config(dict(OPTIONS, dataset=str(tree), **more)), (d := open_data(c)).manifest, d.root)
     assert "2 of 2 class names are codes" in (said := notes()["class names"])
     assert "n02123045 is 'tabby cat'" in said and "--classes 0012=NAME 'n02123045=tabby cat'" in said
     assert notes(classes=["n02123045=tabby", "0012=dog"]) == notes(method="ce") == {}
@@ -445,7 +446,7 @@ def test_class_lists_may_be_spelt_in_two_ways(tree, tmp_path):
     (tmp_path/"l.json").write_text(json.dumps(dict(classes=["bar", "cafe\u0301"])))
     assert read_manifest(tmp_path/"l.csv").classes == ("bar", "caf\u00e9")
     config = dict(OPTIONS, dataset=str(tmp_path/"l.csv"), root=str(tree))
-    assert open_data(make_config(dict(config, classes=["cafe\u0301=pub"])))[0].classes == ("bar", "pub")
+    assert open_data(make_config(dict(config, classes=["cafe\u0301=pub"]))).manifest.classes == ("bar", "pub")
     fails(lambda: open_data(make_config(dict(config, classes=["bar=a", "bar=b"]))), "'bar' is renamed twice")
     fails(lambda: open_data(make_config(dict(config, classes=["bar=a", "caf\u00e9=a"]))), "must differ")
 
@@ -511,7 +512,8 @@ def test_pictures_of_twelve_bits_that_nothing_tells_of_are_named(tmp_path):
     Image.fromarray(RAMP*16).save(tmp_path/"t"/"cat"/"stack.tif", save_all=True, append_images=[Image.fromarray(RAMP)])
     picture(tmp_path/"t"/"dog"/"8bit.png")
     config = make_config(dict(OPTIONS, dataset=str(tmp_path/"t")))
-    notes = data_notes(config, *open_data(config)[:2])
+    data = open_data(config)
+    notes = data_notes(config, data.manifest, data.root)
     assert notes["nearly black"].startswith("4 of 7 pictures of 16 bits") and "MaxSampleValue" in notes["nearly black"]
     assert notes["several pages"].startswith("1 of 8 pictures looked at hold several pages, e.g. cat/stack.tif")
 

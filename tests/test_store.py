@@ -18,9 +18,8 @@ from PIL import Image, ImageOps
 from conftest import ROOT, picture
 from dho_nb.runs.identity import identity
 from dho_nb.runs.config import make_config, preset
-from dho_nb.runs.dataset import open_data
 from dho_nb.teachers.embedding_store import Lookup, match_classes, open_store
-from dho_nb.runs.teacher import TeacherProvider, fill_store
+from dho_nb.runs.teacher import fill_store, make_teacher_provider
 from dho_nb.data.manifests import Manifest, data_root, open_manifest, rows
 from dho_nb.data.label_subsets import labelled_subset
 from dho_nb.data.chunk_store import Chunked, ChunkStore
@@ -189,10 +188,10 @@ def test_stored_and_live_teacher_give_the_same_losses(tmp_path):
 
 def embeddings_file(folder, config, **texts):
     "What somebody would bring who ran the digits' teacher elsewhere"
-    teacher, (manifest, root, _, _) = load_teacher("digits"), open_data(config)
-    teacher_provider = TeacherProvider(replace(config, views="live"), manifest, root, mode="none")
+    teacher, provider = load_teacher("digits"), make_teacher_provider(replace(config, views="live"), mode="none")
+    manifest = provider.manifest
     np.savez(folder/"clip.npz", paths=[f"/somewhere/else/{p}" for p in manifest.table["path"]],
-             embeddings=3*teacher_provider.centred(np.arange(len(manifest))).numpy(), classes=list(manifest.classes),
+             embeddings=3*provider.center_embeddings(np.arange(len(manifest))).numpy(), classes=list(manifest.classes),
              text=zero_shot_head(teacher, manifest.classes, manifest.templates).numpy())
     return folder/"clip.npz"
 

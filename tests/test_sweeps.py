@@ -471,11 +471,11 @@ def test_a_folder_of_images_with_a_long_name(tmp_path, tree, monkeypatch):
 
 
 def test_planning_for_one_run_looks_at_its_data_alone(tmp_path, tree, dho, monkeypatch):
-    from dho_nb.runs import dataset
+    from dho_nb.runs import dry_run, inputs
     other = shutil.copytree(tree, tmp_path/"other")
     grid = make_grid("g", dict(teacher="digits", student="tiny", student_weights="", size=16, epochs=1, shots=2, test=.25),
                      dict(dataset=[str(tree), str(other)], seed=[0, 1]))
-    opened, tried, open_data = [], [], dataset.open_data
+    opened, tried, open_data = [], [], inputs.open_data
     set_everywhere(monkeypatch, open_data=lambda c: (opened.append(c.dataset), open_data(c))[1], _store_line=lambda c: c.dataset,
                    try_student=lambda c, *a: (tried.append(c.seed), (.1, 10))[1])
     part = Sweep(grid, tmp_path/"sweep", [3])

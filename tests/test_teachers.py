@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.error
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import open_clip
@@ -24,7 +25,7 @@ from dho_nb.deploy.evaluate import Evaluation
 from dho_nb.deploy.predictor import Predictor, load_pixels
 from dho_nb.deploy.checkpoints import zero_shot
 from dho_nb.teachers.embedding_store import CENTER_VIEW, Store, open_store, store_header
-from dho_nb.runs.teacher import TeacherProvider, fill_store
+from dho_nb.runs.teacher import fill_store, make_teacher_provider
 from dho_nb.data.image_cache import ImageMap, crop_resize, center_crops
 from dho_nb.core.errors import DhoError
 from dho_nb.core.settings import shipped
@@ -85,7 +86,8 @@ def test_oblong_pictures_are_seen_as_open_clips_own_transform_shows_them(mode, o
     folder = teacher_folder(tmp_path/"teacher", **SQUARES[mode])
     config = make_config(dict(dataset=str(oblong), teacher=folder, student="tiny", student_weights="", shots=1, views=1,
                               epochs=1, size=16, test=.3))
-    manifest, root, _, keys = open_data(config)
+    data = open_data(config)
+    manifest, root = data.manifest, data.root
     files = [root/p for p in manifest.table["path"]]
     right = np.stack([own_pixels(folder, f) for f in files])
     near = lambda pixels, most=1: np.abs(np.asarray(pixels).astype(float) - right).max() <= most
@@ -101,7 +103,7 @@ def test_oblong_pictures_are_seen_as_open_clips_own_transform_shows_them(mode, o
     assert near(torch.cat([crop_resize(w, torch.from_numpy(preprocess.eval_boxes([w.shape[:1:-1]])), mirror, preprocess) for w in whole]), 2)  # Pillow computes with integers
     mirrored = crop_resize(whole[0], torch.from_numpy(center_boxes([whole[0].shape[:1:-1]])), ~mirror, preprocess)[0]
     assert np.abs(mirrored.numpy()[:, :, ::-1].astype(float) - right[0]).max() <= 2
-    kept = ImageMap(manifest, root, 256, keys).build(mode="none")
+    kept = ImageMap(manifest, root, 256, data.keys).build(mode="none")
     rough = torch.cat([*center_crops(kept, rows, preprocess, mode="none")]).numpy().astype(float)  # resized twice
     assert np.abs(rough - right).mean() < 3 and np.abs(rough - right).max() < 80
     expected = teacher.encode_images(torch.from_numpy(right).round().to(torch.uint8))
@@ -110,9 +112,8 @@ def test_oblong_pictures_are_seen_as_open_clips_own_transform_shows_them(mode, o
     seen = manifest.table["split"].isin(["test", "val"]).to_numpy().nonzero()[0]
     assert store.store.header["preprocess"]["resize_mode"] == mode and same(store(seen, np.full(len(seen), CENTER_VIEW)), seen)
     assert store.store.preprocess == preprocess
-    live = TeacherProvider(make_config(dict(dataset=str(oblong), teacher=folder, student="tiny", student_weights="", shots=1, size=16,
-                                     views="live", test=.3, epochs=1)), manifest, root, keys, mode="none")
-    assert same(live.centred(seen), seen)
+    live = make_teacher_provider(replace(config, views="live"), mode="none")
+    assert same(live.center_embeddings(seen), seen)
     scored = Evaluation(folder, config)
     head = zero_shot_head(teacher, manifest.classes, manifest.templates)
     assert torch.allclose(scored.outputs.ce, expected[scored.rows] @ head.T/.01, atol=1.5)
@@ -178,7 +179,7 @@ def test_stores_of_another_mode_are_refused_and_the_usual_ones_stay(tmp_path, mo
 
 
 def test_identities_of_runs_say_how_oblong_pictures_are_seen(tmp_path):
-    of = lambda **c: identity(make_config(dict(dataset="digits", **c)), open_data(make_config(dict(dataset="digits")))[0])
+    of = lambda **c: identity(make_config(dict(dataset="digits", **c)), open_data(make_config(dict(dataset="digits"))).manifest)
     plain, squash = teacher_folder(tmp_path/"plain"), teacher_folder(tmp_path/"squash", resize_mode="squash")
     assert of(teacher=plain) != of(teacher=squash) and of(teacher="digits") == of(teacher=str(shipped("bundled/digits_teacher")))
     assert of(student="open_clip:ViT-B-16-SigLIP/webli", student_weights="") != of(student="open_clip:ViT-B-16/openai", student_weights="")
@@ -321,7 +322,7 @@ def test_a_student_of_such_weights_is_the_same_where_the_weights_are_not(tiny_cl
 
 
 def test_coca_answers_zero_shot_and_is_a_student(tiny_clip):
-    digits = open_data(make_config(dict(dataset="digits")))[0]
+    digits = open_data(make_config(dict(dataset="digits"))).manifest
     student, facts = zero_shot("Tiny-coca/random", digits)
     pixels = torch.randn(2, 3, *[student.preprocess.size]*2)
     with torch.no_grad():

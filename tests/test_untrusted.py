@@ -327,9 +327,9 @@ def test_a_dataset_with_such_a_file_is_refused_or_goes_on_without_it(tree, monke
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: pytest.fail("Ghostscript was started"))
     (tree/"cat"/"0.png").write_bytes(EPS)
     with pytest.raises(DhoError, match="cat/0.png: it is no image"): open_data(Config(dataset=str(tree)))
-    manifest, root, bad, _ = open_data(Config(dataset=str(tree), skip_broken=True))
-    assert bad["path"].tolist() == ["cat/0.png"] and not _decodes(tree/"cat"/"0.png")
-    assert map_side(manifest, root, 64) == 40
+    data = open_data(Config(dataset=str(tree), skip_broken=True))
+    assert data.skipped["path"].tolist() == ["cat/0.png"] and not _decodes(tree/"cat"/"0.png")
+    assert map_side(data.manifest, data.root, 64) == 40
 
 
 @pytest.mark.parametrize("save", [dict(format="JPEG"), dict(format="PNG"), dict(format="WEBP"), dict(format="TIFF"), dict(format="BMP"), dict(format="GIF"),

@@ -45,29 +45,30 @@ def _check(args):
     with tempfile.TemporaryDirectory() as place:
         try: run = Run(config, Path(place)/"run", "none")
         except DhoError:
-            _say_data(config, *open_data(config))
+            _say_data(config, open_data(config))
             raise
-        _say_data(config, run.manifest, run.root, run.skipped, run.keys)
+        _say_data(config, run.inputs.data)
         run.overview()
-        if run.method.teacher and run.teacher_provider.own:
+        if run.inputs.teacher.source == "own":
             print(f"class embeddings: {class_embeddings_fit(run.teacher_provider.lookup)}")
             gone = getattr(run.teacher_provider.lookup, "unmatched", ())
             if len(gone): print(f"not matched: {gone['problem'].value_counts().to_dict()}, e.g. {gone['path'].iloc[0]}")
         run.lock.release(force=True)
-    print(f"training time: {_expected(config, run.manifest)}")
+    print(f"training time: {_expected(config, run.inputs)}")
 
 # %% ../../nbs/cli/02_look.ipynb #95d35308
-def _say_data(config, manifest, root, bad, keys):
+def _say_data(config, data):
     "What `check` found: images, classes, labels, and what may be wrong with them"
     from dho_nb.runs.config import data_notes
     from dho_nb.runs.dataset import visible_labels
     from dho_nb.data.manifests import summary
-    where = _tilde(root)
+    from dho_nb.losses.methods import get_method
+    manifest, where = data.manifest, _tilde(data.root)
     print(f"{manifest.name}: {len(manifest)} images below {where}, {len(manifest.classes)} "
-          f"classes\n{summary(manifest).to_string()}\n{_class_lines(manifest)}{_twin_lines(manifest, keys)}")
-    for name, text in data_notes(config, manifest, root, bad).items(): print(f"{name}: {text}")
-    subset = visible_labels(config, manifest)
-    print(f"labels for training ({subset.name}): {len(subset)}; images left out: {len(bad)}", flush=True)
+          f"classes\n{summary(manifest).to_string()}\n{_class_lines(manifest)}{_twin_lines(manifest, data.keys)}")
+    for name, text in data_notes(config, manifest, data.root, data.skipped).items(): print(f"{name}: {text}")
+    subset = visible_labels(config, manifest, get_method(config.method))
+    print(f"labels for training ({subset.name}): {len(subset)}; images left out: {len(data.skipped)}", flush=True)
 
 # %% ../../nbs/cli/02_look.ipynb #7e0983c3
 def _class_lines(manifest, most=50):

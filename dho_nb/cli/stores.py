@@ -73,10 +73,10 @@ def _import(args):
     from dho_nb.runs.teacher import class_embeddings_fit
     args.embeddings = args.file
     config = chosen(args)
-    manifest, root, _, keys = open_data(config)
-    lookup = import_embeddings(manifest, root, args.file, config.texts, keys, args.out)
+    data = open_data(config)
+    lookup = import_embeddings(data.manifest, data.root, args.file, config.texts, data.keys, args.out)
     said, gone = class_embeddings_fit(lookup), lookup.unmatched
-    print(f"{(lookup.rows >= 0).sum()} of {len(manifest)} images have an embedding\nclass embeddings: {said}\n"
+    print(f"{(lookup.rows >= 0).sum()} of {len(data.manifest)} images have an embedding\nclass embeddings: {said}\n"
           f"{_about(lookup.store)}")
     if len(gone):
         print(f"not matched ({len(gone)}):\n{gone.head(20).to_string(index=False)}" + ("\n…" if len(gone) > 20 else ""))

@@ -31,7 +31,7 @@ def _distill(args):
     teacher = config.embeddings or config.teacher
     print(f"looking at {config.dataset}, teacher {teacher}, student {config.student} …", flush=True)
     run = Run(config, args.out)
-    told = run.overview() if run.done else {**run.overview(), "training time": _expected(config, run.manifest)}
+    told = run.overview() if run.done else {**run.overview(), "training time": _expected(config, run.inputs)}
     print(*(f"  {name:20} {value}" for name, value in told.items()), sep="\n", flush=True)
     if args.notebook:
         run.lock.release(force=True)
@@ -74,10 +74,10 @@ class Distill(TrainOptions):
     Another configuration gets another folder."""
 
 # %% ../../nbs/cli/04_train.ipynb #8fbb01c9
-def _expected(config, manifest):
+def _expected(config, inputs):
     "About how long it will train, and how to have it shorter where that is long"
     from dho_nb.runs.dry_run import training_time
-    seconds = training_time(config, manifest, pick_device(load_settings().device))
+    seconds = training_time(config, inputs, pick_device(load_settings().device))
     fewer = max(1, round(1800*config.epochs/max(seconds, 1)))
     shorter = (f"; --epochs {fewer} instead of {config.epochs} would take "
                f"{format_seconds(seconds*fewer/config.epochs)}" if seconds > 3600 and fewer < config.epochs else "")

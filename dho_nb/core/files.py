@@ -194,33 +194,26 @@ def file_lock(
     path:str|Path,   # Of the lock file
     **options,       # As for `filelock.FileLock`
 )->FileLock:
-    "A lock by `flock`; by the file's existence where the folder's filesystem has no `flock`"
+    "Return a lock by `flock`; by the file's existence where the folder's filesystem has no `flock`"
     return (FileLock if _has_flock(Path(path).parent) else SoftFileLock)(path, **options)
 
 # %% ../../nbs/core/04_files.ipynb #4072fa01
-_FLOCK = {}  # device to whether its filesystem locks
+_NO_FLOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}  # filelock itself knows the first
 
 def _has_flock(folder):
     "Does the filesystem of a folder lock files?"
     try: import fcntl
     except ImportError: return True  # Windows has its own
     try:
-        device = os.stat(folder).st_dev
-        if device not in _FLOCK:
-            with tempfile.TemporaryFile(dir=folder) as f: _FLOCK[device] = _flock_works(fcntl, f)
-        return _FLOCK[device]
-    except OSError: return True  # not there, or not to be written: taking the lock will say so
-
-# %% ../../nbs/core/04_files.ipynb #fbc90680
-def _flock_works(fcntl, file):
-    try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e: return e.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+        with tempfile.TemporaryFile(dir=folder) as f: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e: return e.errno not in _NO_FLOCK  # a folder that is not there: taking the lock will say so
     return True
 
+# %% ../../nbs/core/04_files.ipynb #fbc90680
 def lock_holder(
     file:str|Path,   # A lock file
 )->str:
-    "The process that holds a lock, in words"
+    "Return the process that holds a lock, in words"
     try: places, node = Path("/proc/locks").read_text().splitlines(), f":{os.stat(file).st_ino}"
     except OSError: return "another process"
     held = [line.split() for line in places if "->" not in line]

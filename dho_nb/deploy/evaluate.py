@@ -18,7 +18,7 @@ from ..core.errors import DhoError, unknown_name
 from ..core.files import digest, files_hash, read_json, write_json
 from ..core.settings import clipped, load_settings
 from ..data.loaders import Images
-from ..data.manifests import fingerprint, manifest_hash, rows
+from ..data.manifests import manifest_hash, rows
 from .checkpoints import class_columns, load_model, model_file, MODELS, head_weights, zero_shot
 from ..evaluation.interpolation import rows_for_method, head_table, interpolate
 from ..evaluation.outputs import collect, HeadOutputs
@@ -40,8 +40,8 @@ class Evaluation:
         trust_remote_code:bool=False,  # As for `load_student`
     ):
         self.config, self.split = config, split
-        self.manifest, self.root, _, keys = open_data(config)
-        self.manifest = rename_classes(self.manifest, classes)
+        data = open_data(config)
+        self.manifest, self.root = rename_classes(data.manifest, classes), data.root
         path = Path(checkpoint).expanduser()
         teacher = not path.is_file() and not any((path/f).is_file() for f in MODELS) and is_teacher(checkpoint)
         self.student, self.facts = (zero_shot(str(checkpoint), self.manifest) if teacher
@@ -57,9 +57,8 @@ class Evaluation:
         if not len(self.rows):
             raise DhoError(f"{self.manifest.name} has no labelled images in its {split} split: choose another")
         self.alpha, self.beta = head_weights(self.facts, alpha, beta)
-        files = "" if keys is None else fingerprint(self.manifest, keys)
         asked = [self.mark, list(self.manifest.templates)] if teacher else files_hash(self.file)
-        self.identity = digest([asked, manifest_hash(self.manifest), files, split, self.alpha, self.beta,
+        self.identity = digest([asked, manifest_hash(self.manifest), data.files, split, self.alpha, self.beta,
                                 config.precision, dho_nb.__version__])
 
 # %% ../../nbs/deploy/01_evaluate.ipynb #52e0dcc4

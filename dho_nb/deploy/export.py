@@ -28,7 +28,7 @@ from .predictor import Fused, list_images, try_load_pixels, onnx_session, torch_
 from ..evaluation.interpolation import interpolate
 from ..evaluation.outputs import HeadOutputs
 from ..runs.config import Config, make_config
-from ..runs.dataset import open_data
+from ..runs.dataset import open_data, RunData
 from ..students.dual_head import load_student, save_student, Student
 
 # %% ../../nbs/deploy/04_export.ipynb #f22c1bda
@@ -108,13 +108,13 @@ class Sample(NamedTuple):
 
 # %% ../../nbs/deploy/04_export.ipynb #82be0571
 def sample(
-    data:tuple,   # From `open_data`
+    data:RunData,  # From `open_data`
     facts:dict,   # About the model
     split:str,    # train, val or test
     most:int,     # At most so many, evenly spread; all if 0
 )->Sample:
     "Pictures of a dataset"
-    manifest, root = data[:2]
+    manifest, root = data.manifest, data.root
     found = rows(manifest, split, labelled=True if split == "test" else None)
     found = found[np.unique(np.linspace(0, len(found) - 1, most).astype(int))] if 0 < most < len(found) else found
     columns = np.array([*class_columns(facts, manifest.classes), -1])

@@ -20,16 +20,17 @@ from ..core.files import digest, read_json, RESULT, write_json
 from ..core.plotting import subplots
 from ..core.seeding import key64, mix64
 from ..core.settings import load_settings
-from ..data.manifests import content_keys, fingerprint, Manifest, rows, write_manifest
+from ..data.manifests import content_keys, Manifest, rows, write_manifest
 from ..evaluation.interpolation import interpolate
 from ..evaluation.metrics import scores
 from ..evaluation.outputs import HeadOutputs, load_outputs, predicted
 from ..losses.methods import get_method, METHODS
 from .config import Config
-from .dataset import visible_labels, open_data
-from .identity import identity, labels_hash
+from .dataset import open_data
+from .identity import labels_hash
+from .inputs import resolve, resolve_on
 from .run import distill, Run
-from .teacher import TeacherProvider
+from .teacher import teacher_plan, TeacherProvider
 from ..teachers.clip import teacher_logits
 
 # %% ../../nbs/runs/07_cross_fit.ipynb #d6a63b4f
@@ -146,11 +147,12 @@ def cross_fit(
     mode:str="auto",      # Progress, as in `Settings.progress`
 )->CrossFit:
     "Train a student for each fold without its labelled images, and ask it about them"
-    manifest, root, keys, labelled, fold = _deal_folds(config, folds)
-    mark = digest([identity(config, manifest, "" if keys is None else fingerprint(manifest, keys)), folds, most], 8)
+    inputs, fold = _deal_folds(config, folds)
+    manifest, root, labelled = inputs.data.manifest, inputs.data.root, inputs.labels.rows
+    mark = digest([inputs.identity, folds, most], 8)
     place = Path(folder).expanduser() if folder else load_settings().runs/"crossfit"/f"{manifest.name}-{mark}"
     lists = [hold_out(manifest, labelled, labelled[fold == k], most, config.seed) for k in range(folds)]
-    looked = _embed_pool(config, manifest, root, labelled, mode)
+    looked = _embed_pool(inputs, mode)
     parts = [_fold(replace(config, root=str(root)), l, place/f"{k + 1}-of-{folds}{f'-{most}-shot' if most else ''}",
                    mode) for k, l in enumerate(lists)]
     position = {i: k for k, i in enumerate(manifest.table["id"])}
@@ -161,26 +163,25 @@ def cross_fit(
                    np.repeat(np.arange(folds), [len(a) for a in at]), looked, place)
     if not most:
         write_json(place/"estimate.json", dict(config=asdict(config), folds=folds, labelled=len(labelled),
-                                               labels=labels_hash(manifest, labelled, keys),
+                                               labels=labels_hash(manifest, labelled, inputs.data.keys),
                                                table=fit.table.to_dict("index")))
     return fit
 
 # %% ../../nbs/runs/07_cross_fit.ipynb #52a0aeca
 def _deal_folds(config, folds):
-    "The dataset, its labelled images, and each one's fold"
-    manifest, root, _, keys = open_data(config)
-    labelled = visible_labels(config, manifest).rows
-    return manifest, root, keys, labelled, deal(*(manifest.table[c].to_numpy()[labelled] for c in ("id", "label")),
-                                                folds, config.seed)
+    "The inputs of the whole dataset, and the fold of each labelled image"
+    inputs = resolve(config)
+    return inputs, deal(*(inputs.data.manifest.table[c].to_numpy()[inputs.labels.rows] for c in ("id", "label")), folds, config.seed)
 
-def _embed_pool(config, manifest, root, labelled, mode):
-    "Have the teacher look once for all folds; how many looks it took, and seconds"
-    s, began = load_settings(), time.time()
+def _embed_pool(inputs, mode):
+    "Compute the teacher's embeddings once for all folds; the number of images encoded, and seconds"
+    s, began, data = load_settings(), time.time(), inputs.data
     device = pick_device(s.device)
-    teacher_provider = TeacherProvider(config, manifest, root, content_keys(manifest, root), device, pick_workers(s.workers, device),
-                        s.progress if mode == "auto" else mode)
-    teacher_provider.prepare(rows(manifest, "train"), np.union1d(labelled, rows(manifest, "val", labelled=True)))
-    return teacher_provider.looked, time.time() - began
+    keyed = replace(data, keys=content_keys(data.manifest, data.root))  # the folds' lists are found by content
+    provider = TeacherProvider(inputs.config, keyed, inputs.teacher, device, pick_workers(s.workers, device),
+                               s.progress if mode == "auto" else mode).open()
+    provider.prepare(data.train, np.union1d(inputs.labels.rows, rows(data.manifest, "val", labelled=True)))
+    return provider.num_encoded, time.time() - began
 
 # %% ../../nbs/runs/07_cross_fit.ipynb #8057e809
 def _fold(config, manifest, folder, mode):
@@ -192,8 +193,8 @@ def _fold(config, manifest, folder, mode):
     run.evaluate()
     held, ids = run.part("test"), run.manifest.table["id"].to_numpy()
     covered = run.method.teacher and not len(run.teacher_provider.uncovered(held.rows.numpy()))
-    said = run.answer(run.teacher_provider.centred(held.rows.numpy())).float().cpu() if covered else None
-    return held, ids[held.rows.numpy()], said, run.result
+    logits = run.answer(run.teacher_provider.center_embeddings(held.rows.numpy())).float().cpu() if covered else None
+    return held, ids[held.rows.numpy()], logits, run.result
 
 # %% ../../nbs/runs/07_cross_fit.ipynb #52c09738
 @patch
@@ -216,15 +217,16 @@ def try_teachers(
     mode:str="none",   # Progress, as in `Settings.progress`
 )->pd.DataFrame:       # One row per teacher, the best first
     "How often each teacher is right about the labelled images, zero-shot, and how long it looks at one"
-    manifest, root, _, keys = open_data(config)
-    labelled, s, found = visible_labels(config, manifest).rows, load_settings(), {}
-    labels, device = torch.from_numpy(manifest.table["label"].to_numpy()[labelled].copy()), pick_device(s.device)
+    inputs, s, found = resolve_on(config, open_data(config)), load_settings(), {}
+    labelled, device = inputs.labels.rows, pick_device(s.device)
+    labels = torch.from_numpy(inputs.data.manifest.table["label"].to_numpy()[labelled].copy())
     for name in teachers:
         asked = replace(config, method="kd", teacher=name, teacher_head="zero-shot", views="live", embeddings="",
                         texts="", conflict=False)
-        teacher_provider = TeacherProvider(asked, manifest, root, keys, device, pick_workers(s.workers, device), mode)
-        head, began = teacher_provider.head, time.time()
-        said = teacher_logits(teacher_provider.centred(labelled), head, config.zeta).softmax(-1).cpu()
+        plan = teacher_plan(asked, get_method(asked.method))
+        provider = TeacherProvider(asked, inputs.data, plan, device, pick_workers(s.workers, device), mode)
+        head, began = provider.class_embeddings(), time.time()
+        said = teacher_logits(provider.center_embeddings(labelled), head, config.zeta).softmax(-1).cpu()
         took = 1e3*(time.time() - began)/len(labels)
         right = int((said.argmax(-1) == labels).sum())
         low, high = interval(right, len(labels))
@@ -266,8 +268,8 @@ def _sizes(config, shots, folds):
     "Labels per class to train with, and last 0 for all, without those that would be all"
     if min(shots, default=1) < 1:
         raise DhoError(f"a curve goes over numbers of labels per class of 1 or more, not {list(shots)}")
-    manifest, _, _, labelled, fold = _deal_folds(config, folds)
-    labels = manifest.table["label"].to_numpy()[labelled]
+    inputs, fold = _deal_folds(config, folds)
+    labels = inputs.data.manifest.table["label"].to_numpy()[inputs.labels.rows]
     trained = lambda most: sum(np.bincount(labels[fold != k]).clip(max=most).sum() for k in range(folds))
     fewer = [most for most in sorted(set(shots)) if most and trained(most) < trained(len(labels))]
     if not fewer:

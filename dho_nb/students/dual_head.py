@@ -24,7 +24,7 @@ from ..core.trust import check_student
 from ..data.transforms import INTERPOLATION, Preprocess, RESIZE_MODES
 from .backbones import _unsaid_quick, build_backbone
 from .heads import make_head, ZeroShotHead
-from ..teachers.clip import _quickgelu_name, load_teacher, zero_shot_head
+from ..teachers.clip import _lacks_quickgelu, load_teacher, zero_shot_head
 
 # %% ../../nbs/students/03_dual_head.ipynb #b4236502
 class DualHead(nn.Module):
@@ -187,7 +187,7 @@ def _architecture(spec):
     import open_clip
     name, _, tag = spec.removeprefix("open_clip:").partition("/")
     if not spec.startswith("open_clip:") or name not in open_clip.list_models(): return spec
-    return f"open_clip:{name}{'-quickgelu'*_quickgelu_name(name, tag)}"
+    return f"open_clip:{name}{'-quickgelu'*_lacks_quickgelu(name, tag)}"
 
 def _rebuilt(facts):
     "What builds the network that a file holds; a tag that is no published one is not looked for on the disk"

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from ..core.errors import DhoError, short_reason
-from ..teachers.clip import _openais, HARMLESS, unusable
+from ..teachers.clip import _is_torchscript, HARMLESS, weights_fault
 
 # %% ../../nbs/students/02_weights.ipynb #df8b66dc
 def read_weights(
@@ -27,7 +27,7 @@ def read_weights(
         raise DhoError(f"weights {file} do not exist; give 'pretrained', nothing, or an existing file")
     if not file.is_file(): raise DhoError(f"weights {file} are a folder: give the file that is in it")
     if file.name.endswith(".index.json"): return _shards(file)
-    if strange := unusable(file): raise DhoError(f"weights {file}: the file {strange}")
+    if strange := weights_fault(file): raise DhoError(f"weights {file}: the file {strange}")
     try:
         with open(file, "rb") as f: head = f.read(9)
         if head[8:] == b"{": return load_file(file)
@@ -55,7 +55,7 @@ def _shards(file):
 # %% ../../nbs/students/02_weights.ipynb #e29842fe
 def _torch_load(file):
     "What a file of `torch.save` holds, if that is tensors and plain values"
-    if _openais(file):
+    if _is_torchscript(file):
         raise DhoError(f"weights {file} are a TorchScript archive, which holds code: where you trust it, save its tensors, "
                        "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)")
     with torch.serialization.safe_globals(HARMLESS), open(file, "rb") as f:  # opened here: by a name, endings would count

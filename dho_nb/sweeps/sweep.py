@@ -43,57 +43,22 @@ class Task:
 # %% ../../nbs/sweeps/05_sweep.ipynb #6ddeda1b
 def tasks_of(
     grid:Grid,    # What is asked for
-    opened=None,  # A dict that remembers the datasets
+    cache=None,   # A dict that keeps the datasets, as for `resolve`
     only=None,    # Positions of the cells whose data and weights are looked at; all if None
 )->tuple:         # List of `Task`, those that are not looked at without identity; and what the datasets hold: name to hash
-    "The runs of a grid; a mistake in any of them is an error that names it"
-    from dho_nb.runs.identity import identity
+    "The runs of a grid; raises `DhoError` for a mistake in any of them, with its name"
     from dho_nb.runs.config import make_config
-    opened, subsets, tasks = {} if opened is None else opened, {}, []
+    from dho_nb.runs.inputs import resolve
+    cache, holds, tasks = {} if cache is None else cache, {}, []
     for i, cell in enumerate(grid.cells):
         try:
             config = make_config(cell.parameters)
             if only is not None and i not in only: tasks.append(Task(cell.name, "", cell.labels, cell.parameters)); continue
-            manifest, hashed, files = _open_once(config, opened)
-            _possible(config, manifest, subsets)
-            known = identity(config, manifest, files, hashed)
+            inputs = resolve(config, cache)
         except DhoError as e: raise DhoError(f"grid {grid.name}, run {cell.name}: {e}") from None
-        tasks.append(Task(f"{cell.name}-{known[:8]}", known, cell.labels, cell.parameters))
-    return tasks, {name: digest([hashed, files]) for (name, *_), (_, hashed, files) in opened.items()}
-
-# %% ../../nbs/sweeps/05_sweep.ipynb #32af2090
-def _open_once(config, opened):
-    "A configuration's manifest, its hash, and that of the files; remembered for the next one with the same data"
-    from dho_nb.runs.dataset import open_data
-    from dho_nb.runs.teacher import TeacherProvider, drop_without_embedding
-    from dho_nb.data.manifests import fingerprint, manifest_hash
-    from dho_nb.losses.methods import get_method
-    own = config.embeddings if get_method(config.method).teacher else ""
-    key = (config.dataset, config.root, config.labels, config.skip_broken, config.test, own, *config.classes, "",
-           *config.templates)
-    if key not in opened:
-        manifest, root, bad, keys = open_data(config)
-        if own: manifest, _, keys = drop_without_embedding(TeacherProvider(config, manifest, root, keys, mode="none"), bad)
-        opened[key] = manifest, manifest_hash(manifest), "" if keys is None else fingerprint(manifest, keys)
-    return opened[key]
-
-# %% ../../nbs/sweeps/05_sweep.ipynb #b05a178e
-def _possible(config, manifest, subsets):
-    "Refuse what the run itself would refuse: no labels, no validation images, a warm-up that never ends"
-    from dho_nb.runs.dataset import visible_labels, validation_rows
-    from dho_nb.losses.methods import get_method
-    from dho_nb.runs.run import stages_of
-    from dho_nb.training.trainer import check_warmup
-    from dho_nb.data.loaders import validate_streams, epoch_steps
-    which = [id(manifest), *(getattr(config, k) for k in ("shots", "fraction", "seed", "labels_by")),
-             get_method(config.method).labelled, config.teacher_head]
-    labelled = _memo(subsets, which, lambda: len(visible_labels(config, manifest)))
-    validation_rows(config, manifest, labelled)
-    others = int((manifest.table["split"] == "train").sum()) - (0 if config.include_labelled else labelled)
-    steps = epoch_steps(labelled, others, (config.batch_labelled, config.batch_unlabelled))
-    for stage in stages_of(config):
-        validate_streams(labelled, others, (stage.method.labelled, stage.method.unlabelled and config.unlabelled))
-        check_warmup(stage.recipe, steps)
+        holds[config.dataset] = digest([inputs.data.hash, inputs.data.files])
+        tasks.append(Task(f"{cell.name}-{inputs.identity[:8]}", inputs.identity, cell.labels, cell.parameters))
+    return tasks, holds
 
 # %% ../../nbs/sweeps/05_sweep.ipynb #0a4df75a
 def _memo(known, what, make):
@@ -112,7 +77,7 @@ class Sweep:
         folder:str|Path="",   # Where, also a URL; a folder with the grid's name below the settings' `runs` if empty
         only=None,            # Positions of the runs that are wanted, so that only their data and weights are looked at
     ):
-        self.grid, self.opened = grid, {}
+        self.grid, self.cache = grid, {}
         self.url = str(folder).rstrip("/") if is_url(folder) else ""
         here = local_copy(self.url) if self.url else Path(folder) if folder else load_settings().runs/grid.name
         self.folder = here.expanduser().resolve()
@@ -187,7 +152,7 @@ def _kept(self:Sweep):
 @patch
 def _planned(self:Sweep, only=None):
     "The runs that the grid means now; refused where that is not what it meant before"
-    tasks, self.holds = tasks_of(self.grid, self.opened, only)
+    tasks, self.holds = tasks_of(self.grid, self.cache, only)
     before = {digest([c["labels"], c["parameters"]]): c for c in self.known.get("cells", ())}
     tasks = [t if t.identity else self._unlooked(t, before) for t in tasks]
     for task in tasks:
@@ -324,7 +289,7 @@ def open_sweep(
     found = read_plan(here/"sweep.json" if here.is_dir() else here, **PLAN)
     if not found.get("cells"): raise DhoError(f"{here} holds no sweep of dho_nb: its sweep.json is missing or empty")
     made = Sweep.__new__(Sweep)
-    made.opened, made.url, made.folder, made.known = {}, str(place).rstrip("/")*is_url(place), here.resolve(), found
+    made.cache, made.url, made.folder, made.known = {}, str(place).rstrip("/")*is_url(place), here.resolve(), found
     made.tasks = [Task(**c) for c in found["cells"]]
     for task in made.tasks: check_parameters(task.parameters, here, trust_remote_code)
     made.grid = Grid(found["name"], tuple(Cell(t.labels, t.parameters) for t in made.tasks), found["keep_models"], 0,
@@ -338,9 +303,10 @@ def stores_of(
 )->list:          # One `Config` for every store that they need, with all its views
     "The teachers' stores that some runs share"
     from dho_nb.losses.methods import get_method
+    from dho_nb.runs.teacher import teacher_plan
     found = {}
     for config in (t.config for t in tasks):
-        if config.views == "live" or config.embeddings or not get_method(config.method).teacher: continue
+        if config.embeddings or teacher_plan(config, get_method(config.method)).source != "store": continue
         key = digest([getattr(config, k) for k in ("dataset", "root", "labels", "classes", "templates", "test",
                                                    "teacher", "crop", "flip", "precision")])
         most = max(min(config.views, config.epochs), found[key].views if key in found else 0)
@@ -375,10 +341,11 @@ def _estimate(self:Sweep, todo, took):
     "Seconds and bytes of some runs"
     from dho_nb.data.datasets import DATASETS
     from dho_nb.runs.dry_run import try_student, workload
+    from dho_nb.runs.inputs import resolve
     from dho_nb.core.devices import pick_device
     loads, rates, tried, size = {}, {}, {}, 0
-    opened = lambda c: None if c.dataset in DATASETS else _open_once(c, self.opened)[0]
-    load = lambda t: _memo(loads, {**t.parameters, "seed": 0}, lambda: workload(t.config, opened(t.config)))
+    inputs = lambda c: None if c.dataset in DATASETS else resolve(c, self.cache)
+    load = lambda t: _memo(loads, {**t.parameters, "seed": 0}, lambda: workload(t.config, inputs(t.config)))
     kind = lambda t: [getattr(t.config, k) for k in ("student", "student_weights", "student_args", "size", "ce_head",
                                                      "kd_head", "frozen")]
     data = lambda t: [t.parameters.get(k) for k in ("dataset", "root", "labels")]

@@ -4,24 +4,25 @@
 
 # %% auto #0
 __all__ = ['CONFLICT', 'TrainConfig', 'learning_rate', 'Stopped', 'stop_requests', 'ProgressCallback', 'validate_batches',
-           'check_warmup', 'Trainer', 'plot_history']
+           'validate_share', 'check_warmup', 'Trainer', 'plot_history']
 
 # %% ../../nbs/training/00_trainer.ipynb #879ed55f
 import json, math, signal, threading, time
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Callable
+from typing import Annotated, Callable, Literal
 import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from ..core.devices import autocast, pick_precision
+from ..core.devices import autocast, pick_precision, PRECISIONS
 from ..core.distributed import synced_batch_norm, current_dist_env, wrap_ddp, DistEnv
-from ..core.errors import DhoError, memory_message, unknown_name
+from ..core.errors import DhoError, memory_message
 from ..core.files import atomic_path, parse_json, with_fields
+from ..core.parameters import NonNegativeFloat, NonNegativeInt, OneOf, Parameters, PositiveFloat, PositiveInt
 from ..core.plotting import subplots
 from ..core.progress import in_notebook, ProgressLines, progress_mode, UpdatingDisplay
 from ..core.seeding import derive_seed
@@ -33,30 +34,23 @@ from ..students.dual_head import DualHead, Student
 from ..teachers.targets import TeacherOutput
 
 # %% ../../nbs/training/00_trainer.ipynb #8b0486de
-@dataclass(frozen=True)
-class TrainConfig:
-    "How to optimise"
-    epochs:int=200             # Passes over the unlabelled images
-    lr:float=1e-3              # Peak learning rate
-    head_lr:float=1.0          # The heads' learning rate, as a multiple of it
-    weight_decay:float=1e-2    # AdamW's
-    warmup_steps:float=0.0     # Linear, from 0; below 1 a share of all steps
-    schedule:str="cosine"      # After the warm-up: "cosine" or "linear", down to 0
-    ce_weight:float=0.5        # λ
-    kd_weight:float=0.5        # 1 − λ
-    tau:float=2.0              # Distillation temperature
-    accumulate:int=1           # Pieces that a batch is worked off in
-    clip:float=0.0             # Largest gradient norm; 0 leaves it alone
-    precision:str="auto"       # "auto", "fp32", "bf16", "fp16"
-    seed:int=0                 # Of what is random inside the model (dropout)
-    conflict:bool=False        # Keep an account of how the gradients of labels and teacher agree, step by step
-
-    def __post_init__(self):
-        if self.schedule not in ("cosine", "linear"): raise unknown_name("schedule", self.schedule, ("cosine", "linear"))
-        for name in ("epochs", "accumulate"):
-            if not (value := getattr(self, name)) >= 1 or value != int(value):
-                raise DhoError(f"a recipe's {name} is a whole number of 1 or more, not {value}")
-        if not self.tau > 0: raise DhoError(f"a recipe's tau lies above 0, not tau={self.tau}")
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Parameters):
+    "Training"
+    epochs:PositiveInt=200             # Passes over the unlabelled images
+    lr:PositiveFloat=1e-3              # Peak learning rate of AdamW
+    head_lr:NonNegativeFloat=1.0       # Learning rate of the heads as a multiple of lr
+    weight_decay:NonNegativeFloat=1e-2  # Weight decay of AdamW
+    warmup_steps:NonNegativeFloat=0.0  # Steps of linear warm-up from 0; below 1 a share of all steps
+    schedule:Literal["cosine", "linear"]="cosine"  # How the learning rate falls to 0 after the warm-up
+    ce_weight:NonNegativeFloat=0.5     # λ, weight of the labels' loss
+    kd_weight:NonNegativeFloat=0.5     # Weight of the teacher's loss, 1 − λ in the paper; it does not follow ce_weight
+    tau:PositiveFloat=2.0              # τ, temperature of distillation
+    accumulate:PositiveInt=1           # Pieces of a batch that are computed one after the other, to save memory
+    clip:NonNegativeFloat=0.0          # Largest gradient norm; 0 clips nothing
+    precision:Annotated[str, OneOf(PRECISIONS)]="auto"  # Number format of training; auto chooses by device
+    seed:NonNegativeInt=0              # Seed of all that is random: label subset, initial weights, order, views and dropout
+    conflict:bool=False                # Record at every step how the gradients of labels and teacher agree
 
 # %% ../../nbs/training/00_trainer.ipynb #1538bad7
 def learning_rate(
@@ -148,10 +142,19 @@ def validate_batches(
 
     Raises DhoError where the warm-up outlasts the run, or a piece of a batch has fewer than two images per process."""
     check_warmup(recipe, streams.epoch_steps)
-    sizes = streams.batch[0]*streams.use[0], len(streams.unlabelled)//streams.epoch_steps*streams.use[1]
-    if dist_env.world > 1 and max(sizes)//recipe.accumulate < 2*dist_env.world:
-        raise DhoError(f"batches of {sizes[0]} labelled and {sizes[1]} unlabelled images, in {recipe.accumulate} "
-                       f"piece(s), cannot be shared by {dist_env.world} processes: take fewer processes or larger batches")
+    validate_share(streams.batch[0]*streams.use[0], len(streams.unlabelled)//streams.epoch_steps*streams.use[1], recipe,
+                   dist_env.world)
+
+def validate_share(
+    labelled:int,         # Labelled images of a step
+    unlabelled:int,       # Unlabelled images of a step
+    recipe:TrainConfig,   # How
+    processes:int,        # That share each step
+):
+    "Refuse batches too small for so many processes"
+    if processes > 1 and max(labelled, unlabelled)//recipe.accumulate < 2*processes:
+        raise DhoError(f"batches of {labelled} labelled and {unlabelled} unlabelled images, in {recipe.accumulate} "
+                       f"piece(s), cannot be shared by {processes} processes: take fewer processes or larger batches")
 
 # %% ../../nbs/training/00_trainer.ipynb #aa14cc34
 def check_warmup(
