@@ -152,6 +152,15 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     assert found["run"].result["tested"] == 500
 
 
+def test_the_contributing_pages_python_runs(tmp_path, monkeypatch):
+    from dho_nb import METHODS
+    monkeypatch.setenv("DHO_RUNS", str(tmp_path/"runs"))
+    page, names = (ROOT/"CONTRIBUTING.md").read_text(encoding="utf-8"), {}
+    try: exec("".join(re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)), names)
+    finally: METHODS.pop("dho-js", None)
+    assert names["run"].result["method"] == "dho-js" and names["run"].result["tested"] == 500
+
+
 GUIDES = [(p, line) for p in NOTEBOOKS if p.parent.name in ("howto", "explain", "tutorials", "paper")
           for cell in json.loads(p.read_text())["cells"] if cell["cell_type"] == "markdown"
           for block in re.findall(r"^```\n(.*?)^```", "".join(cell["source"]), re.M | re.S)
