@@ -122,7 +122,7 @@ def _rendezvous(rank, world, seconds):
 @lru_cache(None)
 def current_dist_env(
 )->DistEnv:
-    "Return the group of processes that this one belongs to; raises `DhoError` where the others do not come"
+    "Return the group of processes that this one belongs to. Raises `DhoError` where the others do not come"
     return DistEnv()
 
 # %% ../../nbs/core/10_distributed.ipynb #d9e94c37

@@ -14,14 +14,14 @@ from .settings import visible
 # %% ../../nbs/core/08_progress.ipynb #67abb1f7
 def in_notebook(
 )->bool:
-    "Is this a Jupyter kernel?"
+    "Tell whether this is a Jupyter kernel"
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return type(shell).__name__ == "ZMQInteractiveShell"
 
 def progress_mode(
     mode:str="auto",  # As in `Settings.progress`
 )->str:               # "bar", "lines" or "none"
-    "How to show progress here"
+    "Return how to show progress here. Raises `DhoError` for an unknown mode"
     mode = os.environ.get("DHO_PROGRESS", mode) if mode == "auto" else mode
     if mode not in ("auto", "bar", "lines", "none"):
         raise unknown_name("progress mode", mode, ("auto", "bar", "lines", "none"))
@@ -32,13 +32,13 @@ def progress_mode(
 def format_seconds(
     seconds:float,  # How long
 )->str:
-    "A length of time for people"
+    "Write a length of time for people"
     return (f"{seconds:.0f} s" if seconds < 100 else f"{seconds/60:.0f} min" if seconds < 5400
             else f"{seconds/3600:.1f} h")
 
 # %% ../../nbs/core/08_progress.ipynb #f9fefcab
 class ProgressLines:
-    "A plain line at most every `every` seconds, where a bar would be noise"
+    "Prints a line at most every `every` seconds, where a bar would be noise"
     def __init__(self,
         total:int,          # Steps to come
         label:str,          # What is being done
@@ -61,7 +61,7 @@ def track(
     mode:str="auto",      # As in `Settings.progress`
     total:int|None=None,  # How many, for an iterable without a length
 ):
-    "Pass `items` on, showing how far it is"
+    "Pass `items` on, and show how many have passed"
     mode, total = progress_mode(mode), len(items) if total is None else total
     if mode == "bar" and total > 1:
         from fastprogress.fastprogress import progress_bar

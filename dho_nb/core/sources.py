@@ -28,11 +28,11 @@ def _is_installed(file):
 def _spec(name, path):
     "A module's spec by the finders that imports use; None if there is none"
     if path is None and os.getcwd() not in sys.path:
-        if found := importlib.machinery.PathFinder.find_spec(name, [os.getcwd()]): return found
+        if spec := importlib.machinery.PathFinder.find_spec(name, [os.getcwd()]): return spec
     for finder in sys.meta_path:
-        try: found = finder.find_spec(name, path)
+        try: spec = finder.find_spec(name, path)
         except Exception: continue
-        if found: return found
+        if spec: return spec
 
 # %% ../../nbs/core/05_sources.ipynb #7f60d638
 def _module_file(name):
@@ -54,40 +54,40 @@ def _imported(text, name, package):
     try: tree = ast.parse(text)
     except (SyntaxError, ValueError): return []
     home = name.split(".") if package else name.split(".")[:-1]
-    found = []
+    names = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import): found += [a.name for a in node.names]
+        if isinstance(node, ast.Import): names += [a.name for a in node.names]
         if isinstance(node, ast.ImportFrom):
             base = home[:len(home) + 1 - node.level] if node.level else []
             base = ".".join([*base, *([node.module] if node.module else [])])
-            found += [base, *(f"{base}.{a.name}" for a in node.names)]
-    above = {".".join(n.split(".")[:k]) for n in found for k in range(1, n.count(".") + 1)}
-    return sorted(({*found} | above) - {""})
+            names += [base, *(f"{base}.{a.name}" for a in node.names)]
+    above = {".".join(n.split(".")[:k]) for n in names for k in range(1, n.count(".") + 1)}
+    return sorted(({*names} | above) - {""})
 
 # %% ../../nbs/core/05_sources.ipynb #38312c2a
 def module_sources(
     name:str,  # Of a module
 )->dict:       # Module to a hash of its file; empty for this library's own modules
-    "A module and the modules that it imports, directly or not, but for installed ones and the standard library's"
+    "Hash a module and the modules that it imports, but for installed ones and the standard library's. Raises `DhoError` for one that was edited since"
     if _top(name) == "dho_nb" or not (root := _module_file(name)): return {}
-    installed, found, waiting = _is_installed(root[0]), {}, [name]
+    installed, hashes, waiting = _is_installed(root[0]), {}, [name]
     wanted = lambda n: _top(n) == _top(name) if installed else _top(n) not in sys.stdlib_module_names | _LIBRARIES
     while waiting:
         here = waiting.pop()
-        if here in found or not (held := _module_file(here)) or not installed and _is_installed(held[0]): continue
-        content = held[0].read_bytes().replace(b"\r\n", b"\n")
-        found[here] = hashlib.sha256(content).hexdigest()[:16]
-        if _top(name) not in _LIBRARIES and held[0].suffix == ".py":
-            waiting += filter(wanted, _imported(content, here, held[1]))
-    _refuse_edited(found)
-    return dict(sorted(found.items()))
+        if here in hashes or not (source := _module_file(here)) or not installed and _is_installed(source[0]): continue
+        content = source[0].read_bytes().replace(b"\r\n", b"\n")
+        hashes[here] = hashlib.sha256(content).hexdigest()[:16]
+        if _top(name) not in _LIBRARIES and source[0].suffix == ".py":
+            waiting += filter(wanted, _imported(content, here, source[1]))
+    _refuse_edited(hashes)
+    return dict(sorted(hashes.items()))
 
 # %% ../../nbs/core/05_sources.ipynb #f0666feb
 _READ = {}  # Module to its spec when it was first seen here, and the hash of its file then
 
-def _refuse_edited(found):
+def _refuse_edited(hashes):
     "Refuse a module whose file was edited after this process had imported it"
-    for name, hashed in found.items():
+    for name, hashed in hashes.items():
         if name not in sys.modules: continue
         spec = getattr(sys.modules[name], "__spec__", None)
         if name not in _READ or _READ[name][0] is not spec: _READ[name] = spec, hashed  # imported, or reloaded
@@ -170,7 +170,7 @@ def _object(thing, seen):
 def is_own(
     thing,   # A function, a class or an object
 )->bool:
-    "Is something defined in the user's own code, not in a library?"
+    "Tell whether something is defined in the user's own code, not in a library"
     top = _top(getattr(thing, "__module__", None) or "builtins")
     return top == "__main__" or top not in _LIBRARIES | sys.stdlib_module_names
 

@@ -30,17 +30,17 @@ _OWN = {"dho": dict(lw=2.4, zorder=5), "dho-plus": dict(color="#6a3d9a", ls="-",
 def looks(
     names,      # Of methods, or whatever has a line of its own
 )->dict:        # Name to arguments of `plot`
-    "Colour, marker and line of each; the library's methods look the same everywhere"
+    "Return colour, marker and line of each name; the library's methods look the same everywhere"
     every = [*_LOOKED, *(n for n in dict.fromkeys(names) if n not in _LOOKED)]
     colours, lines = [COLOURS[0], *COLOURS[1:]*len(every)], ["-", "--", "-.", ":", (0, (6, 2))]
-    made = {n: dict(color=c, marker=m, ls=l)
+    kinds = {n: dict(color=c, marker=m, ls=l)
             for n, c, m, l in zip(every, colours, cycle("osD^vPX*hp<>d"), cycle(lines))}
-    return {n: made[n] | _OWN.get(n, {}) for n in dict.fromkeys(names)}
+    return {n: kinds[n] | _OWN.get(n, {}) for n in dict.fromkeys(names)}
 
 # %% ../../nbs/reports/03_figures.ipynb #bdb07509
 @contextmanager
 def style():
-    "Matplotlib's settings of the figures here, for a while"
+    "Set Matplotlib's settings of the figures here, for a while"
     matplotlib = load_matplotlib()
     from cycler import cycler
     settings = {"axes.prop_cycle": cycler(color=COLOURS), "axes.spines.top": False, "axes.spines.right": False,
@@ -64,7 +64,7 @@ def plot_bars(
     rows:str="method",   # What has a bar of its own
     title:str="",        # Above the figure; dataset, labels and seeds if empty
 ):                       # A matplotlib figure
-    "Accuracy of each method in one setting, and the zero-shot teacher's as a line"
+    "Draw the accuracy of each method in one setting, and the zero-shot teacher's as a line"
     frame = deduplicate(frame, axes_of(frame))
     check_no_hidden_axis(frame, axes_of(frame), [rows])
     by, seeds = 100*frame.groupby(rows, sort=False)["accuracy"].agg(["mean", "std"]), frame["seed"].nunique()
@@ -117,7 +117,7 @@ def plot_shots(
     rows:str="method",     # What has a line of its own
     order=None,            # Those, in order
 ):                         # A matplotlib figure
-    "Accuracy against labels"
+    "Draw accuracy against labels. Raises `DhoError` where labels per class are not known"
     if panels is None: panels = next((p for p in ("dataset", "student") if p in frame and frame[p].nunique() > 1), "")
     if "classes" not in frame:
         raise DhoError("labels per class are not known of these runs: their outputs.safetensors are gone")
@@ -137,8 +137,8 @@ def plot_shots(
             _shots(axis, part, rows, names, free, zero[title]); axis.set_title(title)
         for axis in axes[:, 0]: axis.set_ylabel("test accuracy, %")
         for axis in axes.flat[len(parts):]: axis.set_visible(False)
-        known = {l: h for a in axes.flat for h, l in zip(*a.get_legend_handles_labels())}
-        _legend(figure, list(known.values()), list(known))
+        handles = {l: h for a in axes.flat for h, l in zip(*a.get_legend_handles_labels())}
+        _legend(figure, list(handles.values()), list(handles))
     return figure
 
 # %% ../../nbs/reports/03_figures.ipynb #77bef901
@@ -165,18 +165,18 @@ def plot_conflicts(
     by=None,          # What has a line of its own; every axis that varies but the seed if None
     title:str="",     # Above the figure
 ):                    # A matplotlib figure
-    "Do the gradients of labels and teacher agree? Over training, for every method that was watched"
+    "Draw the cosine of the gradients of labels and teacher over training. Raises `DhoError` where no run has logged them"
     from dho_nb.evaluation.diagnostics import plot_conflict
     from dho_nb.training.trainer import CONFLICT
-    found = conflicts(*places, labels=labels)
-    if not len(found): raise DhoError("no run has kept an account of its gradients: run some with conflict=True")
-    axes = [a for a in found if a not in ("identity", "step", *CONFLICT)]
+    table = conflicts(*places, labels=labels)
+    if not len(table): raise DhoError("no run has kept an account of its gradients: run some with conflict=True")
+    axes = [a for a in table if a not in ("identity", "step", *CONFLICT)]
     if by is None:
-        by = ([a for a in axes if a not in ("seed", "method") and found[a].nunique() > 1]
+        by = ([a for a in axes if a not in ("seed", "method") and table[a].nunique() > 1]
               + ["method"]*("method" in axes) or axes[:1])
     by = [by] if isinstance(by, str) else list(by)
     histories = {", ".join(map(str, key)): part.groupby("step")[list(CONFLICT)].mean()
-                 for key, part in found.groupby(by, sort=False)}
+                 for key, part in table.groupby(by, sort=False)}
     ends = [tuple(key.rsplit(", ", 1)) if by[-1] == "method" and ", " in key else ("", key) for key in histories]
     dashes = dict(zip(dict.fromkeys(rest for rest, _ in ends), cycle(["-", "--", ":", "-."])))
     own = looks([last for _, last in ends])
@@ -188,15 +188,15 @@ def plot_surfaces(
     *places,          # As for `load`
     labels=None,      # As for `load`
 )->dict:              # Labels to matplotlib figure
-    "Validation accuracy for every α and β, and the choice, of the first seed of every DHO cell"
+    "Draw validation accuracy for every α and β, and the choice, of the first seed of every DHO cell"
     from dho_nb.evaluation.interpolation import AlphaBetaGrid, best_alpha_beta, plot_alpha_beta_grid
-    found, made = surfaces(*places, labels=labels), {}
-    axes = [a for a in found if a not in ("identity", "α", "β", "accuracy", "nll", "seed") and (found[a].nunique() > 1)]
-    for key, part in found.groupby("identity", sort=False):
+    points, figures = surfaces(*places, labels=labels), {}
+    axes = [a for a in points if a not in ("identity", "α", "β", "accuracy", "nll", "seed") and (points[a].nunique() > 1)]
+    for key, part in points.groupby("identity", sort=False):
         surface = AlphaBetaGrid(*(part.pivot(index="α", columns="β", values=v) for v in ("accuracy", "nll")))
         name = ", ".join(telling(a, part[a].iloc[0], " ") for a in axes) or "dho"
-        with style(): made[name] = plot_alpha_beta_grid(surface, best_alpha_beta(surface), f"{name}: validation accuracy")
-    return made
+        with style(): figures[name] = plot_alpha_beta_grid(surface, best_alpha_beta(surface), f"{name}: validation accuracy")
+    return figures
 
 # %% ../../nbs/reports/03_figures.ipynb #909b374a
 def plot_agreements(
@@ -204,7 +204,7 @@ def plot_agreements(
     method:str="dho",      # Of two heads
     panels:str|None=None,  # As for `plot_shots`
 ):                         # A matplotlib figure
-    "Which head is right where, for every number of labels; hatched is what their combination leaves wrong"
+    "Draw which head is right where, for every number of labels. Raises `DhoError` where no run of the method has two heads"
     from matplotlib.patches import Patch
     from dho_nb.evaluation.diagnostics import AGREEMENT
     if panels is None: panels = next((p for p in ("dataset", "student") if p in frame and frame[p].nunique() > 1), "")
@@ -243,9 +243,9 @@ def plot_reliabilities(
     labels=None,      # As for `load`
     method:str="dho", # Whose
 )->dict:              # Labels to matplotlib figure
-    "Accuracy against confidence of both heads and their combination, on test images, of the first seed of every cell of a method"
+    "Draw accuracy against confidence of both heads and their combination on test images, of the first seed of every cell"
     from dho_nb.evaluation.interpolation import interpolate, plot_reliability
-    frame, made = load_with_folders(places, labels), {}
+    frame, figures = load_with_folders(places, labels), {}
     if len(frame):
         named = frame["method"] == method
         named = named if named.any() else result_of(frame, "method") == method
@@ -254,10 +254,10 @@ def plot_reliabilities(
     for line in (frame.drop_duplicates(axes or ["method"]).to_dict("records") if len(frame) else ()):
         folder = Path(line["folder"])
         if not (folder/"outputs.safetensors").exists(): continue
-        found = read_json(folder/"result.json", **RESULT)
-        test = scored_outputs(folder, found)[0]
+        result = read_json(folder/"result.json", **RESULT)
+        test = scored_outputs(folder, result)[0]
         name = ", ".join(telling(a, line[a], " ") for a in axes if frame[a].nunique() > 1) or method
         parts = {"CE head": test.ce.softmax(-1), "KD head": test.kd.softmax(-1),
-                 "both": interpolate(test, found["alpha"], found["beta"])}
-        with style(): made[name] = plot_reliability(parts, test.labels)
-    return made
+                 "both": interpolate(test, result["alpha"], result["beta"])}
+        with style(): figures[name] = plot_reliability(parts, test.labels)
+    return figures

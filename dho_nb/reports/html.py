@@ -9,15 +9,15 @@ __all__ = ['MADE_BY', 'html_report']
 import base64, io, re
 from html import escape
 from pathlib import Path
-import numpy as np
 import pandas as pd
 from ..core.errors import DhoError
 from ..core.files import atomic_path
 from .figures import (plot_agreements, plot_conflicts, plot_reliabilities, plot_shots, plot_surfaces,
                                     style)
-from .results import _here, axes_of, expected, label_axis, load, ordered, result_of, shared_settings
+from .results import axes_of, expected, label_axis, load, ordered, result_of, shared_settings
 from .tables import counted, everywhere, gains, gains_table, label_free, results_table, UNTESTED
 from ..sweeps.grid import telling
+from ..sweeps.remote import local_copy
 
 # %% ../../nbs/reports/04_html.ipynb #9504a342
 _CSS = """:root{color-scheme:light dark;--ink:#1c1f23;--soft:#5c646e;--line:#d9dde2;--paper:#fff;--band:#f5f6f8;--mark:#b34700}
@@ -43,49 +43,48 @@ def _image(figure, caption=""):
 # %% ../../nbs/reports/04_html.ipynb #aef2cb0f
 def _listed_html(table, left=False):
     "A data frame as a plain HTML table"
-    shown = table.reset_index() if table.index.names != [None] else table
-    cell = lambda v: escape("" if v is None or v != v else f"{v:.4g}" if isinstance(v, float) else str(v))
-    rows = "".join(f"<tr>{''.join(f'<td>{cell(v)}</td>' for v in row)}</tr>" for row in shown.itertuples(index=False))
-    heads = "".join(f"<th>{escape(str(c))}</th>" for c in shown.columns)
-    table = f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody>"
-    return f'<div class="wide"><table class="{"left" if left else ""}">{table}</table></div>'
+    table = table.reset_index() if table.index.names != [None] else table
+    cell = lambda v: "" if v is None or v != v else f"{v:.4g}" if isinstance(v, float) else str(v)
+    with pd.option_context("display.max_colwidth", None):
+        html = table.map(cell).to_html(index=False, border=0, classes="left" if left else None)
+    return f'<div class="wide">{html}</div>'
 
 # %% ../../nbs/reports/04_html.ipynb #cc4d3522
-def _spread(frame, asked):
+def _spread(frame, planned):
     "The methods that look at no labels and are asked for at no more than one number of them"
     axis = label_axis(frame)
-    often = asked.groupby("method")[axis].nunique() if {"method", axis} <= {*asked} else {}
+    often = planned.groupby("method")[axis].nunique() if {"method", axis} <= {*planned} else {}
     return {m for m in label_free(frame) if not len(often) or often.get(m, 0) < 2}
 
 # %% ../../nbs/reports/04_html.ipynb #7d1c4490
-def _accuracy_part(frame, asked):
+def _accuracy_part(frame, planned):
     "A table for each dataset, student or whatever else varies, and the figure"
     if not frame["tested"].any(): return f"<p>{escape(UNTESTED)}</p>"
     axis = label_axis(frame)
     rest = [a for a in axes_of(frame) if a not in ("method", "seed", axis) and frame[a].nunique() > 1]
     parts = frame.groupby(rest, sort=False) if rest else [((), frame)]
-    said, free = [], _spread(frame, asked)
+    sections, free = [], _spread(frame, planned)
     for key, part in parts:
-        here = asked[np.logical_and.reduce([asked[c] == k for c, k in zip(rest, key) if c in asked]
-                                           or [np.ones(len(asked), bool)])]
+        here = planned
+        for c in [c for c in rest if c in planned]: here = here[here[c] == key[rest.index(c)]]
         here = everywhere(here, free, axis) if {"method", axis} <= {*here} else None
         table = results_table(everywhere(part, free, axis), columns=axis, expected=here, teacher=True)
         named = ", ".join(telling(a, k, " ") for a, k in zip(rest, key))
-        said.append(f"<h3>{escape(named)}</h3>" * bool(key) + f'<div class="wide">{table._repr_html_()}</div>')
+        sections.append(f"<h3>{escape(named)}</h3>" * bool(key) + f'<div class="wide">{table._repr_html_()}</div>')
     caption = "Accuracy against labelled images per class; bars: standard deviation over seeds"
-    return "".join(said) + _tried(lambda: _image(plot_shots(frame[frame["tested"] > 0], *rest[:1]), caption))
+    return "".join(sections) + _tried(lambda: _image(plot_shots(frame[frame["tested"] > 0], *rest[:1]), caption))
 
 # %% ../../nbs/reports/04_html.ipynb #97a71fa9
-def _luck_part(frame, ours, asked):
+def _luck_part(frame, ours, planned):
     "What one method gains over the others"
     if ours not in set(frame["method"]) or frame["method"].nunique() < 2: return ""
-    found = gains(everywhere(frame, _spread(frame, asked)), ours)
-    if not len(found): return ""
-    few = found["seeds"].max() < 2
+    pairs = gains(everywhere(frame, _spread(frame, planned)), ours)
+    if not len(pairs): return ""
+    few = pairs["seeds"].max() < 2
     alone = " No pair shares more than one seed, so that the intervals say nothing about seeds." if few else ""
     return (f"<p>What {escape(ours)} gains over each other method, in percentage points, with the 95 % interval of a "
-            f"paired bootstrap over seeds and test images.{alone}</p>" + _listed_html(gains_table(found, label_axis(frame)))
-            + _listed_html(counted(found).round(2)))
+            f"paired bootstrap over seeds and test images.{alone}</p>" + _listed_html(gains_table(pairs, label_axis(frame)))
+            + _listed_html(counted(pairs).round(2)))
 
 def _tried(make):
     "A part of the page, or why it cannot be made"
@@ -96,16 +95,16 @@ def _tried(make):
 def _heads_part(frame, places, labels):
     "What the two heads know, where their gradients and their weights lie"
     two = frame[result_of(frame, "method") == "dho"]
-    known = "agreement_both_right" in two and two["agreement_both_right"].notna().any()
+    compared = "agreement_both_right" in two and two["agreement_both_right"].notna().any()
     caption = "Which head is right where, on the test images"
-    said = _tried(lambda: _image(plot_agreements(two, two["method"].iloc[0]), caption)) if known else ""
+    html = _tried(lambda: _image(plot_agreements(two, two["method"].iloc[0]), caption)) if compared else ""
     watched = frame["watched"].astype(bool).any() if len(frame) else False
     if watched or any((Path(p).expanduser()/"conflict.csv").exists() for p in places):
-        said += _tried(lambda: _image(plot_conflicts(*places, labels=labels),
+        html += _tried(lambda: _image(plot_conflicts(*places, labels=labels),
                                       "How the gradients of labels and teacher agree"))
-    for caption, made in (("surface", plot_surfaces), ("reliability", plot_reliabilities)):
-        said += _many([_image(f, f"{name}: {caption}") for name, f in made(*places, labels=labels).items()])
-    return said
+    for caption, plot in (("surface", plot_surfaces), ("reliability", plot_reliabilities)):
+        html += _many([_image(f, f"{name}: {caption}") for name, f in plot(*places, labels=labels).items()])
+    return html
 
 # %% ../../nbs/reports/04_html.ipynb #5063f348
 def _many(images, most=6):
@@ -114,9 +113,9 @@ def _many(images, most=6):
             if len(images) > most else "")
     return f'<div class="many">{"".join(images[:most])}</div>{rest}' if images else ""
 
-def _missing_part(asked, frame):
+def _missing_part(planned, frame):
     "Runs that are asked for and not there, and folders that were left out"
-    missing = asked[asked["state"] == "missing"].drop(columns=["state", "sweep"]) if len(asked) else asked
+    missing = planned[planned["state"] == "missing"].drop(columns=["state", "sweep"]) if len(planned) else planned
     others = {k: v for k, v in frame.attrs["skipped"].items() if not len(missing) or k not in set(missing["run"])}
     return ((_listed_html(missing, True) if len(missing) else "")
             + (_listed_html(pd.DataFrame([dict(folder=k, reason=v) for k, v in others.items()]),
@@ -132,37 +131,37 @@ def html_report(
     labels=None,         # As for `load`
     ours:str="dho",      # The method that is compared with the others
 )->Path:                 # The file
-    "One HTML page of tables, figures, gaps and settings, with nothing outside it"
-    places, file = _here([places] if isinstance(places, (str, Path)) else list(places)), Path(file).expanduser()
-    frame, asked, shared = load(*places, labels=labels), expected(*places), shared_settings(*places)
+    "Write one HTML page of tables, figures, gaps and settings, with nothing outside it. Raises `DhoError` where no run is finished"
+    places, file = [*map(local_copy, [places] if isinstance(places, (str, Path)) else places)], Path(file).expanduser()
+    frame, planned, shared = load(*places, labels=labels), expected(*places), shared_settings(*places)
     if not len(frame):
         raise DhoError(f"no run in {', '.join(map(str, places))} is finished: a report needs one at least")
     title = title or ", ".join(filter(None, dict.fromkeys(frame["sweep"]))) or Path(places[0]).resolve().name
     shown = [*axes_of(frame), "accuracy", "ce_accuracy", "kd_accuracy", "ece", "alpha", "beta", "seconds", "run"]
     runs = frame[[c for c in dict.fromkeys(shown) if c in frame]].dropna(axis=1, how="all")
     settings = pd.DataFrame([(k, str(v)) for k, v in shared.items()], columns=["setting", "value"])
-    parts = {"Accuracy": _tried(lambda: _accuracy_part(frame, asked)),
-             "Is it more than luck?": _tried(lambda: _luck_part(frame, ours, asked)),
-             "Heads": _heads_part(frame, places, labels), "Not there": _missing_part(asked, frame),
+    parts = {"Accuracy": _tried(lambda: _accuracy_part(frame, planned)),
+             "Is it more than luck?": _tried(lambda: _luck_part(frame, ours, planned)),
+             "Heads": _heads_part(frame, places, labels), "Not there": _missing_part(planned, frame),
              "Settings": _listed_html(settings, True) if len(settings) else "",
              "Runs": f"<details><summary>all {len(runs)}</summary>{_listed_html(runs.round(4))}</details>"}
-    page = _page(title, _summary(frame, asked), {k: v for k, v in parts.items() if v})
+    page = _page(title, _summary(frame, planned), {k: v for k, v in parts.items() if v})
     with atomic_path(file) as temporary: temporary.write_text(page, encoding="utf-8")
     return file
 
 # %% ../../nbs/reports/04_html.ipynb #d569395a
-def _summary(frame, asked):
+def _summary(frame, planned):
     "What there is, in a sentence or two"
-    missing = int((asked["state"] == "missing").sum()) if len(asked) else 0
-    failed = asked["reason"].str.startswith("failed").sum() if len(asked) else 0
-    count = f"{len(asked) - missing} of {len(asked)} runs are there" if len(asked) else f"{len(frame)} runs"
-    said = [count + (f", {failed} failed" if failed else "")]
+    missing = int((planned["state"] == "missing").sum()) if len(planned) else 0
+    failed = planned["reason"].str.startswith("failed").sum() if len(planned) else 0
+    count = f"{len(planned) - missing} of {len(planned)} runs are there" if len(planned) else f"{len(frame)} runs"
+    parts = [count + (f", {failed} failed" if failed else "")]
     for a in axes_of(frame):
         values = ordered(frame[a])
-        said.append(f"{a}: {', '.join(map(str, values[:12]))}{' …'*(len(values) > 12)}")
+        parts.append(f"{a}: {', '.join(map(str, values[:12]))}{' …'*(len(values) > 12)}")
     if frame["dataset"].nunique() == 1 and "dataset" not in axes_of(frame):
-        said.append(f"dataset: {frame['dataset'].iloc[0]}")
-    return " · ".join(said)
+        parts.append(f"dataset: {frame['dataset'].iloc[0]}")
+    return " · ".join(parts)
 
 # %% ../../nbs/reports/04_html.ipynb #8befaca5
 def _page(title, summary, parts):

@@ -23,7 +23,7 @@ from ..sweeps.grid import read_grid
 def published(
     name:str,        # "table1", "figure13", …
 )->pd.DataFrame:     # part, row, ours, column, value (text)
-    "The numbers of one of the paper's tables or figures, in its order"
+    "Read the numbers of one of the paper's tables or figures, in its order. Raises `DhoError` for an unknown one"
     held = pd.read_csv(shipped("paper/published.csv"), dtype=str, keep_default_na=False)
     if name not in set(held["table"]): raise unknown_name("table or figure", name, held["table"].unique())
     return held[held["table"] == name].drop(columns="table").reset_index(drop=True)
@@ -49,7 +49,7 @@ def ours(
     name:str,     # A grid of the paper, e.g. "table1"
     *others:str,  # Grids that have some of its runs, too
 )->Ours:
-    "The finished runs of one of the paper's grids"
+    "Read the finished runs of one of the paper's grids"
     asked = pd.DataFrame([c.labels for c in read_grid(shipped(f"paper/grids/{name}.toml")).cells])
     places = [p for n in (name, *others) for p in (shipped("paper")/"results"/n, load_settings().runs/n)]
     places = [p for p in places if any((p/f).exists() for f in ("sweep.json", "runs.csv"))]
@@ -61,12 +61,12 @@ def ours(
 _FIGURES = ("run", "sweep", *(f"{k}accuracy" for k in ("", "ce_", "kd_", "entropy_", "teacher_", "val_")), "tested",
             "right", "test", "watched")
 
-def _of(runs, asked):
+def _of(runs, expected):
     "Runs whose labels are asked for; a twin that kept an account of its gradients only where two of that name are"
-    if not len(runs) or not {*asked} <= {*runs}: return runs.iloc[:0]
-    names = lambda frame: pd.Series([*map(tuple, frame[[*asked]].astype(str).to_numpy())], frame.index)
+    if not len(runs) or not {*expected} <= {*runs}: return runs.iloc[:0]
+    names = lambda frame: pd.Series([*map(tuple, frame[[*expected]].astype(str).to_numpy())], frame.index)
     named, watched = names(runs), runs["watched"].astype(bool)
-    wanted = named.map(names(asked).value_counts()).fillna(0)
+    wanted = named.map(names(expected).value_counts()).fillna(0)
     turn = named[watched.sort_values(kind="stable").index].groupby(named).cumcount().reindex(runs.index)
     return runs[(wanted > 0) & ~(watched & (turn >= wanted))].reset_index(drop=True)
 
@@ -75,15 +75,15 @@ def beside(
     paper:pd.DataFrame,   # From `published`
     table:ResultTable,    # Of our runs: (part and) row by column
 )->pd.DataFrame:          # Text: a line of the paper, a line of ours
-    "The paper's table with our figures below each line"
+    "Write the paper's table with our figures below each line"
     columns, lines, parted = list(dict.fromkeys(paper["column"])), {}, len(table.titles[0]) > 1
     for (part, row, own), those in paper.groupby(["part", "row", "ours"], sort=False):
-        key, said = (part, own) if parted else (own,), dict(zip(those["column"], those["value"]))
-        lines[part, row, "paper"] = [said.get(c, "") for c in columns]
+        key, values = (part, own) if parted else (own,), dict(zip(those["column"], those["value"]))
+        lines[part, row, "paper"] = [values.get(c, "") for c in columns]
         mine = {h[-1]: table.text(cell) for (k, h), cell in table.cells.items() if k == key and cell["runs"]}
-        if own: lines[part, row, "ours"] = [mine.get(c, "–" if c in said else "") for c in columns]
-    made = pd.DataFrame(lines, index=columns).T.rename_axis(["", "", ""])
-    return made if paper["part"].nunique() > 1 else made.droplevel(0)
+        if own: lines[part, row, "ours"] = [mine.get(c, "–" if c in values else "") for c in columns]
+    table_text = pd.DataFrame(lines, index=columns).T.rename_axis(["", "", ""])
+    return table_text if paper["part"].nunique() > 1 else table_text.droplevel(0)
 
 # %% ../../nbs/reports/01_paper_numbers.ipynb #6d4e8db6
 def shifted(
@@ -93,7 +93,7 @@ def shifted(
     beta:float|None=None,      # Temperature of the KD head, likewise
     evaluate:bool=False,       # Score the models that have not been; else only what is there is read
 )->pd.DataFrame:               # The runs, with a column NAME_accuracy for every set; NaN where nothing is known
-    "What the students of a sweep reach on other test sets; the sweep's folder is sought below the settings' `runs`"
+    "Read what the students of a sweep reach on other test sets. Raises `DhoError` for alpha without beta"
     if (alpha is None) != (beta is None): raise DhoError("give alpha and beta, or neither: they are fixed as a pair")
     def accuracy(run, name):
         folder = load_settings().runs.joinpath(*(check_folder(run[k], "runs.csv") for k in ("sweep", "run")))
@@ -102,7 +102,7 @@ def shifted(
         if evaluate and not file.exists():
             Evaluation(folder/"model.safetensors", make_config(dict(dataset=name)), "test", *pair).write(file.parent)
         return [*read_json(file)["heads"].values()][-1]["accuracy"] if file.exists() else float("nan")
-    found = {f"{name}_accuracy": [accuracy(run, name) for run in runs.to_dict("records")] for name in sets}
-    made = runs.assign(**{k: pd.Series(v, runs.index, dtype=float) for k, v in found.items()})
-    made.attrs = dict(runs.attrs)
-    return made
+    accuracies = {f"{name}_accuracy": [accuracy(run, name) for run in runs.to_dict("records")] for name in sets}
+    extended = runs.assign(**{k: pd.Series(v, runs.index, dtype=float) for k, v in accuracies.items()})
+    extended.attrs = dict(runs.attrs)
+    return extended

@@ -17,6 +17,7 @@ from ..core.files import (atomic_path, clutter, digest, file_lock, NOTE, read_js
                                with_fields, write_json)
 from ..core.settings import load_settings, visible
 from ..core.trust import check_folder
+from ..sweeps.remote import is_url, local_copy
 from ..sweeps.grid import check_axis, check_plan, label_of, read_plan, strangers
 
 # %% ../../nbs/reports/00_results.ipynb #4fc4cc1f
@@ -44,14 +45,12 @@ def _text(value):
     return "" if value is None or value != value else repr(float(value)) if isinstance(value, float) else str(value)
 
 # %% ../../nbs/reports/00_results.ipynb #e71f426c
-def _numbers(values):
+def _typed(column):
     "A column of text as truth values, integers or floats, if that is what it holds"
-    known = [v for v in values if v]
-    if known and len(known) == len(values) and {*known} <= {"True", "False"}: return [v == "True" for v in values]
-    if known and len(known) == len(values) and all(re.fullmatch(r"-?\d+", v) for v in values):
-        return [int(v) for v in values]
-    try: return [float(v) if v else np.nan for v in values]
-    except ValueError: return list(values)
+    if len(column) and column.isin(["True", "False"]).all(): return column == "True"
+    if len(column) and column.str.fullmatch(r"-?\d+").all(): return column.map(int)
+    try: return column.replace("", "nan").map(float)
+    except ValueError: return column
 
 # %% ../../nbs/reports/00_results.ipynb #04feb389
 def _frame(lines, axes, skipped):
@@ -59,44 +58,43 @@ def _frame(lines, axes, skipped):
     first = ["run", "sweep", *axes, *BASIC, *_FIRST]
     place = lambda c: (c == "right", first.index(c) if c in first else len(first), c)
     columns = sorted({k for line in lines for k in line} or {*first, "right"}, key=place)
-    lines = pd.DataFrame([{c: line.get(c, "") for c in columns} for line in lines], columns=columns)
-    for c in lines:
-        if c not in {*_TEXT, *axes, *_INSIDE}: lines[c] = _numbers(lines[c].tolist())
-    lines.attrs = dict(axes=axes, skipped=skipped)
-    return lines
+    frame = pd.DataFrame([{c: line.get(c, "") for c in columns} for line in lines], columns=columns)
+    frame = frame.assign(**{c: _typed(frame[c]) for c in frame if c not in {*_TEXT, *axes, *_INSIDE}})
+    frame.attrs = dict(axes=axes, skipped=skipped)
+    return frame
 
 # %% ../../nbs/reports/00_results.ipynb #ec72409b
-def _may_choose(outputs, ids, split, found):
+def _may_choose(outputs, ids, split, result):
     "Positions of the validation images that a finished run's protocol used"
     from dho_nb.data.manifests import Manifest
     from dho_nb.data.label_subsets import few_per_class, labelled_subset
     here = np.flatnonzero((split == "val") & (outputs.labels.numpy() >= 0))
-    if found["validation"] == "none" or len(here) == found["validated"]: return here[:found["validated"]]
+    if result["validation"] == "none" or len(here) == result["validated"]: return here[:result["validated"]]
     table = pd.DataFrame(dict(path=ids, label=outputs.labels.numpy(), split="train")).iloc[here]
     classes = outputs.ce.shape[1]
-    few = few_per_class(found["labelled"], classes)
-    return here[labelled_subset(Manifest("val", table, map(str, range(classes))), few, seed=int(found["seed"])).rows]
+    few = few_per_class(result["labelled"], classes)
+    return here[labelled_subset(Manifest("val", table, map(str, range(classes))), few, seed=int(result["seed"])).rows]
 
 # %% ../../nbs/reports/00_results.ipynb #f825c9aa
 def scored_outputs(
     folder:Path,   # Of a finished run
-    found:dict,    # Its `result.json`
+    result:dict,   # Its `result.json`
 )->tuple:          # `HeadOutputs` of the test images, their ids, `HeadOutputs` of the validation images
-    "What the heads said about the images that are scored, the test images in the order of their ids"
+    "Read the outputs of a run's heads on the images that are scored, the test images in the order of their ids"
     from dho_nb.evaluation.outputs import load_outputs, predicted
     outputs, ids = load_outputs(folder/"outputs.safetensors")
-    said, ids = predicted(folder, usecols=["path", "split"], dtype=str, keep_default_na=False), np.array(ids, str)
-    split = said["split"].to_numpy()
+    predictions, ids = predicted(folder, usecols=["path", "split"], dtype=str, keep_default_na=False), np.array(ids, str)
+    split = predictions["split"].to_numpy()
     test = np.flatnonzero((split == "test") & (outputs.labels.numpy() >= 0))
     test = test[np.argsort(ids[test])]
-    return outputs.only(test), ids[test].tolist(), outputs.only(_may_choose(outputs, ids, split, found))
+    return outputs.only(test), ids[test].tolist(), outputs.only(_may_choose(outputs, ids, split, result))
 
 # %% ../../nbs/reports/00_results.ipynb #04b67887
-def _read_outputs(folder, found):
-    "What a run's outputs say"
+def _read_outputs(folder, result):
+    "What a run's outputs tell beside its result"
     from dho_nb.evaluation.interpolation import interpolate
-    test, ids, val = scored_outputs(folder, found)
-    right = lambda o: (interpolate(o, found["alpha"], found["beta"]).argmax(1) == o.labels).numpy()
+    test, ids, val = scored_outputs(folder, result)
+    right = lambda o: (interpolate(o, result["alpha"], result["beta"]).argmax(1) == o.labels).numpy()
     packed = base64.b64encode(np.packbits(right(test))).decode() if len(test) else None
     return dict(classes=test.ce.shape[1], val_accuracy=float(right(val).mean()) if len(val) else None,
                 test=digest(ids) if len(test) else "", right=packed)
@@ -105,47 +103,32 @@ def _unpacked(text): return np.frombuffer(base64.b64decode(text), np.uint8) if t
 
 # %% ../../nbs/reports/00_results.ipynb #26b29284
 class _Cache:
-    "What the outputs of a folder's runs say, remembered"
+    "What the outputs of a folder's runs tell, kept in a file"
     def __init__(self, place):
-        self.file, self.new = load_settings().cache/"reports"/f"{digest(str(place.resolve()))}.json", False
-        try: self.known = read_json(self.file)
-        except DhoError: self.known = {}
+        self.file, self.changed = load_settings().cache/"reports"/f"{digest(str(place.resolve()))}.json", False
+        try: self.entries = read_json(self.file)
+        except DhoError: self.entries = {}
 
-    def told(self, folder, found):
+    def outputs(self, folder, result):
         stat = (folder/"outputs.safetensors").stat()
-        key = f"{found['identity']}-{stat.st_size}-{stat.st_mtime_ns}"
-        if key not in self.known: self.known[key], self.new = _read_outputs(folder, found), True
-        return self.known[key]
+        key = f"{result['identity']}-{stat.st_size}-{stat.st_mtime_ns}"
+        if key not in self.entries: self.entries[key], self.changed = _read_outputs(folder, result), True
+        return self.entries[key]
 
-    def keep(self):
-        try: self.new and write_json(self.file, self.known)
+    def save(self):
+        try: self.changed and write_json(self.file, self.entries)
         except OSError: pass
 
 # %% ../../nbs/reports/00_results.ipynb #3e4b59ea
 def _line(folder, labels, sweep, cache):
     "A finished run as one line of text and its bits; and what is wrong with its outputs, if anything"
-    found, problem = read_json(folder/"result.json", **RESULT), ""
-    try: told = cache.told(folder, found)
-    except FileNotFoundError as e:
-        told, problem = {}, f"{Path(e.filename).name} is not there: no pairing, no validation accuracy"
-    except Exception as e:
-        told, problem = {}, f"its outputs cannot be read ({short_reason(e)}): no pairing, no validation accuracy"
-    facts = {k: _text(v) for k, v in {**_flat(found), **told, "watched": (folder/"conflict.csv").exists()}.items()
-             if k != "right"}
+    result, outputs, problem = read_json(folder/"result.json", **RESULT), {}, ""
+    try: outputs = cache.outputs(folder, result)
+    except FileNotFoundError as e: problem = f"{Path(e.filename).name} is not there: no pairing, no validation accuracy"
+    except Exception as e: problem = f"its outputs cannot be read ({short_reason(e)}): no pairing, no validation accuracy"
+    facts = {k: _text(v) for k, v in {**_flat(result), **outputs, "watched": (folder/"conflict.csv").exists()}.items() if k != "right"}
     facts = {f"{k}_value" if k in labels else k: v for k, v in facts.items()}
-    return dict(run=folder.name, sweep=sweep, **labels, **facts, right=_unpacked(told.get("right"))), problem
-
-# %% ../../nbs/reports/00_results.ipynb #b1963d2f
-def _here(places):
-    "Folders on this machine: the places themselves, or copies of what URLs hold"
-    if not any("://" in str(p) for p in places): return [Path(p).expanduser() for p in places]
-    from dho_nb.sweeps.remote import local_copy
-    return [local_copy(p) for p in places]
-
-def _a_folder(place):
-    "A folder to write to"
-    if "://" in str(place): raise DhoError(f"a record is a folder of this machine, not {place}: give one, and carry it there")
-    return Path(place).expanduser()
+    return dict(run=folder.name, sweep=sweep, **labels, **facts, right=_unpacked(outputs.get("right"))), problem
 
 # %% ../../nbs/reports/00_results.ipynb #6f033b36
 def _state(folder):
@@ -164,19 +147,19 @@ def _expected_cells(place):
     one = (place/"run.json").exists()
     home, folders = ((place.parent, [place]) if one
                      else (place, sorted(p for p in place.iterdir() if (p/"run.json").exists())))
-    known = _sweep(home)
-    if not known: return [(p, {}) for p in folders], "" if one else place.name, [], {}
-    cells = [(home/check_folder(c["run"], home/"sweep.json"), c["labels"]) for c in known["cells"]
+    plan = _sweep(home)
+    if not plan: return [(p, {}) for p in folders], "" if one else place.name, [], {}
+    cells = [(home/check_folder(c["run"], home/"sweep.json"), c["labels"]) for c in plan["cells"]
              if not one or c["run"] == place.name]
     stray = {p.name: "not among the runs of sweep.json" for p in folders if p not in {c for c, _ in cells}}
-    return cells, known["name"], known["axes"], stray
+    return cells, plan["name"], plan["axes"], stray
 
 # %% ../../nbs/reports/00_results.ipynb #d1dfc9a4
 def _from_folders(place, labels):
     "Lines of a folder's finished runs, each with its own labels' names, recipe and folder; the axes; what was left out and why"
-    (wanted, sweep, own, skipped), cache, lines = _expected_cells(place), _Cache(place), []
+    (cells, sweep, own, skipped), cache, lines = _expected_cells(place), _Cache(place), []
     axes = [*own]
-    for folder, named in wanted:
+    for folder, named in cells:
         why = _state(folder)
         try:
             if not why and labels: named = _relabelled(named, labels(read_json(folder/"run.json", **NOTE)["config"]))
@@ -188,7 +171,7 @@ def _from_folders(place, labels):
         axes = list(dict.fromkeys([*axes, *named]))
         lines.append((line, dict(own={*own, *named}, recipe=recipe, folder=folder)))
         if problem: skipped[folder.name] = problem
-    cache.keep()
+    cache.save()
     return lines, axes, skipped
 
 # %% ../../nbs/reports/00_results.ipynb #a17500c4
@@ -200,25 +183,25 @@ def _relabelled(named, more):
 def _recipe(note):
     "What a run's numbers depend on, but for its seed, as labels: from its `run.json`"
     from dho_nb.runs.identity import result_params
-    told = {k: label_of(v) for k, v in _plain(result_params(note["config"])).items()}
-    if note.get("sources"): told["code"] = digest(note["sources"], 8)
-    return {**told, "images": f"{note.get('manifest', '')[:8]}-{(note.get('files') or '')[:8]}"}
+    recipe = {k: label_of(v) for k, v in _plain(result_params(note["config"])).items()}
+    if note.get("sources"): recipe["code"] = digest(note["sources"], 8)
+    return {**recipe, "images": f"{note.get('manifest', '')[:8]}-{(note.get('files') or '')[:8]}"}
 
 # %% ../../nbs/reports/00_results.ipynb #cc11483b
 def _split_by_axis(lines, axes):
     "Lines in which every axis says something of every run; what else differs between the runs of a cell is an axis, too"
-    for line, held in lines:
-        for a in [a for a in axes if a not in held["own"]]: _label(line, a, held["recipe"].get(a))
+    for line, about in lines:
+        for a in [a for a in axes if a not in about["own"]]: _label(line, a, about["recipe"].get(a))
     cells, names = {}, [a for a in dict.fromkeys([*axes, *BASIC]) if a != "seed"]
-    for line, held in lines: cells.setdefault(tuple(line.get(n) for n in names), []).append(held["recipe"])
+    for line, about in lines: cells.setdefault(tuple(line.get(n) for n in names), []).append(about["recipe"])
     varies = lambda p: any(len({r[p] for r in cell if p in r}) > 1 for cell in cells.values())
-    for p in [p for p in dict.fromkeys(p for _, held in lines for p in held["recipe"]) if varies(p)]:
+    for p in [p for p in dict.fromkeys(p for _, about in lines for p in about["recipe"]) if varies(p)]:
         axis = f"{p}_value" if p in axes else p  # a label of that name gathers several of its values
-        for line, held in lines:
-            if axis == p: _label(line, p, held["recipe"].get(p, ""))
-            else: line[axis] = held["recipe"].get(p, "")
+        for line, about in lines:
+            if axis == p: _label(line, p, about["recipe"].get(p, ""))
+            else: line[axis] = about["recipe"].get(p, "")
         axes = [*axes, axis]
-    return [dict(line, _recipe=held["recipe"]) for line, held in lines], axes
+    return [dict(line, _recipe=about["recipe"]) for line, about in lines], axes
 
 # %% ../../nbs/reports/00_results.ipynb #fb172927
 def _label(line, axis, label):
@@ -231,20 +214,19 @@ def load_with_folders(
     places,            # As for `load`
     labels=None,       # Likewise
 )->pd.DataFrame:
-    "The frame of `load` with columns `folder`, a run's own or its record's, and `_recipe`"
-    lines, axes, skipped, seen = [], [], {}, set()
-    for place in _here(places):
+    "Return the frame of `load` with columns `folder`, a run's own or its record's, and `_recipe`. Raises `DhoError` where no run is"
+    lines, axes, skipped, identities = [], [], {}, set()
+    for place in map(local_copy, places):
         if not place.is_dir():
             raise DhoError(f"{place} does not exist: give a sweep's folder, a folder of runs, one run or a record")
         record = (place/"runs.csv").exists()
-        found, its_axes, left = _from_record(place) if record else _from_folders(place, labels)
-        if not (found or left or record):
-            raise DhoError(f"{place} holds no runs of dho_nb: give a sweep's folder, a folder of runs, one "
-                           "run or a record")
-        if (place/"run.json").exists() and not found:
+        runs, its_axes, left = _from_record(place) if record else _from_folders(place, labels)
+        if not (runs or left or record):
+            raise DhoError(f"{place} holds no runs of dho_nb: give a sweep's folder, a folder of runs, one run or a record")
+        if (place/"run.json").exists() and not runs:
             raise DhoError(f"{place} has no result ({left.get(place.name)}): finish the run first")
-        lines += [(dict(line, folder=str(held["folder"])), held) for line, held in found if line["identity"] not in seen]
-        seen |= {line["identity"] for line, _ in found}
+        lines += [(dict(line, folder=str(about["folder"])), about) for line, about in runs if line["identity"] not in identities]
+        identities |= {line["identity"] for line, _ in runs}
         axes, skipped = list(dict.fromkeys([*axes, *its_axes])), {**skipped, **left}
     lines, axes = _split_by_axis(lines, axes)
     broken = [f"{k}: {v}" for k, v in skipped.items() if v.startswith(("broken", "its outputs"))]
@@ -256,14 +238,14 @@ def load(
     *places,       # Sweep folders, folders of run folders, single run folders, or records
     labels=None,   # Configuration (a dict) to labels by axis, where no sweep.json has them; None leaves a run out
 )->pd.DataFrame:   # A run per row: run, sweep, labels, every figure, `right` [packed bits], `test` (of which images); attrs: axes, skipped
-    "The finished runs of some folders, each once"
+    "Read the finished runs of some folders, each once. Raises `DhoError` where a place has no runs"
     return load_with_folders(places, labels).drop(columns=_INSIDE[1:], errors="ignore")
 
 def write_csv(
     frame:pd.DataFrame,  # From `load`
     file:str|Path,       # Where
 ):
-    "One line per run, as text that a spreadsheet reads; without the bits"
+    "Write one line per run, as text that a spreadsheet reads; without the bits"
     with atomic_path(file) as temporary:
         frame.drop(columns="right", errors="ignore").to_csv(temporary, index=False, lineterminator="\n")
 
@@ -271,25 +253,25 @@ def write_csv(
 def expected(
     *places,       # As for `load`; what has no sweep.json adds nothing
 )->pd.DataFrame:   # A cell per row: run, sweep, labels, state (done, missing), reason; attrs: axes
-    "The runs that sweeps ask for, and whether they are there"
+    "List the runs that sweeps ask for, and whether they are there"
     rows, axes = [], []
-    for place in _here(places):
-        alone = lambda place=place: [(_sweep(place), lambda c: _state(place/check_folder(c["run"], place/"sweep.json")))]
-        for known, state in _kept_sweeps(place) if (place/"runs.csv").exists() else alone():
-            axes = list(dict.fromkeys([*axes, *known.get("axes", [])]))
-            for cell in known.get("cells", []):
-                rows.append(dict(run=cell["run"], sweep=known["name"], **cell["labels"],
-                                 state=["missing", "done"][not state(cell)], reason=state(cell)))
+    for plan, reason in (pair for place in places for pair in _plans(local_copy(place))):
+        axes = list(dict.fromkeys([*axes, *plan.get("axes", [])]))
+        for cell in plan.get("cells", []):
+            why = reason(cell)
+            rows.append(dict(run=cell["run"], sweep=plan["name"], **cell["labels"], state="missing" if why else "done", reason=why))
     frame = (pd.DataFrame(rows, columns=["run", "sweep", *axes, "state", "reason"]).fillna("")
              .drop_duplicates(["run", "sweep", *axes], ignore_index=True))
     frame.attrs = dict(axes=axes)
     return frame
 
 # %% ../../nbs/reports/00_results.ipynb #eecf3548
-def _kept_sweeps(place):
-    "The sweeps of a record, each with what is missing of it"
-    held = set(_read_text(place/"runs.csv")["identity"])
-    return [(k, lambda c: "" if c["identity"] in held else "not in the record") for k in _sweeps_of(place).values()]
+def _plans(place):
+    "The sweeps of a folder or of a record, each with a function that says why a cell of it is missing"
+    if not (place/"runs.csv").exists():
+        return [(_sweep(place), lambda cell: _state(place/check_folder(cell["run"], place/"sweep.json")))]
+    identities = set(_read_text(place/"runs.csv")["identity"])
+    return [(plan, lambda cell: "" if cell["identity"] in identities else "not in the record") for plan in _sweeps_of(place).values()]
 
 def _read_text(file, kinds=str):
     "A record's table as text, or with some columns as numbers"
@@ -304,7 +286,7 @@ def _read_text(file, kinds=str):
 def axes_of(
     frame:pd.DataFrame,  # From `load`
 )->list:                 # The sweep's own, then what varies beside them
-    "The columns that name a run: which sweep, student, method, number of labels, seed"
+    "Return the columns that name a run: which sweep, student, method, number of labels, seed"
     own = [a for a in frame.attrs.get("axes", []) if a in frame]
     for basic in BASIC:
         follows = lambda: own and len(frame) and frame.groupby(own)[basic].nunique().max() <= 1
@@ -317,14 +299,14 @@ def result_of(
     frame:pd.DataFrame,  # From `load`; or one of its rows as a dict
     figure:str,          # E.g. "method", "alpha"
 ):                       # A column, or a value; None where there is none
-    "What the results say, also where an axis has the figure's name and labels of its own"
+    "Return a figure of the results, also where an axis has its name and labels of its own"
     return frame.get(f"{figure}_value", frame.get(figure))
 
 # %% ../../nbs/reports/00_results.ipynb #22d61ca8
 def label_axis(
     frame:pd.DataFrame,  # From `load` or `expected`
 )->str:
-    "The axis that tells the number of labels: `labels`, or the one that decides it"
+    "Return the axis of the number of labels: `labels`, or the one that decides it"
     axes = axes_of(frame)
     if "labels" in axes: return "labels"
     decides = (axes if "labels" not in frame
@@ -339,7 +321,7 @@ def deduplicate(
     frame:pd.DataFrame,  # From `load` or `expected`
     axes:list,           # What names a run
 )->pd.DataFrame:
-    "One run per cell and seed: one that kept an account of its gradients gives way to its twin that did not"
+    "Keep one run per cell and seed; prefer runs without gradient logging. Raises `DhoError` where two are equal"
     frame = frame.reset_index(drop=True)
     if "watched" in frame: frame = frame.loc[frame["watched"].astype(bool).sort_values(kind="stable").index]
     twice = frame.duplicated(axes)
@@ -358,10 +340,10 @@ def check_no_hidden_axis(
     axes:list,           # What names a run
     used:list,           # Those that are shown or averaged, beside the seed
 ):
-    "Refuse a frame in which something beside `used` and the seed varies within a cell"
-    held = [a for a in used if a in frame]
+    "Refuse a frame in which something beside `used` and the seed varies within a cell. Raises `DhoError`"
+    shown = [a for a in used if a in frame]
     for a in [a for a in axes if a not in (*used, "seed")]:
-        if frame.groupby(held)[a].nunique().max() > 1 if held else frame[a].nunique() > 1:
+        if frame.groupby(shown)[a].nunique().max() > 1 if shown else frame[a].nunique() > 1:
             raise DhoError(f"{a} varies within a cell ({', '.join(map(str, frame[a].unique()[:6]))}): make it a row or "
                            f"a column (dho table --rows, --columns), or in Python give average={a!r}, or keep one of "
                            f"them, frame[frame[{a!r}] == {str(frame[a].iloc[0])!r}]")
@@ -371,8 +353,8 @@ def _natural(label):
     "A key by which numbers of labels, and numbers, are sorted; None for other names"
     text = str(label)
     if text in ("none", "all"): return ((0, 0.) if text == "none" else (4, 0.))
-    if found := re.fullmatch(r"([\d.]+)(-shot|%)?( \w+)?", text):
-        try: return ({None: 1, "-shot": 2, "%": 3}[found[2]], float(found[1]))
+    if amount := re.fullmatch(r"([\d.]+)(-shot|%)?( \w+)?", text):
+        try: return ({None: 1, "-shot": 2, "%": 3}[amount[2]], float(amount[1]))
         except ValueError: return None
 
 # %% ../../nbs/reports/00_results.ipynb #5c88b0b4
@@ -380,7 +362,7 @@ def ordered(
     values,       # Labels of an axis
     given=None,   # In this order, where there is one
 )->list:
-    "Different values in order: as given, else the natural one, else as they come"
+    "Return the different values in order: as given, else the natural one, else as they come"
     values = list(dict.fromkeys(values))
     if given is not None: return [v for v in given if v in values]
     return sorted(values, key=_natural) if all(_natural(v) for v in values) else values
@@ -389,24 +371,21 @@ def ordered(
 def _from_record(place):
     "As `_from_folders`, from a record"
     table, bits, sweeps = _read_text(place/"runs.csv"), _read_bits(place/"right.npz"), _sweeps_of(place)
-    if gone := [c for c in ("run", "sweep") if c not in table]:
-        raise DhoError(f"{place/'runs.csv'} has no column {gone[0]}: bring it back from version control")
-    recipes = {i: r for k in sweeps.values() for i, r in _whole(k.get("recipes")).items()}
+    for column in ("run", "sweep"):
+        if column not in table: raise DhoError(f"{place/'runs.csv'} has no column {column}: bring it back from version control")
+    recipes = {i: r for plan in sweeps.values() for i, r in _whole(plan.get("recipes")).items()}
     named = lambda labels: frozenset((a, v) for a, v in labels if v)
-    asked = {(n, c["identity"], named(c["labels"].items())): i
-             for i, (n, c) in enumerate((n, c) for n, k in sweeps.items() for c in k["cells"])}
-    cell = lambda line: (line["sweep"], line["identity"],
-                         named((a, line.get(a)) for a in sweeps[line["sweep"]]["axes"]))
-    found, skipped = [], {}
-    for i, line in enumerate(table.to_dict("records")):
-        key = cell(line) if sweeps.get(line["sweep"], {}).get("cells") else None
-        if key and key not in asked: skipped[line["run"]] = "not among the runs of cells.json"; continue
-        known = sweeps.get(line["sweep"], {})
-        own = {a for a in known.get("axes", ()) if known["cells"] or line.get(a)}  # what a grid leaves blank is meant
-        held = dict(own=own, recipe=recipes.get(line["identity"], {}), folder=place)
-        found.append((asked.get(key, len(asked) + i), (dict(line, right=bits.get(line["identity"])), held)))
-    axes = list(dict.fromkeys(a for k in sweeps.values() for a in k["axes"]))
-    return [f for _, f in sorted(found, key=lambda f: f[0])], axes, skipped
+    cells = [(name, c["identity"], named(c["labels"].items())) for name, plan in sweeps.items() for c in plan["cells"]]
+    turn, lines, skipped = {cell: i for i, cell in enumerate(cells)}, [], {}
+    for line in table.to_dict("records"):
+        plan = sweeps.get(line["sweep"], dict(cells=[], axes=[]))
+        cell = line["sweep"], line["identity"], named((a, line.get(a)) for a in plan["axes"])
+        if plan["cells"] and cell not in turn: skipped[line["run"]] = "not among the runs of cells.json"; continue
+        own = {a for a in plan["axes"] if plan["cells"] or line.get(a)}  # what a grid leaves blank is meant
+        about = dict(own=own, recipe=recipes.get(line["identity"], {}), folder=place)
+        lines.append((turn.get(cell, len(turn)), (dict(line, right=bits.get(line["identity"])), about)))
+    axes = list(dict.fromkeys(a for plan in sweeps.values() for a in plan["axes"]))
+    return [run for _, run in sorted(lines, key=lambda l: l[0])], axes, skipped
 
 # %% ../../nbs/reports/00_results.ipynb #b1c49e78
 def _sweeps_of(record):
@@ -416,8 +395,8 @@ def _sweeps_of(record):
     for plan in with_fields(read_json(file), file).values():
         check_plan(plan, file, settings=dict)
         recipes = with_fields(plan.get("recipes") or dict(common={}, runs={}), file, common=dict, runs=dict)
-        for told in (recipes["common"], *recipes["runs"].values()):
-            with_fields(told, file, **dict.fromkeys(with_fields(told, file), str))
+        for recipe in (recipes["common"], *recipes["runs"].values()):
+            with_fields(recipe, file, **dict.fromkeys(with_fields(recipe, file), str))
     return read_json(file)
 
 # %% ../../nbs/reports/00_results.ipynb #a8fa8342
@@ -425,7 +404,7 @@ def _read_bits(file):
     "Identity to packed bits"
     if not file.exists(): return {}
     try:
-        with np.load(file, allow_pickle=False) as held: names, sizes, bits = held["identity"], held["size"], held["right"]
+        with np.load(file, allow_pickle=False) as arrays: names, sizes, bits = arrays["identity"], arrays["size"], arrays["right"]
         kinds = names.dtype.kind, sizes.dtype.kind, bits.dtype
         if kinds != ("U", "i", np.uint8) or names.shape != sizes.shape or (sizes < 0).any() or bits.shape != (sizes.sum(),):
             raise ValueError("its arrays do not belong together")
@@ -439,8 +418,9 @@ def record(
     folder,         # Where; added to what it holds
     labels=None,    # As for `load`
 )->Path:            # The folder
-    "Keep what a sweep found, small enough to commit: runs.csv, right.npz, cells.json, and conflict.csv and surface.csv if there are any"
-    (place,), folder = _here([place]), _a_folder(folder)
+    "Write a sweep's results as a record, small enough to commit. Raises `DhoError` for a folder that is in use"
+    if is_url(folder): raise DhoError(f"a record is a folder of this machine, not {folder}: give one, and carry it there")
+    place, folder = local_copy(place), Path(folder).expanduser()
     frame = load_with_folders([place], labels)
     strange = lambda: any(p.name not in _BEFORE and not clutter(p.name) for p in folder.iterdir())
     if folder.exists() and not (folder/"runs.csv").exists() and strange():
@@ -464,8 +444,8 @@ def _write_record(folder, place, frame, labels):
     bits |= {i: r for i, r in zip(frame["identity"], frame["right"]) if r is not None}
     sweeps = _sweeps_of(folder) | _sweeps_in(place, frame, _sweeps_of(folder))
     both = [folder, place] if (folder/"runs.csv").exists() else [place]
-    for name, found in (("conflict", conflicts), ("surface", surfaces)):
-        _write_curves(folder/f"{name}.csv", found(*both, labels=labels))
+    for name, read in (("conflict", conflicts), ("surface", surfaces)):
+        if len(curves := read(*both, labels=labels)): _write_table(folder/f"{name}.csv", curves)
     _write_bits(folder/"right.npz", bits)
     write_json(folder/"cells.json", sweeps)
     _write_table(folder/"runs.csv", pd.concat([old, new]).fillna(""))
@@ -482,30 +462,24 @@ def _write_bits(file, bits):
                             size=np.array([len(bits[n]) for n in names], np.int64),
                             right=np.concatenate([np.empty(0, np.uint8), *(bits[n] for n in names)]))
 
-# %% ../../nbs/reports/00_results.ipynb #9fbbe61d
-def _write_curves(file, table):
-    "What `conflicts` or `surfaces` finds, if it finds any"
-    if len(table): _write_table(file, table)
-
 # %% ../../nbs/reports/00_results.ipynb #e03640ea
 def _sweeps_in(place, frame, before):
     "Name to axes, cells and shared settings of a place's sweep, as `cells.json` has them"
     if (place/"runs.csv").exists(): return _sweeps_of(place)
-    home = place.parent if (place/"run.json").exists() else place
-    known, shared = _sweep(home), shared_settings(place)
-    name = known.get("name") or (frame["sweep"].iloc[0] if len(frame) else "")
-    if strangers(before.get(name, {}).get("cells", ()), known.get("cells", ())):
+    plan, shared = _sweep(place.parent if (place/"run.json").exists() else place), shared_settings(place)
+    name = plan.get("name") or (frame["sweep"].iloc[0] if len(frame) else "")
+    old = before.get(name, {})
+    if strangers(old.get("cells", ()), plan.get("cells", ())):
         raise DhoError(f"the record has another sweep called {name} already, of other images: give the grid's file "
                        "another name, or use another record")
-    was = before.get(name, {})
-    held, own = was.get("settings", shared), known.get("axes", [])
-    axes = list(dict.fromkeys([*was.get("axes", []), *own, *frame.attrs["axes"]]))
+    own, settings = plan.get("axes", []), old.get("settings", shared)
+    axes = list(dict.fromkeys([*old.get("axes", []), *own, *frame.attrs["axes"]]))
     lines = {line["run"]: line for line in frame.to_dict("records")}
-    told = lambda c: {a: lines[c["run"]][a] for a in axes if a in lines[c["run"]] and (a in c["labels"] or a not in own)}
-    cells = [dict(c, labels=told(c)) if c["run"] in lines else c for c in known.get("cells", [])]
-    recipes = {**_whole(was.get("recipes")), **dict(zip(frame["identity"], frame.get("_recipe", ())))}
+    labels = lambda c: {a: lines[c["run"]][a] for a in axes if a in lines[c["run"]] and (a in c["labels"] or a not in own)}
+    cells = [dict(c, labels=labels(c)) if c["run"] in lines else c for c in plan.get("cells", [])]
+    recipes = {**_whole(old.get("recipes")), **dict(zip(frame["identity"], frame.get("_recipe", ())))}
     return {name: dict(name=name, axes=axes, cells=cells, recipes=_factored(recipes),
-                       settings={k: v for k, v in shared.items() if held.get(k) == v})}
+                       settings={k: v for k, v in shared.items() if settings.get(k) == v})}
 
 # %% ../../nbs/reports/00_results.ipynb #d937f568
 def _factored(recipes):
@@ -522,9 +496,9 @@ def _whole(factored):
 def shared_settings(
     *places,    # As for `load`
 )->dict:        # Parameter to value, without places on a disk
-    "The parameters that all finished runs have in common"
+    "Return the parameters that all finished runs have in common"
     configs = []
-    for place in _here(places):
+    for place in map(local_copy, places):
         if (place/"runs.csv").exists(): configs += [k["settings"] for k in _sweeps_of(place).values()]; continue
         configs += [_plain(read_json(p/"run.json", **NOTE)["config"]) for p, _ in _expected_cells(place)[0] if not _state(p)]
     return {k: v for k, v in (configs[0] if configs else {}).items() if all(k in c and c[k] == v for c in configs)
@@ -535,7 +509,7 @@ def conflicts(
     *places,       # As for `load`
     labels=None,   # As for `load`
 )->pd.DataFrame:   # identity, labels, step, and columns as in `CONFLICT`; at most 2,000 steps of a run
-    "How the gradients of labels and teacher agreed, in the runs that kept an account"
+    "Read how the gradients of labels and teacher agreed, of the runs that logged them"
     def read(folder):
         table = pd.read_csv(folder/"conflict.csv")
         return table.iloc[::max(1, -(-len(table)//2000))]
@@ -546,36 +520,36 @@ def surfaces(
     *places,       # As for `load`
     labels=None,   # As for `load`
 )->pd.DataFrame:   # identity, labels, α, β, accuracy, nll
-    "The α/β surface on validation images, of the first seed of every DHO cell; a record keeps those that were first when it was brought up to date"
+    "Compute accuracy for every α and β on validation images, of the first seed of every DHO cell; a record keeps it"
     def first(frame):
         frame = frame[(result_of(frame, "method") == "dho") & (frame["validated"] > 0)]
         return frame.drop_duplicates([a for a in axes_of(frame) if a != "seed"] or ["method"])
-    found = _each(places, labels, "surface.csv", first, _surface)
-    cell = [found[c].fillna("") for c in found if c not in ("identity", "seed", "α", "β", "accuracy", "nll")]
-    return (found[found.groupby(cell or found.index*0)["identity"].transform("first") == found["identity"]]
+    grids = _each(places, labels, "surface.csv", first, _surface)
+    cell = [grids[c].fillna("") for c in grids if c not in ("identity", "seed", "α", "β", "accuracy", "nll")]
+    return (grids[grids.groupby(cell or grids.index*0)["identity"].transform("first") == grids["identity"]]
             .reset_index(drop=True))
 
 # %% ../../nbs/reports/00_results.ipynb #f6f5aabe
 def _surface(folder):
     from dho_nb.evaluation.interpolation import alpha_beta_grid
-    found = alpha_beta_grid(scored_outputs(folder, read_json(folder/"result.json", **RESULT))[2])
-    return pd.DataFrame(dict(accuracy=found.accuracy.stack(), nll=found.nll.stack())).reset_index()
+    grid = alpha_beta_grid(scored_outputs(folder, read_json(folder/"result.json", **RESULT))[2])
+    return pd.DataFrame(dict(accuracy=grid.accuracy.stack(), nll=grid.nll.stack())).reset_index()
 
 # %% ../../nbs/reports/00_results.ipynb #2b398f47
 def _each(places, labels, file, which, read):
     "Tables of some runs one below the other, with their labels; a record's as they are"
-    places, tables, known = _here(places), [], set()
+    places, tables, identities = [*map(local_copy, places)], [], set()
     for p in [p for p in places if (p/file).exists() and (p/"runs.csv").exists()]:
         table = _read_text(p/file, {a: str for a in ("identity", *BASIC, *load_with_folders([p]).attrs["axes"])})
-        tables.append(table[~table["identity"].isin(known)]); known |= {*table["identity"]}
+        tables.append(table[~table["identity"].isin(identities)]); identities |= {*table["identity"]}
     rest = [p for p in places if not (p/"runs.csv").exists()]
     frame = load_with_folders(rest, labels) if rest else pd.DataFrame()
     for line in (which(frame).to_dict("records") if len(frame) else ()):
-        if line["identity"] in known or not (Path(line["folder"])/"outputs.safetensors").exists(): continue
+        if line["identity"] in identities or not (Path(line["folder"])/"outputs.safetensors").exists(): continue
         try: table = read(Path(line["folder"]))
         except (DhoError, OSError, ValueError): continue  # `load` has named it
-        known.add(line["identity"])  # a copied folder is the same run
+        identities.add(line["identity"])  # a copied folder is the same run
         tables.append(pd.concat([pd.DataFrame([{k: line[k] for k in ("identity", *axes_of(frame))}]*len(table),
                                               index=table.index), table], axis=1))
-    made = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["identity"])
-    return made.assign(**{c: made[c].fillna("") for c in made if not pd.api.types.is_numeric_dtype(made[c])})
+    curves = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["identity"])
+    return curves.assign(**{c: curves[c].fillna("") for c in curves if not pd.api.types.is_numeric_dtype(curves[c])})

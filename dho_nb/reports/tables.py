@@ -8,6 +8,7 @@ __all__ = ['UNTESTED', 'paired', 'gains', 'gains_table', 'counted', 'best_of', '
 
 # %% ../../nbs/reports/02_tables.ipynb #b92a8469
 import re
+from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 from pathlib import Path
@@ -40,7 +41,7 @@ def paired(
     b:dict,           # The same of what it is compared with
     draws:int=2000,   # How often seeds and images are drawn
 )->tuple[float, float, float]:  # Difference in accuracy, and the ends of its 95 % interval
-    "How much better is `a` than `b`? Paired bootstrap over the seeds that both have, and over test images"
+    "Compare `a` with `b` by a paired bootstrap over the seeds that both have, and over test images. Raises `DhoError` where nothing pairs"
     both = [s for s in a if s in b]
     if not both: raise DhoError(f"nothing to pair: one has seeds {sorted(a)}, the other {sorted(b)}")
     parts = lambda v: list(v) if isinstance(v, (list, tuple)) else [v]
@@ -80,9 +81,9 @@ def gains(
     average=(),             # Axes to average over
     draws:int=2000,         # As for `paired`
 )->pd.DataFrame:            # The other axes, `rows` (the other), gain, low, high, seeds
-    "What one method gains over each other, in every setting that both have, as a share of the test images"
+    "Compute what one method gains over each other, in every setting that both have. Raises `DhoError` for an unknown row, or a hidden axis"
     average = _axes(average)
-    axes, found = axes_of(frame), []
+    axes, pairs = axes_of(frame), []
     if ours not in set(frame[rows]): raise unknown_name(rows, ours, frame[rows].unique())
     rest = [a for a in axes if a not in (rows, "seed", *average)
             and (a in frame.attrs.get("axes", []) or frame[a].nunique() > 1)]
@@ -91,9 +92,9 @@ def gains(
     for key, part in frame.groupby(rest, sort=False) if rest else [((), frame)]:
         groups = {name: _whole(p, average, frame) for name, p in part.groupby(rows, sort=False)}
         for name in [n for n in groups if n != ours and ours in groups]:
-            if of := _compared(groups[ours], groups[name], average, draws):
-                found.append(dict(zip(rest, key), **{rows: name}, **dict(zip(_GAIN, of))))
-    return pd.DataFrame(found, columns=[*rest, rows, *_GAIN])
+            if gain := _compared(groups[ours], groups[name], average, draws):
+                pairs.append(dict(zip(rest, key), **{rows: name}, **dict(zip(_GAIN, gain))))
+    return pd.DataFrame(pairs, columns=[*rest, rows, *_GAIN])
 
 # %% ../../nbs/reports/02_tables.ipynb #96543e47
 _GAIN = ("gain", "low", "high", "seeds")
@@ -111,7 +112,7 @@ def gains_table(
     gains:pd.DataFrame,   # From `gains`
     columns:str="",       # What the columns are; the number of labels if empty
 )->pd.DataFrame:          # Text: points with a 95 % interval, empty where there is no pair
-    "Gains as a table for people"
+    "Write gains as a table for people"
     columns = columns if columns in gains else next((c for c in AMOUNTS if c in gains), "")
     text = [f"{100*g:+.1f} [{100*l:+.1f}, {100*h:+.1f}]" for g, l, h in zip(gains["gain"], gains["low"], gains["high"])]
     side = [c for c in gains if c not in (*_GAIN, columns)]
@@ -124,7 +125,7 @@ def counted(
     gains:pd.DataFrame,   # From `gains`
     by="method",          # What gets a row of its own
 )->pd.DataFrame:          # settings, ahead, surely ahead, surely behind, mean gain (points)
-    "In how many settings is it ahead, and in how many by more than the interval?"
+    "Count the settings in which it is ahead, and ahead by more than the interval"
     def line(part): return {"settings": len(part), "ahead": int((part["gain"] > 0).sum()),
                             "surely ahead": int((part["low"] > 0).sum()),
                             "surely behind": int((part["high"] < 0).sum()), "mean gain": 100*part["gain"].mean()}
@@ -140,7 +141,7 @@ def best_of(
     among,                   # Methods to choose from
     by:str="val_accuracy",   # The larger the better; never a test figure
 )->pd.DataFrame:             # The frame, and below it the chosen runs once more under that name
-    "A method that is, in every cell that has all of some variants, the one with the best validation figure"
+    "Add the variant with the best validation figure in every cell that has all of them, as a method. Raises `DhoError` for a test figure"
     axes, tried = [a for a in axes_of(frame) if a != "method"] or ["dataset"], frame[frame["method"].isin(list(among))]
     if not by.startswith("val_"):
         raise DhoError(f"{by} is no figure of validation images, and test images choose nothing: choose by "
@@ -155,9 +156,9 @@ def best_of(
 # %% ../../nbs/reports/02_tables.ipynb #36fd2086
 def _concat_frames(frames, like):
     "Frames one below the other, with the attributes of one"
-    made = pd.concat([f for f in frames if len(f)] or frames[:1], ignore_index=True)
-    made.attrs = dict(like.attrs)
-    return made
+    joined = pd.concat([f for f in frames if len(f)] or frames[:1], ignore_index=True)
+    joined.attrs = dict(like.attrs)
+    return joined
 
 # %% ../../nbs/reports/02_tables.ipynb #a268a545
 def everywhere(
@@ -165,39 +166,37 @@ def everywhere(
     methods=None,        # Which; those that learn without labels if None
     axis:str="",         # Of the number of labels; found if empty
 )->pd.DataFrame:
-    "Runs that look at no labels and stand at one number of them, once for every number that the others have"
+    "Repeat runs that look at no labels and stand at one number of them, once for every number that the others have"
     axis = axis or label_axis(frame)
     beside = [a for a in axes_of(frame) if a not in (axis, "labels", "seed", "method")]
     free = (frame["method"].isin(label_free(frame) if methods is None else list(methods))
             & (frame.groupby(["method", *beside])[axis].transform("nunique") == 1))
     rest = frame[~free]
-    said = (rest.drop_duplicates(axis).set_index(axis)[[c for c in ("labels",) if c in frame and c != axis]]
-            .to_dict("index"))
-    return (_concat_frames([rest, *(frame[free].assign(**{axis: a, **said[a]}) for a in ordered(rest[axis]))],
-                    frame) if len(rest) else frame)
+    if not len(rest): return frame
+    amounts = rest.drop_duplicates(axis).set_index(axis, drop=False)[[c for c in {axis, "labels"} if c in frame]].to_dict("index")
+    return _concat_frames([rest, *(frame[free].assign(**amounts[a]) for a in ordered(rest[axis]))], frame)
 
 # %% ../../nbs/reports/02_tables.ipynb #2b1598f2
 def label_free(
     frame:pd.DataFrame,  # From `load` or `expected`
 )->set:
-    "What the methods are called that look at no labelled image"
+    "Return the names of the methods that look at no labelled image"
     from dho_nb.losses.methods import METHODS
     return set(frame["method"][result_of(frame, "method").isin([n for n, m in METHODS.items() if not m.labelled])])
 
 # %% ../../nbs/reports/02_tables.ipynb #83e06209
+@dataclass(eq=False, repr=False)
 class ResultTable:
     "Means over seeds with their spread, in the order of a paper; shows itself in notebooks"
-    def __init__(self,
-        cells:dict,    # (row, column) to mean, std, runs, wanted, and marks
-        keys:list,     # Rows in order, as tuples
-        heads:list,    # Columns in order, as tuples
-        titles:tuple,  # Names of the rows' levels and of the columns'
-        digits:int,    # After the point
-        scale:float,   # 100 for per cent
-        note:str,      # Below the table
-    ):
-        self.cells, self.keys, self.heads, self.titles, self.digits = cells, keys, heads, titles, digits
-        self.scale, self.note = scale, note
+    cells:dict    # (row, column) to mean, std, runs, wanted, and marks
+    keys:list     # Rows in order, as tuples
+    heads:list    # Columns in order, as tuples
+    titles:tuple  # Names of the rows' levels and of the columns'
+    digits:int    # After the point
+    scale:float   # 100 for per cent
+    note:str      # Below the table
+
+    def __post_init__(self):
         self.frame, self.std, self.runs = (self._wide(lambda c: c.get(k)) for k in ("mean", "std", "runs"))
 
     def _wide(self, of):
@@ -210,7 +209,7 @@ class ResultTable:
     def text(self,
         cell:dict,   # One of `cells`
     )->str:
-        "What stands in a cell, without its mark"
+        "Write a cell without its mark"
         if not cell: return ""
         counts = f" ({cell['runs']}/{cell['wanted']})" if cell["runs"] < cell["wanted"] else ""
         if "gain" in cell:
@@ -257,7 +256,7 @@ def _spans(self:ResultTable, form):
 # %% ../../nbs/reports/02_tables.ipynb #62e86d01
 @patch
 def markdown(self:ResultTable)->str:
-    "As a Markdown table"
+    "Write the table as Markdown"
     heads = [_safe(", ".join(filter(None, map(str, h))), "markdown") for h in self.heads]
     lines = [[*(_safe(t, "markdown") for t in self.titles[0]), *heads], [*("---" for _ in self.titles[0]), *("---:" for _ in heads)],
              *([*k, *c] for k, c in self._lines("markdown"))]
@@ -266,7 +265,7 @@ def markdown(self:ResultTable)->str:
 # %% ../../nbs/reports/02_tables.ipynb #b9597b42
 @patch
 def latex(self:ResultTable)->str:
-    "As a LaTeX table for booktabs"
+    "Write the table as LaTeX for booktabs"
     side = len(self.titles[0])
     lines = [rf"\begin{{tabular}}{{{'l'*len(self.titles[0])}{'r'*len(self.heads)}}}", r"\toprule"]
     *upper, (_, last) = self._spans("latex")
@@ -283,7 +282,7 @@ def latex(self:ResultTable)->str:
 def csv(self:ResultTable,
     file:str|Path="",   # Where; only returned if empty
 )->str:
-    "One line per cell: names, mean and standard deviation as shares, runs, how many were wanted, mark"
+    "Write one line per cell: names, mean and standard deviation as shares, runs, how many were wanted, mark"
     facts = ("mean", "std", "runs", "wanted", "gain", "low", "high", "mark")
     rows = [dict(zip([*self.titles[0], *self.titles[1]], [*k, *h]), **{f: self.cells[k, h].get(f) for f in facts})
             for k in self.keys for h in self.heads if (k, h) in self.cells]
@@ -295,7 +294,7 @@ def csv(self:ResultTable,
 # %% ../../nbs/reports/02_tables.ipynb #91f422f5
 @patch
 def html(self:ResultTable)->str:
-    "As an HTML table"
+    "Write the table as HTML"
     last = len(self.titles[1]) - 1
     corner = lambda level: "".join(f"<th>{escape(t) if level == last else ''}</th>" for t in self.titles[0])
     heads = "".join(f"<tr>{corner(i)}{''.join(f'<th colspan={n}>{t}</th>' for t, n in spans)}</tr>"
@@ -337,9 +336,25 @@ def _marked(cells, parts, keys, head, average, draws):
         same = [k for k, a in against.items() if a[1] <= 0]
         for k in [best, *same]: cells[k, head]["mark"] = "italic" if same else "bold"
 
-# %% ../../nbs/reports/02_tables.ipynb #105ab758
+# %% ../../nbs/reports/02_tables.ipynb #d0c5e8a1
 _SHARES = re.compile(r"(.*_)?(accuracy|top5|ece)|agreement_.*")
 
+def _check_columns(frame, used, average, values, against):
+    "Refuse columns that a frame lacks, or that cannot be used so"
+    for c in [*used, *average, *values.values()]:
+        if c not in frame: raise unknown_name("column", c, frame.columns)
+    for a in {*average} & {*used}:
+        raise DhoError(f"{a} is averaged over, so it cannot be a row or a column as well: leave it out of one")
+    if against and {*values.values()} != {"accuracy"}:
+        raise DhoError("against compares accuracies, for which every image's answer is kept: leave out value")
+    for c in values.values():
+        if len(frame) and pd.to_numeric(frame[c], errors="coerce").isna().all() and frame[c].notna().any():
+            raise DhoError(f"column {c} holds no numbers to take means of: give it as rows or columns")
+        if c in axes_of(frame):
+            raise DhoError(f"column {c} is an axis of these runs: give it as rows or columns, and {c}_value, the result's "
+                           "own, as the value")
+
+# %% ../../nbs/reports/02_tables.ipynb #105ab758
 def results_table(
     frame:pd.DataFrame,    # From `load`
     rows="method",         # Axis of the rows, or several; the best is sought within what the leading ones share
@@ -352,41 +367,29 @@ def results_table(
     teacher:bool=False,    # Begin with a row of the zero-shot teacher
     draws:int=2000,        # As for `paired`
 )->ResultTable:
-    "Means and standard deviations over seeds, the best marked where the bootstrap supports it, gaps visible"
+    "Tabulate means and standard deviations over seeds, the best marked where the bootstrap supports it. Raises `DhoError` for unknown columns"
     listed = lambda v: [v] if isinstance(v, str) else list(v)
     rows, average = listed(rows), _axes(average)
     columns = [a for a in [label_axis(frame)] if a not in average] if columns is None else listed(columns)
     values = value if isinstance(value, dict) else {"": value}
     order = order if isinstance(order, dict) else {rows[-1]: order} if order else {}
-    for c in [*rows, *columns, *average, *values.values()]:
-        if c not in frame: raise unknown_name("column", c, frame.columns)
-    for a in {*average} & {*rows, *columns}:
-        raise DhoError(f"{a} is averaged over, so it cannot be a row or a column as well: leave it out of one")
-    if against and {*values.values()} != {"accuracy"}:
-        raise DhoError("against compares accuracies, for which every image's answer is kept: leave out value")
-    for title, c in values.items():
-        if len(frame) and pd.to_numeric(frame[c], errors="coerce").isna().all() and frame[c].notna().any():
-            raise DhoError(f"column {c} holds no numbers to take means of: give it as rows or columns")
-        if c in axes_of(frame):
-            raise DhoError(f"column {c} is an axis of these runs: give it as rows or columns, and {c}_value, the result's "
-                           "own, as the value")
+    _check_columns(frame, [*rows, *columns], average, values, against)
     axes, used = axes_of(frame), [*rows, *columns]
-    asked = _expected_counts(expected, used, frame)
+    seeds = _expected_seeds(expected, used, frame)
     frame = deduplicate(frame, axes)
     for axis, kept in order.items(): frame = frame[frame[axis].isin(kept)]
     check_no_hidden_axis(frame, axes, [*used, *average])
-    return _tabulated(frame, rows, columns, values, asked, order, against, average, teacher, draws)
+    return _tabulated(frame, rows, columns, values, seeds, order, against, average, teacher, draws)
 
 # %% ../../nbs/reports/02_tables.ipynb #216682b7
-def _expected_counts(expected, used, frame):
+def _expected_seeds(expected, used, frame):
     "Cell to the seeds that it should have; None where nothing says so"
     if expected is None or not len(expected): return None
     expected = expected.assign(**{c: frame[c].iloc[0] if len(frame) else ""
                                   for c in used if c not in expected and frame[c].nunique() < 2})
     expected = expected.assign(**{c: _filled(expected, frame, c) for c in used if c in expected})
-    if not {*used} <= {*expected.columns}: return None
-    return ({key: set(p["seed"]) if "seed" in p else {""} for key, p in expected.groupby(used, sort=False)}
-            if used else None)
+    if not used or not {*used} <= {*expected.columns}: return None
+    return {key: set(p["seed"]) if "seed" in p else {""} for key, p in expected.groupby(used, sort=False)}
 
 # %% ../../nbs/reports/02_tables.ipynb #fe106e32
 def _filled(expected, frame, axis):
@@ -394,26 +397,26 @@ def _filled(expected, frame, axis):
     if not {"run", "sweep"} <= {*expected} & {*frame} or axis not in frame: return expected[axis]
     own = frame.drop_duplicates("run").set_index("run")[axis]
     alike = frame.groupby("sweep")[axis].agg(lambda v: v.iloc[0] if v.nunique() == 1 else "")
-    by_run, by_sweep = (expected[c].map(known).astype(object) for c, known in (("run", own), ("sweep", alike)))
-    found = by_run.fillna(by_sweep).fillna("")
-    return expected[axis].where(expected[axis] != "", found)
+    by_run, by_sweep = (expected[c].map(labels).astype(object) for c, labels in (("run", own), ("sweep", alike)))
+    filled = by_run.fillna(by_sweep).fillna("")
+    return expected[axis].where(expected[axis] != "", filled)
 
 # %% ../../nbs/reports/02_tables.ipynb #42698cc1
-def _tabulated(frame, rows, columns, values, asked, order, against, average, teacher, draws):
+def _tabulated(frame, rows, columns, values, seeds, order, against, average, teacher, draws):
     "The table, cell by cell"
     used = [*rows, *columns]
     count = frame["seed"].nunique() if "seed" in frame and "seed" not in used else 1
     parts = {(key[:len(rows)], key[len(rows):]): p for key, p in frame.groupby(used, sort=False)}
-    wanted = {(k[:len(rows)], k[len(rows):]): len(s) for k, s in asked.items()} if asked else {}
+    wanted = {(k[:len(rows)], k[len(rows):]): len(s) for k, s in seeds.items()} if seeds else {}
     kept = lambda key, names: all(v in order[n] for n, v in zip(names, key) if n in order)
     keys = _sorted_keys([k for k, _ in [*wanted, *parts] if kept(k, rows)], rows, order)
     inner = _sorted_keys([h for k, h in [*wanted, *parts] if k in keys and kept(h, columns)], columns, order)
     titled, core = list(values) != [""] or not columns, lambda h: h[len(h) - len(columns):]
     heads = [((t,) if titled else ()) + h for t in values for h in inner]
     name, there = lambda h: values[h[0] if titled else ""], lambda k, h: parts.get((k, core(h)), frame.iloc[:0])
-    cells = {(k, h): _cell(there(k, h), name(h), average, frame, wanted.get((k, core(h)), 0 if asked else count))
+    cells = {(k, h): _cell(there(k, h), name(h), average, frame, wanted.get((k, core(h)), 0 if seeds else count))
              for k in keys for h in heads
-             if (k, core(h)) in (wanted if asked and not len(there(k, h)) else parts if asked else {(k, core(h))})
+             if (k, core(h)) in (wanted if seeds and not len(there(k, h)) else parts if seeds else {(k, core(h))})
              and not (len(there(k, h)) and there(k, h)[name(h)].isna().all())}
     for h in [h for h in heads if name(h) == "accuracy"]:
         with_h = {(k, h): _whole(p, average, frame) for (k, c), p in parts.items() if c == core(h)}
@@ -446,22 +449,22 @@ def _set_against(cells, parts, keys, head, against, average, draws):
 # %% ../../nbs/reports/02_tables.ipynb #c00d775c
 def _with_teacher(cells, parts, keys, heads, core, name):
     "A first row of each block for the teacher alone"
-    made = []
+    rows = []
     for block, those in groupby(keys, key=lambda k: k[:-1]):
         row = (*block, "teacher, zero-shot")
         for h in heads:
-            found = [zero_shot_of(p, name(h)) for (k, c), p in parts.items() if k[:-1] == block and c == core(h)]
-            found = pd.concat([pd.Series(dtype=float), *found])
-            if len(found): cells[row, h] = dict(mean=found.groupby(level=0).mean().mean(), std=np.nan, runs=1, wanted=1)
-        made += [row]*any((row, h) in cells for h in heads) + list(those)
-    return made
+            accuracies = [zero_shot_of(p, name(h)) for (k, c), p in parts.items() if k[:-1] == block and c == core(h)]
+            accuracies = pd.concat([pd.Series(dtype=float), *accuracies])
+            if len(accuracies): cells[row, h] = dict(mean=accuracies.groupby(level=0).mean().mean(), std=np.nan, runs=1, wanted=1)
+        rows += [row]*any((row, h) in cells for h in heads) + list(those)
+    return rows
 
 # %% ../../nbs/reports/02_tables.ipynb #2e1970fe
 def zero_shot_of(
     frame:pd.DataFrame,     # From `load`
     figure:str="accuracy",  # Or any other that the teacher has
 )->pd.Series:               # By dataset and teacher; a run per row
-    "What runs say of their zero-shot teacher"
+    "Return the figures of the zero-shot teacher in some runs"
     heads = result_of(frame, "teacher_head")
     frame = frame if heads is None else frame[heads == "zero-shot"]
     by = frame["dataset"] + " " + frame["teacher"] if {"dataset", "teacher"} <= {*frame} else pd.Series("", frame.index)
@@ -476,19 +479,19 @@ def _note(cells, against, share, frame):
     "What the signs in a table mean"
     if not cells and "tested" in frame and not frame["tested"].any(): return UNTESTED
     seeds, marks = max((c["runs"] for c in cells.values()), default=0), {c.get("mark") for c in cells.values()}
-    said, by = [], "by a paired bootstrap over seeds and test images (95 %)"
+    notes, by = [], "by a paired bootstrap over seeds and test images (95 %)"
     if against:
-        said.append(f"Difference to {against} in percentage points, with the 95 % interval of a paired bootstrap over "
+        notes.append(f"Difference to {against} in percentage points, with the 95 % interval of a paired bootstrap over "
                     "seeds and test images")
-    elif seeds > 1: said.append(f"{'In %: mean' if share else 'Mean'} ± standard deviation over {seeds} seeds")
-    else: said.append(f"{'In %, o' if share else 'O'}ne seed")
-    if "bold" in marks: said.append("bold: ahead" if against else f"bold: ahead of every other row {by}")
+    elif seeds > 1: notes.append(f"{'In %: mean' if share else 'Mean'} ± standard deviation over {seeds} seeds")
+    else: notes.append(f"{'In %, o' if share else 'O'}ne seed")
+    if "bold" in marks: notes.append("bold: ahead" if against else f"bold: ahead of every other row {by}")
     if "italic" in marks:
-        said.append("italic: cannot be told apart" if against
+        notes.append("italic: cannot be told apart" if against
                     else f"italic: the best, and what cannot be told from it {by}")
     if against and any("gain" in c and c["runs"] < 2 for c in cells.values()):
-        said.append("one seed alone is not marked")
+        notes.append("one seed alone is not marked")
     if any(c["runs"] < c["wanted"] for c in cells.values()):
-        said.append("in brackets: runs there of runs wanted; –: none yet")
-    if "tested" in frame and (frame["tested"] == 0).any(): said.append("empty: no test images")
-    return "; ".join(said) + "."
+        notes.append("in brackets: runs there of runs wanted; –: none yet")
+    if "tested" in frame and (frame["tested"] == 0).any(): notes.append("empty: no test images")
+    return "; ".join(notes) + "."

@@ -230,7 +230,7 @@ def local_workers(
     cpus:int=0,     # CPU cores of a run; 0 for a fair share
     stop=None,      # As in `Worker`
 )->list:            # Of `Worker`
-    "Return the slots of this machine; raises `DhoError` for numbers that are too small"
+    "Return the slots of this machine. Raises `DhoError` for numbers that are too small"
     if min(jobs, cpus) < 0 or per_gpu < 1:
         raise DhoError(f"jobs and cpus must be 0 or more and per_gpu 1 or more, not jobs={jobs}, cpus={cpus}, "
                        f"per_gpu={per_gpu}")
@@ -301,7 +301,7 @@ def fill_stores(
     slots:list,    # Who computes
     tell=print,    # Called with a line about each
 ):
-    "Fill every store that some runs need; raises `DhoError` where that fails"
+    "Fill every store that some runs need. Raises `DhoError` where that fails"
     from dho_nb.runs.teacher import missing_embeddings
     for config in stores_of(tasks):
         missing, whole = missing_embeddings(config)
@@ -339,7 +339,7 @@ def run_sweep(
     retry:bool=False,      # Try again what failed too often
     only=None,             # Positions of some runs in the sweep; all if None
 )->pd.DataFrame:           # As `Sweep.states`
-    "Do whatever of a sweep is missing; raises `DhoError` where it was halted, and `Stopped` where it was asked to stop"
+    "Do whatever of a sweep is missing. Raises `DhoError` where it was halted, and `Stopped` where it was asked to stop"
     if executor not in EXECUTORS: raise unknown_name("executor", executor, EXECUTORS)
     require_extra("sweep", *NOTEBOOKS)
     if isinstance(sweep, Grid): sweep = Sweep(sweep, folder)
@@ -411,7 +411,7 @@ def slurm_script(
     record:str|Path="",  # A record that the runs are brought into
     most:int=0,          # Jobs of an array, as Slurm's MaxArraySize; asked of `scontrol` if 0, or 1,001
 )->str:                  # A bash script
-    "A job array that does whatever is missing of a sweep; several runs in a job where an array has not enough of them"
+    "Write a job array that does whatever is missing of a sweep. Raises `DhoError` where nothing is, or a name has a line break"
     todo = {t.run for t in sweep.todo()}
     missing = [i for i, t in enumerate(sweep.tasks) if t.run in todo]
     if not missing: raise DhoError(f"every run of {sweep.folder} is done: there is nothing to submit")
@@ -446,11 +446,11 @@ def _shared_out(missing, most):
 
 def max_array_size(
 )->int:
-    "Slurm's `MaxArraySize`: what this cluster has, or else Slurm's own 1,001"
-    try: said = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=20).stdout
-    except (OSError, subprocess.SubprocessError): said = ""
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", said, re.MULTILINE)
-    return int(found[1]) if found and int(found[1]) else 1001
+    "Return Slurm's `MaxArraySize`: this cluster's, or Slurm's own default of 1,001"
+    try: text = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError): text = ""
+    size = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
+    return int(size[1]) if size and int(size[1]) else 1001
 
 # %% ../../nbs/sweeps/06_executors.ipynb #078b5608
 def _ranges(numbers):

@@ -6,7 +6,7 @@
 __all__ = ['PRELOAD', 'serve', 'StandbyKernel', 'provisioner', 'Fork', 'ForkServer', 'spawn']
 
 # %% ../../nbs/sweeps/03_fork_server.ipynb #8b066558
-import atexit, ctypes, gc, json, os, runpy, signal, subprocess, sys, threading, time
+import atexit, ctypes, gc, json, os, runpy, signal, socket, subprocess, sys, threading, time
 from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import EntryPoint
@@ -18,38 +18,38 @@ PRELOAD = ("papermill.cli", "ipykernel.kernelapp", "IPython.core.completerlib", 
            "matplotlib.pyplot", "pandas.io.formats.style", "torch._dynamo", "dho_nb.runs.run")
 
 def serve():
-    "The server's own process: import, then fork for every order on the standard input"
+    "Import, then fork for every socket that comes by the standard input: the server's own process"
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # as a kernel has it; read when matplotlib is imported
-    talk, children = os.dup(1), {}
-    os.dup2(2, 1)
+    control, clients, here = socket.socket(fileno=os.dup(0)), {}, os.getpid()
     for name in (*PRELOAD, *sys.argv[1:]): import_module(name)
     gc.collect(); gc.freeze()
-    signal.signal(signal.SIGCHLD, lambda *_: _reap(talk, children))
-    here = os.getpid()
-    for line in sys.stdin:
+    signal.signal(signal.SIGCHLD, lambda *_: _reap(clients))
+    while handles := socket.recv_fds(control, 1, 1)[1]:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-        order, pid = json.loads(line), os.fork()
-        if not pid: return _notebook_process(order, talk, here)
-        children[pid] = order["id"]
-        _say(talk, id=order["id"], pid=pid)
+        client, pid = socket.socket(fileno=handles[0]), os.fork()
+        if not pid: return _notebook_process(client, (control, *clients.values()), here)
+        clients[pid] = client
+        _answer(client, pid)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
 
 # %% ../../nbs/sweeps/03_fork_server.ipynb #4e0ad1b3
-def _say(talk, **what): os.write(talk, (json.dumps(what) + "\n").encode())
+def _answer(client, number):
+    with suppress(OSError): client.sendall(number.to_bytes(8, "little", signed=True))  # nobody may be there any more
 
-def _reap(talk, children):
-    "Tell of every fork that is over"
-    while children:
+def _reap(clients):
+    "Answer with the exit code of every fork that is over"
+    while clients:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if not pid: return
-        _say(talk, id=children.pop(pid), returncode=os.waitstatus_to_exitcode(status))
+        with clients.pop(pid) as client: _answer(client, os.waitstatus_to_exitcode(status))
 
 # %% ../../nbs/sweeps/03_fork_server.ipynb #79812696
-def _notebook_process(order, talk, parent):
-    "In the fork: make ready, set a kernel aside, and run the module that was asked for"
-    os.close(talk)
+def _notebook_process(client, others, parent):
+    "In the fork: read the order, set a kernel aside, and run the module that was asked for"
+    for other in others: other.close()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+    with client, client.makefile() as lines: order = json.loads(lines.readline())
     nothing, log = os.open(os.devnull, os.O_RDONLY), os.open(order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     for old, new in ((nothing, 0), (log, 1), (log, 2)): os.dup2(old, new)
     (ours, theirs), here = os.pipe(), os.getpid()
@@ -62,7 +62,7 @@ def _notebook_process(order, talk, parent):
 # %% ../../nbs/sweeps/03_fork_server.ipynb #47607177
 def _kernel_process(pipe, parent):
     "In the second fork: wait for what papermill would have started, and be it"
-    with os.fdopen(pipe) as told: order = told.read()
+    with os.fdopen(pipe) as reader: order = reader.read()
     if order: _become("dho-kernel", json.loads(order), parent)
     os._exit(0)
 
@@ -93,20 +93,23 @@ class StandbyKernel:
     def __init__(self, pid, pipe): self.pid, self.pipe, self.returncode = pid, pipe, None
 
     def begin(self, argv, cwd, env):
-        "Be a kernel"
+        "Tell the process which kernel to be"
         with os.fdopen(self.pipe, "w") as tell: json.dump(dict(argv=argv, cwd=cwd, env=env), tell)
 
     def poll(self):
+        "Return the exit code; None while the process lives"
         if self.returncode is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid: self.returncode = os.waitstatus_to_exitcode(status)
         return self.returncode
 
     def wait(self):
+        "Wait for the end, and return the exit code"
         while self.poll() is None: time.sleep(.02)
         return self.returncode
 
     def send_signal(self, number):
+        "Send a signal, if the process lives"
         if self.poll() is None: os.kill(self.pid, number)
 
     def kill(self): self.send_signal(signal.SIGKILL)
@@ -122,7 +125,7 @@ def _offer():
 
 # %% ../../nbs/sweeps/03_fork_server.ipynb #cf7d6aa6
 def provisioner(**facts):
-    "A local provisioner whose first kernel is the fork that waits"
+    "Make a local provisioner whose first kernel is the fork that waits"
     from jupyter_client.provisioning import LocalProvisioner
     class Forked(LocalProvisioner):
         async def launch_kernel(self, cmd, **options):
@@ -137,18 +140,38 @@ def provisioner(**facts):
 
 # %% ../../nbs/sweeps/03_fork_server.ipynb #fd371ad3
 class Fork:
-    "A process that a `ForkServer` started"
-    def __init__(self, server): self.server, self.pid, self.returncode = server, None, None
+    "A process that a `ForkServer` started; raises `OSError` where the server does not answer"
+    def __init__(self, control, order, patience):
+        self.returncode, (self.socket, theirs) = None, socket.socketpair()
+        self.socket.settimeout(patience)
+        with theirs: socket.send_fds(control, [b"."], [theirs.fileno()])
+        self.socket.sendall((json.dumps(order) + "\n").encode())
+        self.pid = self._number()
+        if self.pid is None: raise OSError("the server is gone")
 
-    def poll(self): return self.returncode
+    def _number(self):
+        "Read a number from the server; None where it is gone"
+        try: data = self.socket.recv(8)
+        except ConnectionError: return None
+        return int.from_bytes(data, "little", signed=True) if data else None
 
     def wait(self, timeout=None):
-        with self.server.changed: there = self.server.changed.wait_for(lambda: self.returncode is not None, timeout)
-        if not there: raise subprocess.TimeoutExpired("fork", timeout)
+        "Wait for the end, and return the exit code. Raises `subprocess.TimeoutExpired`"
+        if self.returncode is not None: return self.returncode
+        self.socket.settimeout(timeout)
+        try: code = self._number()
+        except (TimeoutError, BlockingIOError): raise subprocess.TimeoutExpired("fork", timeout) from None
+        self.socket.close()
+        self.returncode = -signal.SIGKILL if code is None else code  # without its server a fork is killed
         return self.returncode
 
+    def poll(self):
+        "Return the exit code; None while the process lives"
+        with suppress(subprocess.TimeoutExpired): return self.wait(0)
+
     def kill(self):
-        if self.returncode is None:
+        "Kill the process, if it lives"
+        if self.poll() is None:
             with suppress(ProcessLookupError): os.kill(self.pid, signal.SIGKILL)
 
 # %% ../../nbs/sweeps/03_fork_server.ipynb #d19e4b11
@@ -158,52 +181,38 @@ class ForkServer:
         threads:int=0,   # CPU threads of the forks' libraries; 0 leaves it to them
         modules=(),      # Names of more modules to import beforehand
     ):
-        self.threads, self.modules, self.process, self.changed = threads, modules, None, threading.Condition()
+        self.threads, self.modules, self.process, self.lock = threads, modules, None, threading.Lock()
 
     def _begin(self):
         env = child_env(PYTHONUNBUFFERED="1", **(dict(OMP_NUM_THREADS=str(self.threads)) if self.threads else {}))
-        self.process = subprocess.Popen([sys.executable, "-Xfrozen_modules=off", "-c",
-                                         "from dho_nb.sweeps.fork_server import serve; serve()", *self.modules], env=env,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                        start_new_session=True)
-        self.forks = []
-        threading.Thread(target=self._listen, args=(self.process, self.forks), daemon=True).start()
-
-    def _listen(self, process, forks):
-        "Note what the server tells; when it is gone, so are its forks"
-        for line in process.stdout:
-            said = json.loads(line)
-            with self.changed:
-                vars(forks[said.pop("id")]).update(said)
-                self.changed.notify_all()
-        with self.changed:
-            for fork in forks: fork.returncode = -signal.SIGKILL if fork.returncode is None else fork.returncode
-            self.changed.notify_all()
+        self.control, theirs = socket.socketpair()
+        with theirs:
+            self.process = subprocess.Popen([sys.executable, "-Xfrozen_modules=off", "-c",
+                                             "from dho_nb.sweeps.fork_server import serve; serve()", *self.modules], env=env,
+                                            stdin=theirs, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                            start_new_session=True)
 
     def start(self,
         command:list,   # Arguments of Python: -m, a module, and its own
         env:dict,       # Environment variables
         log,            # Path of a file; output is put at its end
     ):                  # A `Fork`, or a `subprocess.Popen` where there can be none
-        "Run a module as `python -m` does"
-        with self.changed:
-            if sys.platform != "linux": return spawn(command, env, log)
+        "Run a module as `python -m` does, in a fork"
+        if sys.platform != "linux": return spawn(command, env, log)
+        with self.lock:
             if self.process is None or self.process.poll() is not None: self._begin()
-            fork, order = Fork(self), dict(id=len(self.forks), argv=command, env=env, cwd=os.getcwd(), log=str(log))
-            self.forks.append(fork)
-            try: self.process.stdin.write((json.dumps(order) + "\n").encode()); self.process.stdin.flush()
-            except BrokenPipeError: pass
-            if not self.changed.wait_for(lambda: fork.pid or fork.returncode is not None, 5*load_settings().wait_seconds):
-                self.process.kill()  # it does not even import; its forks, if there are any, end with it
-            return fork if fork.pid else spawn(command, env, log)
+            order = dict(argv=command, env=env, cwd=os.getcwd(), log=str(log))
+            try: return Fork(self.control, order, 5*load_settings().wait_seconds)
+            except OSError: self.process.kill()  # it does not even import; its forks, if there are any, end with it
+        return spawn(command, env, log)
 
     def close(self):
-        "End the server, and whatever it started"
-        with self.changed: process, self.process = self.process, None
-        if process:
-            with suppress(BrokenPipeError): process.stdin.close()
-            try: process.wait(60)
-            except subprocess.TimeoutExpired: process.kill(); process.wait()
+        "End the server and its forks"
+        if self.process is None: return
+        self.control.close()
+        try: self.process.wait(60)
+        except subprocess.TimeoutExpired: self.process.kill(); self.process.wait()
+        self.process = None
 
     def __enter__(self): return self
 
@@ -215,7 +224,7 @@ def spawn(
     env:dict,       # Likewise
     log,            # Likewise
 ):                  # A `subprocess.Popen`
-    "The same, in a process that begins with nothing"
+    "Run a module as `python -m` does, in a process that begins with nothing"
     from dho_nb.core.distributed import end_with_parent
     with open(log, "ab") as to:
         return subprocess.Popen([sys.executable, *command], env=env, stdout=to, stderr=to, stdin=subprocess.DEVNULL,

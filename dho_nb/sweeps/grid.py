@@ -21,7 +21,7 @@ from ..runs.presets import named
 def label_of(
     value,     # Of an axis: plain, or a table of parameters
 )->str:
-    "What a value of an axis is called"
+    "Return what a value of an axis is called"
     if not isinstance(value, dict): return f"{value:g}" if isinstance(value, float) else str(value)
     if "name" in value: return str(value["name"])
     if list(value) == ["shots"]: return f"{value['shots']}-shot"
@@ -36,7 +36,7 @@ RESERVED = ("run", "sweep", "state", "attempts", "accuracy", "seconds", "reason"
 def check_axis(
     axis:str,   # What somebody calls an axis
 ):
-    "Refuse a name that a column of every table has"
+    "Refuse a name that a column of every table has. Raises `DhoError`"
     if axis in RESERVED or axis.startswith(("_", "agreement_")) or not axis.strip():
         raise DhoError(f"an axis cannot be called {axis or repr(axis)}: tables have a column of that name; call it otherwise")
 
@@ -46,7 +46,7 @@ def telling(
     label:str,       # As in tables
     between:str="",  # The two, where both are needed
 )->str:
-    "A label where it says what it is, like 4-shot or resnet18, else behind its axis, like epochs5"
+    "Return a label where it says what it is, like 4-shot or resnet18, else behind its axis, like epochs5"
     alone = re.match(r"[^\W\d]", label) or re.search("[a-z%]$", label)
     return label if alone else f"{axis}{between}{label}"
 
@@ -95,9 +95,9 @@ def _fits(cell, pattern):
 
 def _without(cells, patterns):
     "Cells that fit no exclusion; one that names nothing is a mistake"
-    known = {k for c in cells for k in (*c.labels, *c.parameters)}
+    names = {k for c in cells for k in (*c.labels, *c.parameters)}
     for key in (k for p in patterns for k in p):
-        if key not in known: raise unknown_name("key in exclude", key, known)
+        if key not in names: raise unknown_name("key in exclude", key, names)
     idle = [p for p in patterns if not any(_fits(c, p) for c in cells)]
     if idle: raise DhoError(f"this exclusion leaves nothing out, so it is probably misspelt: {idle[0]}")
     return [c for c in cells if not any(_fits(c, p) for p in patterns)]
@@ -136,6 +136,17 @@ class Grid:
         "Hash of labels and parameters of all cells"
         return digest([[c.labels, c.parameters] for c in self.cells])
 
+# %% ../../nbs/sweeps/00_grid.ipynb #a2c4e817
+_BLOCK = dict(base=dict, axes=dict, exclude=(list, tuple))  # the parts of a block, and what they are written as
+
+def _check_block(block, grid, place=""):
+    "Refuse a part of another form, e.g. axes as a list"
+    for key, value in block.items():
+        listed = _BLOCK[key] is not dict
+        if not isinstance(value, _BLOCK[key]) or listed and not all(isinstance(v, dict) for v in value):
+            way = f"[[{place}{key}]]" if listed else f"[{place}{key}]"
+            raise DhoError(f"{key} of the grid {grid} is {value!r}: write it as {way}, with what belongs to it below")
+
 # %% ../../nbs/sweeps/00_grid.ipynb #f566f005
 def make_grid(
     name:str,          # Of the sweep
@@ -145,32 +156,27 @@ def make_grid(
     also=(),           # Further blocks, each a dict of base (on top of this one), axes and exclude
     **more,            # keep_models, jobs, cpus, retries
 )->Grid:
-    "A grid from plain data"
-    for key, value, kind, way in (("base", base, dict, "[base]"), ("axes", axes, dict, "[axes]"),
-                                  ("exclude", exclude, (list, tuple), "[[exclude]]"),
-                                  ("also", also, (list, tuple), "[[also]]")):
-        if value is not None and not (isinstance(value, kind) and (kind is dict or all(isinstance(v, dict) for v in value))):
-            raise DhoError(f"{key} of the grid {name} is {value!r}: write it as {way}, with what belongs to it below")
-    blocks, cells = [dict(axes=axes or {}, exclude=exclude), *also] if axes or not also else list(also), []
-    for block in blocks:
+    "Make a grid from plain data. Raises `DhoError` for what is no grid"
+    own = dict(base={} if base is None else base, axes={} if axes is None else axes, exclude=exclude)
+    _check_block(own, name)
+    if not isinstance(also, (list, tuple)) or not all(isinstance(block, dict) for block in also):
+        raise DhoError(f"also of the grid {name} is {also!r}: write it as [[also]], with what belongs to it below")
+    for block in also:
         for key in block:
-            if key not in ("base", "axes", "exclude"): raise unknown_name("key in also", key, ("base", "axes", "exclude"))
-            if not isinstance(block[key], dict if key != "exclude" else (list, tuple)):
-                raise DhoError(f"{key} in also of the grid {name} is {block[key]!r}: write it as [also.{key}]")
-            if key == "exclude" and not all(isinstance(v, dict) for v in block[key]):
-                raise DhoError(f"exclude in also of the grid {name} is {block[key]!r}: write it as [[also.exclude]]")
-        cells += _without(list(_multiplied({**(base or {}), **block.get("base", {})}, block.get("axes", {}))),
-                          block.get("exclude", ()))
-    try: twice = {digest(c.parameters): c for c in cells}
+            if key not in _BLOCK: raise unknown_name("key in also", key, _BLOCK)
+        _check_block(block, name, "also.")
+    blocks = [own, *also] if axes or not also else also
+    cells = [c for b in blocks for c in _without([*_multiplied({**own["base"], **b.get("base", {})}, b.get("axes", {}))], b.get("exclude", ()))]
+    try: unique = {digest(c.parameters): c for c in cells}
     except (TypeError, ValueError) as e: raise DhoError(f"grid {name}: parameters are text, numbers, lists and tables ({e})") from None
-    return Grid(name, tuple(twice.values()), **more)
+    return Grid(name, tuple(unique.values()), **more)
 
 # %% ../../nbs/sweeps/00_grid.ipynb #de0d5c69
 def strangers(
     one,     # Planned runs as `sweep.json` has them: identity, parameters
     other,   # Likewise
 )->bool:
-    "Have two lists of runs neither a run nor a dataset in common?"
+    "Tell whether two lists of runs have neither a run nor a dataset in common"
     kinds = (lambda c: c["identity"]), (lambda c: c["parameters"].get("dataset", c["parameters"].get("preset")))
     one, other = list(one), list(other)
     return bool(one and other) and all({*map(kind, one)}.isdisjoint(map(kind, other)) for kind in kinds)
@@ -181,7 +187,7 @@ def check_plan(
     file,       # That file, for the message
     **fields,   # More fields that it must have, as for `with_fields`
 )->dict:        # `plan`
-    "A sweep's name, axes and planned runs as a file has them; anything else raises `DhoError`"
+    "Check a sweep's name, axes and planned runs, as a file has them. Raises `DhoError` for anything else"
     with_fields(plan, file, name=str, axes=list, cells=list, **fields)
     if not all(isinstance(a, str) for a in plan["axes"]): with_fields(dict(axes=plan["axes"]), file, axes=str)
     for cell in plan["cells"]:
@@ -198,7 +204,7 @@ def read_plan(
     file:str|Path,   # `sweep.json`
     **fields,        # As for `check_plan`
 )->dict:
-    "What a sweep wrote down about itself; raises `DhoError` if it is unreadable or damaged"
+    "Read a sweep's plan. Raises `DhoError` if it is unreadable or damaged"
     return check_plan(read_json(file), file, **fields)
 
 # What `sweep.json` holds beside a record's part of it
@@ -209,17 +215,17 @@ def read_grid(
     file:str|Path,  # A TOML file
     trust_remote_code:bool=False,  # Allow students and teachers outside the known libraries, as for `check_parameters`
 )->Grid:
-    "A grid from a file; a name that does not exist is an error with the nearest one that does"
-    try: found = tomllib.loads(Path(file).read_text(encoding="utf-8-sig"))
+    "Read a grid from a file. Raises `DhoError`; for a name that does not exist, with the nearest one that does"
+    try: data = tomllib.loads(Path(file).read_text(encoding="utf-8-sig"))
     except RecursionError: raise DhoError(f"cannot read the grid {file} as TOML: it is nested too deeply") from None
     except OSError as e:
         raise DhoError(f"cannot read the grid {file} ({e.strerror}): give the path of a TOML file") from None
     except ValueError as e:
         raise DhoError(f"cannot read the grid {file} as TOML: {e}") from None
-    known = ("name", "base", "axes", "exclude", "also", "keep_models", "jobs", "cpus", "retries")
-    for key in found:
-        if key not in known: raise unknown_name(f"key in {file}:", key, known)
-    grid = make_grid(**{"name": Path(file).stem, **found}, trust_remote_code=trust_remote_code)
+    keys = ("name", *_BLOCK, "also", "keep_models", "jobs", "cpus", "retries")
+    for key in data:
+        if key not in keys: raise unknown_name(f"key in {file}:", key, keys)
+    grid = make_grid(**{"name": Path(file).stem, **data}, trust_remote_code=trust_remote_code)
     for cell in grid.cells: check_parameters(cell.parameters, file, trust_remote_code)
     return grid
 
@@ -227,6 +233,6 @@ def read_grid(
 def demo_grid(
     seeds:int=3,   # How many
 )->Grid:
-    "The grid of the demonstration, which comes with the package"
-    found = tomllib.loads((shipped("experiments")/"demo.toml").read_text(encoding="utf-8"))
-    return make_grid("demo", **{**found, "axes": {**found["axes"], "seed": list(range(seeds))}})
+    "Return the grid of the demonstration, which comes with the package"
+    data = tomllib.loads((shipped("experiments")/"demo.toml").read_text(encoding="utf-8"))
+    return make_grid("demo", **{**data, "axes": {**data["axes"], "seed": list(range(seeds))}})

@@ -25,7 +25,7 @@ _MARKS = ("sweep.json", "result.json")  # go last, so that what they promise is 
 def is_url(
     place,   # A path or a URL
 )->bool:
-    "Is it somewhere that is only reached by copying?"
+    "Tell whether a place is one that is only reached by copying"
     return "://" in str(place)
 
 # %% ../../nbs/sweeps/02_remote.ipynb #68232bdd
@@ -51,18 +51,18 @@ def pull(
     local:Path,       # Its copy here
     skip=("checkpoint", "model.safetensors"),  # Beginnings of names that are left there
 )->dict:              # What is the same on both sides now, as `push` asks for it
-    "Bring what is new"
+    "Copy what is new there to this machine. Raises `DhoError` for a file name that leads out of the folder"
     fs, root = _far(url)
-    found, same, notes = fs.find(root, detail=True) if fs.exists(root) else {}, {}, _read_or_empty(local/_NOTES)
-    for name, facts in sorted(found.items(), key=lambda f: f[0].endswith(_MARKS)):
+    files, same, notes = fs.find(root, detail=True) if fs.exists(root) else {}, {}, _read_or_empty(local/_NOTES)
+    for name, facts in sorted(files.items(), key=lambda f: f[0].endswith(_MARKS)):
         if name.endswith("/"): continue  # a mark for a folder, as some stores have
         parts = [check_folder(part, url) for part in name[len(root):].lstrip("/").split("/")]
         file, short, stamp = local.joinpath(*parts), "/".join(parts), _far_stamp(facts)
         if file.name.startswith(tuple(skip)): continue
-        settled = stamp and file.exists() and notes.get(short) == [stamp, *_stamp(file)]
-        if settled or _fetch_file(fs, name, file): same[file] = _stamp(file); notes[short] = [stamp, *same[file]]
+        unchanged = stamp and file.exists() and notes.get(short) == [stamp, *_stamp(file)]
+        if unchanged or _fetch_file(fs, name, file): same[file] = _stamp(file); notes[short] = [stamp, *same[file]]
     if notes: write_json(local/_NOTES, notes)
-    if not ".heartbeat.json".startswith(tuple(skip)): _drop_beats(local, {local/n[len(root):].lstrip("/") for n in found})
+    if not ".heartbeat.json".startswith(tuple(skip)): _drop_beats(local, {local/n[len(root):].lstrip("/") for n in files})
     return same
 
 # %% ../../nbs/sweeps/02_remote.ipynb #a953b601
@@ -72,8 +72,8 @@ _TELLS = re.compile("etag|md5|crc|sum|hash|generation|version|mod|mtime|updat|cr
 def _far_stamp(facts):
     "Size, and whatever else a file system says that differs once a file was written anew; empty where it says nothing"
     plain = lambda v: v.timestamp() if hasattr(v, "timestamp") else v
-    told = {k: str(plain(v)) for k, v in facts.items() if v not in (None, "") and _TELLS.search(k) and not k.lower().endswith("mode")}
-    return digest([facts.get("size"), told]) if told else ""
+    versions = {k: str(plain(v)) for k, v in facts.items() if v not in (None, "") and _TELLS.search(k) and not k.lower().endswith("mode")}
+    return digest([facts.get("size"), versions]) if versions else ""
 
 def _drop_beats(local, there):
     "Forget heartbeats that are no longer in the far place"
@@ -101,23 +101,23 @@ def _stamp(file): return (stat := file.stat()).st_size, stat.st_mtime_ns
 def push(
     local:Path,   # A run's or a sweep's folder here
     url:str,      # Its place far away
-    known:dict,   # What was carried before: file to size and time; is brought up to date
+    same:dict,   # What was carried before: file to size and time; is brought up to date
 ):
-    "Carry what is new, a result last; hidden files stay"
+    "Copy what is new here to the far folder, a result last; hidden files stay"
     (fs, root), notes = _far(url), _read_or_empty(local/_NOTES)
     for file in [p for p in sorted(local.rglob("*"), key=lambda p: p.name in _MARKS) if p.is_file()
                  and p.name[0] != "." and ".papermill" not in p.parts]:
         try: stamp = _stamp(file)
         except FileNotFoundError: continue
-        if known.get(file) == stamp: continue
+        if same.get(file) == stamp: continue
         fs.makedirs(f"{root}/{file.relative_to(local).parent.as_posix()}".rstrip("/."), exist_ok=True)
         fs.put_file(str(file), far := f"{root}/{file.relative_to(local).as_posix()}")
-        known[file] = stamp
+        same[file] = stamp
         notes[file.relative_to(local).as_posix()] = [_far_stamp(fs.info(far)), *stamp]
         write_json(local/_NOTES, notes)
-    gone = [f for f in known if not f.exists()] if local.is_dir() else []
+    gone = [f for f in same if not f.exists()] if local.is_dir() else []
     for file in gone:
-        known.pop(file)
+        same.pop(file)
         if fs.exists(far := f"{root}/{file.relative_to(local).as_posix()}"): fs.rm_file(far)
 
 # %% ../../nbs/sweeps/02_remote.ipynb #f715267a
@@ -125,7 +125,7 @@ def local_copy(
     place:str|Path,   # A folder or file, or its URL
     skip=("checkpoint", "model.safetensors"),  # As for `pull`
 )->Path:              # On this machine
-    "The place itself, or a copy of what a URL holds, with what is new there; raises `DhoError` where it cannot be reached"
+    "Return the place itself, or a copy of what a URL holds, brought up to date. Raises `DhoError` where it cannot be reached"
     if not is_url(place): return Path(place).expanduser()
     url = str(place).rstrip("/")
     name = re.sub(r"\W+", "-", url.rpartition("/")[2])
@@ -144,18 +144,18 @@ def mirrored(
     url:str,            # A run's folder, far away
     patient:bool=True,  # As for `run_one`
 ):                      # Yields its copy here, and an event that is set when another machine has taken the run over
-    "Work on a copy; what changes is carried over every so often, and at the end, as long as the run is this process's"
+    "Work on a copy; carry what changes every so often and at the end. Raises `Busy` where another process has the run"
     local, over, lost = load_settings().cache/"remote"/digest(str(url)), threading.Event(), threading.Event()
     with _only_here(local, url):
-        known, claim = _begun_copy(url, local, patient)
-        thread = threading.Thread(target=_carry, args=(url, local, known, claim, over, lost), daemon=True)
+        same, claim = _begun_copy(url, local, patient)
+        thread = threading.Thread(target=_carry, args=(url, local, same, claim, over, lost), daemon=True)
         thread.start()
         try: yield local, lost
         finally:
             over.set(); thread.join()
             if lost.is_set() or claim and not _held(url, claim):
                 raise Busy(f"{_far_beat(url).get('host', 'another machine')} has taken {url} over: wait for it") from None
-            push(local, url, known)
+            push(local, url, same)
             _release(url)
 
 # %% ../../nbs/sweeps/02_remote.ipynb #f0dc7845
@@ -174,16 +174,16 @@ def _begun_copy(url, local, patient):
     "What is the same on both sides, and the claim; a result that has not arrived there yet needs neither"
     fs, root = _far(url)
     arrives = (local/"result.json").exists() and not fs.exists(f"{root}/result.json")
-    known = {} if arrives else pull(url, local, (".heartbeat",))
-    return known, None if (local/"result.json").exists() else _claim(url, patient)
+    same = {} if arrives else pull(url, local, (".heartbeat",))
+    return same, None if (local/"result.json").exists() else _claim(url, patient)
 
-def _carry(url, local, known, claim, over, lost):
+def _carry(url, local, same, claim, over, lost):
     "Beat and carry until the work is over, or the run another machine's"
     last = time.monotonic()
     while not over.wait(min(BEAT, CARRY)):
         try:
             if claim and not _held(url, claim): return lost.set()
-            if time.monotonic() - last >= CARRY: push(local, url, known); last = time.monotonic()
+            if time.monotonic() - last >= CARRY: push(local, url, same); last = time.monotonic()
         except Exception: pass  # no network: the next time
 
 # %% ../../nbs/sweeps/02_remote.ipynb #67b77066
@@ -194,15 +194,15 @@ def _claim(url, patient):
     claim = dict(_new_beat(os.getpid()), generation=_far_beat(url).get("generation", 0) + 1)
     _put_beat(url, claim)
     time.sleep(CLAIM)
-    if (found := _far_beat(url)).get("token") != claim["token"]:
-        raise Busy(f"{found.get('host', 'another machine')} is working on {url}: wait for it")
+    if (beat := _far_beat(url)).get("token") != claim["token"]:
+        raise Busy(f"{beat.get('host', 'another machine')} is working on {url}: wait for it")
     return claim
 
 # %% ../../nbs/sweeps/02_remote.ipynb #e5825956
 def _held(url, claim):
     "Is a far run still this process's? If so, beat"
-    found = _far_beat(url)
-    if found and found.get("token") != claim["token"] and found.get("generation", 0) >= claim["generation"]: return False
+    beat = _far_beat(url)
+    if beat and beat.get("token") != claim["token"] and beat.get("generation", 0) >= claim["generation"]: return False
     claim["count"] += 1
     _put_beat(url, claim)
     return True

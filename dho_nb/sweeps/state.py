@@ -19,7 +19,7 @@ def state_of(
     folder:Path,    # Of a run
     retries:int=2,  # As in `Grid`
 )->dict:            # state: done, running, failed, interrupted or pending; attempts that failed, reason, host
-    "What a run's folder says about it"
+    "Read from a run's folder how far it is"
     if (folder/"result.json").exists(): return dict(state="done", attempts=0)
     failed, beat = _read_or_empty(folder/"failed.json", **FAILED), _read_or_empty(folder/".heartbeat.json", **HEARTBEAT)
     facts = dict(attempts=failed.get("attempts", 0), reason=failed.get("reason"))
@@ -31,7 +31,7 @@ def state_of(
 def is_user_error(
     reason:str|None,  # Why a run failed
 )->bool:
-    "Is it a mistake in what was asked for, which no second attempt can mend?"
+    "Tell whether a reason is a mistake of the user's, which no second attempt can mend"
     return "DhoError" in (reason or "")
 
 FAILED, HEARTBEAT = dict(attempts=int, reason=(str, type(None))), dict(host=str, pid=int, token=str, began=float, count=int)
