@@ -135,7 +135,7 @@ def test_an_export_that_was_cut_short_goes_on(tree, tmp_path, monkeypatch):
     import dho_nb.deploy.export as module
     file = saved(tmp_path/"s.safetensors", "tiny", 16)
     with monkeypatch.context() as m:
-        m.setattr(module, "_note", lambda *a: 1/0)
+        m.setattr(module, "_write_note", lambda *a: 1/0)
         with pytest.raises(ZeroDivisionError): export(file, tmp_path/"out", images=tree)
     assert (tmp_path/"out"/"model.onnx").exists() and len(export(file, tmp_path/"out", images=tree)) == 1
 

@@ -532,13 +532,13 @@ def checkpoint(place, data):
     dict(model="x", source="m", licence="", estimate=None, files={"model.onnx": dict(megabytes=1, ms=1.)}, card="x", card_before=None))))
 def notes(place, given):
     "What an estimate and an export left"
-    from dho_nb.deploy.export import _note
+    from dho_nb.deploy.export import _write_note
     name, data = given
     with changed(place, f"sweep/dho/{name}", data):
         folder, file = place.runs["dho"], place.runs["dho"]/"model.safetensors"
         facts = dict(place.facts)
         if name == "estimate.json": each(lambda: unharmed(model_card(folder, estimate=folder)))
-        if name == "export.json": each(lambda: _note(folder, file, facts, {}, "", None))
+        if name == "export.json": each(lambda: _write_note(folder, file, facts, {}, "", None))
 
 
 # ---- the tests ----

@@ -16,6 +16,7 @@ from conftest import ROOT, SMALL, picture
 from dho_nb.data.manifests import digits_manifest, manifest_hash, open_manifest
 from dho_nb.runs.config import Config
 from dho_nb.runs.presets import PRESETS
+from figures import documented, docstring_faults, row
 from readme import made
 
 NOTEBOOKS = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
@@ -79,6 +80,26 @@ def test_an_import_from_a_room_above_is_refused(tmp_path, line):
     with open(tmp_path/"dho_nb"/"data"/"manifests.py", "a") as f: f.write(f"\n{line}\n")
     done = lint(tmp_path)
     assert done.returncode == 1 and "dho_nb.data is not allowed to import dho_nb." in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("module", documented(), ids=lambda p: f"{p.parent.name}.{p.stem}")
+def test_public_functions_begin_with_a_verb_and_say_what_they_raise(module):
+    assert list(docstring_faults(module)) == []
+
+
+def test_a_poor_docstring_is_found(tmp_path):
+    (tmp_path/"poor.py").write_text("def bare(): pass\n\ndef noun(): 'The number'\n\n"
+                                    "def silent():\n    'Return a number'\n    raise ValueError\n\n"
+                                    "def _helper(): raise ValueError\n\ndef hidden():\n    'Return it'\n    _helper()\n\n"
+                                    "def good():\n    'Return it. Raises ValueError at night.'\n    raise ValueError\n")
+    assert list(docstring_faults(tmp_path/"poor.py")) == [
+        ("bare", "no docstring"), ("noun", "begins with The"), ("silent", "does not say what it raises"),
+        ("hidden", "does not say what it raises")]
+
+
+def test_exported_cells_hold_one_idea():
+    count, median, most, longest, crowded, *_ = row(("data", "losses", "teachers", "students", "training", "evaluation", "deploy"))
+    assert count > 500 and median <= 12 and most <= 30 and longest <= 60 and not crowded
 
 
 @pytest.mark.parametrize("name", made())

@@ -13,7 +13,7 @@ from .errors import DhoError, unknown_name
 def pick_device(
     name:str="auto",  # "auto", or any name that `torch.device` takes
 ):                    # A `torch.device`
-    "The device called `name`, or the best one here"
+    "Return the device called `name`, or the best one here. Raises DhoError for a device that is not there."
     import torch
     if name != "auto":
         try: return torch.zeros(1, device=name).device
@@ -24,11 +24,11 @@ def pick_device(
 
 # %% ../../nbs/core/07_devices.ipynb #10a00321
 def pick_workers(
-    wanted:int,    # As in `Settings.workers`
+    setting:int,    # As in `Settings.workers`
     device,        # A `torch.device`
 )->int:
-    "Processes that decode: none on a CPU, which is busy computing; up to eight beside a GPU"
-    return wanted if wanted >= 0 else 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+    "Return the number of decoding processes: none on a CPU, up to eight beside a GPU"
+    return setting if setting >= 0 else 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
 
 # %% ../../nbs/core/07_devices.ipynb #798fef0a
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -37,7 +37,7 @@ def pick_precision(
     device,           # A `torch.device`
     name:str="auto",  # One of `PRECISIONS`
 )->str:               # "fp32", "bf16" or "fp16"
-    "The arithmetic asked for, or what `device` is good at"
+    "Return the requested precision, or the best of `device`. Raises DhoError for an unknown or unsupported one."
     import torch
     if name not in PRECISIONS: raise unknown_name("precision", name, PRECISIONS)
     if name == "fp16" and device.type == "cpu":
@@ -51,7 +51,7 @@ def autocast(
     device,         # A `torch.device`
     precision:str,  # "fp32", "bf16" or "fp16"
 ):                  # Context manager
-    "`torch.autocast` for `precision`; nothing at all for fp32"
+    "Return `torch.autocast` for `precision`, disabled for fp32"
     import torch
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")

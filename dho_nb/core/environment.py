@@ -13,7 +13,7 @@ from .errors import DhoError
 
 # %% ../../nbs/core/02_environment.ipynb #c729cc67
 def _expanded(path):
-    "A path without its ~"
+    "Return a path without its ~"
     try: return Path(path).expanduser()
     except RuntimeError:
         raise DhoError(f"the home folder that {str(path)!r} begins with is not known here (is HOME set?): set DHO_CACHE to a "
@@ -21,19 +21,19 @@ def _expanded(path):
 
 # %% ../../nbs/core/02_environment.ipynb #66535448
 def _lend_home(cache):
-    "Where no home folder is known, the libraries that keep files there have one below the cache"
+    "Set HOME below the cache where no home folder is known"
     if os.path.expanduser("~") == "~": os.environ["HOME"] = str(cache.absolute()/"home")
 
 # %% ../../nbs/core/02_environment.ipynb #fd245dd5
 def launched(
     env:dict|None=None,   # Environment variables; the process's own if None
 )->tuple[int, int]:       # Rank, and number of processes; (0, 1) for a process on its own
-    "Which of how many processes this is, as torchrun and accelerate tell it (`env://` of PyTorch)"
+    "Return rank and number of processes as torchrun and accelerate set them (`env://` of PyTorch)"
     env = os.environ if env is None else env
     try: rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
     except (KeyError, ValueError): return 0, 1
-    met = all(env.get(k) for k in ("MASTER_ADDR", "MASTER_PORT"))
-    return (rank, size) if met and 0 <= rank < size else (0, 1)
+    complete = all(env.get(k) for k in ("MASTER_ADDR", "MASTER_PORT"))
+    return (rank, size) if complete and 0 <= rank < size else (0, 1)
 
 GROUP_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -41,23 +41,23 @@ GROUP_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MAST
 def ungrouped(
     env:dict|None=None,   # Environment variables; the process's own if None
 )->dict:
-    "The environment of a process that works on its own, for one to be started"
+    "Return the environment for a process that belongs to no group"
     return {k: v for k, v in (os.environ if env is None else env).items()
             if k not in GROUP_VARIABLES and not k.startswith(("TORCHELASTIC_", "PET_"))}
 
 def child_env(
     **more,   # Further variables
 )->dict:
-    "The environment of a Python process that this one starts: no group, no files of the working folder in the place of libraries"
-    env, here = ungrouped() | dict(PYTHONSAFEPATH="1"), str(Path(__file__).resolve().parent.parent.parent)
-    if here == os.getcwd(): env["PYTHONPATH"] = os.pathsep.join(filter(None, (env.get("PYTHONPATH"), here)))  # not installed
+    "Return the environment for a Python process that this one starts: no group, and no module from the working folder"
+    env, source = ungrouped() | dict(PYTHONSAFEPATH="1"), str(Path(__file__).resolve().parent.parent.parent)
+    if source == os.getcwd(): env["PYTHONPATH"] = os.pathsep.join(filter(None, (env.get("PYTHONPATH"), source)))  # not installed
     return env | more
 
 # %% ../../nbs/core/02_environment.ipynb #2fc6556e
 @contextmanager
 def alone():
-    "Within: this process belongs to no group, whatever the environment says"
-    held = dict(os.environ)
-    for name in held.keys() - ungrouped().keys(): del os.environ[name]
+    "Leave the group of processes within the block, whatever the environment says"
+    before = dict(os.environ)
+    for name in before.keys() - ungrouped().keys(): del os.environ[name]
     try: yield
-    finally: os.environ.update({k: held[k] for k in held.keys() - os.environ.keys() - ungrouped(held).keys()})
+    finally: os.environ.update({k: before[k] for k in before.keys() - os.environ.keys() - ungrouped(before).keys()})

@@ -12,7 +12,7 @@ import importlib.util
 
 # %% ../../nbs/core/00_errors.ipynb #cce5a234
 class DhoError(ValueError):
-    "A mistake that a user can mend: the message names the thing and the way out"
+    "Report a mistake that a user can correct: what is wrong, where, and what to do"
 
 # %% ../../nbs/core/00_errors.ipynb #65c21ede
 def unknown_name(
@@ -20,7 +20,7 @@ def unknown_name(
     name,      # What was asked for
     options,   # Names that exist
 )->DhoError:   # To be raised
-    "The error for a `name` that is not among `options`, with the nearest one that is"
+    "Return the error for a `name` that is not among `options`, with the nearest one that is"
     options = {str(o).lower(): str(o) for o in reversed(list(options))}
     near = difflib.get_close_matches(str(name).lower(), options, n=1, cutoff=0.5)
     hint = f"did you mean {options[near[0]]!r}? " if near else ""
@@ -33,16 +33,16 @@ def short_reason(
     error:BaseException,  # Somebody else's error
     most:int=200,         # Characters
 )->str:
-    "Kind and first line of an error, to be quoted in a message of ours; PyTorch's advice to open what may run code is not"
+    "Return kind and first line of an error for a message, without PyTorch's advice to unpickle"
     if type(error).__name__ == "UnpicklingError":
         return "UnpicklingError: it is no file of plain tensors, and what else it holds could run code"
-    if told := memory_message(error): return told
+    if message := memory_message(error): return message
     return f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0][:most]}"
 
 # %% ../../nbs/core/00_errors.ipynb #bf84396d
 @contextmanager
 def quiet():
-    "No warnings and no log lines of the libraries that work inside the block"
+    "Silence warnings and log lines of libraries within the block"
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -56,10 +56,10 @@ def require_extra(
     extra:str,   # Of the package, as in pip install 'dho_nb[onnx]'
     *modules,    # Names of what it brings
 ):
-    "Refuse to go on where a module of an extra is missing"
-    lacking = [m for m in modules if importlib.util.find_spec(m) is None]
-    if lacking:
-        raise DhoError(f"{' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} not installed: pip install "
+    "Check that an extra's modules are installed. Raises DhoError that names the extra."
+    missing = [m for m in modules if importlib.util.find_spec(m) is None]
+    if missing:
+        raise DhoError(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed: pip install "
                        f"'dho_nb[{extra}]'")
 
 # %% ../../nbs/core/00_errors.ipynb #c6566bc6
@@ -69,11 +69,11 @@ _WORKER = re.compile(r"DataLoader worker \(.*?\) (exited unexpectedly|is killed 
 def memory_message(
     error:BaseException,  # Any error
 )->str:
-    "The sentence for an error of memory that ran out; empty for any other error"
+    "Return what to do about an error of memory that ran out; empty for any other error"
     if str(error).startswith("memory ran out"): return str(error)
-    if found := _WORKER.search(str(error)):
-        return (f"memory ran out, or an image worker was killed ({found[0]}). Lower DHO_WORKERS; DHO_WORKERS=0 starts no worker. "
-                "A container may need more shared memory (docker run --shm-size=8g).")
+    if worker := _WORKER.search(str(error)):
+        return (f"memory ran out, or an image worker was killed ({worker[0]}). Lower DHO_WORKERS; DHO_WORKERS=0 starts no "
+                "worker. A container may need more shared memory (docker run --shm-size=8g).")
     if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))): return ""
     size = re.search(r"allocate ([\d.]+) ?(\w+)", str(error))
     request = f" (one request for {' '.join(size.groups())})" if size else ""

@@ -16,7 +16,7 @@ def subplots(
     columns:int=1,   # Likewise
     **options,       # As for `matplotlib.pyplot.subplots`
 )->tuple:            # A closed `matplotlib.figure.Figure`, and its axes
-    "`matplotlib.pyplot.subplots`, on a figure that needs no screen"
+    "Return `matplotlib.pyplot.subplots`, on a figure that needs no screen"
     load_matplotlib()
     if in_notebook():
         with suppress(Exception):  # a backend that is not there
@@ -31,19 +31,19 @@ def subplots(
 
 # %% ../../nbs/core/09_plotting.ipynb #7d62c481
 def load_matplotlib():
-    "The module matplotlib, which by itself refuses to be imported where the environment names an unknown backend"
+    "Return the module matplotlib, whatever backend the environment names"
     if "matplotlib" in sys.modules: return sys.modules["matplotlib"]
-    named = os.environ.pop("MPLBACKEND", None)
+    backend = os.environ.pop("MPLBACKEND", None)
     try: import matplotlib
     finally:
-        if named is not None: os.environ["MPLBACKEND"] = named
+        if backend is not None: os.environ["MPLBACKEND"] = backend
     with suppress(ValueError):
-        if named: matplotlib.rcParams["backend"] = named
+        if backend: matplotlib.rcParams["backend"] = backend
     return matplotlib
 
 # %% ../../nbs/core/09_plotting.ipynb #a5e10a8e
 def _show_figures():
-    "Have this notebook show figures, where no backend does"
+    "Show figures in this notebook, where no backend does"
     from IPython import get_ipython
     from IPython.core.pylabtools import select_figure_formats
     select_figure_formats(get_ipython(), {"png"})

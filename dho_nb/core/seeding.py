@@ -13,7 +13,7 @@ import numpy as np
 def mix64(
     *keys,       # Integers or integer arrays, broadcast against each other
 )->np.ndarray:   # uint64, at least one-dimensional
-    "A well-mixed 64-bit number for each combination of `keys`: a pure function"
+    "Return a well-mixed 64-bit number for each combination of `keys`, as a pure function"
     mixed = np.zeros(1, np.uint64)
     for key in keys:
         mixed = (mixed ^ np.atleast_1d(np.asarray(key).astype(np.uint64))) + np.uint64(0x9E3779B97F4A7C15)
@@ -26,19 +26,19 @@ def mix64(
 def uniform(
     *keys,       # As for `mix64`
 )->np.ndarray:   # float64 in [0, 1)
-    "A uniform random number for each combination of `keys`"
+    "Return a uniform random number for each combination of `keys`"
     return (mix64(*keys) >> np.uint64(11)) * 2.0**-53
 
 # %% ../../nbs/core/06_seeding.ipynb #4cb68443
 def key64(
     names,       # Strings
 )->np.ndarray:   # uint64 [N]
-    "A 64-bit key for each string, the same on every machine and in every session"
+    "Return a 64-bit key for each string, the same on every machine and in every session"
     digests = b"".join(hashlib.blake2b(str(n).encode(), digest_size=8).digest() for n in names)
     return np.frombuffer(digests, "<u8").astype(np.uint64)
 
 def derive_seed(
     *names,      # Numbers or strings, e.g. `derive_seed(3, "student")`
 )->int:          # In [0, 2**63)
-    "A seed of its own for every purpose of a run"
+    "Return a seed of its own for every purpose of a run"
     return int(key64(["\x1f".join(map(str, names))])[0] >> np.uint64(1))

@@ -39,7 +39,7 @@ def plain_argument(
 
 # %% ../../nbs/core/01_trust.ipynb #1523d94f
 def _plain(value, words=True, depth=2):
-    "Is it a number, a truth value, a short word, or a short list of those?"
+    "Tell whether a value is a number, a truth value, a short word, or a short list of those"
     if value is None or isinstance(value, bool): return True
     if isinstance(value, (int, float)): return abs(value) <= 1e6
     if isinstance(value, str): return words and bool(re.fullmatch(r"[A-Za-z][\w-]{0,31}|", value, re.ASCII))
@@ -53,7 +53,7 @@ def check_student(
     file,               # That file, for the message
     trust_remote_code:bool=False,  # The user's word
 ):
-    "Refuse a student that is not a known architecture with plain arguments; raises `DhoError`"
+    "Refuse a student that is not a known architecture with plain arguments. Raises DhoError."
     if trust_remote_code: return
     if not known_student(spec):
         raise DhoError(f"{file} names the student {_short(spec)}, which is no architecture of timm, torchvision, open_clip "
@@ -68,7 +68,9 @@ def check_student(
 # %% ../../nbs/core/01_trust.ipynb #388e3050
 _WORD = "If you trust where that file is from, say so with --trust-remote-code (in Python trust_remote_code=True)"
 
-def _short(value, most=80): return text if len(text := repr(value)) <= most else f"{text[:most]}…"
+def _short(value, most=80):
+    "Return a value's repr, shortened"
+    return text if len(text := repr(value)) <= most else f"{text[:most]}…"
 
 # %% ../../nbs/core/01_trust.ipynb #5ce2d4b0
 def check_parameters(
@@ -76,7 +78,7 @@ def check_parameters(
     file,               # That file, for the message
     trust_remote_code:bool=False,  # The user's word
 ):
-    "Refuse parameters that would run code or fetch a model of the file's own choice; raises `DhoError`"
+    "Refuse parameters that would run code or fetch a model of the file's own choice. Raises DhoError."
     if trust_remote_code: return
     if "student" in parameters or parameters.get("student_args"):
         check_student(parameters.get("student", "tiny"), parameters.get("student_args"), file)
@@ -89,21 +91,21 @@ def check_clip_config(
     config:dict,   # `model_cfg` of an `open_clip_config.json`
     source,        # Folder or repository, for the message
 ):
-    "Refuse a CLIP configuration that would run code or load what is not beside it; raises `DhoError`"
+    "Refuse a CLIP configuration that would run code or load what is not beside it. Raises DhoError."
     part = lambda name: config.get(name) if isinstance(config, dict) and isinstance(config.get(name), dict) else {}
     vision, text = part("vision_cfg"), part("text_cfg")
-    named = {"timm_model_name": vision, "hf_model_name": text, "hf_tokenizer_name": text}
-    bad = {k: v for k, place in named.items() if (v := place.get(k)) and not _hub_name(v, owner=place is text)}
+    names = {"timm_model_name": vision, "hf_model_name": text, "hf_tokenizer_name": text}
+    refused = {k: v for k, place in names.items() if (v := place.get(k)) and not _hub_name(v, owner=place is text)}
     kwargs = text.get("tokenizer_kwargs") or {}
-    if not isinstance(kwargs, dict): bad["tokenizer_kwargs"], kwargs = kwargs, {}
-    bad.update({k: v for k, v in kwargs.items() if not plain_argument(k, v)})
-    for k, v in bad.items():
+    if not isinstance(kwargs, dict): refused["tokenizer_kwargs"], kwargs = kwargs, {}
+    refused.update({k: v for k, v in kwargs.items() if not plain_argument(k, v)})
+    for k, v in refused.items():
         raise DhoError(f"{source}: its open_clip_config.json has {_short(k)} = {_short(v)}, which would run code or load "
                        "something from elsewhere: take that out of the file")
 
 # %% ../../nbs/core/01_trust.ipynb #447acb8d
 def _hub_name(name, owner):
-    "Is it a model's plain name, with an owner before it where that is usual, and no folder's here?"
+    "Tell whether a name is a model's plain name, with an owner where that is usual, and no folder's here"
     form = r"(\w[\w.-]*/)?\w[\w.-]*" if owner else r"\w[\w.-]*"
     return isinstance(name, str) and bool(re.fullmatch(form, name, re.ASCII)) and not Path(name).is_dir()
 
@@ -112,7 +114,7 @@ def check_folder(
     name,      # Name of a folder that a file gives
     file,      # That file, for the message
 )->str:        # The name
-    "Refuse a name that is not a single folder's; raises `DhoError`"
+    "Refuse a name that is not a single folder's. Raises DhoError."
     plain = isinstance(name, str) and name not in ("", ".", "..") and len(name) < 256
     if plain and not re.search(r"[/\\\x00-\x1f]", name): return name
     raise DhoError(f"{file} names the folder {_short(name)}, which does not lie below its own: this file is not one that "

@@ -377,8 +377,7 @@ def fill_chunks(
     mode:str="auto",    # Progress, as in `Settings.progress`
     pin:bool=False,     # Page-locked memory, for a GPU
 ):
-    """Fill missing chunks, together with other processes that do the same
-
+    """Fill missing chunks, together with other processes that do the same.
     Raises DhoError where the folder cannot be written to or another process makes no progress."""
     claims, wait = ChunkLocks(store.folder/".claims"), _WaitForOthers(store, mode)
     try:

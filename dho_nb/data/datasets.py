@@ -142,8 +142,7 @@ def class_positions(
     manifest:Manifest,   # A test set, e.g. ImageNet-A
     classes,             # Class names of the model's outputs, e.g. ImageNet's
 )->np.ndarray:           # int64 [len(manifest.classes)]
-    """Return the columns of a model's outputs for the classes of a test set, in its order
-
+    """Return the columns of a model's outputs for the classes of a test set, in its order.
     Raises DhoError for classes that the model does not have."""
     positions = {c: i for i, c in enumerate(classes)}
     missing = [c for c in manifest.classes if c not in positions]
@@ -320,8 +319,7 @@ def build_manifest(
     name:str,           # One of the fifteen
     root:str|Path="",   # Its data root; from the settings if empty
 )->Manifest:            # Also below the cache, as `manifests/<name>.csv.gz`
-    """Build the list of a dataset from its own files, compare its counts with the paper's, and write it
-
+    """Build the list of a dataset from its own files, compare its counts with the paper's, and write it.
     Raises DhoError where files are missing or counts differ."""
     info, root = paper_dataset(name), data_root(name, root)
     if not info.builder: return open_manifest(name)
@@ -487,8 +485,7 @@ def get_dataset(
     name:str,           # One of the fifteen
     root:str|Path="",   # Its data root; by the settings if empty
 )->Path:                # The data root, whole
-    """Fetch a dataset's pictures to where its list expects them
-
+    """Fetch a dataset's pictures to where its list expects them.
     Raises DhoError where no library downloads them or the copy is not complete."""
     info, root = paper_dataset(name), data_root(name, root).resolve()  # the stage lies beside it, on the same disk
     if root.is_dir() and any(root.iterdir()): return _check_existing(info, root)

@@ -43,8 +43,7 @@ def labelled_subset(
     needed:bool=True,     # Whether a class without labels is an error; if not, all labels are returned
 )->LabelSubset:
     """Return labelled images by name: class-balanced and nested, a pure function of manifest and seed, or a published
-    list
-
+    list.
     Raises DhoError for impossible sizes, unknown lists and classes without a label."""
     if by not in LISTS: raise unknown_name("list of labels", by, LISTS)
     if shots and fraction: raise DhoError(f"give shots or fraction, not both (shots={shots}, fraction={fraction})")

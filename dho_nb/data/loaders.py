@@ -296,8 +296,7 @@ def loader(
     pin:bool=False,           # Page-locked memory, for a GPU
     strict:bool=False,        # Refuse what the settings ask for and shared memory has no room for, rather than work around it
 ):
-    """Yield the batches of `steps`, prepared ahead
-
+    """Yield the batches of `steps`, prepared ahead.
     Raises DhoError where an endless stream is given no steps or workers cannot start, MemoryError where a worker
     was killed, TimeoutError where no worker answers."""
     if steps is None and isinstance(batches, SemiSupervisedBatches):

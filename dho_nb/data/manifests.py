@@ -31,8 +31,7 @@ TEMPLATES = ("a photo of a {}.",)
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """Hold a dataset as a table of images with class names and prompt templates
-
+    """Hold a dataset as a table of images with class names and prompt templates.
     Raises DhoError where table, names or templates are invalid."""
     name:str                          # What reports call it
     table:pd.DataFrame                # Columns id, path, label (int, -1 unknown), split
@@ -195,8 +194,7 @@ def read_manifest(
     classes=None,                # Class names in order; from the JSON or from the labels if None
     templates=None,              # Prompt templates; from the JSON, or a plain one, if None
 )->Manifest:
-    """Read a manifest from a CSV of `path,label,split` and an optional JSON of class names and templates
-
+    """Read a manifest from a CSV of `path,label,split` and an optional JSON of class names and templates.
     Raises DhoError where they are invalid."""
     file = Path(file).expanduser()
     json_file = file.with_name(file.name.removesuffix(".gz")).with_suffix(".json")
@@ -252,8 +250,7 @@ SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "
 def image_paths(
     root:str|Path,  # A folder
 )->list[str]:       # Sorted POSIX paths relative to `root`
-    """Return every picture below `root` by suffix, without hidden ones; linked folders are followed once
-
+    """Return every picture below `root` by suffix, without hidden ones; linked folders are followed once.
     Raises DhoError for a missing folder and for names that a table cannot hold."""
     paths = pictures_below(root)
     for path in paths:
@@ -268,8 +265,7 @@ def image_paths(
 def pictures_below(
     root:str|Path,  # A folder
 )->list[str]:       # As `image_paths`, whatever the names are made of
-    """Return every picture below `root` that is not a run's figure, whatever its name
-
+    """Return every picture below `root` that is not a run's figure, whatever its name.
     Raises DhoError for a missing folder."""
     return sorted(path for path, reason in _files_below(root) if not reason)
 
@@ -330,8 +326,7 @@ def describe_skipped(
     root:str|Path,   # A folder of pictures
     most:int=5000,   # Files whose content is looked at
 )->str:              # Empty if every file is taken
-    """Describe the skipped files below `root`: counts by reason, and photographs among them
-
+    """Describe the skipped files below `root`: counts by reason, and photographs among them.
     Raises DhoError for a missing folder."""
     skipped = skipped_files(root)
     if skipped.empty: return ""
@@ -352,8 +347,7 @@ def from_folder(
     name:str="",          # Name of the dataset; the folder's if empty
     templates=TEMPLATES,  # Prompt templates
 )->Manifest:
-    """Return a manifest of a class-per-folder tree, with or without split folders above the classes
-
+    """Return a manifest of a class-per-folder tree, with or without split folders above the classes.
     Raises DhoError for a missing root, empty class folders or no class folders."""
     root = Path(root).expanduser()
     parts = [PurePosixPath(p).parts for p in image_paths(root)]
@@ -422,8 +416,7 @@ def from_labels(
     classes=None,         # Class names in order; the sorted labels if None
     templates=TEMPLATES,  # Prompt templates
 )->Manifest:
-    """Return a manifest of a folder of pictures and a CSV that labels some of them
-
+    """Return a manifest of a folder of pictures and a CSV that labels some of them.
     Raises DhoError that names the line of a wrong path or label."""
     labels = Path(labels).expanduser()
     root = Path(root).expanduser()
@@ -522,8 +515,7 @@ def split_off(
     size:float,         # How many labelled training images to move there, or their share if below 1
     seed:int=0,         # Which ones
 )->Manifest:
-    """Move labelled training images to another split, the same share of every class, chosen by a hash of their ids
-
+    """Move labelled training images to another split, the same share of every class, chosen by a hash of their ids.
     Raises DhoError where too few would remain."""
     candidates = rows(manifest, "train", labelled=True)
     count = int(round(size*len(candidates))) if size < 1 else int(size)

@@ -176,8 +176,7 @@ RESIZE_MODES = ("shortest", "squash", "longest")
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Describe a model's input: side in pixels, and mean and standard deviation per channel of values in [0, 1]
-
+    """Describe a model's input: side in pixels, and mean and standard deviation per channel of values in [0, 1].
     Raises DhoError for an unknown interpolation or resize mode."""
     size:int=224
     mean:tuple[float, ...]=(0.485, 0.456, 0.406)

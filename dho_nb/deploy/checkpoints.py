@@ -25,7 +25,8 @@ PUBLISHED = ("vit_b_1.pt", "vit_b_10.pt", "vit_l_1.pt", "vit_l_10.pt")
 def published_file(
     name:str|Path,  # One of `PUBLISHED`, or a path
 )->Path:            # Where it is on this machine
-    "A published checkpoint, fetched from Hugging Face unless it is here"
+    """Return a published checkpoint's file, fetched from Hugging Face unless it is here.
+    Raises DhoError for an unknown name or a failed download."""
     path = Path(name).expanduser()
     if path.is_file(): return path
     if path.name not in PUBLISHED or str(name) != path.name:
@@ -33,8 +34,8 @@ def published_file(
     from huggingface_hub import hf_hub_download
     try: return Path(hf_hub_download(REPOSITORY, path.name))
     except Exception as e:
-        where = f"https://huggingface.co/{REPOSITORY}/resolve/main/{path.name}"
-        raise DhoError(f"{path.name} cannot be fetched ({short_reason(e)}): download it elsewhere from {where} and "
+        address = f"https://huggingface.co/{REPOSITORY}/resolve/main/{path.name}"
+        raise DhoError(f"{path.name} cannot be fetched ({short_reason(e)}): download it elsewhere from {address} and "
                        "give its path") from None
 
 # %% ../../nbs/deploy/00_checkpoints.ipynb #ff749810
@@ -45,7 +46,7 @@ def clip_vit(
     layers:int=12,   # Transformer blocks
     dim:int=512,     # Width of the features
 )->torch.nn.Module:  # [N, 3, size, size] to [N, dim]
-    "The image tower of OpenAI's CLIP, with random weights"
+    "Return the image tower of OpenAI's CLIP, with random weights"
     from open_clip.transformer import QuickGELU, VisionTransformer
     tower = VisionTransformer(size, patch, width, layers, width//64, 4.0, output_dim=dim, act_layer=QuickGELU)
     tower.preprocess = Preprocess(size, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -55,25 +56,25 @@ def clip_vit(
 def read_published(
     file:str|Path,  # A .pt file
 )->tuple[dict, dict]:  # Names to tensors, and the rest
-    "The content of a checkpoint that the published code wrote"
+    "Return the content of a checkpoint that the published code wrote. Raises DhoError for other files."
     numbers = [type(np.dtype("float64")), np.dtype, np.float64(0).__reduce__()[0]]  # α and β from a grid of NumPy's
     try:
-        with torch.serialization.safe_globals(numbers): found = torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(numbers): content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as e: raise DhoError(f"checkpoint {file} cannot be read ({short_reason(e)})") from None
-    held = found.get("model_state_dict") if isinstance(found, dict) else None
-    if not isinstance(held, dict):
+    state = content.get("model_state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict):
         raise DhoError(f"checkpoint {file} has no model_state_dict: it is none of the published code")
-    tensors = {k.removeprefix("module."): v.float() for k, v in held.items()}
-    wanted = ("backbone.conv1.weight", "backbone.positional_embedding", "backbone.proj", "ce_head.weight",
+    tensors = {k.removeprefix("module."): v.float() for k, v in state.items()}
+    required = ("backbone.conv1.weight", "backbone.positional_embedding", "backbone.proj", "ce_head.weight",
               "kd_head.weight")
-    lacking = [k for k in wanted if k not in tensors]
-    if lacking:
-        raise DhoError(f"checkpoint {file} is no ViT student of the published code: it has no {', '.join(lacking)}")
-    return tensors, {k: v for k, v in found.items() if k != "model_state_dict"}
+    missing = [k for k in required if k not in tensors]
+    if missing:
+        raise DhoError(f"checkpoint {file} is no ViT student of the published code: it has no {', '.join(missing)}")
+    return tensors, {k: v for k, v in content.items() if k != "model_state_dict"}
 
 # %% ../../nbs/deploy/00_checkpoints.ipynb #e11c5c98
 def _measures(tensors):
-    "The arguments of `clip_vit`, from the shapes of its tensors"
+    "Return the arguments of `clip_vit`, from the shapes of its tensors"
     (width, _, patch, _), dim = tensors["backbone.conv1.weight"].shape, tensors["backbone.proj"].shape[1]
     grid = round((len(tensors["backbone.positional_embedding"]) - 1)**.5)
     layers = sum(k.startswith("backbone.transformer.resblocks.") and k.endswith(".attn.in_proj_weight")
@@ -86,16 +87,16 @@ def load_published(
     classes:list|None=None,  # Class names in the order of the outputs; ImageNet's, or numbers, if None
     old_alpha:bool=False,    # α is of before 21 May 2025 and weights the KD head
 )->tuple[Student, dict]:     # The student in evaluation mode, and the facts, as `load_student` returns them
-    "A checkpoint of the published code as a student of this library"
+    "Return a checkpoint of the published code as a student of this library. Raises DhoError where it does not fit."
     file = published_file(name)
-    tensors, said = read_published(file)
+    tensors, notes = read_published(file)
     count, args = len(tensors["ce_head.weight"]), _measures(tensors)
     if classes is not None and len(classes) != count:
         raise DhoError(f"checkpoint {file} has {count} classes, and {len(classes)} names were given")
     def number(name, default=0.5):
-        try: return float(said.get(name, default))
+        try: return float(notes.get(name, default))
         except (TypeError, ValueError):
-            raise DhoError(f"checkpoint {file}: {name} is {said[name]!r}, where a number is expected") from None
+            raise DhoError(f"checkpoint {file}: {name} is {notes[name]!r}, where a number is expected") from None
     spec, alpha = "dho_nb.deploy.checkpoints:clip_vit", number("alpha")
     student = build_student(spec, count, size=args["size"], args=args, kd_head="reference")
     try: student.model.load_state_dict(tensors)
@@ -105,12 +106,12 @@ def load_published(
     facts = dict(spec=spec, args=args, classes=list(classes or _numbered(count)), named=classes is not None, heads=2,
                  **student.model.options, alpha=1 - alpha if old_alpha else alpha, beta=number("beta"),
                  source=file.name)
-    facts.update({"reported_accuracy": number("acc")/100} if "acc" in said else {})
+    facts.update({"reported_accuracy": number("acc")/100} if "acc" in notes else {})
     return Student(student.model.eval(), student.preprocess), facts
 
 # %% ../../nbs/deploy/00_checkpoints.ipynb #7e4dadf3
 def _numbered(count):
-    "Names for classes that have none in their file"
+    "Return names for classes that have none in their file"
     return dataset_facts("imagenet")["classes"] if count == 1000 else [f"class {i}" for i in range(count)]
 
 # %% ../../nbs/deploy/00_checkpoints.ipynb #370fc17f
@@ -120,11 +121,11 @@ def random_published(
     seed:int=0,        # Of the weights
     **measures,        # Of `clip_vit`
 )->Path:
-    "Write a checkpoint of the published layout with random weights: it knows nothing"
+    "Write a checkpoint of the published layout with random, untrained weights"
     args = dict(dict(size=16, patch=4, width=64, layers=2, dim=32), **measures)
     student = build_student("dho_nb.deploy.checkpoints:clip_vit", classes, args=args, seed=seed, kd_head="reference")
-    held = {f"module.{k}": v for k, v in student.model.state_dict().items()}
-    torch.save(dict(model_state_dict=held, epoch=31, alpha=0.5, beta=0.5), file)
+    state = {f"module.{k}": v for k, v in student.model.state_dict().items()}
+    torch.save(dict(model_state_dict=state, epoch=31, alpha=0.5, beta=0.5), file)
     return Path(file)
 
 # %% ../../nbs/deploy/00_checkpoints.ipynb #6892ddaf
@@ -133,22 +134,22 @@ MODELS = ("model.safetensors", "model.onnx")  # what a folder or a repository ma
 def model_file(
     name:str|Path,  # As above
 )->Path:            # Where it is on this machine
-    "A model's file, found or fetched"
-    path, there = Path(name).expanduser(), str(name)
+    "Return a model's file, found here or fetched. Raises DhoError where there is none."
+    path, text = Path(name).expanduser(), str(name)
     if path.is_file(): return path
     if path.is_dir():
-        if found := [path/f for f in MODELS if (path/f).is_file()]: return found[0]
+        if files := [path/f for f in MODELS if (path/f).is_file()]: return files[0]
         raise DhoError(f"folder {name} holds no model: none of {', '.join(MODELS)} is there; a run leaves its own when "
                        "it is finished")
     if path.suffix in (".safetensors", ".onnx"):
         raise DhoError(f"model {name} does not exist: give a file of this library, the folder of a run, owner/name on "
                        f"the Hub, or one of {', '.join(PUBLISHED)}")
-    return (_download(*re.split("@", there, maxsplit=1))
-            if re.fullmatch(r"[\w.-]+/[\w.-]+(@\S+)?", there) and path.suffix != ".pt" else published_file(name))
+    return (_download(*re.split("@", text, maxsplit=1))
+            if re.fullmatch(r"[\w.-]+/[\w.-]+(@\S+)?", text) and path.suffix != ".pt" else published_file(name))
 
 # %% ../../nbs/deploy/00_checkpoints.ipynb #9a23ba57
 def _download(repo, revision=None):
-    "The model of a repository on the Hub"
+    "Return the model of a repository on the Hub"
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     for name in MODELS:
@@ -159,6 +160,7 @@ def _download(repo, revision=None):
     raise DhoError(f"{repo} on the Hub holds no model of this library: none of {', '.join(MODELS)}")
 
 def _missing_model(repo, error):
+    "Return the error for a model that is neither here nor on the Hub"
     return DhoError(f"model {repo}: no such file or folder here, and it cannot be fetched from the Hub "
                     f"({short_reason(error)})")
 
@@ -168,7 +170,7 @@ def load_model(
     backbone:torch.nn.Module|None=None,  # One's own module, if the student was built from one
     trust_remote_code:bool=False,  # As for `load_student`
 )->tuple[Student, dict]:           # The student in evaluation mode, and the facts about it
-    "A trained student, whoever wrote it"
+    "Return a trained student from a file of any kind. Raises DhoError for graphs, and for files that cannot be read."
     file = model_file(name)
     if file.suffix == ".onnx":
         raise DhoError(f"{file.name} is an exported graph, and no student can be made of it: Predictor opens it")
@@ -183,13 +185,13 @@ def class_columns(
     facts:dict,   # About a model: `classes`, and `named=False` if those names are not its own
     classes,      # A dataset's class names
 )->list[int]:     # For each of them, the model's output
-    "Where a dataset's classes stand among a model's outputs"
-    known, own = list(facts["classes"]), facts.get("named", True)
-    strange = [c for c in classes if c not in known]
-    if not strange: return [known.index(c) for c in classes]
-    if not own and len(classes) == len(known): return list(range(len(known)))
-    raise DhoError(f"{len(strange)} of the dataset's {len(classes)} classes are unknown to the model, which has "
-                   f"{len(known)}: {', '.join(strange[:3])}; rename them with classes, as old=new")
+    "Return a model's output for each of a dataset's classes. Raises DhoError for classes that the model does not have."
+    names, has_names = list(facts["classes"]), facts.get("named", True)
+    unknown = [c for c in classes if c not in names]
+    if not unknown: return [names.index(c) for c in classes]
+    if not has_names and len(classes) == len(names): return list(range(len(names)))
+    raise DhoError(f"{len(unknown)} of the dataset's {len(classes)} classes are unknown to the model, which has "
+                   f"{len(names)}: {', '.join(unknown[:3])}; rename them with classes, as old=new")
 
 # %% ../../nbs/deploy/00_checkpoints.ipynb #c649ee36
 def head_weights(
@@ -197,10 +199,10 @@ def head_weights(
     alpha:float|None=None,   # Weight of the CE head; the model's own if None
     beta:float|None=None,    # Temperature of the KD head; the model's own if None
 )->tuple[float, float]:      # α, β; 1, 1 for a single head
-    "How a model's heads are combined"
-    own = lambda value, name: float(facts.get(name, 0.5) if value is None else value)
+    "Return α and β that combine a model's heads. Raises DhoError for values out of range."
+    pick = lambda value, name: float(facts.get(name, 0.5) if value is None else value)
     if facts["heads"] < 2: return 1.0, 1.0
-    a, b = own(alpha, "alpha"), own(beta, "beta")
+    a, b = pick(alpha, "alpha"), pick(beta, "beta")
     if not 0 <= a <= 1 or not b > 0: raise DhoError(f"α={a:g}, β={b:g}: α lies between 0 and 1, β above 0")
     return a, b
 
@@ -209,7 +211,7 @@ def zero_shot(
     spec:str,           # As for `load_teacher`
     manifest:Manifest,  # Whose classes and prompts
 )->tuple[Student, dict]:  # As for `load_model`
-    "A teacher's zero-shot answer as a student of one head"
+    "Return a teacher's zero-shot classifier as a student of one head"
     teacher = load_teacher(spec)
     model = DualHead(image_tower(teacher), teacher.dim, len(manifest.classes), 1, "zero-shot")
     language_init(model, zero_shot_head(teacher, manifest.classes, manifest.templates))

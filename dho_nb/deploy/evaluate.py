@@ -29,7 +29,7 @@ from ..teachers.clip import is_teacher, teacher_identity
 
 # %% ../../nbs/deploy/01_evaluate.ipynb #b39b9e16
 class Evaluation:
-    "A checkpoint, and the images that it is scored on"
+    "Score a checkpoint on the labelled images of a split. Raises DhoError where model, classes and images do not fit."
     def __init__(self,
         checkpoint:str|Path,     # As for `load_model`; or a teacher's name, for its zero-shot answer
         config:Config,           # Names the dataset
@@ -57,23 +57,23 @@ class Evaluation:
         if not len(self.rows):
             raise DhoError(f"{self.manifest.name} has no labelled images in its {split} split: choose another")
         self.alpha, self.beta = head_weights(self.facts, alpha, beta)
-        asked = [self.mark, list(self.manifest.templates)] if teacher else files_hash(self.file)
-        self.identity = digest([asked, manifest_hash(self.manifest), data.files, split, self.alpha, self.beta,
+        source = [self.mark, list(self.manifest.templates)] if teacher else files_hash(self.file)
+        self.identity = digest([source, manifest_hash(self.manifest), data.files, split, self.alpha, self.beta,
                                 config.precision, dho_nb.__version__])
 
 # %% ../../nbs/deploy/01_evaluate.ipynb #52e0dcc4
 @patch(as_prop=True)
 def outputs(self:Evaluation)->HeadOutputs:
-    "Both heads' logits for the dataset's classes, collected at the first call"
+    "Both heads' logits for the dataset's classes, computed at the first call"
     if "_outputs" not in vars(self):
         s = load_settings()
         device = pick_device(s.device)
         source = Images(self.manifest, self.root, at_least=self.student.preprocess.at_least)
         precision, workers = pick_precision(device, self.config.precision), pick_workers(s.workers, device)
-        found = collect(self.student, source, self.rows, device, precision, workers, s.progress)
-        said = interpolate(found, self.alpha, self.beta).argmax(-1)
-        self.among_all = (said == torch.tensor(self.columns)[found.labels]).double().mean().item()
-        self._outputs = replace(found, ce=found.ce[:, self.columns], kd=found.kd[:, self.columns])
+        outputs = collect(self.student, source, self.rows, device, precision, workers, s.progress)
+        predictions = interpolate(outputs, self.alpha, self.beta).argmax(-1)
+        self.among_all = (predictions == torch.tensor(self.columns)[outputs.labels]).double().mean().item()
+        self._outputs = replace(outputs, ce=outputs.ce[:, self.columns], kd=outputs.kd[:, self.columns])
     return self._outputs
 
 # %% ../../nbs/deploy/01_evaluate.ipynb #0a95b001
@@ -84,11 +84,11 @@ def table(self:Evaluation)->pd.DataFrame:
 
 @patch(as_prop=True)
 def judged(self:Evaluation)->str:
-    "Among which of the model's classes its answers were judged, in words; nothing where it is all of them"
-    known = len(self.facts["classes"])
-    if len(self.columns) == known or not len(self.outputs): return ""
+    "A sentence about the model's other classes, if the dataset has only some of them; else empty"
+    classes = len(self.facts["classes"])
+    if len(self.columns) == classes or not len(self.outputs): return ""
     as_is = ", as dho predict answers," if (self.alpha, self.beta) == head_weights(self.facts) else ""
-    return (f"judged among {len(self.columns)} of the model's {known} classes; among all of them{as_is} "
+    return (f"judged among {len(self.columns)} of the model's {classes} classes; among all of them{as_is} "
             f"{100*self.among_all:.1f} % are right")
 
 # %% ../../nbs/deploy/01_evaluate.ipynb #380151e9
@@ -96,7 +96,8 @@ def judged(self:Evaluation)->str:
 def write(self:Evaluation,
     out:str|Path="",   # Folder; a name made from checkpoint and dataset below the settings' `runs` if empty
 )->Path:               # The file
-    "Leave `evaluation.json`, whole or not at all, and never in place of another evaluation's"
+    """Write `evaluation.json`, whole or not at all; return the file.
+    Raises DhoError where another evaluation's file is there."""
     name = f"{clipped(self.file.stem)}-{self.manifest.name}-{self.split}-{self.identity[:8]}"
     file = (Path(out).expanduser() if out else load_settings().runs/"evaluations"/name)/"evaluation.json"
     if file.exists() and read_json(file).get("identity") != self.identity:
@@ -107,19 +108,21 @@ def write(self:Evaluation,
     return file
 
 # %% ../../nbs/deploy/01_evaluate.ipynb #5699171e
-IMAGES = ("dataset", "root", "labels", "classes", "templates", "test", "skip_broken", "precision")  # parameters of `Config` that say what to look at
+# Parameters of `Config` that name the images
+IMAGES = ("dataset", "root", "labels", "classes", "templates", "test", "skip_broken", "precision")
 
 def evaluation_from(
     namespace:dict,  # `globals()` of a notebook whose only variables so far are parameters
 )->Evaluation:
-    "The evaluation that a notebook's parameters describe"
-    given, own = plain_parameters(namespace), ("checkpoint", "split", "alpha", "beta", "trust_remote_code")
-    for name in given:
-        if name not in (*own, *IMAGES): raise unknown_name("parameter", name, (*own, *IMAGES))
+    """Return the evaluation that a notebook's parameters describe.
+    Raises DhoError for unknown parameters and missing names."""
+    parameters, names = plain_parameters(namespace), ("checkpoint", "split", "alpha", "beta", "trust_remote_code")
+    for name in parameters:
+        if name not in (*names, *IMAGES): raise unknown_name("parameter", name, (*names, *IMAGES))
     for name in ("checkpoint", "split"):
-        if not isinstance(given.get(name), str) or not given[name]:
-            raise DhoError(f"parameter {name} must be a name, not {given.get(name)!r}")
-    asked = {k: given.pop(k, None) for k in own}
-    asked["trust_remote_code"] = asked["trust_remote_code"] is True
-    weights = {k: asked[k] for k in ("alpha", "beta") if asked[k] is not None}
-    return Evaluation(config=make_config({**given, **weights}), **asked)
+        if not isinstance(parameters.get(name), str) or not parameters[name]:
+            raise DhoError(f"parameter {name} must be a name, not {parameters.get(name)!r}")
+    options = {k: parameters.pop(k, None) for k in names}
+    options["trust_remote_code"] = options["trust_remote_code"] is True
+    weights = {k: options[k] for k in ("alpha", "beta") if options[k] is not None}
+    return Evaluation(config=make_config({**parameters, **weights}), **options)

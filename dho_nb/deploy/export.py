@@ -34,11 +34,11 @@ from ..students.dual_head import load_student, save_student, Student
 # %% ../../nbs/deploy/04_export.ipynb #f22c1bda
 @contextmanager
 def _quiet():
-    "Exporters log their inner life; what counts is in the error"
+    "Silence exporters within the block; their errors say what counts"
     with quiet(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()): yield
 
-def _refused(facts, kind, error):
-    "Why a student cannot be exported, from the cause at the bottom of the error"
+def _export_error(facts, kind, error):
+    "Return the error for a student that cannot be exported, from the first cause"
     while error.__cause__ or error.__context__: error = error.__cause__ or error.__context__
     why = re.sub(r"\x1b\[\d+m", "", short_reason(error))
     return DhoError(f"student {facts.get('spec') or 'of your own'} cannot be exported to {kind} ({why}): write that "
@@ -50,13 +50,14 @@ def to_graph(
     student:Student,  # Any
     facts:dict,       # About it
 ):                    # A `torch.export.ExportedProgram`: [N, S, S, 3] uint8 to what `Fused` returns
-    "The fused student as a graph, for any number of images"
+    """Return the fused student as a graph, for any number of images.
+    Raises DhoError for a student that cannot be traced."""
     side, fused = student.preprocess.size, Fused(student, facts).cpu().eval()
     example, batch = torch.zeros(2, side, side, 3, dtype=torch.uint8), torch.export.Dim("batch")
     try:
         with _quiet(), torch.no_grad():
             graph = torch.export.export(fused, (example,), dynamic_shapes={"pixels": {0: batch}})
-    except Exception as e: raise _refused(facts, "a graph", e) from None
+    except Exception as e: raise _export_error(facts, "a graph", e) from None
     for node in graph.graph.nodes: node.meta.pop("stack_trace", None)
     return graph
 
@@ -70,21 +71,22 @@ def write_onnx(
     facts:dict,     # Written into the file
     opset:int=18,   # Of ONNX
 ):
-    "Write a graph as ONNX, facts and all, in one file"
+    """Write a graph as ONNX with its facts, in one file.
+    Raises DhoError for operations or an opset that cannot be written."""
     require_extra("onnx", "onnx", "onnxscript")
     outputs = list(OUTPUTS[:2*facts["heads"] - 1])
     try:
         with _quiet():
-            made = torch.onnx.export(graph, (), dynamo=True, opset_version=opset,
+            program = torch.onnx.export(graph, (), dynamo=True, opset_version=opset,
                                      dynamic_shapes={"pixels": {0: "batch"}}, input_names=["pixels"],
                                      output_names=outputs, verbose=False)
-            if made.model.opset_imports[""] != opset:
+            if program.model.opset_imports[""] != opset:
                 raise DhoError(f"opset={opset} cannot be written here: 18 can, and what onnxscript knows above it")
-            for node in made.model.graph: node.metadata_props.clear()
-            made.model.metadata_props["dho_nb"] = json.dumps(facts)
-            made.save(file, external_data=False)
+            for node in program.model.graph: node.metadata_props.clear()
+            program.model.metadata_props["dho_nb"] = json.dumps(facts)
+            program.save(file, external_data=False)
     except (DhoError, OSError): raise  # a full disk is no fault of the student's
-    except Exception as e: raise _refused(facts, "ONNX", e) from None
+    except Exception as e: raise _export_error(facts, "ONNX", e) from None
 
 # %% ../../nbs/deploy/04_export.ipynb #a6d68c2d
 def write_graph(
@@ -96,15 +98,22 @@ def write_graph(
     with _quiet(): torch.export.save(graph, file, extra_files={"dho_nb.json": json.dumps(facts)})
 
 def _read_graph(file):
-    "The graph that was just written, as a function of arrays"
+    "Return the written graph as a function of arrays"
     with _quiet(): return torch_answer(torch.export.load(file).module(), "cpu")
 
 # %% ../../nbs/deploy/04_export.ipynb #83915076
 class Sample(NamedTuple):
-    "Pictures to try a model on"
+    "Hold pictures to try a model on"
     files:list         # Paths
     labels:np.ndarray  # [N] int64 positions among the model's classes; -1 where unknown
     source:str         # Where they are from, in words
+
+# %% ../../nbs/deploy/04_export.ipynb #7fc96ca1
+def _spread(items, most):
+    "Return at most so many of the items, evenly spread; all if 0"
+    if not 0 < most < len(items): return items
+    positions = np.unique(np.linspace(0, len(items) - 1, most).astype(int))
+    return items[positions] if isinstance(items, np.ndarray) else [items[i] for i in positions]
 
 # %% ../../nbs/deploy/04_export.ipynb #82be0571
 def sample(
@@ -113,12 +122,11 @@ def sample(
     split:str,    # train, val or test
     most:int,     # At most so many, evenly spread; all if 0
 )->Sample:
-    "Pictures of a dataset"
+    "Return pictures of a dataset. Raises DhoError where its classes are none of the model's."
     manifest, root = data.manifest, data.root
-    found = rows(manifest, split, labelled=True if split == "test" else None)
-    found = found[np.unique(np.linspace(0, len(found) - 1, most).astype(int))] if 0 < most < len(found) else found
+    positions = _spread(rows(manifest, split, labelled=True if split == "test" else None), most)
     columns = np.array([*class_columns(facts, manifest.classes), -1])
-    return Sample([root/p for p in manifest.table["path"].iloc[found]], columns[manifest.table["label"].iloc[found]],
+    return Sample([root/p for p in manifest.table["path"].iloc[positions]], columns[manifest.table["label"].iloc[positions]],
                   f"{split} images of {manifest.name}")
 
 # %% ../../nbs/deploy/04_export.ipynb #a7a0f32f
@@ -126,13 +134,13 @@ def own_sample(
     images,        # As for `list_images`
     most:int=0,    # At most so many, evenly spread; all if 0
 )->Sample:
-    "Pictures without labels"
+    "Return pictures without labels. Raises DhoError where there is none."
     files = list_images(images)
-    if 0 < most < len(files): files = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, most).astype(int))]
+    files = _spread(files, most)
     return Sample(files, np.full(len(files), -1), "images given by hand")
 
-def _unread(pictures, way):
-    "Why there is nothing to look at"
+def _unreadable_error(pictures, way):
+    "Return the error for a sample without a readable picture"
     if not pictures.files: return DhoError(f"there are no {pictures.source}: {way}")
     return DhoError(f"none of the {len(pictures.files)} {pictures.source} can be read: "
                     f"{way.replace('give', 'give other', 1)}")
@@ -143,12 +151,12 @@ def batches(
     preprocess:Preprocess,   # The model's
     size:int=64,       # Images at a time
 ):                     # Yields uint8 [n, S, S, 3] and labels [n]
-    "The pictures that can be read, as pixels"
+    "Yield the readable pictures as pixels, with labels"
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for i in range(0, len(pictures.files), size):
-            seen = list(pool.map(lambda f: try_load_pixels(f, preprocess), pictures.files[i:i + size]))
-            whole = [k for k, s in enumerate(seen) if isinstance(s, np.ndarray)]
-            if whole: yield np.stack([seen[k] for k in whole]), pictures.labels[i:i + size][whole]
+            loaded = list(pool.map(lambda f: try_load_pixels(f, preprocess), pictures.files[i:i + size]))
+            readable = [k for k, s in enumerate(loaded) if isinstance(s, np.ndarray)]
+            if readable: yield np.stack([loaded[k] for k in readable]), pictures.labels[i:i + size][readable]
 
 # %% ../../nbs/deploy/04_export.ipynb #9722922e
 @torch.no_grad()
@@ -157,11 +165,11 @@ def reference(
     facts:dict,         # About it
     pixels:np.ndarray,  # [N, S, S, 3] uint8
 )->list:                # As `Fused` returns them, as arrays
-    "What evaluation would say, in PyTorch"
+    "Return the probabilities by evaluation's own way, in PyTorch"
     ce, kd = student.model(student.preprocess.normalize(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
     if facts["heads"] == 1: return [ce.softmax(-1).numpy()]
-    (alpha, beta), nobody = head_weights(facts), torch.full((len(ce),), -1)
-    return [p.numpy() for p in (interpolate(HeadOutputs(ce, kd, nobody, nobody), alpha, beta), ce.softmax(-1),
+    (alpha, beta), unknown = head_weights(facts), torch.full((len(ce),), -1)
+    return [p.numpy() for p in (interpolate(HeadOutputs(ce, kd, unknown, unknown), alpha, beta), ce.softmax(-1),
                                 (kd/beta).softmax(-1))]
 
 # %% ../../nbs/deploy/04_export.ipynb #05cce670
@@ -170,16 +178,17 @@ def largest_difference(
     student:Student,   # What it was made from
     facts:dict,        # About it
     pictures:Sample,   # To compare on
-)->tuple[int, float]:  # How many pictures, and how far apart any probability of any head is at most
-    "Compare a graph with its student, in batches of one, of many and of the rest"
-    found = []
+)->tuple[int, float]:  # Number of pictures, and the largest difference of any probability of any head
+    """Compare a graph with its student, in batches of one, of many and of the rest.
+    Raises DhoError where no picture can be read."""
+    count, differences = 0, []
     for pixels, _ in batches(pictures, student.preprocess):
+        count += len(pixels)
         for part in (pixels[:1], pixels):
-            said, true = answer(part), reference(student, facts, part)
-            found.append(float(np.max([np.abs(a - b).max() for a, b in zip(said, true, strict=True)])))
-        found.append(len(pixels))
-    if not found: raise _unread(pictures, "give pictures with images (--images)")
-    return sum(found[2::3]), float(np.max([v for i, v in enumerate(found) if i % 3 < 2]))
+            pairs = zip(answer(part), reference(student, facts, part), strict=True)
+            differences.append(float(np.max([np.abs(a - b).max() for a, b in pairs])))
+    if not count: raise _unreadable_error(pictures, "give pictures with images (--images)")
+    return count, float(np.max(differences))
 
 # %% ../../nbs/deploy/04_export.ipynb #38c58068
 def latency(
@@ -188,36 +197,36 @@ def latency(
     images:int=1,      # In a call
     calls:int=15,      # To take the median of
 )->float:              # Milliseconds per image
-    "How long an answer takes"
-    pixels, taken = np.zeros((images, side, side, 3), np.uint8), []
+    "Measure the time of a call in milliseconds per image"
+    pixels, seconds = np.zeros((images, side, side, 3), np.uint8), []
     for _ in range(calls + 2):
         began = time.perf_counter()
         answer(pixels)
-        taken.append(time.perf_counter() - began)
-    return 1e3*float(np.median(taken[2:]))/images
+        seconds.append(time.perf_counter() - began)
+    return 1e3*float(np.median(seconds[2:]))/images
 
 # %% ../../nbs/deploy/04_export.ipynb #c9cdd7a6
 LAYERS = ("Conv", "MatMul", "Gemm")
 
 def _edges(model):
-    "Names of the first layers after the pixels and the last before the outputs"
-    made = {o: [n] for n in model.graph.node for o in n.output}
-    used = {i: [n for n in model.graph.node if i in n.input] for node in model.graph.node for i in node.input}
-    def met(todo, there, further):
-        seen, found = set(), []
-        while todo:
-            if (name := todo.pop()) in seen: continue
-            seen.add(name)
-            for node in there.get(name, []):
-                if node.op_type in LAYERS: found.append(node.name)
-                elif node.op_type != "Shape": todo += further(node)
-        return found
-    return met(["pixels"], used, lambda n: list(n.output)) + met([o.name for o in model.graph.output],
-                                                                 made, lambda n: list(n.input))
+    "Return the names of the first layers after the pixels and the last before the outputs"
+    producers = {o: [n] for n in model.graph.node for o in n.output}
+    consumers = {i: [n for n in model.graph.node if i in n.input] for node in model.graph.node for i in node.input}
+    def walk(names, nodes_at, further):
+        visited, layers = set(), []
+        while names:
+            if (name := names.pop()) in visited: continue
+            visited.add(name)
+            for node in nodes_at.get(name, []):
+                if node.op_type in LAYERS: layers.append(node.name)
+                elif node.op_type != "Shape": names += further(node)
+        return layers
+    return (walk(["pixels"], consumers, lambda n: list(n.output))
+            + walk([o.name for o in model.graph.output], producers, lambda n: list(n.input)))
 
 # %% ../../nbs/deploy/04_export.ipynb #5ae9aa24
-class _Ranges:
-    "Calibration images as onnxruntime wants them: in equal batches, one at a time"
+class _CalibrationReader:
+    "Feed calibration images to onnxruntime, in equal batches"
     def __init__(self, pixels):
         size = min(8, len(pixels))
         self.parts, self.todo = [pixels[i:i + size] for i in range(0, len(pixels) - size + 1, size)], iter(())
@@ -232,20 +241,20 @@ def quantize(
     pictures:Sample,   # That show the ranges
     preprocess:Preprocess,   # The model's
 ):
-    "An int8 copy of an ONNX file"
+    "Write an int8 copy of an ONNX file. Raises DhoError where no picture can be read."
     require_extra("onnx", "onnx", "onnxruntime")
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
-    seen = [pixels for pixels, _ in batches(pictures, preprocess)]
-    if not seen: raise _unread(pictures, "give pictures with calibrate (--calibrate)")
+    pixel_batches = [pixels for pixels, _ in batches(pictures, preprocess)]
+    if not pixel_batches: raise _unreadable_error(pictures, "give pictures with calibrate (--calibrate)")
     with tempfile.TemporaryDirectory() as place, _quiet():
-        ready = Path(place)/"ready.onnx"
-        quant_pre_process(str(file), str(ready), skip_symbolic_shape=True)
-        quantize_static(str(ready), str(out), _Ranges(np.concatenate(seen)), quant_format=QuantFormat.QDQ,
+        prepared = Path(place)/"ready.onnx"
+        quant_pre_process(str(file), str(prepared), skip_symbolic_shape=True)
+        quantize_static(str(prepared), str(out), _CalibrationReader(np.concatenate(pixel_batches)), quant_format=QuantFormat.QDQ,
                         per_channel=True, reduce_range=True, activation_type=QuantType.QUInt8,
                         weight_type=QuantType.QInt8, op_types_to_quantize=list(LAYERS),
-                        nodes_to_exclude=_edges(onnx.load(ready)), calibrate_method=CalibrationMethod.Percentile,
+                        nodes_to_exclude=_edges(onnx.load(prepared)), calibrate_method=CalibrationMethod.Percentile,
                         extra_options=dict(CalibPercentile=99.99, CalibStridedMinMax=1))
 
 # %% ../../nbs/deploy/04_export.ipynb #a4a73f1f
@@ -255,18 +264,29 @@ def cost(
     pictures:Sample,   # To ask both about
     preprocess:Preprocess,   # The model's
 )->dict:               # scored, accuracy, accuracy_before (None without labels), same
-    "What quantisation costs: accuracy on labelled images, and how often the prediction is the same"
-    said = [[*(a(pixels)[0].argmax(-1) for a in (before, after)), labels] for pixels, labels in batches(pictures, preprocess)]
-    if not said: raise _unread(pictures, "give pictures with images (--images), or what int8 costs cannot be told")
-    first, then, labels = (np.concatenate(part) for part in zip(*said))
-    known = labels >= 0
-    right = lambda guess: float((guess == labels)[known].mean()) if known.any() else None
-    return dict(scored=int(len(labels)), accuracy=right(then), accuracy_before=right(first),
-                same=float((first == then).mean()))
+    """Return what quantization costs: accuracy on labelled images, and the share of equal predictions.
+    Raises DhoError where no picture can be read."""
+    predictions = [[*(answer(pixels)[0].argmax(-1) for answer in (before, after)), labels]
+                   for pixels, labels in batches(pictures, preprocess)]
+    if not predictions: raise _unreadable_error(pictures, "give pictures with images (--images), or what int8 costs cannot be told")
+    before_labels, after_labels, labels = (np.concatenate(part) for part in zip(*predictions))
+    has_label = labels >= 0
+    right = lambda guess: float((guess == labels)[has_label].mean()) if has_label.any() else None
+    return dict(scored=int(len(labels)), accuracy=right(after_labels), accuracy_before=right(before_labels),
+                same=float((before_labels == after_labels).mean()))
+
+# %% ../../nbs/deploy/04_export.ipynb #32bdbfcf
+TOLERANCE = 1e-4  # Largest difference between a file's probabilities and PyTorch's
+
+def _check_export(kind, int8, check, score):
+    "Refuse settings that cannot be exported"
+    if kind not in KINDS: raise unknown_name("kind of export", kind, KINDS)
+    if check < 1 or score < 0:
+        raise DhoError(f"check={check} and score={score}: an export is checked on 1 picture or more, and scored on 0 "
+                       "(all) or more")
+    if int8 and kind != "onnx": raise DhoError(f"int8 is made from ONNX: use kind='onnx', not {kind!r}")
 
 # %% ../../nbs/deploy/04_export.ipynb #41e93c7d
-TOLERANCE = 1e-4
-
 def export(
     name:str|Path,                # As for `load_model`
     out:str|Path="",              # Folder; `export` in the model's own, or a name below the settings' `runs`, if empty
@@ -283,53 +303,51 @@ def export(
     backbone:torch.nn.Module|None=None,  # As for `load_model`
     trust_remote_code:bool=False,  # As for `load_student`
 )->pd.DataFrame:                  # One row per file: what was checked and measured
-    "A model as a file that is checked against PyTorch, measured and described"
-    if kind not in KINDS: raise unknown_name("kind of export", kind, KINDS)
-    if check < 1 or score < 0:
-        raise DhoError(f"check={check} and score={score}: an export is checked on 1 picture or more, and scored on 0 "
-                       "(all) or more")
-    if int8 and kind != "onnx": raise DhoError(f"int8 is made from ONNX: use kind='onnx', not {kind!r}")
+    """Export a model to a file that is checked against PyTorch, measured and described.
+    Raises DhoError for impossible settings, other models in the folder and a file that differs."""
+    _check_export(kind, int8, check, score)
     images, calibrate = (v if isinstance(v, (tuple, list, str)) else list_images(v) for v in (images, calibrate))
     file, (student, facts) = model_file(name), load_model(name, backbone, trust_remote_code)
     facts = dict(facts, preprocess=student.preprocess.plain(), version=dho_nb.__version__)
     expected = _expected(estimate, file) if estimate else None
     folder, data = export_folder(file, out), _data(file, config) if not images or int8 and not calibrate else None
-    tried = own_sample(images, check) if images else sample(data, facts, "test", check)
+    checked = own_sample(images, check) if images else sample(data, facts, "test", check)
     ranges = (own_sample(calibrate, check) if calibrate else sample(data, facts, "train", check)) if int8 else None
     scored = sample(data, facts, "test", score) if data else own_sample(images, score)
     if not scored.files and images: scored = own_sample(images, score)
-    made = {KINDS[kind]: _write(student, facts, folder/KINDS[kind], kind, tried, opset,
-                                (backbone, trust_remote_code), lambda: _begun(folder, file))}
-    if int8: made["model-int8.onnx"] = _write_int8(student, folder, ranges, scored)
-    _note(folder, file, facts, made, licence, expected)
-    return pd.DataFrame(made).T.rename_axis("file")
+    measurements = {KINDS[kind]: _write(student, facts, folder/KINDS[kind], kind, checked, opset,
+                                (backbone, trust_remote_code), lambda: _mark_folder(folder, file))}
+    if int8: measurements["model-int8.onnx"] = _write_int8(student, folder, ranges, scored)
+    _write_note(folder, file, facts, measurements, licence, expected)
+    return pd.DataFrame(measurements).T.rename_axis("file")
 
 # %% ../../nbs/deploy/04_export.ipynb #58c67ca9
 def export_folder(
     name:str|Path,     # As for `load_model`
     out:str|Path="",   # As for `export`
 )->Path:
-    "Where an export goes: a new folder, an empty one, or an earlier export of the same model"
+    """Return the folder of an export: new, empty, or of an earlier export of the same model.
+    Raises DhoError for any other."""
     file = model_file(name)
     local = (file.parent/"run.json").exists() or file.name == KINDS["safetensors"] and "snapshots" not in file.parts
     folder = (Path(out).expanduser() if out else file.parent/"export" if local
               else load_settings().runs/"exports"/file.stem)
     if folder.exists() and not folder.is_dir(): raise DhoError(f"{folder} is a file: choose another folder with out")
-    held = [p for p in folder.iterdir() if not p.name.startswith(".")] if folder.exists() else []
-    if held and not (folder/"export.json").exists():
+    content = [p for p in folder.iterdir() if not p.name.startswith(".")] if folder.exists() else []
+    if content and not (folder/"export.json").exists():
         raise DhoError(f"{folder} is in use and holds no export: choose another folder with out")
-    if held and read_json(folder/"export.json", model=str)["model"] != files_hash(file):
+    if content and read_json(folder/"export.json", model=str)["model"] != files_hash(file):
         raise DhoError(f"{folder} holds the export of another model: choose another folder with out, or delete it")
     return folder
 
 # %% ../../nbs/deploy/04_export.ipynb #7b3fda60
-def _begun(folder, file):
-    "Note whose export a folder is, before anything else is in it"
+def _mark_folder(folder, file):
+    "Mark a folder with the model whose export it holds"
     if not (folder/"export.json").exists():
         write_json(folder/"export.json", dict(model=files_hash(file), source=file.name, files={}))
 
 def _data(file, config):
-    "The dataset that a configuration names, or that the run beside a model was made from"
+    "Return the dataset of a configuration, or of the run beside a model"
     note = file.parent/"run.json"
     if config is None and not note.exists():
         raise DhoError("an export is checked on real pictures, and int8 takes its ranges from some: give them with "
@@ -340,50 +358,50 @@ def _data(file, config):
                        "or name a dataset") from None
 
 # %% ../../nbs/deploy/04_export.ipynb #bee035b6
-def _write(student, facts, file, kind, pictures, opset, own, begin):
-    "Write one kind of file, read it back, compare, and measure; a file that differs is not left"
+def _write(student, facts, file, kind, pictures, opset, load_options, begin):
+    "Write one kind of file, read it back, compare, and measure"
     graph, preprocess = None if kind == "safetensors" else to_graph(student, facts), student.preprocess
     with atomic_path(file) as temporary:
         if kind == "onnx": write_onnx(graph, temporary, facts, opset); answer = _session_answer(temporary)
         elif kind == "torch-export": write_graph(graph, temporary, facts); answer = _read_graph(temporary)
         else:
             save_student(student, temporary, **facts)
-            answer = torch_answer(Fused(load_student(temporary, *own)[0], facts), "cpu")
-        checked, apart = largest_difference(answer, student, facts, pictures)
-        if not apart <= TOLERANCE:
+            answer = torch_answer(Fused(load_student(temporary, *load_options)[0], facts), "cpu")
+        checked, difference = largest_difference(answer, student, facts, pictures)
+        if not difference <= TOLERANCE:
             raise DhoError(f"{file.name} is not written: on {checked} {pictures.source} its probabilities are up to "
-                           f"{apart:.2g} from PyTorch's, and {TOLERANCE:g} is allowed")
+                           f"{difference:.2g} from PyTorch's, and {TOLERANCE:g} is allowed")
         begin()
-    found = dict(megabytes=round(file.stat().st_size/1e6, 3), checked=checked, on=pictures.source,
-                 largest_difference=apart)
-    if kind != "onnx": return found
+    facts_of_file = dict(megabytes=round(file.stat().st_size/1e6, 3), checked=checked, on=pictures.source,
+                 largest_difference=difference)
+    if kind != "onnx": return facts_of_file
     with _threads():
-        ours = latency(torch_answer(Fused(student, facts), "cpu"), preprocess.size)
-        return dict(found, opset=opset, **_speed(answer, preprocess.size), torch_ms=round(ours, 3))
+        torch_ms = latency(torch_answer(Fused(student, facts), "cpu"), preprocess.size)
+        return dict(facts_of_file, opset=opset, **_speed(answer, preprocess.size), torch_ms=round(torch_ms, 3))
 
 # %% ../../nbs/deploy/04_export.ipynb #28397bad
 @contextmanager
 def _threads():
-    "The number of threads that a model is timed on: that of the settings, or torch's own, which it has for a while"
+    "Set torch's threads to the settings' within the block; yield their number"
     before = torch.get_num_threads()
     torch.set_num_threads(load_settings().threads or before)
     try: yield torch.get_num_threads()
     finally: torch.set_num_threads(before)
 
 def _session_answer(file):
-    "An ONNX file as a function of arrays"
+    "Return an ONNX file as a function of arrays"
     with _threads() as count: session = onnx_session(file, count)
     return lambda pixels: session.run(None, {"pixels": pixels})
 
 # %% ../../nbs/deploy/04_export.ipynb #e144dd11
 def _speed(answer, side):
-    "Milliseconds in onnxruntime, and on how many threads"
+    "Return milliseconds in onnxruntime, and the number of threads"
     with _threads() as count:
         return dict(ms=round(latency(answer, side), 3), ms_of_32=round(latency(answer, side, 32, 5), 3), threads=count)
 
 # %% ../../nbs/deploy/04_export.ipynb #79c9c21b
 def _write_int8(student, folder, ranges, pictures):
-    "The int8 copy of an exported ONNX file, and what it costs"
+    "Write the int8 copy of an exported ONNX file; return its cost"
     preprocess, file = student.preprocess, folder/"model-int8.onnx"
     with atomic_path(file) as temporary:
         try: quantize(folder/KINDS["onnx"], temporary, ranges, preprocess)
@@ -391,41 +409,41 @@ def _write_int8(student, folder, ranges, pictures):
         except Exception as e:
             raise DhoError(f"int8 cannot be made of this student ({short_reason(e)}); model.onnx is whole") from None
         answer = _session_answer(temporary)
-        found = cost(_session_answer(folder/KINDS["onnx"]), answer, pictures, preprocess)
+        losses = cost(_session_answer(folder/KINDS["onnx"]), answer, pictures, preprocess)
     return dict(megabytes=round(file.stat().st_size/1e6, 3), on=pictures.source, calibrated=len(ranges.files),
-                calibrated_on=ranges.source, **found, **_speed(answer, preprocess.size))
+                calibrated_on=ranges.source, **losses, **_speed(answer, preprocess.size))
 
 # %% ../../nbs/deploy/04_export.ipynb #30ce371c
-def _note(folder, file, facts, made, licence, expected):
-    "Write down what was found, the card, and the script"
-    before = _exported(folder/"export.json") if (folder/"export.json").exists() else {}
-    files, card = {**before.get("files", {}), **made}, folder/"README.md"
+def _write_note(folder, file, facts, measurements, licence, expected):
+    "Write the note, the card and the script"
+    before = _read_note(folder/"export.json") if (folder/"export.json").exists() else {}
+    files, card = {**before.get("files", {}), **measurements}, folder/"README.md"
     licence, expected = licence or before.get("licence", ""), expected or before.get("estimate")
     text = _card(file, facts, files, licence, expected)
-    there = card.read_text(encoding="utf-8") if card.exists() else None
-    edited = there not in (None, before.get("card"), before.get("card_before"))
+    current = card.read_text(encoding="utf-8") if card.exists() else None
+    edited = current not in (None, before.get("card"), before.get("card_before"))
     if any(name.endswith(".onnx") for name in files):
         with atomic_path(folder/"predict_onnx.py") as temporary:
             shutil.copyfile(shipped("experiments")/"predict_onnx.py", temporary)
     write_json(folder/"export.json", dict(model=files_hash(file), source=file.name,
                                           made_with=dict(dho_nb=dho_nb.__version__, torch=torch.__version__),
                                           licence=licence, estimate=expected, files=files, card=text,
-                                          card_before=None if edited else there))
+                                          card_before=None if edited else current))
     if edited: return  # else it may be written anew, also where this breaks off before the next line
     with atomic_path(card) as temporary: temporary.write_text(text, encoding="utf-8")
 
 # %% ../../nbs/deploy/04_export.ipynb #369dce43
-def _exported(file):
-    "What an export noted; raises `DhoError` if the file is damaged"
-    found = dict(dict(files={}, licence="", estimate=None, card=""), **read_json(file, model=str))  # an export that broke off says less
-    with_fields(found, file, files=dict, licence=str, estimate=(dict, type(None)), card=str)
-    if found["estimate"]: _crossfit(found["estimate"], file)
-    for name, told in found["files"].items():
-        with_fields(told, f"{file}, {name}", **dict.fromkeys(with_fields(told, file), (str, float, bool, type(None))))
-        with_fields({"threads": 1, **told}, f"{file}, {name}", threads=int)
+def _read_note(file):
+    "Return an export's note, checked"
+    note = dict(dict(files={}, licence="", estimate=None, card=""), **read_json(file, model=str))  # some may be missing
+    with_fields(note, file, files=dict, licence=str, estimate=(dict, type(None)), card=str)
+    if note["estimate"]: _crossfit(note["estimate"], file)
+    for name, facts in note["files"].items():
+        with_fields(facts, f"{file}, {name}", **dict.fromkeys(with_fields(facts, file), (str, float, bool, type(None))))
+        with_fields({"threads": 1, **facts}, f"{file}, {name}", threads=int)
         lost = dict(calibrated=int, calibrated_on=str, scored=int, on=str, accuracy=_MAYBE, same=float)
-        if "same" in told: with_fields({"accuracy_before": 0, **told}, f"{file}, {name}", accuracy_before=_MAYBE, **lost)
-    return found
+        if "same" in facts: with_fields({"accuracy_before": 0, **facts}, f"{file}, {name}", accuracy_before=_MAYBE, **lost)
+    return note
 
 # %% ../../nbs/deploy/04_export.ipynb #f1095968
 SHARED = ("model.onnx", "model-int8.onnx", "model.safetensors", "README.md", "export.json", "predict_onnx.py")
@@ -437,7 +455,8 @@ def push_to_hub(
     message:str="",           # Of the commit
     token:str|None=None,      # Of the Hub; that of `hf auth login` or HF_TOKEN if None
 )->str:                       # Address of the commit
-    "Put an export on the Hugging Face Hub"
+    """Upload an export to the Hugging Face Hub; return the commit's address.
+    Raises DhoError where there is no export or the Hub refuses it."""
     folder = Path(folder).expanduser()
     if not (folder/"export.json").exists():
         raise DhoError(f"{folder} holds no export: make one with dho export, or export()")

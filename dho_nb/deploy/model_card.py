@@ -22,14 +22,14 @@ from ..runs.run import differences
 
 # %% ../../nbs/deploy/03_model_card.ipynb #a1092300
 def _estimated(file):
-    "What a cross-fit noted; raises `DhoError` if the file is damaged"
+    "Return a cross-fit's note, checked"
     return _crossfit(read_json(file, config=dict), file)
 
-def _crossfit(found, file):
-    "The figures of a cross-fit, by answer"
-    with_fields(found, file, folds=int, labelled=int, table=dict)
-    for told in found["table"].values(): with_fields(told, file, accuracy=float, low=float, high=float, nll=float)
-    return found
+def _crossfit(note, file):
+    "Return a cross-fit's note; refuse one whose fields are missing or of another type"
+    with_fields(note, file, folds=int, labelled=int, table=dict)
+    for figures in note["table"].values(): with_fields(figures, file, accuracy=float, low=float, high=float, nll=float)
+    return note
 
 # %% ../../nbs/deploy/03_model_card.ipynb #2c2ff0a2
 TEACHER_LICENSES = {
@@ -41,25 +41,25 @@ TEACHER_LICENSES = {
 def teacher_license(
     teacher:str,  # As in a configuration
 )->str:
-    "What is known about the licence of a teacher's weights, and where to look"
+    "Return what is known about the license of a teacher's weights, and where to look"
     import open_clip
     if teacher == "digits": return "Apache-2.0, made with this library"
     name, _, tag = teacher.partition("/")
-    found = (next((text for start, text in TEACHER_LICENSES.items() if tag.startswith(start)),
+    terms = (next((text for start, text in TEACHER_LICENSES.items() if tag.startswith(start)),
                   "not known here") if (name, tag) in open_clip.list_pretrained() else "not known here")
     page = (open_clip.get_pretrained_cfg(name, tag) or {}).get("hf_hub", "").rstrip("/")
-    return found + (f"; see huggingface.co/{page}" if page else "; ask whoever made the weights")
+    return terms + (f"; see huggingface.co/{page}" if page else "; ask whoever made the weights")
 
 # %% ../../nbs/deploy/03_model_card.ipynb #43f78b74
 def _read_run(file):
-    "What the run beside a model left: its configuration, its result, its figures head by head"
-    here = file.parent
-    if not (here/"result.json").exists(): return {}, {}, None
-    config, result = vars(make_config(read_json(here/"run.json", **NOTE)["config"])), read_json(here/"result.json", **RESULT)
-    there = all((here/f).exists() for f in ("outputs.safetensors", "predictions.csv"))
-    if not result["tested"] or not there: return config, result, None
-    outputs = load_outputs(here/"outputs.safetensors")[0]
-    split = predicted(here, usecols=["path", "split"], dtype=str, keep_default_na=False)["split"]
+    "Return the configuration, result and scores of the run beside a model"
+    folder = file.parent
+    if not (folder/"result.json").exists(): return {}, {}, None
+    config, result = vars(make_config(read_json(folder/"run.json", **NOTE)["config"])), read_json(folder/"result.json", **RESULT)
+    complete = all((folder/f).exists() for f in ("outputs.safetensors", "predictions.csv"))
+    if not result["tested"] or not complete: return config, result, None
+    outputs = load_outputs(folder/"outputs.safetensors")[0]
+    split = predicted(folder, usecols=["path", "split"], dtype=str, keep_default_na=False)["split"]
     tested = torch.from_numpy((split == "test").to_numpy(copy=True)) & (outputs.labels >= 0)
     method = get_method(result["method"])
     return config, result, rows_for_method(head_table(outputs.only(tested), result["alpha"], result["beta"]), method.heads,
@@ -67,11 +67,11 @@ def _read_run(file):
 
 # %% ../../nbs/deploy/03_model_card.ipynb #88ad67ee
 def _bare(name):
-    "A path's last part; a name as it is"
+    "Return a path's last part; a name as it is"
     return Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
 
 def _lines(table, head):
-    "A data frame or a dict as a Markdown table"
+    "Return a data frame or a dict as a Markdown table"
     table = pd.Series(table, name="").to_frame() if isinstance(table, dict) else table
     rows = [[str(i), *("" if v is None or v != v else f"{v:.4g}" if isinstance(v, float) else str(v) for v in row)]
             for i, row in zip(table.index, table.to_numpy(dtype=object))]
@@ -87,7 +87,8 @@ def model_card(
     backbone=None,         # As for `load_model`
     trust_remote_code:bool=False,  # As for `load_student`
 )->str:                    # Markdown under a YAML header
-    "What a model is, what it learnt from, how good it is and what it is not for"
+    """Return a description of a model: what it is, its training, its scores and its limits.
+    Raises DhoError for a model without class names."""
     file = model_file(name)
     student, facts = load_model(name, backbone, trust_remote_code)
     facts = dict(facts, preprocess=student.preprocess.plain())
@@ -95,6 +96,7 @@ def model_card(
 
 # %% ../../nbs/deploy/03_model_card.ipynb #cf5f9867
 def _card(file, facts, files, licence, expected):
+    "Return the card's sections joined"
     if not facts.get("classes"): raise DhoError(f"{file} does not say what its classes are called: there is nothing to describe")
     config, result, figures = _read_run(file)
     title = markdown_text(facts.get("run") or facts.get("source") or file.stem)
@@ -105,14 +107,14 @@ def _card(file, facts, files, licence, expected):
 
 # %% ../../nbs/deploy/03_model_card.ipynb #9c5670d2
 def _header(title, result, licence):
-    "What the Hub reads"
+    "Return the YAML header for the Hub"
     from huggingface_hub import EvalResult, ModelCardData
     scored = lambda metric, value: EvalResult("image-classification", result["dataset"], result["dataset"], metric,
                                               round(value, 4), dataset_split="test")
-    found = ([scored("accuracy", result["accuracy"]),
+    results = ([scored("accuracy", result["accuracy"]),
               scored("expected_calibration_error", result["ece"])] if result.get("accuracy") is not None else None)
     about = ModelCardData(model_name=title, library_name="dho_nb", pipeline_tag="image-classification",
-                          license=licence or None, eval_results=found,
+                          license=licence or None, eval_results=results,
                           tags=["image-classification", "knowledge-distillation", "dual-head-optimization"])
     return f"---\n{about.to_yaml()}\n---"
 
@@ -120,39 +122,41 @@ def _header(title, result, licence):
 _SEEN = {"shortest": "the centred square of a picture", "squash": "a picture whole, squeezed into a square",
          "longest": "a picture whole, with a border that makes it square"}
 
-def _mode(facts): return facts["preprocess"].get("resize_mode", "shortest")
+def _mode(facts):
+    "Return the resize mode"
+    return facts["preprocess"].get("resize_mode", "shortest")
 
 # %% ../../nbs/deploy/03_model_card.ipynb #b6f07658
 def _about(facts):
-    "What it is"
+    "Return what the model is"
     two, size, classes = facts["heads"] == 2, facts["preprocess"]["size"], facts["classes"]
     spec = re.sub(r"[`\s]+", " ", facts.get("spec") or "an own backbone")
     alpha, beta = head_weights(facts)
-    said = (f"An image classifier for {len(classes)} classes: `{spec}` under "
+    network = (f"An image classifier for {len(classes)} classes: `{spec}` under "
             f"{'two heads' if two else 'one head'}. It takes {_SEEN[_mode(facts)]}, resized to {size} × "
             f"{size} pixels ({facts['preprocess']['interpolation']}), and returns a probability for every class.")
-    mixed = (f"\n\nIts answer is α · softmax(CE head) + (1 − α) · softmax(KD head / β), with α = {alpha:g} and β "
+    combination = (f"\n\nIts answer is α · softmax(CE head) + (1 − α) · softmax(KD head / β), with α = {alpha:g} and β "
              f"= {beta:g}." if two else "")
     more = f" … and {len(classes) - 50} more" if len(classes) > 50 else ""
-    return f"{said}{mixed}\n\nClasses: {markdown_text(', '.join(classes[:50]))}{more}."
+    return f"{network}{combination}\n\nClasses: {markdown_text(', '.join(classes[:50]))}{more}."
 
 # %% ../../nbs/deploy/03_model_card.ipynb #a6976be0
 def _use(files):
-    "How to ask it"
-    shown = [f"with onnxruntime, numpy and pillow alone:\n\n```\npython predict_onnx.py {n} photo.jpg\n```"
+    "Return how to use it"
+    onnx = [f"with onnxruntime, numpy and pillow alone:\n\n```\npython predict_onnx.py {n} photo.jpg\n```"
              for n in files if n.endswith(".onnx")]
-    ours = ("with dho_nb (`pip install dho_nb`):\n\n```python\nfrom dho_nb.deploy import Predictor\n"
+    library = ("with dho_nb (`pip install dho_nb`):\n\n```python\nfrom dho_nb.deploy import Predictor\n"
             "Predictor.from_pretrained(\".\").predict(\"photo.jpg\")\n```")
-    return "## Use\n\n" + "\n\n".join([*shown[:1], ours])
+    return "## Use\n\n" + "\n\n".join([*onnx[:1], library])
 
 # %% ../../nbs/deploy/03_model_card.ipynb #5138abf5
 def _figures(facts, result, figures, expected):
-    "How good it is"
+    "Return its scores"
     if figures is None and expected: return f"## Figures\n\n{_crossed(expected)}"
     if figures is None:
-        told = (f"Its makers report an accuracy of {facts['reported_accuracy']:.4g}." if "reported_accuracy" in facts
+        statement = (f"Its makers report an accuracy of {facts['reported_accuracy']:.4g}." if "reported_accuracy" in facts
                 else "Nothing is recorded about its accuracy.")
-        return f"## Figures\n\n{'No test image had a label: nothing is known about its accuracy.' if result else told}"
+        return f"## Figures\n\n{'No test image had a label: nothing is known about its accuracy.' if result else statement}"
     columns = {"accuracy": "accuracy", "nll": "negative log-likelihood", "ece": "calibration error (ECE, 15 bins)"}
     table = figures[list(columns)].rename(columns=columns).copy()
     if result.get("teacher_accuracy") is not None:
@@ -165,34 +169,34 @@ def _figures(facts, result, figures, expected):
 
 # %% ../../nbs/deploy/03_model_card.ipynb #43e14f38
 def _crossed(expected):
-    "What students like this one do with labelled images that they did not see"
-    shown = {name: {"accuracy": f"{v['accuracy']:.3f}", "95 % interval": f"{v['low']:.3f} to {v['high']:.3f}",
+    "Return the scores of cross-fitted students on held-out labels"
+    columns = {name: {"accuracy": f"{v['accuracy']:.3f}", "95 % interval": f"{v['low']:.3f} to {v['high']:.3f}",
                     "negative log-likelihood": v["nll"]} for name, v in expected["table"].items()}
     return (f"Cross-fitted: {expected['folds']} students were trained as this one was, each without a part of the "
             f"{expected['labelled']} labelled images, and asked about that part.\n\n"
-            f"{_lines(pd.DataFrame(shown).T, 'answer of')}\n\nThis one has seen all the labels. The figures hold for "
+            f"{_lines(pd.DataFrame(columns).T, 'answer of')}\n\nThis one has seen all the labels. The figures hold for "
             "pictures like the labelled ones.")
 
 # %% ../../nbs/deploy/03_model_card.ipynb #2743f888
 def _expected(estimate, file):
-    "A cross-fit's note, if it is about the run beside a model"
-    known, (config, result, _) = _estimated(Path(estimate).expanduser()/"estimate.json"), _read_run(file)
+    "Return a cross-fit's note, if it is about the run beside a model"
+    estimate_note, (config, result, _) = _estimated(Path(estimate).expanduser()/"estimate.json"), _read_run(file)
     if not result:
         raise DhoError(f"{estimate} is an estimate of a run's accuracy, and beside {file} is no finished run: leave "
                        "estimate out")
-    differs = (differences(known["config"], make_config(config))
-               or [f"labelled images were {known['labelled']}, now {n}" for n in [result["labelled"]]
-                   if n != known["labelled"]])
+    differs = (differences(estimate_note["config"], make_config(config))
+               or [f"labelled images were {estimate_note['labelled']}, now {n}" for n in [result["labelled"]]
+                   if n != estimate_note["labelled"]])
     mark = read_json(file.parent/"run.json", **NOTE).get("labels")  # of a run from before there was one, nothing is known
-    if not differs and mark and mark != known.get("labels", mark): differs = ["the labelled images were others"]
+    if not differs and mark and mark != estimate_note.get("labels", mark): differs = ["the labelled images were others"]
     if differs:
         raise DhoError(f"{estimate} is the estimate of another configuration ({'; '.join(differs)}): run dho estimate "
                        "for this one")
-    return known
+    return estimate_note
 
 # %% ../../nbs/deploy/03_model_card.ipynb #7c365ff8
 def _files(files):
-    "What was exported, and what was measured"
+    "Return what was exported, and its measurements"
     if not files: return ""
     names = {"megabytes": "MB", "largest_difference": "largest difference from PyTorch", "checked": "on pictures",
              "ms": "ms for one picture", "ms_of_32": "ms each of 32", "torch_ms": "ms for one in PyTorch"}
@@ -205,38 +209,38 @@ def _files(files):
                         "said otherwise."])
 
 # %% ../../nbs/deploy/03_model_card.ipynb #b33e6934
-def _accuracy_lost(found):
-    "What int8 costs, in a sentence"
-    right = (f"its accuracy is {found['accuracy']:.4g} where it was "
-             f"{found['accuracy_before']:.4g}, and " if found["accuracy"] is not None else "")
-    return (f"int8 took its ranges from {found['calibrated']} {found['calibrated_on']}. On {found['scored']} "
-            f"{found['on']} {right}its prediction is the same for {100*found['same']:.1f} %.")
+def _accuracy_lost(facts):
+    "Return what int8 costs, in a sentence"
+    right = (f"its accuracy is {facts['accuracy']:.4g} where it was "
+             f"{facts['accuracy_before']:.4g}, and " if facts["accuracy"] is not None else "")
+    return (f"int8 took its ranges from {facts['calibrated']} {facts['calibrated_on']}. On {facts['scored']} "
+            f"{facts['on']} {right}its prediction is the same for {100*facts['same']:.1f} %.")
 
 # %% ../../nbs/deploy/03_model_card.ipynb #5095a8d0
 _CHOSEN = {"none": "fixed beforehand", "few": "chosen on a few labelled validation images",
            "full": "chosen on the validation split"}
 
 def _origin(facts, config, result):
-    "What it was made from"
+    "Return what the model was made from"
     if not result:
         source = f", which was read from {markdown_text(facts['source'])}" if facts.get("source") else ""
         return f"## Origin\n\nNot recorded beside the model{source}."
-    method, taught = METHODS[result["method"]], METHODS[result["method"]].teacher
-    found = {
+    method, has_teacher = METHODS[result["method"]], METHODS[result["method"]].teacher
+    rows = {
         "data": result["dataset"], "labels used": f"{result['labelled']} images ({result['labels']})",
         "unlabelled images": result["unlabelled"], "method": f"{result['method']}: {method.about}",
-        "teacher": _bare(result["teacher"]) if taught else "none",
-        "teacher's head": f"{result['teacher_head']}, ζ = {config['zeta']:g}" if taught else None,
+        "teacher": _bare(result["teacher"]) if has_teacher else "none",
+        "teacher's head": f"{result['teacher_head']}, ζ = {config['zeta']:g}" if has_teacher else None,
         "student's first weights": _bare(config["student_weights"]) or "random", "epochs": config["epochs"],
         "seed": result["seed"], "α and β": _CHOSEN.get(result["validation"]) if method.weighs else None,
         "made with": "dho_nb {dho_nb}, torch {torch}, {precision}".format(
             **{k: result["machine"].get(k, "unknown") for k in ("dho_nb", "torch", "precision")})}
-    return "## Origin\n\n" + _lines({k: v for k, v in found.items() if v is not None}, "")
+    return "## Origin\n\n" + _lines({k: v for k, v in rows.items() if v is not None}, "")
 
 # %% ../../nbs/deploy/03_model_card.ipynb #1f266c0c
 def _limits(facts, result, figures):
-    "What it is not for"
-    told = [f"It knows {len(facts['classes'])} classes and nothing else: a picture of anything else gets one of them, "
+    "Return what the model is not for"
+    limits = [f"It knows {len(facts['classes'])} classes and nothing else: a picture of anything else gets one of them, "
             "often with confidence.", ("It sees the centred square only; what lies beside it is lost."
                                        if _mode(facts) == "shortest" else ""),
             "Its figures, the calibration too, hold for pictures like the test images; on others they are to be "
@@ -244,30 +248,30 @@ def _limits(facts, result, figures):
             "No figures stand behind its probabilities: measure them on your own labelled pictures before you "
             "rely on them.", "What the teacher takes for granted about pictures and words, the student has "
                              "learnt as well." if result and METHODS[result["method"]].teacher else ""]
-    return "## Limits\n\n" + "\n".join(f"- {t}" for t in told if t)
+    return "## Limits\n\n" + "\n".join(f"- {t}" for t in limits if t)
 
 # %% ../../nbs/deploy/03_model_card.ipynb #3ed67100
 def _licenses(config, result, licence):
-    "Whose terms apply"
-    own = config.get("embeddings") and "embeddings made elsewhere: ask whoever made them"
-    told = {"this model": licence or "not stated by whoever exported it"}
+    "Return whose terms apply"
+    imported = config.get("embeddings") and "embeddings made elsewhere: ask whoever made them"
+    terms = {"this model": licence or "not stated by whoever exported it"}
     if result and METHODS[result["method"]].teacher:
-        told[f"teacher's weights, {_bare(result['teacher'])}"] = own or teacher_license(result["teacher"])
+        terms[f"teacher's weights, {_bare(result['teacher'])}"] = imported or teacher_license(result["teacher"])
     if config.get("student_weights") == "pretrained":
-        told[f"student's first weights, {config['student']}"] = _student_license(config["student"])
+        terms[f"student's first weights, {config['student']}"] = _student_license(config["student"])
     elif config.get("student_weights"):
-        told[f"student's first weights, "
+        terms[f"student's first weights, "
              f"{_bare(config['student_weights'])}"] = "not known here; ask whoever made the file"
-    told["images"] = "those of the dataset; they are not part of the model"
-    return ("## Licences\n\n" + _lines(told, "") + "\n\nAs known to the library when this was written; the sources are "
+    terms["images"] = "those of the dataset; they are not part of the model"
+    return ("## Licences\n\n" + _lines(terms, "") + "\n\nAs known to the library when this was written; the sources are "
                                                    "what counts.")
 
 # %% ../../nbs/deploy/03_model_card.ipynb #06019a9d
 def _student_license(spec):
-    "What is known about the licence of a student's pretrained weights"
+    "Return what is known about the license of a student's pretrained weights"
     import timm
     if spec.startswith("open_clip:"): return teacher_license(spec.removeprefix("open_clip:"))
-    found = (timm.get_pretrained_cfg(spec.removeprefix("timm:"),
+    weights = (timm.get_pretrained_cfg(spec.removeprefix("timm:"),
                                      allow_unregistered=True) if not spec.startswith("torchvision:") else None)
-    return (f"{found.license or 'not known here'}; see huggingface.co/{found.hf_hub_id}" if found
+    return (f"{weights.license or 'not known here'}; see huggingface.co/{weights.hf_hub_id}" if weights
             else "not known here; ask whoever made the weights")

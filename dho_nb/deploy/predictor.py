@@ -28,7 +28,7 @@ from ..students.dual_head import check_facts, Student
 
 # %% ../../nbs/deploy/02_predictor.ipynb #17e7eecb
 class Fused(torch.nn.Module):
-    "A student that takes pixels and returns probabilities"
+    "Map pixels to the student's probabilities"
     def __init__(self,
         student:Student,  # In evaluation mode
         facts:dict,       # About it: `heads`, `alpha`, `beta`
@@ -40,8 +40,8 @@ class Fused(torch.nn.Module):
 
     def forward(self,
         pixels:torch.Tensor,  # [N, S, S, 3] uint8, as picture libraries have them
-    )->tuple:                 # Probabilities [N, C] of both heads together, of the CE head, of the KD head at β; of a single head only the first
-        "Pixels to probabilities (paper, equation 8)"
+    )->tuple:                 # Probabilities [N, C] of both heads together, of the CE head, of the KD head at β; of a single head one
+        "Return probabilities of pixels (paper, equation 8)"
         images = (pixels.permute(0, 3, 1, 2).float()/255 - self.mean)/self.std
         ce, kd = self.model(images.contiguous() if torch.compiler.is_compiling() else images)
         if self.single: return (ce.softmax(-1),)
@@ -50,13 +50,14 @@ class Fused(torch.nn.Module):
 
 # %% ../../nbs/deploy/02_predictor.ipynb #e3d79d00
 class Predictor:
-    "A trained model that answers about pictures"
+    "Classify pictures by a trained model. Raises DhoError for a model without class names."
     def __init__(self,
         answer,      # uint8 [N, S, S, 3] to what `Fused` returns, as arrays
         facts:dict,  # About the model
     ):
         preprocess = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["preprocess"].items()}
-        if not facts.get("classes"): raise DhoError("this model does not say what its classes are called: it cannot answer about pictures")
+        if not facts.get("classes"):
+            raise DhoError("this model does not say what its classes are called: it cannot classify pictures")
         self.answer, self.facts, self.preprocess = answer, facts, Preprocess(**preprocess)
         self.classes = np.array(facts["classes"], dtype=object)
 
@@ -67,7 +68,9 @@ class Predictor:
         backbone:torch.nn.Module|None=None,  # As for `load_model`
         trust_remote_code:bool=False,  # As for `load_student`
     ):
-        "A predictor for a file, the folder of a run or of an export, a published checkpoint, or a repository on the Hub"
+        """Return a predictor for a file, the folder of a run or export, a published checkpoint, or a repository on the
+        Hub.
+        Raises DhoError where there is none or it cannot be read."""
         file = model_file(name)
         if file.suffix == ".onnx": return cls(*_onnx_answer(file))
         student, facts = load_model(file, backbone, trust_remote_code)
@@ -79,7 +82,7 @@ def torch_answer(
     module,         # `Fused`, or a graph exported from it
     device:str="",  # Where to compute; the settings' if empty
 ):                  # A function of arrays
-    "A module that takes tensors as a function of arrays"
+    "Return a module that takes tensors as a function of arrays"
     device = pick_device(device or load_settings().device)
     module = module.to(device)
     @torch.no_grad()
@@ -91,7 +94,7 @@ def onnx_session(
     file:str|Path,  # A .onnx
     threads:int=0,  # That compute; the settings' if 0
 ):                  # An `onnxruntime.InferenceSession`
-    "An ONNX file in onnxruntime on the CPU"
+    "Return an ONNX file's session in onnxruntime on the CPU. Raises DhoError for a file that cannot be read."
     require_extra("onnx", "onnxruntime")
     import onnxruntime
     options = onnxruntime.SessionOptions()
@@ -101,71 +104,73 @@ def onnx_session(
 
 # %% ../../nbs/deploy/02_predictor.ipynb #a20cf23f
 def _onnx_answer(file):
-    "An exported ONNX file as a function of arrays, and its facts"
+    "Return an exported ONNX file as a function of arrays, and its facts"
     session = onnx_session(file)
-    about = session.get_modelmeta().custom_metadata_map.get("dho_nb")
-    if not about: raise DhoError(f"{file} was not exported by dho_nb: it says nothing about its classes")
-    try: facts = check_facts(parse_json(about), file)
+    metadata = session.get_modelmeta().custom_metadata_map.get("dho_nb")
+    if not metadata: raise DhoError(f"{file} was not exported by dho_nb: it says nothing about its classes")
+    try: facts = check_facts(parse_json(metadata), file)
     except DhoError: raise
     except ValueError as e: raise DhoError(f"{file} is no model of dho_nb: its metadata are no JSON ({e})") from None
-    ends = [(o.shape or [0])[-1] for o in session.get_outputs()]
-    if len(ends) != 2*facts["heads"] - 1 or {e for e in ends if isinstance(e, int)} - {len(facts.get("classes", ()))}:
-        raise DhoError(f"{file} is damaged: its metadata tell of {facts['heads']} head(s) and {len(facts.get('classes', ()))} classes, "
-                       "its graph has others")
+    widths = [(o.shape or [0])[-1] for o in session.get_outputs()]
+    if len(widths) != 2*facts["heads"] - 1 or {e for e in widths if isinstance(e, int)} - {len(facts.get("classes", ()))}:
+        raise DhoError(f"{file} is damaged: its metadata tell of {facts['heads']} head(s) and "
+                       f"{len(facts.get('classes', ()))} classes, its graph has others")
     def answer(pixels):
         try: return session.run(None, {"pixels": pixels})
-        except Exception as e: raise DhoError(f"{file} cannot answer about pictures of {pixels.shape[1:]} ({short_reason(e)})") from None
+        except Exception as e:
+            raise DhoError(f"{file} cannot classify pictures of {pixels.shape[1:]} ({short_reason(e)})") from None
     return answer, facts
 
 # %% ../../nbs/deploy/02_predictor.ipynb #6f8373d2
 def list_images(
     images,  # A file, folder, glob pattern, PIL image, open file or array [H, W, 3] uint8, or a list of those
 )->list:     # Paths and PIL images
-    "Every picture that is meant"
+    "Return every picture of files, folders, patterns and arrays. Raises DhoError where there is none."
     single = isinstance(images, (str, Path, Image.Image, bytes)) or hasattr(images, "read") or getattr(images, "ndim", 4) < 4
-    return [i for given in ([images] if single else images) for i in _pictures(given)]
+    return [i for image in ([images] if single else images) for i in _pictures(image)]
 
 # %% ../../nbs/deploy/02_predictor.ipynb #ab19b4c0
-def _pictures(given):
-    "The pictures that one thing stands for"
-    if isinstance(given, (str, Path)): return _expand_pattern(str(given))
-    if isinstance(given, Image.Image): return [given]
-    if hasattr(given, "read"):
-        try: return [open_image(given)]
-        except Exception: return [given]  # `load_pixels` says why, picture by picture
-    if isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.shape[2:] in ((), (1,), (3,), (4,)):
-        return [Image.fromarray(given[..., 0] if given.shape[2:] == (1,) else given)]
+def _pictures(image):
+    "Return the pictures of one input"
+    if isinstance(image, (str, Path)): return _expand_pattern(str(image))
+    if isinstance(image, Image.Image): return [image]
+    if hasattr(image, "read"):
+        try: return [open_image(image)]
+        except Exception: return [image]  # `load_pixels` says why, picture by picture
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] in ((), (1,), (3,), (4,)):
+        return [Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)]
     raise DhoError(f"a picture is a file, a folder, a pattern, a PIL image, an open file or an array [H, W, 3] of uint8, "
-                   f"not {type(given).__name__}{f' of {given.dtype} {given.shape}' if isinstance(given, np.ndarray) else ''}")
+                   f"not {type(image).__name__}{f' of {image.dtype} {image.shape}' if isinstance(image, np.ndarray) else ''}")
 
 # %% ../../nbs/deploy/02_predictor.ipynb #2a73e398
 def _expand_pattern(name):
-    "The files that a path or pattern stands for"
+    "Return the files of a path or pattern"
     path = Path(name).expanduser()
-    if path.is_dir(): found = [path/p for p in pictures_below(path)]
+    if path.is_dir(): files = [path/p for p in pictures_below(path)]
     elif path.exists() or not glob.has_magic(name): return [path]
-    else: found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).suffix.lower() in SUFFIXES]
-    if found: return found
-    left = skipped_names(name)
-    raise DhoError(f"no picture {'below' if path.is_dir() else 'matches'} {name}{left and f' ({left})'}")
+    else: files = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).suffix.lower() in SUFFIXES]
+    if files: return files
+    skipped = skipped_names(name)
+    raise DhoError(f"no picture {'below' if path.is_dir() else 'matches'} {name}{skipped and f' ({skipped})'}")
 
 # %% ../../nbs/deploy/02_predictor.ipynb #8186ae70
 def skipped_names(
     name:str,  # A path or pattern, as for `list_images`
 )->str:        # Empty if every file is taken
-    "What of the files that a folder or pattern stands for is not taken for a picture, in words"
+    "Describe the files that a folder or pattern holds beside pictures"
     path = Path(name).expanduser()
     if path.is_dir(): return describe_skipped(path)
     if path.exists() or not glob.has_magic(str(name)): return ""
-    left = [f for f in sorted(glob.glob(str(path), recursive=True)) if Path(f).is_file() and Path(f).suffix.lower() not in SUFFIXES]
-    return f"{len(left):,} file{'s'*(len(left) > 1)} skipped for their suffix, e.g. {left[0]}" if left else ""
+    matches = map(Path, sorted(glob.glob(str(path), recursive=True)))
+    skipped = [f for f in matches if f.is_file() and f.suffix.lower() not in SUFFIXES]
+    return f"{len(skipped):,} file{'s'*(len(skipped) > 1)} skipped for their suffix, e.g. {skipped[0]}" if skipped else ""
 
 # %% ../../nbs/deploy/02_predictor.ipynb #e3c36291
 def load_pixels(
     item,              # A path or a PIL image
     preprocess:Preprocess,   # The model's
 )->np.ndarray:         # [S, S, 3] uint8
-    "The still view of one picture (its centred square, or as `resize_mode` says), as evaluation sees it; one that cannot be decoded is an error"
+    "Return the center view of one picture as evaluation uses it. Raises DhoError for a picture that cannot be decoded."
     if hasattr(item, "read") and not isinstance(item, Image.Image): item = open_image(item)
     if isinstance(item, Image.Image):
         picture = to_rgb(ImageOps.exif_transpose(check_opened(item)), white_value(item))
@@ -178,7 +183,7 @@ def try_load_pixels(
     item,              # A path or a PIL image
     preprocess:Preprocess,   # The model's
 )->np.ndarray|str:
-    "As `load_pixels`, or what is wrong, in words"
+    "Return the pixels as `load_pixels`, or the problem in words"
     try: return load_pixels(item, preprocess)
     except DhoError as e:
         return re.sub(r": (restore it|repair or remove).*", "", str(e).removeprefix(f"image {item} "), flags=re.DOTALL)
@@ -191,7 +196,7 @@ def deciding_head(
     answers,      # What `Fused` returns
     alpha:float,  # Weight of the CE head
 )->np.ndarray:    # [N], each one of `DECIDING`
-    "Which head's first choice the answer is"
+    "Return which head's first choice the prediction equals"
     first = [np.asarray(p).argmax(-1) for p in answers]
     if len(first) == 1: return np.full(len(first[0]), "single", dtype=object)
     if alpha in (0, 1): return np.full(len(first[0]), "ce" if alpha else "kd", dtype=object)
@@ -209,43 +214,44 @@ def each(self:Predictor,
     threads:int=0,             # That decode; as many as there are cores, up to 8, if 0
     mode:str="none",           # Progress, as in `Settings.progress`
 ):                             # Yields a dict for each image, in order
-    "Answers as they come; what is wrong with a picture stands in its `problem`"
+    """Yield predictions as they come, with errors in `problem`.
+    Raises DhoError for top or batch below 1, or where there is no picture."""
     if top < 1 or batch < 1: raise DhoError(f"top and batch are 1 or more, not top={top}, batch={batch}")
     items = list_images(images)
     parts = [items[i:i + batch] for i in range(0, len(items), batch)]
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
-        ahead = lambda part: [pool.submit(try_load_pixels, item, self.preprocess) for item in part]
-        soon = ahead(parts[0]) if parts else []
+        submit = lambda part: [pool.submit(try_load_pixels, item, self.preprocess) for item in part]
+        next_batch = submit(parts[0]) if parts else []
         for part, following in track(list(zip(parts, [*parts[1:], []])), "predicting", mode):
-            now, soon = soon, ahead(following)
-            yield from self._records(part, [f.result() for f in now], top, probabilities)
+            this_batch, next_batch = next_batch, submit(following)
+            yield from self._records(part, [f.result() for f in this_batch], top, probabilities)
 
 # %% ../../nbs/deploy/02_predictor.ipynb #667e7f55
 @patch
-def _records(self:Predictor, items, seen, top, probabilities):
-    "A record for each picture of a batch"
-    whole = [i for i, s in enumerate(seen) if isinstance(s, np.ndarray)]
-    answers = (self.answer(np.stack([seen[i] for i in whole])) if whole
+def _records(self:Predictor, items, pixels, top, probabilities):
+    "Yield a record for each picture of a batch"
+    readable = [i for i, s in enumerate(pixels) if isinstance(s, np.ndarray)]
+    answers = (self.answer(np.stack([pixels[i] for i in readable])) if readable
                else [np.empty((0, len(self.classes)))]*(2*self.facts["heads"] - 1))
-    said, place = deciding_head(answers, head_weights(self.facts)[0]), {i: row for row, i in enumerate(whole)}
+    deciding, row_of = deciding_head(answers, head_weights(self.facts)[0]), {i: row for row, i in enumerate(readable)}
     for i, item in enumerate(items):
         name = getattr(item, "filename", "") if isinstance(item, Image.Image) else str(item)
-        if i in place:
+        if i in row_of:
             yield dict(file=name,
-                       **self._record([p[place[i]] for p in answers], said[place[i]], top, probabilities), problem="")
-        else: yield dict(file=name, **dict.fromkeys(self._columns(probabilities)), problem=seen[i])
+                       **self._record([p[row_of[i]] for p in answers], deciding[row_of[i]], top, probabilities), problem="")
+        else: yield dict(file=name, **dict.fromkeys(self._columns(probabilities)), problem=pixels[i])
 
 # %% ../../nbs/deploy/02_predictor.ipynb #308986a9
 @patch
 def _columns(self:Predictor, probabilities):
-    "What is said about a picture"
+    "Return the columns of a record"
     heads = ["ce_prediction", "ce_probability", "kd_prediction", "kd_probability"] if self.facts["heads"] == 2 else []
     return ["prediction", "probability", *heads, "decided", "top",
             *([f"p({c})" for c in self.classes] if probabilities else [])]
 
 @patch
 def _record(self:Predictor, answers, decided, top, probabilities):
-    "The answer about one picture"
+    "Return the record of one picture"
     best = [(self.classes[p.argmax()], round(float(p.max()), 6)) for p in answers]
     likely = {self.classes[c]: round(float(answers[0][c]), 6) for c in np.argsort(-answers[0], kind="stable")[:top]}
     each = [round(float(p), 6) for p in answers[0]] if probabilities else []
@@ -261,7 +267,7 @@ def predict(self:Predictor,
     threads:int=0,             # That decode; as many as there are cores, up to 8, if 0
     mode:str="auto",           # Progress, as in `Settings.progress`
 )->pd.DataFrame:               # One row per image
-    "What the model says about pictures: prediction, probability, each head's own answer, who decided, the likeliest classes"
+    "Return a table of predictions: class, probability, each head's own, the deciding head, the likeliest classes"
     return pd.DataFrame(self.each(images, top, probabilities, batch, threads, mode),
                         columns=["file", *self._columns(probabilities), "problem"])
 
@@ -272,7 +278,7 @@ def form_of(
     out="",            # A file, an open stream, or nothing
     form:str="",       # One of `FORMATS`; as the file's name ends if empty
 )->str:                # csv, where neither says
-    "The format that is meant"
+    "Return the format of an output file. Raises DhoError for an unknown one."
     ending = Path(out).suffix.lower().removeprefix(".") if isinstance(out, (str, Path)) else ""
     if not form and ending not in ("", "txt"): return form_of(form={"ndjson": "jsonl"}.get(ending, ending))
     if form and form not in FORMATS: raise unknown_name("format", form, FORMATS)
@@ -283,7 +289,7 @@ def as_lines(
     records,           # From `Predictor.each`
     form:str="csv",    # One of `FORMATS`
 ):                     # Yields text that ends in a newline
-    "Records as CSV or JSON lines"
+    "Yield records as CSV or JSON lines. Raises DhoError for an unknown format."
     if form not in FORMATS: raise unknown_name("format", form, FORMATS)
     for i, record in enumerate(records):
         if form == "jsonl": yield json.dumps(record, ensure_ascii=False) + "\n"; continue
@@ -299,17 +305,17 @@ def write_predictions(
     out,               # A new file, or an open stream
     form:str="",       # As for `form_of`
 )->tuple[int, int]:    # Pictures, and how many of them had a problem
-    "Write records as they come; a file is whole or not there"
+    "Write records as they come; a file is whole or not there. Raises DhoError where it cannot be written."
     form = form_of(out, form)
     if isinstance(out, (str, Path)) and Path(out).exists():
         raise DhoError(f"{out} is there already: choose another file, or delete it")
-    told = [0, 0]
-    def counted():
+    counts = [0, 0]
+    def counting():
         for record in records:
-            told[0] += 1; told[1] += bool(record["problem"])
+            counts[0] += 1; counts[1] += bool(record["problem"])
             yield record
     text = dict(encoding="utf-8", errors="backslashreplace", newline="")
     with atomic_path(out) if isinstance(out, (str, Path)) else nullcontext() as temporary:
         with open(temporary, "w", **text) if temporary else nullcontext(out) as stream:
-            stream.writelines(as_lines(counted(), form))
-    return tuple(told)
+            stream.writelines(as_lines(counting(), form))
+    return tuple(counts)

@@ -71,8 +71,7 @@ def plot_conflict(
     title:str="",     # Above the figure
     styles=None,       # Arguments of `plot` for each line
 ):                    # A matplotlib figure
-    """Plot the cosines and the product of the errors over training: every value, and a running mean
-
+    """Plot the cosines and the product of the errors over training: every value, and a running mean.
     Raises DhoError for histories without them."""
     has_names = lambda h: isinstance(h, (pd.DataFrame, list))
     table = lambda h: pd.DataFrame(h) if has_names(h) else pd.DataFrame(np.asarray(h), columns=CONFLICT)
@@ -168,9 +167,8 @@ def linear_evaluation(
     Cs=tuple(10.**k for k in range(-4, 3)),  # Inverse strengths of the regularisation to choose from, as scikit-learn's C
     seed:int=0,                   # Of the split that chooses
     device="cpu",                 # Where to compute
-)->dict:                          # As `scores`; the C that was chosen, and its validation accuracy (NaN where there was no choice)
-    """Return the scores of a linear classifier on frozen features
-
+)->dict:                          # As `scores`; the chosen C, and its validation accuracy (NaN for a single C)
+    """Return the scores of a linear classifier on frozen features.
     Raises DhoError for training features without a label."""
     labels = torch.as_tensor(train_labels)
     if (labels < 0).any():
@@ -179,7 +177,8 @@ def linear_evaluation(
     normalized_rows = lambda features: lambda rows: (features[rows].to(device) - mean)/std
     y, classes = labels.to(device), int(labels.max()) + 1
     fit = lambda rows, C, start=None: _softmax_regression(normalized_rows(train_features), rows, y, len(mean), classes, C, start)
-    best, validation = _choose_C(normalized_rows(train_features), labels, fit, sorted(Cs), seed) if len(Cs) > 1 else (Cs[0], float("nan"))
+    best, validation = Cs[0], float("nan")
+    if len(Cs) > 1: best, validation = _choose_C(normalized_rows(train_features), labels, fit, sorted(Cs), seed)
     w = fit(torch.arange(len(labels)), best)
     probabilities = _linear_logits(normalized_rows(test_features), torch.arange(len(test_features)), w).softmax(-1)
     return {**scores(probabilities, torch.as_tensor(test_labels)), "C": best, "validation": validation}

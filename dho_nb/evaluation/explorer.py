@@ -21,8 +21,7 @@ def label_changes(
     outputs:HeadOutputs,  # Both heads' logits
     beta:float=1.0,       # Temperature of the KD head, above 0
 )->pd.DataFrame:          # One row per change: position among the outputs, α, class before, class after, label
-    """Return where the prediction changes between the KD head (α = 0) and the CE head (α = 1)
-
+    """Return where the prediction changes between the KD head (α = 0) and the CE head (α = 1).
     Raises DhoError for β of 0 or less."""
     if not beta > 0: raise DhoError(f"beta lies above 0, not beta={beta}")
     ce, kd = outputs.ce.double().softmax(-1), (outputs.kd.double()/beta).softmax(-1)

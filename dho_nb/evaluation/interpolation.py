@@ -26,8 +26,7 @@ def interpolate(
     alpha=0.5,            # Weight of the CE head, in [0, 1]; one number, or a tensor [N] with one per image
     beta:float=1.0,       # Temperature of the KD head, above 0
 )->torch.Tensor:          # [N, C] float32 probabilities
-    """Return the student's probabilities: α of the CE head and 1 − α of the KD head (paper, equation 8)
-
+    """Return the student's probabilities: α of the CE head and 1 − α of the KD head (paper, equation 8).
     Raises DhoError for α or β out of range."""
     weight = torch.as_tensor(alpha)
     if not ((weight >= 0) & (weight <= 1)).all() or not beta > 0:
@@ -92,8 +91,7 @@ def agreement(
     alpha=0.5,            # As for `interpolate`
     beta:float=1.0,       # As for `interpolate`
 )->dict:                  # Shares of all images, in [0, 1]
-    """Return shares of the images by which heads are right, and by what their combination leaves wrong
-
+    """Return shares of the images by which heads are right, and by what their combination leaves wrong.
     Raises DhoError for images without a label."""
     if not len(outputs) or (outputs.labels < 0).any():
         raise DhoError("the agreement of the heads needs images with labels")
@@ -199,8 +197,7 @@ def alpha_beta_grid(
     alphas=ALPHAS,        # Weights of the CE head
     betas=BETAS,          # Temperatures of the KD head
 )->AlphaBetaGrid:
-    """Return accuracy and negative log-likelihood for every α and β
-
+    """Return accuracy and negative log-likelihood for every α and β.
     Raises DhoError for images without a label and values out of range."""
     if not len(outputs) or (outputs.labels < 0).any(): raise DhoError("the α/β surface needs images with labels")
     if not (0 <= min(alphas) <= max(alphas) <= 1 and min(betas) > 0):

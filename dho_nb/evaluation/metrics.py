@@ -34,8 +34,7 @@ def scores(
     labels:torch.Tensor,         # [N] int64
 )->dict:                         # accuracy, class_accuracy, top5 (where C > 5), nll, ece
     """Return top-1, mean per-class and top-5 accuracy, negative log-likelihood in nats and calibration error; NaN
-    without images
-
+    without images.
     Raises DhoError for images without a label."""
     classes, names = probabilities.shape[1], [k for k in _SCORES if k != "top5" or probabilities.shape[1] > 5]
     if not len(labels): return dict.fromkeys(names, float("nan"))

@@ -48,8 +48,7 @@ def _check_outputs(outputs):
 # %% ../../nbs/evaluation/00_outputs.ipynb #c14082b2
 @dataclass(frozen=True)
 class HeadOutputs:
-    """Hold both heads' logits for some images
-
+    """Hold both heads' logits for some images.
     Raises DhoError for shapes that disagree, values that are not finite and labels out of range."""
     ce:torch.Tensor      # [N, C] float32
     kd:torch.Tensor      # [N, C] float32; the same as `ce` for a single head

@@ -154,8 +154,7 @@ def wkd_divergence(
     target:torch.Tensor|None=None,  # [N] int64; the teacher's first choice if None
     weight:float=30.0,       # Of the transport beside the target's cross-entropy; 30 in WKD's ImageNet experiments
 )->torch.Tensor:             # Scalar
-    """Return WKD-L's divergence: the target by cross-entropy, the rest by optimal transport; 0 for an empty batch
-
+    """Return WKD-L's divergence: the target by cross-entropy, the rest by optimal transport; 0 for an empty batch.
     Raises DhoError where `cost` is missing."""
     if cost is None:
         raise DhoError("WKD needs cost=, what it costs to mistake one class for another: class_costs(head) of the "
@@ -202,8 +201,7 @@ def kd_feature_loss(
     ce_logits, kd_logits, teacher, labels, ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None),  # As for `dho_loss`
     features=None, embeddings=None,  # [L+U, D] of student and teacher
 )->dict:  # loss, feature_unlabelled
-    """Return the distance to the teacher's embeddings on unlabelled images
-
+    """Return the distance to the teacher's embeddings on unlabelled images.
     Raises DhoError where features or embeddings are missing."""
     _require_features(features, embeddings)
     value = feature_distance(features[len(labels):], embeddings[len(labels):], totals[1])
@@ -214,8 +212,7 @@ def ce_kd_feature_loss(
     ce_logits, kd_logits, teacher, labels, ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None),  # As for `dho_loss`
     features=None, embeddings=None,  # [L+U, D] of student and teacher
 )->dict:  # loss, ce, feature_labelled, feature_unlabelled
-    """Return the loss of labels on the head and the teacher on the features (paper, table 1: CE+KD feature)
-
+    """Return the loss of labels on the head and the teacher on the features (paper, table 1: CE+KD feature).
     Raises DhoError where features or embeddings are missing."""
     _require_features(features, embeddings)
     n, ce = len(labels), cross_entropy(ce_logits[:len(labels)], labels, totals[0])
@@ -230,8 +227,7 @@ def dho_plus_loss(
     pool=None,  # [U, C] probabilities of the unlabelled images by the pool's structure
     sure=0.9,   # Least probability of a confident target
 )->dict:  # loss, ce, ce_pool, kd_labelled, kd_unlabelled
-    """Return `dho_loss` plus cross-entropy to the confident product of the pool's and the CE head's probabilities
-
+    """Return `dho_loss` plus cross-entropy to the confident product of the pool's and the CE head's probabilities.
     Raises DhoError where `pool` is missing."""
     if pool is None:
         raise DhoError("dho-plus needs pool=, probabilities of the unlabelled images by their structure: softmax of "

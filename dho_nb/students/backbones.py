@@ -24,17 +24,17 @@ from ..teachers.clip import _adjacent_config, _lacks_quickgelu, advice, image_to
 def tiny_cnn(
     widths=(32, 64, 64, 128),  # Channels of the four convolutions
 )->nn.Module:                  # [N, 3, S, S] to [N, widths[-1]], for S of 16 to 64
-    "Four 3 x 3 convolutions with batch norm, the last three with stride 2, and a global average"
-    layers, before = [], 3
+    "Return four 3 x 3 convolutions with batch norm, the last three with stride 2, and a global average"
+    layers, channels = [], 3
     for i, width in enumerate(widths):
-        layers += [nn.Conv2d(before, width, 3, stride=1 + (i > 0), padding=1, bias=False),
+        layers += [nn.Conv2d(channels, width, 3, stride=1 + (i > 0), padding=1, bias=False),
                    nn.BatchNorm2d(width), nn.ReLU()]
-        before = width
+        channels = width
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 # %% ../../nbs/students/01_backbones.ipynb #f810d663
 class Backbone(NamedTuple):
-    "A feature extractor and what it expects"
+    "Hold a feature extractor and what it expects"
     module:nn.Module
     dim:int
     preprocess:Preprocess
@@ -44,7 +44,7 @@ def feature_dim(
     module:nn.Module,  # A backbone
     size:int,          # Side of its images in pixels
 )->int:
-    "Width of a backbone's features, found by looking"
+    "Return the width of a backbone's features. Raises DhoError where it does not return [N, dim]."
     training = module.training
     with torch.no_grad(): out = module.eval()(torch.zeros(1, 3, size, size))
     module.train(training)
@@ -55,34 +55,35 @@ def feature_dim(
 
 # %% ../../nbs/students/01_backbones.ipynb #c3703cab
 def _timm(name, weights, size, args):
-    "A timm model without classifier, with the preprocessing it was made for"
+    "Return a timm model without classifier, with the preprocessing it was made for"
     import timm
     if not timm.is_model(name): raise unknown_name("timm model", name, timm.list_models())
     fixed = getattr(timm.get_pretrained_cfg(name, allow_unregistered=True), "fixed_input_size", False)
     args = {**args, **({"img_size": size} if size and fixed else {})}
     module = timm.create_model(name, pretrained=weights == "pretrained", num_classes=0, **args)
     data = timm.data.resolve_data_config({}, model=module)
-    how = data["interpolation"] if data["interpolation"] in ("bicubic", "bilinear", "lanczos", "nearest") else "bicubic"
+    interpolation = data["interpolation"] if data["interpolation"] in ("bicubic", "bilinear", "lanczos", "nearest") else "bicubic"
     mode = {"squash": "squash", "border": "longest"}.get(data["crop_mode"], "shortest")
     fill = tuple(round(255*v) for v in data["mean"]) if mode == "longest" else 0
-    return module, Preprocess(size or data["input_size"][-1], tuple(data["mean"]), tuple(data["std"]), how, mode, fill)
+    return module, Preprocess(size or data["input_size"][-1], tuple(data["mean"]), tuple(data["std"]), interpolation, mode, fill)
 
 # %% ../../nbs/students/01_backbones.ipynb #116f900e
 def _torchvision(name, weights, size, args):
-    "A torchvision model with its last linear layer taken off"
+    "Return a torchvision model without its last linear layer"
     import torchvision
     if name not in torchvision.models.list_models(torchvision.models):
         raise unknown_name("torchvision model", name, torchvision.models.list_models(torchvision.models))
-    pretrained, shifts = weights == "pretrained", name in ("googlenet", "inception_v3")  # two models shift their images to other means by themselves
-    best, preprocess = torchvision.models.get_model_weights(name).DEFAULT, Preprocess(224, interpolation="bilinear")
+    pretrained = weights == "pretrained"
+    shifts_input = name in ("googlenet", "inception_v3")  # these shift their images to other means by themselves
+    default, preprocess = torchvision.models.get_model_weights(name).DEFAULT, Preprocess(224, interpolation="bilinear")
     if weights:
-        made_for = best.transforms()
-        preprocess = Preprocess(made_for.crop_size[0], tuple(made_for.mean), tuple(made_for.std),
-                          made_for.interpolation.value)
-    if shifts and not pretrained: args = dict(aux_logits=False, init_weights=False, **args)
+        transforms = default.transforms()
+        preprocess = Preprocess(transforms.crop_size[0], tuple(transforms.mean), tuple(transforms.std),
+                          transforms.interpolation.value)
+    if shifts_input and not pretrained: args = dict(aux_logits=False, init_weights=False, **args)
     if name.startswith("vit_") and not pretrained: args = dict(image_size=size or preprocess.size, **args)
-    with download_limit(): module = torchvision.models.get_model(name, weights=best if pretrained else None, **args)
-    if shifts and (weights or module.transform_input):
+    with download_limit(): module = torchvision.models.get_model(name, weights=default if pretrained else None, **args)
+    if shifts_input and (weights or module.transform_input):
         module.transform_input, preprocess = False, replace(preprocess, mean=(.5,)*3, std=(.5,)*3)
     if getattr(module, "aux_logits", False): module.aux_logits, module.AuxLogits = False, None
     last = [n for n, m in module.named_modules() if isinstance(m, nn.Linear)][-1]
@@ -92,13 +93,13 @@ def _torchvision(name, weights, size, args):
 
 # %% ../../nbs/students/01_backbones.ipynb #f0d6874f
 def _open_clip(name, weights, size, args):
-    "The image tower of an open_clip model; a configuration beside its weights' file counts"
+    "Return the image tower of an open_clip model; a configuration beside its weights' file counts"
     import open_clip
     base, _, file = name.partition("/")
     if weights != "pretrained" and not file: file = weights
-    there = base in open_clip.list_models() and file and Path(file).expanduser().is_file()
-    if there and Path(file).expanduser().with_name("open_clip_config.json").is_file():
-        _same_tower(base, str(Path(file).expanduser()))
+    has_file = base in open_clip.list_models() and file and Path(file).expanduser().is_file()
+    if has_file and Path(file).expanduser().with_name("open_clip_config.json").is_file():
+        _check_tower(base, str(Path(file).expanduser()))
         name = f"{base}/{file}"
     spec = f"{name}/random" if name in open_clip.list_models() and weights != "pretrained" else name
     try: teacher = load_teacher(spec, seed=torch.initial_seed(), size=size, **args)
@@ -107,32 +108,32 @@ def _open_clip(name, weights, size, args):
     return image_tower(teacher).requires_grad_(True), teacher.preprocess
 
 # %% ../../nbs/students/01_backbones.ipynb #3ca95627
-def _same_tower(name, file):
-    "Refuse a configuration beside weights of which a student could not be built again from the name alone"
+def _check_tower(name, file):
+    "Refuse a configuration from which the name alone could not build the same student"
     import open_clip
-    base, own = open_clip.get_model_config(name)["vision_cfg"], _adjacent_config(name, file)[0].get("vision_cfg", {})
-    if other := [k for k in own if k not in ("image_size", "timm_model_pretrained") and own[k] != base.get(k)]:
-        raise DhoError(f"the open_clip_config.json beside {file} has another {', '.join(other)} than {name}: give its "
+    base, config = open_clip.get_model_config(name)["vision_cfg"], _adjacent_config(name, file)[0].get("vision_cfg", {})
+    if differences := [k for k in config if k not in ("image_size", "timm_model_pretrained") and config[k] != base.get(k)]:
+        raise DhoError(f"the open_clip_config.json beside {file} has another {', '.join(differences)} than {name}: give its "
                        "folder, open_clip:FOLDER")
 
 # %% ../../nbs/students/01_backbones.ipynb #40535521
 def _own(spec, weights, size, args):
-    "A module made by a function named as `package.module:function`"
-    where, _, what = spec.partition(":")
+    "Return a module made by a function named as `package.module:function`"
+    module_name, _, function_name = spec.partition(":")
     if os.getcwd() not in sys.path: sys.path.append(os.getcwd())  # last: its files take no library's place
-    try: module = getattr(importlib.import_module(where), what)(**args)
+    try: module = getattr(importlib.import_module(module_name), function_name)(**args)
     except (ImportError, AttributeError) as e:
         raise DhoError(f"student {spec!r}: {e}; it should name a function of an importable module, "
                        "or begin with timm:, torchvision: or open_clip:") from None
-    if where != "__main__": module_sources(where)  # remembers what was read: an edit from now on is refused
+    if module_name != "__main__": module_sources(module_name)  # remembers what was read: an edit from now on is refused
     return module, _own_preprocess(module, size)
 
 # %% ../../nbs/students/01_backbones.ipynb #4ee948f5
 def _own_preprocess(module, size):
-    "An own module's `Preprocess`, at the size that is asked for"
-    own = getattr(module, "preprocess", None)
-    if not isinstance(own, Preprocess): return Preprocess(size or 224)
-    return replace(own, size=size) if size else own
+    "Return an own module's `Preprocess`, at the requested size"
+    preprocess = getattr(module, "preprocess", None)
+    if not isinstance(preprocess, Preprocess): return Preprocess(size or 224)
+    return replace(preprocess, size=size) if size else preprocess
 
 # %% ../../nbs/students/01_backbones.ipynb #82cc4f13
 def build_backbone(
@@ -142,7 +143,8 @@ def build_backbone(
     args:dict|None=None,  # More arguments for the model's constructor
     whole:bool=True,      # Refuse a size of which the model would not see all
 )->Backbone:
-    "A feature extractor by name, or one's own"
+    """Return a feature extractor by name, or from an own module.
+    Raises DhoError where it does not exist, does not fit or cannot be fetched."""
     args, pretrained = args or {}, weights == "pretrained"
     try:
         if isinstance(spec, nn.Module):
@@ -160,53 +162,57 @@ def build_backbone(
         return Backbone(module, feature_dim(module, preprocess.size), preprocess)
     except DhoError: raise
     except Exception as e:
-        named = spec if isinstance(spec, str) else type(spec).__name__
+        label = spec if isinstance(spec, str) else type(spec).__name__
         if pretrained and error_kind(e)[0] != "other":
-            raise DhoError(f"student {named!r} cannot be built: "
-                           f"{advice(e, *_published(spec), f'the network {named}')}") from None
-        raise DhoError(f"student {named!r} cannot be built ({short_reason(e, 300)}); size was {size or 'its own'}, arguments "
+            raise DhoError(f"student {label!r} cannot be built: "
+                           f"{advice(e, *_published(spec), f'the network {label}')}") from None
+        raise DhoError(f"student {label!r} cannot be built ({short_reason(e, 300)}); size was {size or 'its own'}, arguments "
                        f"were {args}") from None
 
 # %% ../../nbs/students/01_backbones.ipynb #a2d71cfc
-def _bare_name(spec): return re.sub("^(timm|torchvision|open_clip):", "", spec)
+def _bare_name(spec):
+    "Return a spec without its library"
+    return re.sub("^(timm|torchvision|open_clip):", "", spec)
 
 def _published(spec):
-    "Where a student's pretrained weights are published, and what to do with them"
+    "Return where a student's pretrained weights are published, and what to do with them"
     import timm, torchvision
-    name, way = _bare_name(spec), "and give it as student_weights"
+    name, advice_end = _bare_name(spec), "and give it as student_weights"
     if _builder_of(spec) == _timm:
-        known = timm.get_pretrained_cfg(name)
-        if known.hf_hub_id: return f"https://huggingface.co/{known.hf_hub_id}", f"{known.hf_hub_filename or 'model.safetensors'} {way}"
-        return known.url or "its page", f"the file {way}"
-    return torchvision.models.get_model_weights(name).DEFAULT.url, f"the file {way}"
+        config = timm.get_pretrained_cfg(name)
+        if config.hf_hub_id:
+            file = config.hf_hub_filename or "model.safetensors"
+            return f"https://huggingface.co/{config.hf_hub_id}", f"{file} {advice_end}"
+        return config.url or "its page", f"the file {advice_end}"
+    return torchvision.models.get_model_weights(name).DEFAULT.url, f"the file {advice_end}"
 
 # %% ../../nbs/students/01_backbones.ipynb #122463b0
 def _check_patch_size(spec, module, size):
-    "Refuse a side that is no multiple of a ViT's patch: what is left over would be cut off unseen"
+    "Refuse a side that is no multiple of a ViT's patch"
     from open_clip.transformer import VisionTransformer
     from timm.layers import PatchEmbed
-    own = [getattr(m, "pretrained_cfg", None) or {} for m in module.modules()]
+    configs = [getattr(m, "pretrained_cfg", None) or {} for m in module.modules()]
     patches = [m.patch_size[-1] for m in module.modules() if isinstance(m, (PatchEmbed, VisionTransformer))
                and not getattr(m, "dynamic_img_pad", False)]
     for side in patches:
-        if size % side and size not in [s for known in own for s in known.get("input_size") or ()]:
+        if size % side and size not in [s for config in configs for s in config.get("input_size") or ()]:
             raise DhoError(f"student {spec if isinstance(spec, str) else type(spec).__name__} looks at patches of "
                            f"{side} pixels and would not see the last {size % side} columns and rows of size={size}: "
                            f"give size={side*max(1, round(size/side))}")
 
 # %% ../../nbs/students/01_backbones.ipynb #d8ccc1d0
 def _builder_of(spec):
-    "Which library a spec belongs to"
+    "Return the builder of a spec's library"
     import timm, torchvision
-    known = {"timm": _timm, "torchvision": _torchvision, "open_clip": _open_clip}
-    if ":" in spec: return known.get(spec.split(":")[0], _own)
+    builders = {"timm": _timm, "torchvision": _torchvision, "open_clip": _open_clip}
+    if ":" in spec: return builders.get(spec.split(":")[0], _own)
     if timm.is_model(spec): return _timm
     if spec in torchvision.models.list_models(torchvision.models): return _torchvision
     raise unknown_name("student", spec, ["tiny", *timm.list_models(), *torchvision.models.list_models(torchvision.models)])
 
 # %% ../../nbs/students/01_backbones.ipynb #246d9a84
-def _unsaid_quick(spec, backbone):
-    "Has an open_clip tower OpenAI's activation for its weights' file, where its name does not say so?"
+def _has_hidden_quickgelu(spec, backbone):
+    "Tell whether an open_clip tower has OpenAI's activation where its name does not say so"
     from open_clip.transformer import QuickGELU
     name, _, tag = spec.removeprefix("open_clip:").partition("/")
     if not spec.startswith("open_clip:") or ":" in name or name.endswith("-quickgelu"): return False

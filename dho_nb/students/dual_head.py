@@ -22,7 +22,7 @@ from ..core.seeding import derive_seed
 from ..core.sources import module_sources
 from ..core.trust import check_student
 from ..data.transforms import INTERPOLATION, Preprocess, RESIZE_MODES
-from .backbones import _unsaid_quick, build_backbone
+from .backbones import _has_hidden_quickgelu, build_backbone
 from .heads import make_head, ZeroShotHead
 from ..teachers.clip import _lacks_quickgelu, load_teacher, zero_shot_head
 
@@ -172,7 +172,7 @@ def save_student(
 ):
     "Write a student with everything needed to build it again, atomically"
     model, p = student
-    if _unsaid_quick(facts.get("spec") or "", model.backbone):
+    if _has_hidden_quickgelu(facts.get("spec") or "", model.backbone):
         facts["args"] = {**(facts.get("args") or {}), "quick_gelu": True}
     facts = dict(facts, heads=1 if model.kd_head is None else 2, **model.options, preprocess=p.plain())
     bare = _architecture(facts["spec"]) if isinstance(facts.get("spec"), str) else None

@@ -14,7 +14,7 @@ from ..core.errors import DhoError, unknown_name
 
 # %% ../../nbs/students/00_heads.ipynb #2595e1cf
 class CosineHead(nn.Linear):
-    "Cosine of the features with each class's weight row, over ζ"
+    "Compute the cosine of the features with each class's weight row, over ζ"
     def __init__(self,
         dim:int,           # Width of the features
         classes:int,       # Number of classes
@@ -26,33 +26,36 @@ class CosineHead(nn.Linear):
     def forward(self,
         features:torch.Tensor,  # [N, dim]
     )->torch.Tensor:            # [N, classes] float32 logits
-        "Cosines over ζ"
+        "Return cosines over ζ"
         with autocast(features.device, "fp32"): return self.scores(F.normalize(features.float(), dim=-1))/self.zeta
 
     def scores(self,
         unit:torch.Tensor,  # [N, dim] of length 1
     )->torch.Tensor:        # [N, classes]
-        "What ζ divides"
+        "Return the cosines"
         return F.linear(unit, F.normalize(self.weight.to(unit.dtype), dim=-1))
 
 # %% ../../nbs/students/00_heads.ipynb #8168f4c1
 class ReferenceHead(CosineHead):
-    "The published checkpoints' KD head: weight rows keep their lengths, and ζ divides the bias as well"
+    "Compute the published checkpoints' KD head: weight rows keep their lengths, and ζ divides the bias as well"
     def __init__(self, dim:int, classes:int, zeta:float=0.01):
         nn.Linear.__init__(self, dim, classes)
         self.zeta = zeta
 
-    def scores(self, unit): return F.linear(unit, self.weight.to(unit.dtype), self.bias.to(unit.dtype))
+    def scores(self, unit):
+        "Return products with the weight rows, plus the bias"
+        return F.linear(unit, self.weight.to(unit.dtype), self.bias.to(unit.dtype))
 
 # %% ../../nbs/students/00_heads.ipynb #d1734943
 class ZeroShotHead(CosineHead):
-    "A cosine head of frozen class text embeddings, which `language_init` puts in"
+    "Compute cosines with frozen class text embeddings, which `language_init` fills in"
     def __init__(self, dim:int, classes:int, zeta:float=0.01):
         super().__init__(dim, classes, zeta)
         del self.weight
         self.register_buffer("weight", torch.zeros(classes, dim))
 
     def scores(self, unit):
+        "Return the cosines. Raises DhoError before the embeddings are filled in."
         if not self.training and not torch.compiler.is_compiling() and not self.weight.any():
             raise DhoError("the zero-shot head has no class embeddings yet: put them in with language_init(model, "
                            "embeddings)")
@@ -60,7 +63,7 @@ class ZeroShotHead(CosineHead):
 
 # %% ../../nbs/students/00_heads.ipynb #b056b156
 class MlpHead(nn.Sequential):
-    "A head with one hidden layer"
+    "Compute logits with one hidden layer"
     def __init__(self,
         dim:int,           # Width of the features, and of the hidden layer
         classes:int,       # Number of classes
@@ -79,7 +82,7 @@ def make_head(
     classes:int,      # Number of classes
     zeta:float=0.01,  # Temperature ζ of the kinds that have one
 )->nn.Module:         # [N, dim] to [N, classes]; has `out_features`
-    "A head by name"
+    "Return a head by name. Raises DhoError for an unknown one."
     if kind not in HEADS: raise unknown_name("head", kind, HEADS)
     if kind in ("linear", "mlp"): return (nn.Linear if kind == "linear" else MlpHead)(dim, classes)
     return {"cosine": CosineHead, "reference": ReferenceHead, "zero-shot": ZeroShotHead}[kind](dim, classes, zeta)

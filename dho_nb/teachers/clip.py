@@ -27,8 +27,7 @@ from ..data.transforms import Preprocess
 def resolve_teacher(
     spec:str,              # As in the table above
 )->tuple[str, str|None]:   # What open_clip calls the model, and its pretrained tag or file
-    """Return the model and weights that `spec` names
-
+    """Return the model and weights that `spec` names.
     Raises DhoError for a name or weights that do not exist, with the nearest name."""
     if spec in ("digits", "bundled:digits"): return f"local-dir:{shipped('bundled/digits_teacher')}", None
     if spec.startswith(("hf-hub:", "local-dir:")): return spec, None
@@ -87,8 +86,7 @@ def resize_suffix(
 def resize_mode(
     spec:str,      # As in the table above
 )->str:
-    """Return how a teacher is shown oblong pictures, as far as local files say; "shortest" where they do not
-
+    """Return how a teacher is shown oblong pictures, as far as local files say; "shortest" where they do not.
     Raises DhoError for a name that does not exist or a configuration that cannot be read."""
     import open_clip
     name, weights = resolve_teacher(spec)
@@ -180,8 +178,7 @@ def load_teacher(
     size:int=0,           # Side of its images in pixels; its own if 0
     quick_gelu:bool=False,  # Use OpenAI's activation even where neither name nor weights tell
 )->Teacher:
-    """Return a frozen teacher by name
-
+    """Return a frozen teacher by name.
     Raises DhoError where it does not exist, cannot be fetched or read, or would run code."""
     import open_clip
     name, weights = resolve_teacher(spec)
@@ -448,8 +445,7 @@ def zero_shot_head(
     templates,         # Prompts with one {} each
     unit:bool=True,    # Prompts and means of length 1; otherwise the plain mean
 )->torch.Tensor:       # [C, D] float32, with `unit` rows of length 1
-    """Return prompt-ensembled class embeddings
-
+    """Return prompt-ensembled class embeddings.
     Raises DhoError for empty class names, prompts without one {}, and classes that the text encoder cannot tell
     apart."""
     bad = [t for t in templates if t.count("{}") != 1]

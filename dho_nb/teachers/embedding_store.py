@@ -219,8 +219,7 @@ def embed(self:Lookup,
     mode:str="auto",     # Progress, as in `Settings.progress`
     part:tuple[int, int]=(1, 1),  # The first, second … of so many parts, to split the work over machines
 )->int:                  # Embeddings computed by this call
-    """Compute embeddings that are missing; return their number
-
+    """Compute embeddings that are missing; return their number.
     Raises DhoError where the store is of another teacher or an embedding is not finite."""
     self.enter(views, rows)
     for view in views: self.store.view(view)
@@ -338,8 +337,7 @@ def head(self:Store,
     load,               # () to the loaded `Teacher`, called only if these prompts are new
     texts:str="",       # The model of the text encoder, for imported embeddings
 )->torch.Tensor:        # [C, D] float32
-    """Return the zero-shot head of these classes: from imported class embeddings, or else from these prompts
-
+    """Return the zero-shot head of these classes: from imported class embeddings, or else from these prompts.
     Raises DhoError where classes or text encoder do not fit."""
     if imported := self.class_embeddings():
         return torch.stack([*imported.values()])[match_classes(classes, [*imported], len(imported))]
@@ -375,8 +373,7 @@ def verify(self:Lookup,
     seed:int=0,          # Of the sample
     least:float=0.999,   # Smallest cosine that passes
 )->pd.DataFrame:         # path, view, cosine
-    """Compare stored embeddings with their checksums and with online ones
-
+    """Compare stored embeddings with their checksums and with online ones.
     Raises DhoError where they differ or nothing is stored."""
     if sample < 1: raise DhoError(f"sample={sample}: ask for 1 embedding or more")
     views = self.store.filled()
@@ -465,8 +462,7 @@ def match_classes(
     count:int,   # How many class embeddings there are
 )->list[int]:    # For each wanted class a row of the class embeddings
     """Return the row of each class's embedding: of its name, else of the only name that differs in case, blanks, _ and
-    - alone
-
+    - alone.
     Raises DhoError for names that are missing, repeated or ambiguous."""
     if classes is None: return _match_by_position([*names], count)
     simple = lambda c: re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFC", c)).strip().lower()

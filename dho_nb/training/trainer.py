@@ -76,8 +76,7 @@ class Stopped(KeyboardInterrupt):
 def stop_requests(
     on_request=lambda number: None,  # Called at the first request with the signal's number
 ):
-    """Yield a list that collects stop signals; outside the main thread signals stay as they are
-
+    """Yield a list that collects stop signals; outside the main thread signals stay as they are.
     Raises KeyboardInterrupt at the second signal."""
     signals = []
     def handle(number, frame):
@@ -138,8 +137,7 @@ def validate_batches(
     recipe:TrainConfig,             # Epochs, warm-up and accumulation
     dist_env:DistEnv,               # Processes that share each batch
 ):
-    """Refuse settings that cannot train
-
+    """Refuse settings that cannot train.
     Raises DhoError where the warm-up outlasts the run, or a piece of a batch has fewer than two images per process."""
     check_warmup(recipe, streams.epoch_steps)
     validate_share(streams.batch[0]*streams.use[0], len(streams.unlabelled)//streams.epoch_steps*streams.use[1], recipe,
@@ -192,7 +190,8 @@ def _validate_student(method, model, teacher_fn):
         raise DhoError(f"{method.name} trains a student with heads={method.heads}, and this one has heads={heads}: "
                        "that would be another method")
     if method.asks and teacher_fn is None:
-        raise DhoError(f"{method.name} needs the teacher at every step: give teacher_fn=online_teacher(…) or teacher_fn=cached_teacher(…)")
+        raise DhoError(f"{method.name} needs the teacher at every step: give teacher_fn=, an online_teacher(…) or a "
+                       "cached_teacher(…)")
     if not any(p.requires_grad for p in model.parameters()):
         raise DhoError(f"{method.name} has nothing to train: every parameter of the student is frozen; "
                        "unfreeze the backbone or a head")
@@ -208,7 +207,7 @@ class Trainer:
         teacher_fn:Callable|None=None, # Batch to `TeacherOutput`, e.g. `online_teacher(…)`; None if the method needs none
         device:torch.device|str="cpu", # Device of model and batches
         checkpoint:str|Path|None=None, # File to save to and resume from; None keeps nothing
-        identity:str="",               # Run that the checkpoint belongs to, another one is refused; if empty, the method with its settings
+        identity:str="",               # Of the run, kept in its checkpoint; the method with its settings if empty
         workers:int=0,                 # Processes that prepare batches
         check:Callable|None=None,      # Called with the model after some epochs, returns a dict for the history
         check_every:int=0,             # Epochs between checks; 0 for never
@@ -427,8 +426,7 @@ def save(self:Trainer):
 # %% ../../nbs/training/00_trainer.ipynb #398bd434
 @patch
 def load(self:Trainer)->int:
-    """Resume from the checkpoint if there is one; return the step
-
+    """Resume from the checkpoint if there is one; return the step.
     Raises DhoError where it is damaged or of another run, or where processes do not share it."""
     if self.checkpoint and self.checkpoint.exists(): self._load_checkpoint()
     if len(set(self.dist_env.whole(torch.tensor([self.step]), self.dist_env.world).tolist())) > 1:
@@ -510,8 +508,7 @@ def train(self:Trainer,
     mode:str="auto",       # Progress, as in `Settings.progress`
     every:float=30.0,      # Seconds between checkpoints
 )->pd.DataFrame:           # The history, one row per epoch
-    """Train from the present step on; after a step that broke off, from the checkpoint
-
+    """Train from the present step on; after a step that broke off, from the checkpoint.
     Raises Stopped where training is asked to stop, DhoError where the loss is not finite or there is no checkpoint to
     return to."""
     if self.step_incomplete: self._restore()
