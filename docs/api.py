@@ -20,8 +20,10 @@ class Module:
     def __init__(self, name):
         self.name = name
         self.source = (ROOT/"dho_nb"/f"{name.replace('.', '/')}.py").read_text(encoding="utf-8")
-        self.notes, self.nodes = comments(self.source), {}
+        self.notes, self.nodes, self.imports = comments(self.source), {}, {}
         for node in ast.parse(self.source).body:
+            if isinstance(node, ast.ImportFrom) and node.level:
+                self.imports |= {a.name: ".".join([*name.split(".")[:2 - node.level], node.module or ""]) for a in node.names}
             if not isinstance(node, (ast.FunctionDef, ast.ClassDef)): continue
             found = patch_name(node)
             self.nodes |= dict.fromkeys(found if isinstance(found, list) else [found], node)
@@ -39,13 +41,21 @@ class Module:
         first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
         return "\n".join(self.source.splitlines()[first - 1:node.end_lineno])
 
+    def fields(self, node):
+        "Fields of a dataclass to (type, default, note), those of its bases first, as `dataclasses` has them"
+        found = {}
+        for base in reversed([b.id for b in node.bases if isinstance(b, ast.Name)]):
+            home = self if base in self.nodes else Module(self.imports[base]) if base in self.imports else None
+            if home: found |= home.fields(home.nodes[base])
+        own = [n for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
+        return found | {n.target.id: (said(n.annotation), said(n.value), self.notes.get(n.end_lineno, "")) for n in own}
+
     def rows(self, node):
         "Parameters as (name, type, default, note), the answer last"
         if isinstance(node, ast.ClassDef):
             made = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
             if made: return self.rows(made)
-            fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
-            return [(n.target.id, said(n.annotation), said(n.value), self.notes.get(n.end_lineno, "")) for n in fields]
+            return [(name, *rest) for name, rest in self.fields(node).items()]
         a = node.args
         given = [*a.posonlyargs, *a.args]
         defaults = [None]*(len(given) - len(a.defaults)) + a.defaults
@@ -72,7 +82,7 @@ class Module:
         words = [n + (f":{t}" if t else "") + (f"={d}" if d else "") for n, t, d, _ in takes]
         call = name.removesuffix(".__init__") + "(" + ", ".join(words) + ")" + (f" → {answer}" if answer else "")
         if len(call) > 96: call = name + "(\n" + "".join(f"    {w},\n" for w in words) + ")" + (f" → {answer}" if answer else "")
-        parts = [f"({self.label(name)})=\n{'#'*level} `{name}`", f"```text\n{call}\n```", plain(ast.get_docstring(node) or "")]
+        parts = [f"({self.label(name)})=\n{'#'*level} `{name}`", f"```text\n{call}\n```", described(ast.get_docstring(node) or "")]
         if any(r[3] for r in rows): parts.append(table(("", "type", "default", ""), [(code(n) if n != "returns" else "*returns*", code(t), code(d), plain(w)) for n, t, d, w in rows]))
         if isinstance(node, ast.ClassDef):
             own = [n for n in node.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
@@ -89,6 +99,11 @@ def plain(text):
     for i in range(0, len(spans), 2):
         for sign in "*_[]<>$|": spans[i] = spans[i].replace(sign, "\\" + sign)
     return "`".join(spans)
+
+def described(docstring):
+    "A docstring; what follows its first paragraph is shown as it stands where lines of it are indented"
+    first, _, rest = docstring.partition("\n\n")
+    return f"{plain(first)}\n\n```text\n{rest}\n```" if "\n  " in rest else plain(docstring)
 
 def table(head, rows):
     "A table in Markdown"

@@ -1,4 +1,5 @@
-"README.md, CONTRIBUTING.md and llms.txt from the notebooks, with what pip installs (nbdev's own way needs Quarto)"
+"README.md, CONTRIBUTING.md and llms.txt from the notebooks, and the parameters cell of the experiment notebook from `Config`"
+import json
 import re
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from nbconvert import MarkdownExporter
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT/"docs"))
 from build import llms  # noqa: E402
+from dho_nb.core.parameters import helps, sections  # noqa: E402
+from dho_nb.runs.config import Config, preset  # noqa: E402
 
 NBS = ROOT/"nbs"
 PAGES = {"README.md": "index", "CONTRIBUTING.md": "contributing"}
@@ -29,6 +32,24 @@ def page(name) -> str:
             + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
 
 
+def parameters_cell() -> str:
+    "Every parameter with the value of the preset digits and its help, section by section"
+    config, about = preset("digits"), helps(Config)
+    lines = ['out = ""  # Folder of the run; a name made from the configuration, below runs/, if empty']
+    for title, names in sections(Config).items():
+        lines += [f"\n# {title}"]
+        for name in names:
+            value = getattr(config, name)
+            text = json.dumps(value, ensure_ascii=False) if isinstance(value, (str, list, dict)) else repr(value)
+            lines.append(f"{name} = {text}  # {about[name]}")
+    return "\n".join(lines)
+
+
+def tagged(notebook) -> dict:
+    "The cell of a notebook that papermill fills in"
+    return next(c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", []))
+
+
 def made() -> dict:
     "File name to its text"
     return {**{file: page(name) for file, name in PAGES.items()}, "llms.txt": llms()}
@@ -36,3 +57,7 @@ def made() -> dict:
 
 if __name__ == "__main__":
     for name, text in made().items(): (ROOT/name).write_text(text, encoding="utf-8")
+    experiment = NBS/"experiments"/"distill.ipynb"
+    notebook = json.loads(experiment.read_text(encoding="utf-8"))
+    tagged(notebook)["source"] = parameters_cell().splitlines(keepends=True)
+    experiment.write_text(json.dumps(notebook, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -1,6 +1,8 @@
 "What a user can get wrong, and what the command says then"
+import dataclasses
 import io
 import json
+import re
 import shutil
 
 import numpy as np
@@ -9,6 +11,14 @@ import pytest
 from PIL import Image
 
 from conftest import SMALL, picture
+from dho_nb.cli.main import _verbs, main, make_parser
+from dho_nb.cli.options import Configured, STAGES, VERBS
+from dho_nb.core.errors import DhoError
+from dho_nb.core.parameters import parameters
+from dho_nb.runs.config import Config, config_from, make_config, preset
+from dho_nb.sweeps.grid import make_grid
+from dho_nb.sweeps.sweep import tasks_of
+from dho_nb.training.trainer import TrainConfig
 
 
 def fails(dho, tmp_path, *argv, says):
@@ -237,7 +247,66 @@ def test_help_reads_like_a_manual(dho):
     for verb in ("distill", "check", "demo", "estimate", "suggest", "predict", "export", "push", "list"):
         code, out, _ = dho(verb, "--help")
         assert code == 0 and ("example" in out or verb == "demo"), verb
-    assert "λ, the weight of the labels [0.5]" in dho("distill", "--help")[1]
+    assert "λ, weight of the labels' loss (0 or more; default:" in dho("distill", "--help")[1]
+
+
+def test_the_first_help_lists_every_verb_in_the_order_of_work(dho):
+    code, out, _ = dho("--help")
+    stages = [line[:-1] for line in out.splitlines() if re.fullmatch(r"[a-z]+:", line)]
+    assert code == 0 and stages == [*STAGES, "options"]
+    assert re.findall(r"^  (\w+)  +[A-Z]", out, re.M) == [v.name for s in STAGES for v in _verbs() if v.stage == s and " " not in v.name]
+    assert {v.stage for v in VERBS.values()} == {*STAGES}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_has_a_help_with_its_range_and_default(verb):
+    parser = make_parser()
+    for word in verb.split(): parser = next(a for a in parser._actions if a.choices and word in a.choices).choices[word]
+    parser.complete()
+    declared = {p.name: p for c in (VERBS[verb].options, *([Config] if issubclass(VERBS[verb].options, Configured) else [])) for p in parameters(c)}
+    actions = {a.dest: a for a in parser._actions if a.dest not in ("help", "==SUPPRESS==") and not isinstance(a.choices, dict)}
+    assert actions.keys() == declared.keys()
+    for name, p in declared.items():
+        text = actions[name].help
+        assert text and text[0] == text[0].strip() and len(text) > 10, name
+        if p.limits: assert str(p.limits) in text, name
+        if type(p.default) in (int, float): assert f"default: {p.default:g}" in text, name
+        elif type(p.default) is str and p.default: assert f"default: {p.default}" in text, name
+
+
+@pytest.mark.parametrize("argv, says", [
+    (["distil"], "unknown verb 'distil': did you mean 'distill'?"),
+    (["store", "fil"], "unknown verb 'fil': did you mean 'fill'?"),
+    (["list", "method"], "unknown kind 'method': did you mean 'methods'?"),
+    (["demo", "--seeds", "0"], "seeds=0 must be 1 or more"),
+    (["distill", "--preset", "digits", "--processes", "0"], "processes=0 must be 1 or more"),
+    (["table", "here", "--form", "txt"], "unknown form 'txt': did you mean 'text'?"),
+    (["predict", "model"], "required: IMAGES; dho predict --help"),
+])
+def test_mistakes_in_a_command_are_one_sentence(argv, says, capsys):
+    assert make_parser() and main(argv) == 2
+    told = capsys.readouterr().err
+    assert says in told and told.count("\n") == 1 and told.startswith("dho: "), told
+
+
+@pytest.mark.parametrize("make", [
+    lambda **given: Config(**given), lambda **given: make_config(given), lambda dataset, **given: preset("digits", **given),
+    lambda **given: config_from(dict(given, out="", In=[])), lambda dataset, **given: TrainConfig(**given),
+    lambda **given: tasks_of(make_grid("one", given, dict(seed=[0]))), lambda **given: dataclasses.replace(Config(dataset="digits"), **given),
+], ids=["Config", "make_config", "preset", "notebook", "TrainConfig", "grid", "replace"])
+def test_parameters_are_checked_alike_wherever_they_are_written(make):
+    for given, says in ((dict(epoch=5), "unknown parameter 'epoch': did you mean 'epochs'"), (dict(epochs=0), "epochs=0 must be 1 or more"),
+                        (dict(epochs="5"), "epochs must be of type int, not str"), (dict(lr=float("inf")), "lr must be a finite number"),
+                        (dict(schedule="cosin"), "unknown schedule 'cosin': did you mean 'cosine'")):
+        with pytest.raises(DhoError, match=re.escape(says)): make(dataset="digits", **given)
+
+
+def test_a_configuration_shows_what_differs_first_and_escapes_it():
+    shown = Config(dataset="<b>photos</b>", epochs=5)._repr_html_()
+    assert "<b>photos" not in shown and "&lt;b&gt;photos" in shown
+    changed, _, defaults = shown.partition("<details>")
+    assert re.findall(r"<th>(\w+)</th>", changed)[-2:] == ["dataset", "epochs"] and "<th>lr</th>" in defaults
+    assert len(re.findall(r"<tr><th>\w+</th>", shown)) == len(parameters(Config))
 
 
 def test_from_python_in_under_ten_lines(tree, tmp_path):
@@ -289,7 +358,7 @@ def test_mistakes_about_a_model_in_use_are_named(tree, model, tmp_path, capsys):
                        (["predict", model, tmp_path/"no*.png"], "no picture matches"),
                        (["predict", model, tree, "--out", tmp_path/"said.json"], "did you mean 'jsonl'"),
                        (["predict", model, tree, "--out", tmp_path/"there.csv"], "there already"),
-                       (["predict", model, tree, "--top", "0"], "top and batch are 1 or more"),
+                       (["predict", model, tree, "--top", "0"], "top=0 must be 1 or more"),
                        (["predict", tree, tree], "holds no model"), (["predict", model, tree, "--tops", "1"], "mean '--top'"),
                        (["export", model], "give them with images"),
                        (["export", model, "--safetensors", "--int8", "--images", tree], "int8 is made from ONNX"),

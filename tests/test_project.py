@@ -17,7 +17,7 @@ from dho_nb.data.manifests import digits_manifest, manifest_hash, open_manifest
 from dho_nb.runs.config import Config
 from dho_nb.runs.presets import PRESETS
 from figures import documented, docstring_faults, row
-from readme import made
+from readme import made, parameters_cell, tagged
 
 NOTEBOOKS = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 EXPERIMENTS = [p for p in NOTEBOOKS if p.parent.name == "experiments"]
@@ -55,9 +55,10 @@ def test_an_experiment_has_one_parameters_cell(notebook):
     for s in given: ast.literal_eval(s.value)  # plain data, or an error
 
 
-def test_the_distill_notebook_has_every_parameter_with_the_presets_values():
-    cell = next(c for c in code(ROOT/"nbs/experiments/distill.ipynb") if "parameters" in c["metadata"].get("tags", []))
-    given = {s.targets[0].id: ast.literal_eval(s.value) for s in ast.parse("".join(cell["source"])).body}
+def test_the_distill_notebook_has_the_parameters_of_config_with_their_help_and_the_presets_values():
+    source = "".join(tagged(json.loads((ROOT/"nbs/experiments/distill.ipynb").read_text()))["source"])
+    assert source == parameters_cell(), "make readme writes this cell"
+    given = {s.targets[0].id: ast.literal_eval(s.value) for s in ast.parse(source).body}
     assert given.pop("out") == ""
     assert given == {**Config(**PRESETS["digits"]).__dict__}
 

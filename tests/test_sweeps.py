@@ -498,7 +498,7 @@ def test_planning_for_one_run_looks_at_its_data_alone(tmp_path, tree, dho, monke
 
 def test_a_slurm_array_keeps_below_what_the_cluster_takes(tmp_path, monkeypatch):
     from dho_nb.sweeps import executors
-    from dho_nb.cli.main import _positions
+    from dho_nb.cli.sweep import _positions
     sweep = Sweep(make_grid("many", dict(preset="digits"), dict(seed=list(range(23)))), tmp_path/"sweep").begin()
     script = slurm_script(tmp_path/"sweep", sweep, most=10)
     assert "--array=0-7%8" in script and "MaxArraySize is 10: a job does up to 3 of the 23 runs" in script
@@ -522,7 +522,7 @@ def test_a_slurm_array_keeps_below_what_the_cluster_takes(tmp_path, monkeypatch)
                                          ("0-99999999999", None), ("x", None), ("1,", None)])
 def test_positions_are_written_as_ranges(text, found):
     import argparse
-    from dho_nb.cli.main import _positions
+    from dho_nb.cli.sweep import _positions
     if found: assert _positions(text) == found
     else: pytest.raises(argparse.ArgumentTypeError, _positions, text)
 
