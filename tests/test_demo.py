@@ -74,10 +74,10 @@ def test_training_the_bundled_teacher_is_repeatable(tmp_path):
 
 def test_teacher_logits_are_float32_whatever_the_precision(tmp_path):
     run = Run(preset("digits", epochs=1, precision="bf16", views="live"), tmp_path/"run", mode="none")
-    with torch.no_grad(): logits = run.trainer.teacher_fn(run.trainer.streams[0]).logits
+    with torch.no_grad(): logits = run.build_trainer().teacher_fn(run.trainer.streams[0]).logits
     half, full = (t.encode_images(run.trainer.streams[0].teacher)
-                  for t in (run.teacher_provider.load(), load_teacher("digits")))
+                  for t in (run.open_teacher().load(), load_teacher("digits")))
     assert logits.dtype == half.dtype == torch.float32 and not torch.equal(half, full), "half precision leaves a trace"
-    torch.testing.assert_close(logits, teacher_logits(half, run.teacher_provider.class_embeddings()), rtol=0, atol=0)
+    torch.testing.assert_close(logits, teacher_logits(half, run.open_teacher().class_embeddings()), rtol=0, atol=0)
     assert torch.nn.functional.cosine_similarity(half, full).min() > .999
     assert run.train()["loss"].notna().all()

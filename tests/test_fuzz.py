@@ -106,7 +106,7 @@ def _filled(place):
     np.savez(folder/"e.npz", **place.vectors)
     import_embeddings(place.pets, folder/"pets", folder/"e.npz", folder=folder/"store")
     trained = Run(preset("digits", epochs=3, views=1), folder/"begun", "none")
-    trained.prepare(); trained.trainer.save()
+    trained.prepare(); trained.build_trainer().save()
     place.trainer = trained.trainer
     place.saved = {p: p.read_bytes() for d in ("sweep", "record", "store", "begun") for p in (folder/d).rglob("*") if p.is_file()}
     place.folders = {p for d in ("sweep", "record", "store", "begun") for p in (folder/d).rglob("*") if p.is_dir()}
@@ -269,7 +269,7 @@ def page(place):
 def again(place, method):
     "A run that would go on in its folder"
     config = preset("digits", epochs=1, views=1, method=method, conflict=method == "dho", validation=VALIDATION[method])
-    Run(config, place.runs[method], "none").lock.release(force=True)
+    Run(config, place.runs[method], "none").release()
 
 
 def all_readers(place, method, data):
@@ -391,7 +391,7 @@ def store_json(place, data):
         config = lambda: make_config(dict(dataset=str(place.folder/"pets"), embeddings=str(folder), student="tiny", student_weights="", shots=1))
         each(lambda: Store(folder), lambda: (lambda s: (s.preprocess, s.spec if not s.single else 0, s.filled()))(Store(folder)),
              lambda: import_embeddings(place.pets, place.folder/"pets", place.folder/"e.npz", folder=folder)([0], [0]),
-             lambda: Run(config(), place.folder/"work"/"run", "none").lock.release(force=True))
+             lambda: Run(config(), place.folder/"work"/"run", "none").release())
 
 
 @target(9, lambda place: csv_files([["path", "label", "split"], *([f"{c}/{i}.png", c, s] for i, c, s in (
@@ -402,7 +402,7 @@ def labels(place, data):
     file.with_suffix(".json").unlink(missing_ok=True)
     each(lambda: from_labels(place.folder/"pets", file), lambda: open_manifest(str(file)), lambda: from_labels(place.folder/"pets", file, classes=["dog", "cat"]),
          lambda: Run(make_config(dict(dataset=str(place.folder/"pets"), labels=str(file), teacher="digits", student="tiny", student_weights="")),
-                     place.folder/"work"/"run", "none").lock.release(force=True))
+                     place.folder/"work"/"run", "none").release())
 
 
 @target(6, lambda place: json_files(dict(classes=["cat", "dog"], templates=["a {}."]), dict(classes=["cat", "dog"])))
@@ -412,7 +412,7 @@ def facts_json(place, data):
     place.file("work/pets.json", data)
     each(lambda: open_manifest(str(file)),
          lambda: Run(make_config(dict(dataset=str(file), root=str(place.folder/"pets"), teacher="digits", student="tiny", student_weights="")),
-                     place.folder/"work"/"run", "none").lock.release(force=True))
+                     place.folder/"work"/"run", "none").release())
     file.with_suffix(".json").unlink()
 
 
@@ -437,7 +437,7 @@ def grid(place, data):
 def config_json(place, data):
     "Parameters in a file: dho distill --config"
     file = place.file("work/config.json", data)
-    each(lambda: make_config(_written(file)), lambda: Run(make_config(_written(file)), place.folder/"work"/"run", "none").lock.release(force=True))
+    each(lambda: make_config(_written(file)), lambda: Run(make_config(_written(file)), place.folder/"work"/"run", "none").release())
 
 
 @target(10, lambda place: archives())

@@ -114,8 +114,8 @@ def test_the_folder_of_a_run_with_other_source_is_refused_by_name(home, dho):
 
 def test_an_interrupted_run_does_not_go_on_with_edited_code(home):
     run = Run(config(home), "runs/one")
-    run.trainer.save()
-    run.lock.release(force=True)
+    run.build_trainer().save()
+    run.release()
     forget()
     write(home, netz=NET.replace("Flatten()", "Flatten(), torch.nn.ReLU()"))
     with pytest.raises(DhoError, match="the source of netz changed"): Run(config(home), "runs/one")
@@ -336,7 +336,7 @@ def test_files_that_are_changed_in_place_are_another_run(home, what):
     for seed in (0, 1):
         bring(seed)
         run = Run(config(home, **asked))
-        run.lock.release(force=True)
+        run.release()
         found.append(run.identity)
     assert found[0] != found[1]
 

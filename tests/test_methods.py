@@ -31,7 +31,7 @@ def test_a_finished_run_tells_the_same_again(straight, method):
     assert again.done and again.evaluate().equals(run.evaluate()) and facts["method"] == method
     assert again.evaluate()["accuracy"].iloc[-1] == run.result["accuracy"] > .3
     assert all(torch.equal(a, b.cpu())
-               for a, b in zip(student.model.state_dict().values(), run.student.model.state_dict().values()))
+               for a, b in zip(student.model.state_dict().values(), run.load_student().model.state_dict().values()))
 
 
 @pytest.mark.parametrize("method", ["sho", "sho-tuned", "kd-then-ssl", "kd-feature"])
@@ -46,9 +46,9 @@ def test_a_look_before_the_end_changes_nothing(straight, tmp_path, method):
 def test_stopped_between_and_within_stages(straight, tmp_path, method, stops):
     for until in stops:
         run = Run(preset("digits", method=method, epochs=4), tmp_path/"run", "none")
-        trainer = run.trainer
+        trainer = run.build_trainer()
         trainer.train(until=None if until is None else trainer.step + until, mode="none")
-        run.lock.release(force=True)
+        run.release()
     run = distill(preset("digits", method=method, epochs=4), tmp_path/"run", "none")
     same = {k: v for k, v in straight(method).result.items() if k not in ("seconds", "teacher_looked")}
     assert {k: v for k, v in run.result.items() if k in same} == same
@@ -90,7 +90,7 @@ def test_seconds_are_those_of_every_lambda(straight, tmp_path):
     run.train()
     def seconds(file):
         with safe_open(file, "pt") as f: return json.loads(f.metadata()["state"])["seconds"]
-    assert run.spent + run.trainer.seconds == pytest.approx(sum(map(seconds, run.checkpoints)))
+    assert run.training.seconds == pytest.approx(sum(seconds(run.files.checkpoint(stage)) for stage in run.inputs.stages))
 
 
 def test_a_folder_that_is_removed_meanwhile_stays_a_runs_own(tmp_path):

@@ -177,7 +177,7 @@ def test_no_labels_at_all(tree, tmp_path):
     config = make_config(dict(OPTIONS, dataset=str(tree), labels=str(tmp_path/"none.csv"),
                               classes=["zero", "one"], method="kd"))
     run = distill(config, tmp_path/"run", "none")
-    assert (run.subset.name, run.result["labelled"],
+    assert (run.inputs.labels.name, run.result["labelled"],
             len(pd.read_csv(tmp_path/"run"/"predictions.csv"))) == ("none", 0, 24)
     manifest = open_data(config).manifest
     fails(lambda: visible_labels(make_config(dict(OPTIONS, dataset=str(tree), labels=str(tmp_path/"none.csv"),
@@ -204,11 +204,11 @@ def test_teachers_are_tried_whatever_the_method(tree):
 def test_seconds_are_those_of_all_sessions(tree, tmp_path):
     config = make_config(dict(OPTIONS, dataset=str(tree), shots=4, epochs=4, batch_unlabelled=4))
     first = Run(config, tmp_path/"run", "none")
-    first.trainer.train(until=first.trainer.steps - 1, mode="none")
+    first.build_trainer().train(until=first.trainer.steps - 1, mode="none")
     assert 0 < first.trainer.seconds < 1000
     first.trainer.seconds += 1000  # a session that is seen in a rounded sum
     first.trainer.save()
-    first.lock.release(force=True)
+    first.release()
     run = distill(config, tmp_path/"run", "none")
     assert 1000 < run.result["seconds"] < 2000
 

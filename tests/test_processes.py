@@ -21,13 +21,13 @@ from dho_nb.runs.run import Run
 torch.set_num_threads(1)
 for k, changes in enumerate(json.loads(sys.argv[2])):
     run = Run(preset("digits", epochs=2, lr=1e-4, **changes), f"{sys.argv[1]}/{k}", "none")
-    trainer, losses = run.trainer, []
+    trainer, losses = run.build_trainer(), []
     trainer.model.train()
     for step in range(4):
         trainer.train_step(trainer.streams[trainer.step])
         cosines = trainer.conflict[step] if trainer.conflict is not None else []
         losses.append([v.item() for v in [*trainer._epoch_sums().values(), *cosines]])
-    if run.dist_env.main: print(json.dumps(losses))
+    if run.machine.dist_env.is_main: print(json.dumps(losses))
 """
 CHANGES = [{}, dict(method="ce-kd-feature"), dict(accumulate=2), dict(method="dkd-dho", batch_labelled=1),
            dict(views="live"), dict(method="pcgrad", accumulate=2, conflict=True),

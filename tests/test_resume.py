@@ -124,7 +124,7 @@ from dho_nb.runs.config import preset
 from dho_nb.runs.run import Run
 run = Run(preset("digits", epochs=2, method=sys.argv[2], views=int(sys.argv[3]) or "live"), sys.argv[1], "none")
 if sys.argv[4] == "prepared": run.prepare(); os.kill(os.getpid(), 9)
-if sys.argv[4] == "trained": run.trainer.train(run.trainer.steps//2, "none"); os.kill(os.getpid(), 9)
+if sys.argv[4] == "trained": run.build_trainer().train(run.trainer.steps//2, "none"); os.kill(os.getpid(), 9)
 run.train(); run.finish()
 """
 

@@ -152,7 +152,7 @@ def test_a_second_run_asks_the_teacher_nothing(tmp_path, monkeypatch, asked):
     monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
     first = distill(preset("digits", epochs=2), tmp_path/"first")
     assert first.result["teacher_looked"] == 2*1097 + 500 and len(asked) == 1
-    assert first.teacher_provider.teacher is None, "what is stored needs no teacher in memory"
+    assert first.open_teacher().teacher is None, "what is stored needs no teacher in memory"
     others = [dict(seed=1), dict(fraction=0., shots=4), dict(method="kd"), dict(method="sho", zeta=.02), dict(size=24),
               dict(teacher_head="tip-adapter-f"), dict(epochs=1)]
     for i, change in enumerate(others):
@@ -173,10 +173,10 @@ def test_stored_and_live_teacher_give_the_same_losses(tmp_path):
     labelled = labelled_subset(digits, shots=2).rows
     answer = partial(teacher_logits, head=zero_shot_head(teacher, digits.classes, digits.templates))
     student, images = build_student("tiny", 10, 2, size=16), Images(digits, root, 64)
-    def trainer(preprocess, store, teach):
+    def trainer(preprocess, store, teacher_fn):
         streams = SemiSupervisedBatches(images, labelled, np.setdiff1d(rows(digits, "train"), labelled), student.preprocess, preprocess,
                           spec, cycle=2, store=store)
-        return Trainer(student, get_method("dho"), streams, TrainConfig(epochs=4, lr=3e-3), teach)
+        return Trainer(student, get_method("dho"), streams, TrainConfig(epochs=4, lr=3e-3), teacher_fn)
     online, replayed = trainer(teacher.preprocess, None, online_teacher(teacher, answer)), trainer(None, lookup, cached_teacher(answer))
     for step in range(online.steps):
         one, other = (t.losses(t.streams[step]) for t in (online, replayed))

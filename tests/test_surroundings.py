@@ -120,7 +120,7 @@ def test_a_stop_while_waiting_for_a_batch_leaves_a_checkpoint(here, monkeypatch)
     began = time.monotonic()
     with pytest.raises(Stopped, match="after step 3"): run.train()
     assert time.monotonic() - began < 25 and (here/"run"/"checkpoint.safetensors").exists()
-    run.lock.release(force=True)
+    run.release()
 
 
 def test_waiting_for_a_lock_names_its_holder_and_ends(here, monkeypatch, capsys):

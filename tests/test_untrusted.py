@@ -194,7 +194,7 @@ def test_an_own_run_goes_on_and_is_shown_by_whoever_names_its_student(tmp_path, 
     run = distill(own(tmp_path), tmp_path/"run")
     assert netz() and run.result["student"] == "netz_untrusted:make"
     again = Run(own(tmp_path), tmp_path/"run")
-    assert again.done and again.student.model.dim == 8 and netz()  # the configuration is the user's word
+    assert again.done and again.load_student().model.dim == 8 and netz()  # the configuration is the user's word
     with pytest.raises(DhoError, match="run/model.safetensors names the student 'netz_untrusted:make'"): Predictor.from_pretrained(tmp_path/"run")
     assert not netz()
     assert Predictor.from_pretrained(tmp_path/"run", trust_remote_code=True) and netz()
@@ -204,7 +204,7 @@ def test_a_finished_run_of_a_known_student_does_not_build_what_its_file_asks_for
     config = preset("digits", epochs=1, method="ce")
     distill(config, tmp_path/"run")
     asking(tmp_path/"run"/"model.safetensors", "netz_untrusted:make")
-    with pytest.raises(DhoError, match="netz_untrusted:make"): Run(config, tmp_path/"run").student
+    with pytest.raises(DhoError, match="netz_untrusted:make"): Run(config, tmp_path/"run").load_student()
     assert not netz()
 
 

@@ -79,7 +79,7 @@ def run_one(
 # %% ../../nbs/sweeps/04_worker.ipynb #939628b5
 def _check_same_run(folder, config, identity):
     "Refuse the folder of another run, before a kernel is started and after"
-    from dho_nb.runs.run import differences
+    from dho_nb.runs.folder import differences
     found = _read_or_empty(folder/"run.json", **NOTE)
     if not found or found["identity"] == identity: return
     if differs := differences(found["config"], config):
