@@ -18,7 +18,6 @@ import pytest
 import torch
 from conftest import SMALL, picture
 
-from dho_nb.core import files
 from dho_nb.data import chunk_store, loaders, manifests
 from dho_nb.cli.main import main
 from dho_nb.runs.config import preset

@@ -471,7 +471,7 @@ def test_a_folder_of_images_with_a_long_name(tmp_path, tree, monkeypatch):
 
 
 def test_planning_for_one_run_looks_at_its_data_alone(tmp_path, tree, dho, monkeypatch):
-    from dho_nb.runs import dry_run, inputs
+    from dho_nb.runs import inputs
     other = shutil.copytree(tree, tmp_path/"other")
     grid = make_grid("g", dict(teacher="digits", student="tiny", student_weights="", size=16, epochs=1, shots=2, test=.25),
                      dict(dataset=[str(tree), str(other)], seed=[0, 1]))

@@ -50,10 +50,11 @@ def _check(args):
         _say_data(config, run.inputs.data)
         run.overview()
         if run.inputs.teacher.source == "own":
-            print(f"class embeddings: {class_embeddings_fit(run.teacher_provider.lookup)}")
-            gone = getattr(run.teacher_provider.lookup, "unmatched", ())
+            lookup = run.open_teacher().lookup
+            print(f"class embeddings: {class_embeddings_fit(lookup)}")
+            gone = getattr(lookup, "unmatched", ())
             if len(gone): print(f"not matched: {gone['problem'].value_counts().to_dict()}, e.g. {gone['path'].iloc[0]}")
-        run.lock.release(force=True)
+        run.release()
     print(f"training time: {_expected(config, run.inputs)}")
 
 # %% ../../nbs/cli/02_look.ipynb #95d35308
@@ -165,6 +166,7 @@ class OneDataset:
 @verb("data get", "look", _data_get)
 class DataGet(OneDataset): "Download the images of a dataset, or say what to do by hand; nothing is overwritten."
 
+# %% ../../nbs/cli/02_look.ipynb #c7b2ea1d
 @verb("data build", "look", _data_build)
 class DataBuild(OneDataset): "Make the list of images of a dataset whose list does not come with the package."
 

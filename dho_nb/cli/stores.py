@@ -106,6 +106,7 @@ class StoreFill(FindStore):
     part:Annotated[str, "K/N"]="1/1"   # Compute only the K-th of N parts, to split the work over machines
     repair:bool=False                 # Compute damaged chunks again
 
+# %% ../../nbs/cli/05_stores.ipynb #f600f37e
 @verb("store verify", "train", _verify)
 class StoreVerify(FindStore):
     "Compare a store with its checksums, and a sample of it with the teacher."
@@ -124,6 +125,7 @@ class StoreImport(Configured):
     file:File       # File of embeddings: .npz, .npy, .safetensors or .parquet
     out:Folder=""   # Folder of the store; by default a new name below the cache
 
+# %% ../../nbs/cli/05_stores.ipynb #b320ee6f
 @verb("store show", "train", _show)
 class StoreShow:
     "Print what a store holds."

@@ -34,7 +34,7 @@ def _distill(args):
     told = run.overview() if run.done else {**run.overview(), "training time": _expected(config, run.inputs)}
     print(*(f"  {name:20} {value}" for name, value in told.items()), sep="\n", flush=True)
     if args.notebook:
-        run.lock.release(force=True)
+        run.release()
         run_one(config, run.folder)
     else:
         print(*(f"  {name:20} {value}" for name, value in run.prepare().items()), sep="\n", flush=True)

@@ -46,7 +46,7 @@ class DistEnv:
         self.aside = dist.new_group(backend="gloo", timeout=timedelta(days=7))  # whoever waits for the first one's data waits long
 
     @property
-    def main(self)->bool:
+    def is_main(self)->bool:
         "Is this the process that prints and writes?"
         return self.rank == 0
 
@@ -57,13 +57,13 @@ class DistEnv:
     @contextmanager
     def first(self):
         "Let the main process go first; the other processes follow"
-        if not self.main: self.wait()
+        if not self.is_main: self.wait()
         yield
-        if self.main: self.wait()
+        if self.is_main: self.wait()
 
 # %% ../../nbs/core/10_distributed.ipynb #5d0b7e21
 @patch
-def some(self:DistEnv,
+def any_rank(self:DistEnv,
     flag,   # This process's; anything with a truth value
 )->bool:
     "Tell whether the flag of any process is true"
@@ -73,7 +73,7 @@ def some(self:DistEnv,
     return count.item() > 0
 
 @patch
-def total(self:DistEnv,
+def all_reduce(self:DistEnv,
     value:torch.Tensor,  # This process's; of any shape, the same in all
 )->torch.Tensor:
     "Sum a tensor over the processes"
@@ -89,7 +89,7 @@ def share(self:DistEnv,
     return np.asarray(rows)[self.rank::self.world]
 
 @patch
-def whole(self:DistEnv,
+def all_gather(self:DistEnv,
     part:torch.Tensor,  # [len(share), …] this process's, on the CPU
     count:int,          # Rows of all processes
 )->torch.Tensor:        # [count, …]

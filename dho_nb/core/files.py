@@ -25,7 +25,7 @@ _HOST = hashlib.blake2b(f"{socket.gethostname()} {_SPACE}".encode(), digest_size
 def is_running(
     pid:int,   # Of a process of this machine
 )->bool:       # Where that cannot be told, yes
-    "Is there such a process?"
+    "Tell whether a process is at work; yes where that cannot be told"
     if os.name != "posix": return True
     try: os.kill(pid, 0)
     except PermissionError: return True  # somebody else's
@@ -38,7 +38,7 @@ def is_running(
 def atomic_path(
     path:str|Path,  # Where the file shall be
 ):                  # Yields a temporary path with the same suffix, in the same folder
-    "Write to the yielded path; when the block ends without error it takes the place of `path`"
+    "Write to the yielded path, which replaces `path` when the block ends without error. Raises `DhoError` for a folder"
     path = Path(os.path.expanduser(path))
     if path.is_dir(): raise DhoError(f"{path} is a folder: name a file in it")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ _BROKEN = {errno.EIO, errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 def to_disk(
     file,   # An open file
 ):
-    "Flush a file to the disk; raises OSError where the disk is full or broken, not where a filesystem knows no fsync"
+    "Flush a file to the disk. Raises `OSError` where the disk is full or broken, not where a filesystem has no fsync"
     try: os.fsync(file.fileno())
     except OSError as e:
         if e.errno in _BROKEN: raise
@@ -87,12 +87,12 @@ def to_disk(
 def parse_json(
     text:str,  # From a file
 ):
-    "Plain data from JSON; raises `ValueError`, whatever is wrong with it"
+    "Parse JSON as plain data. Raises `ValueError`, whatever is wrong with it"
     try:
-        found = json.loads(text)
-        if re.search(r"\\u[dD][89a-fA-F]", text): json.dumps(found, ensure_ascii=False).encode()  # half a character
+        data = json.loads(text)
+        if re.search(r"\\u[dD][89a-fA-F]", text): json.dumps(data, ensure_ascii=False).encode()  # half a character
     except RecursionError: raise ValueError("it is nested too deeply") from None
-    return found
+    return data
 
 # %% ../../nbs/core/04_files.ipynb #5a6d3d30
 def with_fields(
@@ -100,7 +100,7 @@ def with_fields(
     where,     # Which file, for the message
     **fields,  # Name to type, or to a tuple of types; int passes for float, bool for bool alone
 )->dict:       # `data`
-    "Plain data that is a JSON object with these fields; anything else raises `DhoError`"
+    "Check that plain data is a JSON object with these fields. Raises `DhoError` where it is not"
     why = "" if isinstance(data, dict) else f"{_short(data)} is no JSON object"
     for name, kinds in fields.items() if not why else ():
         if name not in data: why = f"{name} is missing"
@@ -136,10 +136,10 @@ def read_json(
     path:str|Path,  # Which file
     **fields,       # As for `with_fields`, of a file that must hold an object
 ):
-    "Read a JSON file; raises `DhoError`, which names it, if it is unreadable or lacks one of the fields"
-    try: found = parse_json(Path(path).expanduser().read_text(encoding="utf-8-sig"))
+    "Read a JSON file. Raises `DhoError`, which names it, if it is unreadable or lacks one of the fields"
+    try: data = parse_json(Path(path).expanduser().read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as e: raise DhoError(f"cannot read {path} as JSON: {e}") from None
-    return with_fields(found, path, **fields) if fields else found
+    return with_fields(data, path, **fields) if fields else data
 
 # %% ../../nbs/core/04_files.ipynb #56713af5
 _MAYBE = float, type(None)  # what could not be measured is null
@@ -152,7 +152,7 @@ RESULT = dict(identity=str, dataset=str, method=str, labels=str, seed=int, accur
 def clutter(
     name:str,   # Of a file or folder, without its path
 )->bool:
-    "Is it a file that a system or a synchronizing program left, rather than one of ours?"
+    "Tell whether a file was left by a system or a synchronizing program"
     return (name.startswith((".", "~$")) or name.lower() in ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
             or "conflicted copy" in name or ".sync-conflict-" in name)
 
@@ -160,7 +160,7 @@ def clutter(
 def refusal_message(
     error:OSError,   # Any error of the operating system
 )->str:
-    "Whose folder it is that an error refused, and what to set; empty for any other error"
+    "Say whose folder refused access, and what to set; nothing for any other error"
     if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or not error.filename: return ""
     file = Path(os.fsdecode(error.filename)).absolute()
     there = next(p for p in (file, *file.parents) if os.path.exists(p))
@@ -227,7 +227,7 @@ def taking_turns(
     doing:str,          # What its holder does, e.g. "writes the list of a store"
     patience:float=5.0, # Seconds until the wait is announced
 ):
-    "Hold a lock; raises `DhoError` where another process keeps it too long"
+    "Hold a lock. Raises `DhoError` where another process keeps it too long"
     limit = 5*load_settings().wait_seconds
     try: lock.acquire(timeout=patience)
     except Timeout:
@@ -244,7 +244,7 @@ def digest(
     data,           # Anything that JSON can hold
     length:int=12,  # Hexadecimal characters
 )->str:
-    "A short, stable hash of plain data"
+    "Hash plain data: short, and the same in every process"
     text = json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 

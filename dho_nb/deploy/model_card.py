@@ -18,7 +18,7 @@ from ..evaluation.interpolation import rows_for_method, head_table
 from ..evaluation.outputs import load_outputs, predicted
 from ..losses.methods import get_method, METHODS
 from ..runs.config import make_config
-from ..runs.run import differences
+from ..runs.folder import differences
 
 # %% ../../nbs/deploy/03_model_card.ipynb #a1092300
 def _estimated(file):

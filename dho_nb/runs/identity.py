@@ -12,7 +12,7 @@ import dho_nb
 from ..core.errors import DhoError
 from ..core.files import digest, files_hash
 from ..data.manifests import fingerprint, Manifest, manifest_hash
-from ..losses.methods import get_method, METHODS
+from ..losses.methods import METHODS
 from .config import Config, own_sources
 from ..teachers.clip import resize_suffix, teacher_identity
 from ..teachers.embedding_store import Store
@@ -61,7 +61,7 @@ def identity(
 )->str:                 # 12 hexadecimal characters
     "What a run's numbers depend on, as a hash"
     what = {k: v for k, v in with_defaults(asdict(config)).items() if k not in IGNORED and (k, v) not in ADDED_LATER.items()}
-    method = get_method(config.method)
+    method = METHODS[config.method]
     what["teacher"] = _teacher_of(config) if method.teacher else ""
     if method.lambdas: what["lambdas"] = method.lambdas
     if config.student.startswith("open_clip:"):

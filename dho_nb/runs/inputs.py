@@ -117,10 +117,12 @@ class Inputs:
 def resolve_on(
     config:Config,       # What to do
     data:RunData,        # The images
-    cache:dict|None=None,  # Labels of configurations resolved before, to be shared with this one
 )->Inputs:
     "The inputs of a configuration on given images, without an identity; raises `DhoError` for what cannot be trained"
     method = get_method(config.method)
+    return _inputs(config, method, teacher_plan(config, method), data)
+
+def _inputs(config, method, plan, data, cache=None):
     key = id(data), config.shots, config.fraction, config.seed, config.labels_by, method.labelled, config.teacher_head
     labels = _once(cache, key, lambda: visible_labels(config, data.manifest, method))
     validation = validation_rows(config, data.manifest, len(labels), method)
@@ -128,7 +130,7 @@ def resolve_on(
     for stage in stages:
         validate_streams(sizes.labelled, sizes.unlabelled, stream_use(config, stage.method))
         check_warmup(stage.recipe, sizes.epoch_steps)
-    return Inputs(config, method, stages, teacher_plan(config, method), data, labels, validation, sizes)
+    return Inputs(config, method, stages, plan, data, labels, validation, sizes)
 
 def _once(cache, key, make):
     "The value for `key`, made at the first call"
@@ -142,12 +144,13 @@ def resolve(
     cache:dict|None=None,  # Data and labels of configurations resolved before, to be shared with this one
 )->Inputs:
     "Everything that a run reads; raises `DhoError` for data, weights or labels that are missing, and for what cannot be trained"
-    plan = teacher_plan(config, get_method(config.method))
+    method = get_method(config.method)
+    plan = teacher_plan(config, method)
     embeddings = config.embeddings if plan.source != "none" else ""
     key = ("data", config.dataset, config.root, config.labels, config.skip_broken, config.test, embeddings, *config.classes, "",
            *config.templates)
     data = _once(cache, key, lambda: _open(config, plan))
-    inputs = resolve_on(config, data, cache)
+    inputs = _inputs(config, method, plan, data, cache)
     return replace(inputs, identity=identity(config, data.manifest, data.files, data.hash))
 
 def _open(config, plan):
@@ -174,7 +177,7 @@ def current_machine(
 )->Machine:
     "This process, as one of those that were started together"
     settings, dist_env = load_settings(), current_dist_env()
-    shown = "none" if not dist_env.main else settings.progress if mode == "auto" else mode
+    shown = "none" if not dist_env.is_main else settings.progress if mode == "auto" else mode
     return Machine(settings, dist_env, dist_env.device or pick_device(settings.device), shown)
 
 # %% ../../nbs/runs/05_inputs.ipynb #46e91f0a

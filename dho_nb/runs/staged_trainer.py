@@ -110,7 +110,7 @@ def prepare(self:StagedTrainer)->dict:
     if self.prepared: return self.prepared
     lacks, note = self.provider.missing(*self.data.needed()), self.folder/".begun.json"
     if note.exists(): self.encoded_before = max(self.encoded_before, read_json(note)["missing"] - lacks)
-    elif lacks and self.machine.dist_env.main: write_json(note, dict(missing=lacks))
+    elif lacks and self.machine.dist_env.is_main: write_json(note, dict(missing=lacks))
     self.prepared = self.data.prepare()
     return self.prepared
 
@@ -249,7 +249,7 @@ def head_outputs(self:StagedTrainer,
     m = self.machine
     mine, precision = m.dist_env.share(wanted), pick_precision(m.device, self.inputs.config.precision)
     part = collect(self.student, source, mine, m.device, precision, m.workers, mode or m.mode)
-    return HeadOutputs(*(m.dist_env.whole(getattr(part, f.name), len(wanted)) for f in dataclasses.fields(part)))
+    return HeadOutputs(*(m.dist_env.all_gather(getattr(part, f.name), len(wanted)) for f in dataclasses.fields(part)))
 
 @patch
 def scored_outputs(self:StagedTrainer)->HeadOutputs:

@@ -68,7 +68,7 @@ class TeacherProvider:
     ):
         self.config, self.data, self.plan, self.manifest, self.root = config, data, plan, data.manifest, Path(data.root)
         self.device, self.workers, self.mode = torch.device(device), workers, mode
-        self.teacher, self.lookup, self.num_released = None, None, 0  # images encoded by a teacher that was released
+        self.teacher, self.lookup, self.head, self.num_released = None, None, None, 0  # images encoded by a teacher that was released
         self.precision = pick_precision(self.device, config.precision)
         header = Path(config.embeddings).expanduser()/"header.json"
         if config.embeddings and header.exists(): self.precision = str(read_json(header).get("precision", self.precision))
@@ -231,11 +231,27 @@ def fit_head(self:TeacherProvider,
     labelled,           # Rows with labels to learn from
     validation,         # Rows that may choose its weights
 ):                      # Embeddings [N, D] to logits [N, C]
-    "Make the teacher head that the configuration names; tip-adapter-f is trained here"
+    "The teacher head that the configuration names, fitted at the first call and kept"
+    if self.head is None: self.head = self._fit_head(labelled, validation)
+    return self.head
+
+@patch
+def _fit_head(self:TeacherProvider, labelled, validation):
     c, truth = self.config, torch.from_numpy(self.manifest.table["label"].to_numpy(np.int64, copy=True)).to(self.device)
     if c.teacher_head == "zero-shot": return partial(teacher_logits, head=self.class_embeddings(), zeta=c.zeta)
     chosen = (self.center_embeddings(validation), truth[validation]) if len(validation) else None
     return tip_adapter_f(self.view_embeddings(labelled), truth[labelled], self.class_embeddings(), c.zeta, chosen, seed=c.seed)
+
+# %% ../../nbs/runs/04_teacher.ipynb #fcb3d4cb
+@patch
+def logits(self:TeacherProvider,
+    wanted,             # [N] positions in the manifest
+    labelled,           # As for `fit_head`
+    validation,         # As for `fit_head`
+)->torch.Tensor|None:   # [N, C]
+    "Teacher logits of center crops; None without a teacher, without images, or where an image has no embedding"
+    if self.plan.source == "none" or not len(wanted) or len(self.uncovered(wanted)): return None
+    return self.fit_head(labelled, validation)(self.center_embeddings(wanted))
 
 # %% ../../nbs/runs/04_teacher.ipynb #46649d0d
 @patch
@@ -268,14 +284,16 @@ def make_teacher_provider(
     config:Config,       # Which images, teacher and views
     folder:str|Path="",  # Of the store; found by its name below the cache if empty
     mode:str="auto",     # Progress, as in `Settings.progress`
-    kind:type=TeacherProvider,  # What to make
 )->TeacherProvider:
     "Open the teacher of a configuration, with all its views, without a student"
+    return _unopened(config, mode).open(folder)
+
+def _unopened(config, mode, kind=TeacherProvider):
     settings = load_settings()
     device = pick_device(settings.device)
     whole = config if config.views == "live" else replace(config, epochs=max(config.epochs, config.views))
     plan = teacher_plan(whole, get_method(config.method))
-    return kind(whole, open_data(config), plan, device, pick_workers(settings.workers, device), mode).open(folder)
+    return kind(whole, open_data(config), plan, device, pick_workers(settings.workers, device), mode)
 
 # %% ../../nbs/runs/04_teacher.ipynb #0398ee6a
 def _rows_to_embed(manifest):
@@ -322,9 +340,9 @@ def missing_embeddings(
     folder:str|Path="",  # As for `make_teacher_provider`
 )->tuple[int, int]:      # Missing, and all
     "Count the embeddings that runs with this configuration need and the store lacks"
-    train, scored = _rows_to_embed(open_data(config).manifest)
+    provider = _unopened(config, "none", _NeverLoaded)
+    train, scored = _rows_to_embed(provider.manifest)
     whole = config.views*len(train) + len(scored)
-    try: provider = make_teacher_provider(config, folder, "none", _NeverLoaded)
+    try: has = provider.open(folder).lookup.has
     except _NotStored: return whole, whole
-    has = provider.lookup.has
     return int(sum((~has(train, v)).sum() for v in range(provider.plan.cycle)) + (~has(scored, CENTER_VIEW)).sum()), whole

@@ -18,6 +18,7 @@ class TeacherOutput(NamedTuple):
     embeddings:torch.Tensor  # [L+U, D] of length 1
     pool:torch.Tensor|None=None  # [U, C] probabilities from the pool's structure, where the method needs them
 
+
 # %% ../../nbs/teachers/04_targets.ipynb #3906713c
 def online_teacher(
     teacher:Teacher,      # A frozen teacher
@@ -30,6 +31,7 @@ def online_teacher(
         embeddings = teacher.encode_images(pixels)
         return TeacherOutput(head(embeddings), embeddings, _pool_probabilities(pool, batch))
     return teacher_fn
+
 
 # %% ../../nbs/teachers/04_targets.ipynb #6f95c555
 def cached_teacher(

@@ -272,16 +272,16 @@ def losses(self:Trainer,
     totals:tuple=(None, None),  # As for the objectives
 )->dict:                        # The loss and its parts, scalars
     "Return the objective's value on a batch; differentiable"
-    recipe, teacher = self.recipe, self.teacher_fn(batch) if self.method.asks else TeacherOutput(None, None)
+    recipe, teacher_output = self.recipe, self.teacher_fn(batch) if self.method.asks else TeacherOutput(None, None)
     pixels = self.preprocess.normalize(self.streams.student_pixels(batch, self.device))
     ce_logits, kd_logits, *features = self._outputs(pixels)
     labels = batch.labels.to(self.device)
-    extras = dict(features=features[0] if features else None, embeddings=teacher.embeddings, pool=teacher.pool)
+    extras = dict(features=features[0] if features else None, embeddings=teacher_output.embeddings, pool=teacher_output.pool)
     extras = {name: extras[name] for name in self.method.needs if name in extras}
-    parts = self.method.objective(ce_logits, kd_logits, teacher.logits, labels, recipe.ce_weight, recipe.kd_weight, recipe.tau,
+    parts = self.method.objective(ce_logits, kd_logits, teacher_output.logits, labels, recipe.ce_weight, recipe.kd_weight, recipe.tau,
                                   totals, **extras, **self.constants)
     if self.conflict is not None:
-        self.product += error_product(ce_logits, kd_logits, teacher.logits, labels, recipe.tau, totals[0]).detach()
+        self.product += error_product(ce_logits, kd_logits, teacher_output.logits, labels, recipe.tau, totals[0]).detach()
     return parts
 
 # %% ../../nbs/training/00_trainer.ipynb #d9be0a27
@@ -325,7 +325,7 @@ def _gradients(self:Trainer, pieces, totals):
             if separate: both = [add_gradients(b, g) for b, g in zip(both, self._separate_gradients(parts))]
             else: self.scaler.scale(parts["loss"]*self.dist_env.world).backward()
         for name, value in parts.items(): self.sums[name] = self.sums.get(name, 0) + value.detach().to(self.sum_type)
-    if separate: self._combine(*([g if g is None else self.dist_env.total(g) for g in side] for side in both))
+    if separate: self._combine(*([g if g is None else self.dist_env.all_reduce(g) for g in side] for side in both))
 
 # %% ../../nbs/training/00_trainer.ipynb #1510bf4f
 @patch
@@ -342,7 +342,7 @@ def _combine(self:Trainer, labels, teacher):
     joined = pcgrad(labels, teacher) if self.method.surgery else add_gradients(labels, teacher)
     for p, g in zip(self.trainable, joined): p.grad = g
     if self.conflict is not None:
-        self.conflict[self.step] = torch.stack([*self._cosines(labels, teacher), self.dist_env.total(self.product)]).cpu()
+        self.conflict[self.step] = torch.stack([*self._cosines(labels, teacher), self.dist_env.all_reduce(self.product)]).cpu()
 
 # %% ../../nbs/training/00_trainer.ipynb #643adc12
 @patch
@@ -403,7 +403,7 @@ def _run_check(self:Trainer)->dict:
 def _epoch_sums(self:Trainer)->dict:
     "Return the epoch's running sums over all processes"
     if not self.sums or self.dist_env.world == 1: return self.sums
-    return dict(zip(self.sums, self.dist_env.total(torch.stack(list(self.sums.values())))))
+    return dict(zip(self.sums, self.dist_env.all_reduce(torch.stack(list(self.sums.values())))))
 
 # %% ../../nbs/training/00_trainer.ipynb #e6a7e6ab
 @patch
@@ -411,7 +411,7 @@ def save(self:Trainer):
     "Write a checkpoint; skip non-finite weights and incomplete steps"
     if not self.checkpoint or self.step_incomplete: return
     sums = self._epoch_sums()
-    if not self.dist_env.main or not all(torch.isfinite(v).all() for v in (*sums.values(), *self.trainable)): return
+    if not self.dist_env.is_main or not all(torch.isfinite(v).all() for v in (*sums.values(), *self.trainable)): return
     moments = {f"optim.{i}.{k}": v for i, state in self.optimizer.state_dict()["state"].items()
                for k, v in state.items()}
     weights = {f"model.{k}": v for k, v in self.model.state_dict().items()}
@@ -429,7 +429,7 @@ def load(self:Trainer)->int:
     """Resume from the checkpoint if there is one; return the step.
     Raises DhoError where it is damaged or of another run, or where processes do not share it."""
     if self.checkpoint and self.checkpoint.exists(): self._load_checkpoint()
-    if len(set(self.dist_env.whole(torch.tensor([self.step]), self.dist_env.world).tolist())) > 1:
+    if len(set(self.dist_env.all_gather(torch.tensor([self.step]), self.dist_env.world).tolist())) > 1:
         raise DhoError(f"the processes stand at different steps: {self.checkpoint.parent} must be one folder that all "
                        "machines share")
     return self.step
@@ -475,7 +475,7 @@ def _load_checkpoint(self:Trainer):
     if state["scaler"]: self.scaler.load_state_dict(state["scaler"])
     self.step, self.history, self.seconds = state["step"], state["history"], state.get("seconds", 0.0)
     self.notes, sums = state.get("notes", {}), part("sum.")
-    self.sums = {k: sums[k].to(self.device)*self.dist_env.main for k in state["parts"]}
+    self.sums = {k: sums[k].to(self.device)*self.dist_env.is_main for k in state["parts"]}
     if self.conflict is not None: self.conflict = tensors["conflict"]
 
 # %% ../../nbs/training/00_trainer.ipynb #cc29130e
@@ -513,7 +513,7 @@ def train(self:Trainer,
     return to."""
     if self.step_incomplete: self._restore()
     until = self.steps if until is None else min(until, self.steps)
-    progress = ProgressCallback(self.steps, self.streams.epoch_steps, mode if self.dist_env.main else "none")
+    progress = ProgressCallback(self.steps, self.streams.epoch_steps, mode if self.dist_env.is_main else "none")
     saved, wait = time.monotonic(), every
     with stop_requests(self._interrupt_wait) as signals, torch.random.fork_rng(devices=[]):
         batches = loader(self.streams, range(self.step, until), self.workers, self.device.type == "cuda", strict=True)
@@ -524,8 +524,8 @@ def train(self:Trainer,
             self.seconds = time.monotonic() - since  # over all sessions
             progress(self.step, self.history)
             if self.dist_env.world > 1 and self.step % 8: continue  # all processes decide together, every few steps
-            if self.dist_env.some(signals): self._stop()
-            if self.dist_env.some(time.monotonic() - saved > wait):
+            if self.dist_env.any_rank(signals): self._stop()
+            if self.dist_env.any_rank(time.monotonic() - saved > wait):
                 began = time.monotonic(); self.save(); saved = time.monotonic()
                 wait = max(every, 20*(saved - began))
     self.save()
