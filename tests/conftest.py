@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,20 @@ def set_everywhere(monkeypatch, room="", **values):
         holders = [m for n, m in sorted(sys.modules.items()) if n.startswith(f"dho_nb.{room}") and name in vars(m)]
         assert holders, f"no module of dho_nb.{room} holds {name}"
         for m in holders: monkeypatch.setattr(m, name, value)
+
+
+def fails(call, *said):
+    "Check that a call ends in a DhoError that says all of this"
+    from dho_nb.core.errors import DhoError
+    with pytest.raises(DhoError) as found: call()
+    assert all(s in str(found.value) for s in said), found.value
+
+
+def drawn_seed():
+    "A seed by the clock, printed; DHO_SEED=… repeats a failure"
+    seed = int(os.environ.get("DHO_SEED", time.time_ns() % 10**9))
+    print(f"DHO_SEED={seed}")
+    return seed
 
 
 def picture(file, seed=0, size=(40, 30), mode="RGB", **save):

@@ -445,3 +445,13 @@ def test_a_student_of_the_exported_safetensors_is_the_student(tree, tmp_path):
     (one, facts), (other, again) = load_student(tmp_path/"s.safetensors"), load_model(tmp_path/"out")
     assert all(torch.equal(a, b) for a, b in zip(one.model.state_dict().values(), other.model.state_dict().values()))
     assert facts["alpha"] == again["alpha"]
+
+
+def test_a_card_of_a_published_checkpoint_and_a_teacher_with_other_prompts(tmp_path, monkeypatch):
+    from dho_nb.runs.config import make_config
+    from dho_nb.deploy.evaluate import Evaluation
+    from dho_nb.deploy.checkpoints import random_published
+    from dho_nb.deploy.model_card import model_card
+    assert "two heads" in model_card(random_published(tmp_path/"x.pt", 10))
+    asked = [Evaluation("digits", make_config(dict(dataset="digits", **t))) for t in ({}, dict(templates=["a blob {}"]))]
+    assert asked[0].identity != asked[1].identity

@@ -29,9 +29,9 @@ def code(notebook):
 
 def test_export_and_clean_change_nothing(tmp_path):
     copy = tmp_path/"copy"
-    shutil.copytree(ROOT, copy,
-                    ignore=shutil.ignore_patterns(".git", ".venv", "runs", "data", "build", "*.egg-info", "__pycache__",
-                                                  ".ipynb_checkpoints", "_proc", "_docs", "_site"))
+    skip = shutil.ignore_patterns(".git", ".venv", "build", "*.egg-info", "__pycache__", ".ipynb_checkpoints", "_proc",
+                                  "_docs", "_site")
+    shutil.copytree(ROOT, copy, ignore=lambda folder, names: {*skip(folder, names), *(("runs", "data")*(Path(folder) == ROOT))})
     kept = {p.relative_to(copy): p.read_bytes() for p in copy.rglob("*") if p.is_file()}
     for command in ("nbdev-export", "nbdev-clean"):
         subprocess.run([Path(sys.executable).parent/command], cwd=copy, check=True, capture_output=True,

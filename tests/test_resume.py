@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from conftest import ROOT
+from conftest import ROOT, drawn_seed
 
 COMMAND = [sys.executable, "-m", "dho_nb.cli.main", "distill", "--preset", "digits"]
 
@@ -53,7 +53,7 @@ def wait_for(file, process, seconds=120):
 
 
 def test_killed_at_random_moments(unbroken, tmp_path):
-    rng, kills = random.Random(time.time_ns()), 0
+    rng, kills = random.Random(drawn_seed()), 0
     for attempt in range(40):
         process = start(tmp_path/"run")
         if kills >= 6: break

@@ -5,7 +5,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from functools import partial
 
@@ -15,7 +14,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from conftest import ROOT, picture
+from conftest import ROOT, drawn_seed, picture
 from dho_nb.runs.identity import identity
 from dho_nb.runs.config import make_config, preset
 from dho_nb.teachers.embedding_store import Lookup, match_classes, open_store
@@ -80,7 +79,7 @@ def content(folder):
 
 def kill_often(command, puts, kills=10):
     "Run something that fills chunks, each time killed at a random moment after a few of them; how often that came before the end"
-    rng, survived = random.Random(time.time_ns()), 0
+    rng, survived = random.Random(drawn_seed()), 0
     for _ in range(kills):
         process = start([sys.executable, "-c", KILLED, rng.randint(1, puts), rng.uniform(0, .02),
                          rng.choice([0, .05, 2]), *command[1:]])
@@ -358,3 +357,9 @@ def test_a_known_dataset_in_another_place_is_told_apart(tmp_path, monkeypatch):
     there = distill(preset("digits", epochs=1, root=str(other)), tmp_path/"there")
     assert there.result["teacher_looked"] > 0
     assert there.result["teacher_accuracy"] < usual.result["teacher_accuracy"] - .2
+
+
+def test_a_class_that_stands_twice_among_the_embeddings():
+    from dho_nb.teachers.embedding_store import match_classes
+    assert match_classes(["crane", "cat"], ["cat", "crane", "dog", "dog"], 4) == [1, 0]
+    with pytest.raises(DhoError, match="'crane' stands 2 times"): match_classes(["crane"], ["crane", "dog", "crane"], 3)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import ROOT, set_everywhere
+from conftest import ROOT, drawn_seed, set_everywhere
 from dho_nb.sweeps.executors import run_sweep, slurm_script
 from dho_nb.sweeps.grid import make_grid, read_grid
 from dho_nb.core.errors import DhoError
@@ -98,7 +98,7 @@ def kill_one(rng, process, kind):
 
 
 def test_killed_at_random_moments(grid, undisturbed, tmp_path):
-    rng, folder, wanted = random.Random(time.time_ns()), tmp_path/"sweep", 5 if RUNS >= 100 else 2
+    rng, folder, wanted = random.Random(drawn_seed()), tmp_path/"sweep", 5 if RUNS >= 100 else 2
     kills, launches, done = {"sweep": 0, "worker": 0, "kernel": 0}, 0, 0
     longest = min(10, RUNS/4)  # eight runs are soon done
     while min(kills.values()) < wanted and done < RUNS:

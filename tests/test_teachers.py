@@ -432,3 +432,12 @@ def test_a_file_is_hashed_once_until_it_changes(tmp_path, monkeypatch):
     assert files_hash(tmp_path) != first[-1] and len(count) == 3
     teacher_identity("digits"), teacher_identity("digits")
     assert len(count) <= 3 + len([*shipped("bundled/digits_teacher").iterdir()])
+
+
+def test_openais_own_files_have_their_activation(tmp_path):
+    import torch
+    from dho_nb.teachers.clip import _lacks_quickgelu
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)).save(tmp_path/"RN50.pt")
+    torch.save({}, tmp_path/"other.pt")
+    assert _lacks_quickgelu("RN50", str(tmp_path/"RN50.pt")) and not _lacks_quickgelu("RN50-quickgelu", str(tmp_path/"RN50.pt"))
+    assert not _lacks_quickgelu("RN50", str(tmp_path/"other.pt")) and not _lacks_quickgelu("RN50", "yfcc15m/other.pt")

@@ -212,3 +212,15 @@ def test_vits_of_another_image_size_are_resampled_as_their_libraries_do(tmp_path
 def test_quantised_weights_are_refused(net, tmp_path):
     torch.save({k: (v*100).to(torch.int8) for k, v in net.items()}, tmp_path/"int8.pth")
     says(lambda: load_weights(tiny(), tmp_path/"int8.pth"), "quantised", "torch.int8")
+
+
+def test_a_cosine_head_has_no_bias():
+    from dho_nb.students.heads import CosineHead, ReferenceHead
+    with pytest.raises(TypeError, match="bias"): CosineHead(4, 2, bias=True)
+    head, reference = CosineHead(4, 2), ReferenceHead(4, 2)
+    assert head.bias is None and reference.bias.shape == (2,)
+    with torch.no_grad(): reference.bias.fill_(1.0)
+    x = torch.randn(3, 4)
+    before = reference(x)
+    with torch.no_grad(): reference.bias.fill_(2.0)
+    assert torch.allclose(reference(x) - before, torch.full((3, 2), 1/reference.zeta))

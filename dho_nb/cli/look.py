@@ -45,9 +45,9 @@ def _check(args):
     with tempfile.TemporaryDirectory() as place:
         try: run = Run(config, Path(place)/"run", "none")
         except DhoError:
-            _say_data(config, open_data(config))
+            _print_data(config, open_data(config))
             raise
-        _say_data(config, run.inputs.data)
+        _print_data(config, run.inputs.data)
         run.overview()
         if run.inputs.teacher.source == "own":
             lookup = run.open_teacher().lookup
@@ -58,7 +58,7 @@ def _check(args):
     print(f"training time: {_expected(config, run.inputs)}")
 
 # %% ../../nbs/cli/02_look.ipynb #95d35308
-def _say_data(config, data):
+def _print_data(config, data):
     "What `check` found: images, classes, labels, and what may be wrong with them"
     from dho_nb.runs.config import data_notes
     from dho_nb.runs.dataset import visible_labels
@@ -66,7 +66,7 @@ def _say_data(config, data):
     from dho_nb.losses.methods import get_method
     manifest, where = data.manifest, _tilde(data.root)
     print(f"{manifest.name}: {len(manifest)} images below {where}, {len(manifest.classes)} "
-          f"classes\n{summary(manifest).to_string()}\n{_class_lines(manifest)}{_twin_lines(manifest, data.keys)}")
+          f"classes\n{summary(manifest).to_string()}\n{_class_lines(manifest)}{_duplicate_lines(manifest, data.keys)}")
     for name, text in data_notes(config, manifest, data.root, data.skipped).items(): print(f"{name}: {text}")
     subset = visible_labels(config, manifest, get_method(config.method))
     print(f"labels for training ({subset.name}): {len(subset)}; images left out: {len(data.skipped)}", flush=True)
@@ -83,7 +83,7 @@ def _class_lines(manifest, most=50):
     return f"classes, with their labelled images: {listed}{more}{warned}"
 
 # %% ../../nbs/cli/02_look.ipynb #bfe1c1a1
-def _twin_lines(manifest, keys):
+def _duplicate_lines(manifest, keys):
     "What is trained on and tested on, and what has two labels, where files hold the same; nothing for a known dataset"
     if keys is None: return ""
     table = manifest.table.assign(key=keys)

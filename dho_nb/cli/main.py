@@ -26,14 +26,23 @@ class VerbParser(argparse.ArgumentParser):
     options = None
 
     def complete(self):
+        "Make the options, once"
         options, self.options = self.options, None
         if options: add_options(self, options)
 
-    def parse_known_args(self, *args, **kwargs): self.complete(); return super().parse_known_args(*args, **kwargs)
+    def parse_known_args(self, *args, **kwargs):
+        "Read a command, with the options made"
+        self.complete()
+        return super().parse_known_args(*args, **kwargs)
 
-    def format_help(self): self.complete(); return super().format_help()
+    def format_help(self):
+        "Return the help, with the options made"
+        self.complete()
+        return super().format_help()
 
-    def error(self, message): raise DhoError(f"{message}; {self.prog} --help lists the options")
+    def error(self, message):
+        "Refuse a command. Raises `DhoError`, where argparse would exit"
+        raise DhoError(f"{message}; {self.prog} --help lists the options")
 
     def _check_value(self, action, value):
         if action.choices and value not in action.choices: raise unknown_name("verb", value, action.choices)
@@ -88,7 +97,7 @@ def _usage(verb):
 def main(
     argv:list|None=None,  # Arguments; those of the process if None
 )->int:                   # 0 done, 1 something is not whole or cannot be read, 2 a mistake that the message explains, 130 stopped
-    "The command `dho`"
+    "Tell the verb of a command to run, and an error in one sentence. Raises what is a fault of this library"
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what failed in the end is our message
     with suppress(DhoError): load_settings()  # a home for libraries, where there is none
     for stream in (sys.stdout, sys.stderr):  # a terminal that knows no ± is shown \xb1

@@ -32,7 +32,7 @@ def verb(
     stage:str,           # One of `STAGES`
     do:Callable|None=None,  # As in `Verb`
 ):                       # Decorator of a class of options
-    "Register a class of options as a verb"
+    "Make a class of options a verb"
     def register(options):
         VERBS[name] = Verb(name, stage, do, dataclass(kw_only=True)(options))
         return options
@@ -43,7 +43,7 @@ def option(
     default=dataclasses.MISSING,  # Its value if it is not given
     **how,   # `word=True`: given without --name; `required=True`: must be given with --name; `parse`: a function of each word
 ):           # A dataclass field
-    "Declare an option that needs more than a type and a default"
+    "Describe an option that needs more than a type and a default"
     return dataclasses.field(default=default, metadata=how)
 
 # %% ../../nbs/cli/01_options.ipynb #3e2ea0ce
@@ -117,7 +117,7 @@ def add_options(
     parser:argparse.ArgumentParser,  # Of a verb
     options:type,                    # Its class of options
 ):
-    "Add the options of a verb, and the parameters of `Config` if it takes them"
+    "Make the options of a verb, and the parameters of `Config` if it takes them"
     about, known = helps(options), {p.name: p for p in parameters(options)}
     how = {f.name: f.metadata for f in dataclasses.fields(options)}
     for names in reversed(sections(options).values()):  # a verb's own options come first
@@ -128,7 +128,7 @@ def add_options(
 def chosen(
     args:argparse.Namespace,  # Parsed options
 ):                            # A `Config`
-    "Make the configuration that the options describe, on top of a preset or a file; raises `DhoError`"
+    "Make the configuration that the options describe, on top of a preset or a file. Raises `DhoError` for a wrong one"
     from dho_nb.runs.config import Config
     from dho_nb.runs.presets import changed, named
     given = {p.name: getattr(args, p.name) for p in parameters(Config) if hasattr(args, p.name)}

@@ -84,10 +84,10 @@ def _expected(config, inputs):
     return f"about {format_seconds(seconds)} on this machine{shorter}"
 
 def _run(args):
-    "A preset by its name; with --dry only a rehearsal"
+    "Train a preset; with --dry only do a dry run"
     if not args.dry: return _distill(args)
     from dho_nb.runs.dry_run import dry_run
-    print(f"rehearsing {args.preset}: nothing is read, nothing is kept", flush=True)
+    print(f"dry run of {args.preset}: nothing is read, nothing is kept", flush=True)
     print(*(f"  {name:24} {value}" for name, value in dry_run(chosen(args)).items()), sep="\n")
 
 # %% ../../nbs/cli/04_train.ipynb #3e388ff0

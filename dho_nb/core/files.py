@@ -250,7 +250,7 @@ def digest(
 
 # %% ../../nbs/core/04_files.ipynb #12b0ec4e
 def weights_hash(
-    module,  # Any torch.nn.Module
+    module,  # A `torch.nn.Module`
 )->str:      # 16 hexadecimal characters
     "Hash of all parameters and buffers, with their names"
     import torch

@@ -84,7 +84,7 @@ def check_value(
     parameter:Parameter,  # What is declared
     value,                # What is given
 ):                        # The value, as plain Python
-    "Return a value in its declared type; raises `DhoError` if its type, range or choice is wrong"
+    "Return a value in its declared type. Raises `DhoError` if its type, range or choice is wrong"
     name, kind = parameter.name, parameter.kind
     if value is None and parameter.default is None: return None
     if hasattr(value, "dtype") and value.shape == (): value = value.item()
@@ -118,7 +118,7 @@ class Parameters:
 def sections(
     cls,      # A dataclass of parameters
 )->dict:      # Docstring of each class of its chain to the names that are first declared there
-    "Group parameters by the class that declares them"
+    "List parameters by the class that declares them"
     found, seen = {}, set()
     for c in reversed(cls.__mro__):
         names = [n for n in get_annotations(c) if dataclasses.is_dataclass(c) and n not in seen]

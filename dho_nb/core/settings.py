@@ -55,7 +55,7 @@ def load_settings(
     start:str|Path=".",   # Where to begin looking for `settings.ini`, upwards
     env:dict|None=None,   # Environment variables; the process's own if None
 )->Settings:
-    "Settings from defaults, then `settings.ini`, then `DHO_*` variables; an unknown name or a bad value raises `DhoError`"
+    "Read settings from defaults, then `settings.ini`, then `DHO_*` variables. Raises `DhoError` for an unknown name or a bad value"
     env = os.environ if env is None else env
     known = {p.name: p for p in parameters(Settings)}
     base, in_file = _ini(start)
@@ -75,7 +75,7 @@ def load_settings(
 def shipped(
     name:str,  # "data_manifests", "experiments" or "bundled", with or without a path below it
 )->Path:       # Where it is, installed or in a checkout
-    "Path of what comes with the package"
+    "Return the path of what comes with the package. Raises `DhoError` where it is missing"
     package = Path(__file__).parent.parent
     for base in (package, package.parent, package.parent/"nbs"):
         if (base/name).exists(): return base/name
@@ -87,7 +87,7 @@ def shipped(
 def download_limit(
     seconds:float=60.0,   # Without a byte
 ):
-    "Within: a connection that goes silent is an error, also for libraries that would wait for ever"
+    "Make a silent connection an error within the block, also for libraries that would wait for ever"
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try: yield
@@ -98,13 +98,13 @@ def clipped(
     text:str,       # To be a part of a file's name
     most:int=100,   # Bytes of UTF-8
 )->str:
-    "The beginning of a text that fits into so many bytes"
+    "Return the beginning of a text that fits into so many bytes"
     return text.encode()[:most].decode(errors="ignore")
 
 # %% ../../nbs/core/03_settings.ipynb #4d6e490c
 def visible(
     text:str,   # Whatever is to be shown on a terminal
 )->str:
-    "Replace control characters, but for line breaks and tabs, by their codes"
+    "Escape control characters except line breaks and tabs"
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]",
                   lambda c: c[0].encode("unicode_escape").decode(), text)

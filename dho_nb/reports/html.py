@@ -43,11 +43,12 @@ def _image(figure, caption=""):
 # %% ../../nbs/reports/04_html.ipynb #aef2cb0f
 def _listed_html(table, left=False):
     "A data frame as a plain HTML table"
-    table = table.reset_index() if table.index.names != [None] else table
-    cell = lambda v: "" if v is None or v != v else f"{v:.4g}" if isinstance(v, float) else str(v)
-    with pd.option_context("display.max_colwidth", None):
-        html = table.map(cell).to_html(index=False, border=0, classes="left" if left else None)
-    return f'<div class="wide">{html}</div>'
+    shown = table.reset_index() if table.index.names != [None] else table
+    cell = lambda v: escape("" if v is None or v != v else f"{v:.4g}" if isinstance(v, float) else str(v))
+    rows = "".join(f"<tr>{''.join(f'<td>{cell(v)}</td>' for v in row)}</tr>" for row in shown.itertuples(index=False))
+    heads = "".join(f"<th>{escape(str(c))}</th>" for c in shown.columns)
+    table = f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody>"
+    return f'<div class="wide"><table class="{"left" if left else ""}">{table}</table></div>'
 
 # %% ../../nbs/reports/04_html.ipynb #cc4d3522
 def _spread(frame, planned):

@@ -60,7 +60,7 @@ def _bits(part, average=()):
     return by_seed, part.groupby("seed")["test"].agg(list).to_dict()
 
 # %% ../../nbs/reports/02_tables.ipynb #189cfdd2
-def _compared(mine, other, average=(), draws=2000):
+def _compared(mine, other, average=()):
     "Gain, low, high, seeds of one group of runs over another; None where they share no seed or lack their bits"
     absent = lambda right: right is None or isinstance(right, float)
     lacks = lambda part: "right" not in part or not part["tested"].all() or any(map(absent, part["right"]))
@@ -71,7 +71,7 @@ def _compared(mine, other, average=(), draws=2000):
     if len({tuple(of[s]) for of in (of_a, of_b) for s in both}) > 1:
         raise DhoError(f"{mine['run'].iloc[0]} and {other['run'].iloc[0]} were tested on different images and cannot "
                        "be paired: compare runs of one test set (column test)")
-    return *paired(a, b, draws), len(both)
+    return *paired(a, b), len(both)
 
 # %% ../../nbs/reports/02_tables.ipynb #16d874e3
 def gains(
@@ -79,7 +79,6 @@ def gains(
     ours:str="dho",         # Which is compared
     rows:str="method",      # With what else there is on this axis
     average=(),             # Axes to average over
-    draws:int=2000,         # As for `paired`
 )->pd.DataFrame:            # The other axes, `rows` (the other), gain, low, high, seeds
     "Compute what one method gains over each other, in every setting that both have. Raises `DhoError` for an unknown row, or a hidden axis"
     average = _axes(average)
@@ -92,7 +91,7 @@ def gains(
     for key, part in frame.groupby(rest, sort=False) if rest else [((), frame)]:
         groups = {name: _whole(p, average, frame) for name, p in part.groupby(rows, sort=False)}
         for name in [n for n in groups if n != ours and ours in groups]:
-            if gain := _compared(groups[ours], groups[name], average, draws):
+            if gain := _compared(groups[ours], groups[name], average):
                 pairs.append(dict(zip(rest, key), **{rows: name}, **dict(zip(_GAIN, gain))))
     return pd.DataFrame(pairs, columns=[*rest, rows, *_GAIN])
 
@@ -325,13 +324,13 @@ def _cell(part, value, average, frame, wanted):
                 wanted=max(wanted, len(by_seed)))
 
 # %% ../../nbs/reports/02_tables.ipynb #39b33c83
-def _marked(cells, parts, keys, head, average, draws):
+def _marked(cells, parts, keys, head, average):
     "Mark the best of a column, or those that cannot be told from it, block by block"
     for _, block in groupby(keys, key=lambda k: k[:-1]):
         here = [k for k in block if cells.get((k, head), {}).get("runs")]
         if len(here) < 2: continue
         best = max(here, key=lambda k: cells[k, head]["mean"])
-        against = {k: _compared(parts[best, head], parts[k, head], average, draws) for k in here if k != best}
+        against = {k: _compared(parts[best, head], parts[k, head], average) for k in here if k != best}
         if cells[best, head]["runs"] < 2 or any(a is None or a[3] < 2 for a in against.values()): continue
         same = [k for k, a in against.items() if a[1] <= 0]
         for k in [best, *same]: cells[k, head]["mark"] = "italic" if same else "bold"
@@ -365,7 +364,6 @@ def results_table(
     against:str="",        # A row: cells then are differences to it, in points, with 95 % intervals
     average=(),            # Axes to average over, e.g. "dataset"
     teacher:bool=False,    # Begin with a row of the zero-shot teacher
-    draws:int=2000,        # As for `paired`
 )->ResultTable:
     "Tabulate means and standard deviations over seeds, the best marked where the bootstrap supports it. Raises `DhoError` for unknown columns"
     listed = lambda v: [v] if isinstance(v, str) else list(v)
@@ -379,7 +377,7 @@ def results_table(
     frame = deduplicate(frame, axes)
     for axis, kept in order.items(): frame = frame[frame[axis].isin(kept)]
     check_no_hidden_axis(frame, axes, [*used, *average])
-    return _tabulated(frame, rows, columns, values, seeds, order, against, average, teacher, draws)
+    return _tabulated(frame, rows, columns, values, seeds, order, against, average, teacher)
 
 # %% ../../nbs/reports/02_tables.ipynb #216682b7
 def _expected_seeds(expected, used, frame):
@@ -402,7 +400,7 @@ def _filled(expected, frame, axis):
     return expected[axis].where(expected[axis] != "", filled)
 
 # %% ../../nbs/reports/02_tables.ipynb #42698cc1
-def _tabulated(frame, rows, columns, values, seeds, order, against, average, teacher, draws):
+def _tabulated(frame, rows, columns, values, seeds, order, against, average, teacher):
     "The table, cell by cell"
     used = [*rows, *columns]
     count = frame["seed"].nunique() if "seed" in frame and "seed" not in used else 1
@@ -420,8 +418,8 @@ def _tabulated(frame, rows, columns, values, seeds, order, against, average, tea
              and not (len(there(k, h)) and there(k, h)[name(h)].isna().all())}
     for h in [h for h in heads if name(h) == "accuracy"]:
         with_h = {(k, h): _whole(p, average, frame) for (k, c), p in parts.items() if c == core(h)}
-        if against: _set_against(cells, with_h, keys, h, against, average, draws)
-        elif rows[-1] not in AMOUNTS: _marked(cells, with_h, keys, h, average, draws)
+        if against: _set_against(cells, with_h, keys, h, against, average)
+        elif rows[-1] not in AMOUNTS: _marked(cells, with_h, keys, h, average)
     if against: keys = [k for k in keys if k[-1] != against]
     if teacher: keys = _with_teacher(cells, parts, keys, heads, core, name)
     titles = rows, [""]*titled + columns
@@ -436,12 +434,12 @@ def _sorted_keys(keys, names, order):
               for level, n in enumerate(names)]
     return sorted(dict.fromkeys(keys), key=lambda k: [p[v] for p, v in zip(places, k)])
 
-def _set_against(cells, parts, keys, head, against, average, draws):
+def _set_against(cells, parts, keys, head, against, average):
     "Cells as differences to a row of the same block"
     if against not in {k[-1] for k in keys}: raise unknown_name("row", against, [k[-1] for k in keys])
     for k in [k for k in keys if cells.get((k, head), {}).get("runs")]:
         base = (*k[:-1], against)
-        of = _compared(parts[k, head], parts[base, head], average, draws) if (base, head) in parts else None
+        of = _compared(parts[k, head], parts[base, head], average) if (base, head) in parts else None
         mark = "" if not of or of[3] < 2 else "bold" if of[1] > 0 else "italic" if of[2] > 0 else ""
         if of: cells[k, head].update(zip(_GAIN, of), runs=of[3], mark=mark)
         elif k != base: cells[k, head] = dict(mean=np.nan, std=np.nan, runs=0, wanted=cells[k, head]["wanted"])

@@ -146,7 +146,7 @@ def _check_training(config):
 def make_config(
     given:dict,     # Parameter names and values
 )->Config:
-    "Make a configuration of names and values, as a file has them"
+    "Make a configuration of names and values, as a file has them. Raises `DhoError` for an unknown name or a wrong value"
     return Config(**given)
 
 # %% ../../nbs/runs/01_config.ipynb #336b266d
@@ -154,20 +154,20 @@ def preset(
     name:str,    # One of `PRESETS`
     **changes,   # Parameters to change
 )->Config:
-    "A configuration by name"
+    "Make a preset's configuration, with changes. Raises `DhoError` for an unknown name or a wrong value"
     return Config(**named(dict(changes, preset=name)))
 
 # %% ../../nbs/runs/01_config.ipynb #e1707803
 def config_from(
     namespace:dict,  # `globals()` of a notebook whose only variables so far are parameters
 )->Config:
-    "The configuration that a notebook's parameters describe"
+    "Make the configuration that a notebook's parameters describe. Raises `DhoError` for an unknown name or a wrong value"
     return Config(**plain_parameters(namespace))
 
 def plain_parameters(
     namespace:dict,  # As for `config_from`
 )->dict:             # Names and values; `out` is none of them
-    "What of a notebook's variables are parameters"
+    "Find the parameters among a notebook's variables"
     plain, known = (str, int, float, bool, list, dict, tuple, type(None)), {"In", "Out", "out"}
     return {k: v for k, v in namespace.items() if isinstance(v, plain) and not k.startswith("_") and k not in known}
 
@@ -178,7 +178,7 @@ def data_notes(
     root:str|Path,      # Likewise
     bad=None,           # What was left out, likewise
 )->dict:                # Name to text; only what there is to say
-    "What may be wrong with the images of a run, although all of them can be read"
+    "Describe what may be wrong with the images of a run, although all of them can be read"
     if config.dataset in manifest_names() and not config.labels: return {}
     gone = () if bad is None else bad["path"]
     folder = Path(config.dataset).expanduser().is_dir()
@@ -226,7 +226,7 @@ def _brings_text(embeddings):
 def own_sources(
     parameters:dict,  # Of a configuration; what is not there has its default
 )->dict:              # Name to hash; empty where all code is this library's
-    "The user's own code that a run calls: the student's modules, and registered functions"
+    "Find the user's own code that a run calls: the student's modules, and registered functions"
     known = {f.name: parameters.get(f.name, f.default) for f in dataclasses.fields(Config)}
     found, method = _student_sources(known["student"]), METHODS.get(known["method"])
     for name in filter(None, (known["method"], method and method.first)):

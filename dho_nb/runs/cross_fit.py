@@ -222,8 +222,7 @@ def try_teachers(
     for name in teachers:
         asked = replace(config, method="kd", teacher=name, teacher_head="zero-shot", views="live", embeddings="",
                         texts="", conflict=False)
-        plan = teacher_plan(asked, get_method(asked.method))
-        provider = TeacherProvider(asked, inputs.data, plan, device, pick_workers(s.workers, device), mode)
+        provider = TeacherProvider(asked, inputs.data, teacher_plan(asked), device, pick_workers(s.workers, device), mode)
         head, began = provider.class_embeddings(), time.time()
         said = teacher_logits(provider.center_embeddings(labelled), head, config.zeta).softmax(-1).cpu()
         took = 1e3*(time.time() - began)/len(labels)

@@ -140,7 +140,7 @@ def store_bytes(
     dim:int,        # Width of the teacher's embeddings
 )->int:             # 0 for a live teacher, or none
     "Size of the teacher's store: 16 bits for every number of every view of the training images, and of one of the others"
-    views = teacher_plan(config, get_method(config.method)).cycle
+    views = teacher_plan(config).cycle
     return 2*dim*(views*counts["train"] + counts["val"] + counts["test"]) if views else 0
 
 def bytes_text(

@@ -120,7 +120,7 @@ def resolve_on(
 )->Inputs:
     "The inputs of a configuration on given images, without an identity; raises `DhoError` for what cannot be trained"
     method = get_method(config.method)
-    return _inputs(config, method, teacher_plan(config, method), data)
+    return _inputs(config, method, teacher_plan(config), data)
 
 def _inputs(config, method, plan, data, cache=None):
     key = id(data), config.shots, config.fraction, config.seed, config.labels_by, method.labelled, config.teacher_head
@@ -145,7 +145,7 @@ def resolve(
 )->Inputs:
     "Everything that a run reads; raises `DhoError` for data, weights or labels that are missing, and for what cannot be trained"
     method = get_method(config.method)
-    plan = teacher_plan(config, method)
+    plan = teacher_plan(config)
     embeddings = config.embeddings if plan.source != "none" else ""
     key = ("data", config.dataset, config.root, config.labels, config.skip_broken, config.test, embeddings, *config.classes, "",
            *config.templates)

@@ -116,7 +116,7 @@ PRESETS = {name: p.parameters for name, p in ALL.items()}
 def named(
     given:dict,       # Parameters; the key `preset` names a preset to begin with
 )->dict:              # Parameters of a `Config`
-    "Parameters with their preset written out"
+    "Return parameters with their preset written out. Raises `DhoError` for an unknown preset"
     begin = given.get("preset", "")
     if begin and begin not in [*PRESETS]: raise unknown_name("preset", begin, PRESETS)
     return changed(PRESETS.get(begin, {}), {k: v for k, v in given.items() if k != "preset"})
@@ -126,7 +126,7 @@ def changed(
     parameters:dict,  # What to begin with
     changes:dict,     # What to have otherwise
 )->dict:
-    "Parameters with changes; shots that are given take the place of a fraction, and the reverse"
+    "Return parameters with changes; shots that are given replace a fraction, and the reverse"
     other = {"shots": "fraction", "fraction": "shots"}
     out = {other[k] for k in changes if k in other and changes[k] and other[k] not in changes}
     return {**{k: v for k, v in parameters.items() if k not in out}, **changes}

@@ -20,7 +20,7 @@ from ..evaluation.interpolation import (agreement, alpha_beta_grid, best_alpha_b
                                              per_class, plot_alpha_beta_grid, plot_reliability, predictions, rows_for_method)
 from ..evaluation.metrics import scores
 from ..evaluation.outputs import HeadOutputs, load_outputs, save_outputs
-from .folder import note_predicted, RunFolder, sign, source_entry, tidy
+from .folder import RunFolder, source_entry
 from .inputs import Inputs
 from .staged_trainer import fixed_weights, StagedTrainer
 from ..students.dual_head import overhead, save_student
@@ -82,11 +82,10 @@ def by_class(self:RunResult)->pd.DataFrame:
 # %% ../../nbs/runs/09_result.ipynb #a1888511
 def read_outputs(
     folder:RunFolder,   # Of a finished run
-    inputs:Inputs,      # Of the same run
 )->HeadOutputs:
     "Read the outputs of a finished run, in the manifest's order"
     outputs, ids = load_outputs(folder/"outputs.safetensors")
-    place = {i: k for k, i in enumerate(inputs.data.manifest.table["id"])}
+    place = {i: k for k, i in enumerate(folder.inputs.data.manifest.table["id"])}
     return dataclasses.replace(outputs, rows=torch.tensor([place[i] for i in ids], dtype=torch.int64))
 
 # %% ../../nbs/runs/09_result.ipynb #d0277630
@@ -163,39 +162,38 @@ def _machine_facts(training):
 
 # %% ../../nbs/runs/09_result.ipynb #fdee4ac6
 def write_result(
-    folder:RunFolder,          # Where
     result:RunResult,          # Of a run
     training:StagedTrainer,    # Of the same run, finished
     facts:dict,                # From `result_facts`
     figures:dict,              # Name to matplotlib figure
 ):
     "Write model, outputs, predictions, tables and figures, and last of all the result"
-    i, c, data = result.inputs, result.inputs.config, result.inputs.data
-    sign(folder, i)
-    note_predicted(folder, c.predict)
+    folder, i, c, data = training.folder, result.inputs, result.inputs.config, result.inputs.data
+    folder.sign()
+    folder.note_predicted()
     save_student(training.student, folder/"model.safetensors", spec=c.student, args=c.student_args,
                  classes=list(data.manifest.classes), alpha=result.alpha, beta=result.beta, method=c.method, run=i.name,
                  version=dho_nb.__version__, **source_entry(c))
-    write_outputs(folder, i, result.outputs, result.alpha, result.beta)
+    write_outputs(folder, result.outputs, result.alpha, result.beta)
     _write_csv(training.history(), folder/"history.csv")
     if len(result.test): _write_csv(result.by_class(), folder/"per_class.csv")
     if len(data.skipped): _write_csv(data.skipped[["path", "problem"]], folder/"skipped.csv")
     _write_figures(folder, figures)
     if training.trainer.conflict is not None: _write_csv(_conflict_table(training.trainer), folder/"conflict.csv")
     write_json(folder/"result.json", facts)
-    tidy(folder, i)
+    folder.tidy()
 
 # %% ../../nbs/runs/09_result.ipynb #25f781fd
 def write_outputs(
-    folder:RunFolder,      # Where
-    inputs:Inputs,         # Of the run
+    folder:RunFolder,      # Of the run
     outputs:HeadOutputs,   # For the images that are predicted
     alpha:float,           # α
     beta:float,            # β
 ):
     "Write head outputs and predictions"
-    save_outputs(outputs, folder/"outputs.safetensors", inputs.data.manifest)
-    _write_csv(predictions(inputs.data.manifest, outputs, alpha, beta), folder/"predictions.csv")
+    manifest = folder.inputs.data.manifest
+    save_outputs(outputs, folder/"outputs.safetensors", manifest)
+    _write_csv(predictions(manifest, outputs, alpha, beta), folder/"predictions.csv")
 
 def _write_csv(table, file):
     with atomic_path(file) as temporary: table.to_csv(temporary, index=False, lineterminator="\n")

@@ -21,7 +21,7 @@ from ..core.files import write_json
 from ..core.settings import load_settings
 from ..evaluation.outputs import HeadOutputs
 from .config import Config, data_notes
-from .folder import claim, find_folder, note_predicted, RunFolder, TooEarly
+from .folder import find_folder, RunFolder, TooEarly
 from .inputs import check_machine, current_machine, resolve
 from .result import draw, read_outputs, result_facts, RunResult, write_outputs, write_result
 from .staged_trainer import StagedTrainer, trained_student
@@ -46,17 +46,17 @@ class Run:
         with self.machine.dist_env.first(): self.inputs = resolve(config)
         self.config, self.method, self.identity, self.name = config, self.inputs.method, self.inputs.identity, self.inputs.name
         self.manifest, self.root = self.inputs.data.manifest, self.inputs.data.root
-        self.files = RunFolder(folder or find_folder(self.inputs, self.machine.settings.runs))
+        self.files = RunFolder(folder or find_folder(self.inputs, self.machine.settings.runs), self.inputs)
         self.folder, self.training, self.evaluation = self.files.path, None, None
         self._provider, self._evaluated_at = None, None
         if not self.done: check_machine(self.inputs, self.machine); self.open_training()  # refused before a folder is made
-        if self.machine.dist_env.is_main: claim(self.files, self.inputs)
+        if self.machine.dist_env.is_main: self.files.claim()
         self.machine.dist_env.wait()
 
     @property
     def done(self)->bool:
         "Whether this very run has a result"
-        return self.files.holds_result(self.identity)
+        return self.files.done
 
     @property
     def result(self)->dict:
@@ -95,7 +95,7 @@ def open_training(self:Run)->StagedTrainer:
     "Build the student and open images and teacher, at the first call"
     if self.training is None:
         trained = trained_student(self.config, self.files) if self.done else None
-        self.training = StagedTrainer(self.inputs, self.files, self.machine, self.open_teacher(), trained)
+        self.training = StagedTrainer(self.files, self.machine, self.open_teacher(), trained)
     return self.training
 
 @patch
@@ -170,7 +170,7 @@ def evaluate(self:Run)->pd.DataFrame:  # As `head_table`, on the test images
     "Collect the head outputs once, choose α and β on validation images, score the test images"
     at = "done" if self.done else (self.build_trainer().step, self.training.stage)
     if self._evaluated_at != at:
-        outputs = read_outputs(self.files, self.inputs) if self.done else self.training.scored_outputs()
+        outputs = read_outputs(self.files) if self.done else self.training.scored_outputs()
         self.evaluation, self._evaluated_at = RunResult(self.inputs, outputs), at
     return self.evaluation.table()
 
@@ -208,7 +208,7 @@ def finish(self:Run)->dict:  # The content of `result.json`
                        "train() first")
     self.evaluate()
     facts = result_facts(self.evaluation, self.training)
-    if env.is_main: write_result(self.files, self.evaluation, self.training, facts, self.figures())
+    if env.is_main: write_result(self.evaluation, self.training, facts, self.figures())
     env.wait()
     return self.result
 
@@ -216,17 +216,17 @@ def finish(self:Run)->dict:  # The content of `result.json`
 @patch
 def _predict_rest(self:Run)->dict:
     "Predict the images of a finished run that were not asked for before"
-    files, i, result = self.files, self.inputs, self.result
+    files, result = self.files, self.result
     there = all((files/name).exists() for name in ("model.safetensors", "outputs.safetensors"))
     if self.config.predict == "test" or files.note()["config"].get("predict", "all") == "all" or not there: return result
-    before, training = read_outputs(files, i), self.open_training()
+    before, training = read_outputs(files), self.open_training()
     more = training.head_outputs(np.setdiff1d(np.arange(len(self.manifest)), before.rows), source=training.data.images)
     whole = HeadOutputs(*(torch.cat([getattr(o, f.name) for o in (before, more)]) for f in dataclasses.fields(before)))
     whole = whole.only(whole.rows.argsort())
-    self.evaluation, self._evaluated_at = RunResult(i, whole), "done"
+    self.evaluation, self._evaluated_at = RunResult(self.inputs, whole), "done"
     if self.machine.dist_env.is_main:
-        write_outputs(files, i, whole, result["alpha"], result["beta"])
-        note_predicted(files, self.config.predict)
+        write_outputs(files, whole, result["alpha"], result["beta"])
+        files.note_predicted()
     self.machine.dist_env.wait()
     return result
 
@@ -236,7 +236,7 @@ def status(self:Run)->str:
     "Where the run stands, in words"
     if self.done: return "finished"
     if self.training and (t := self.training.trainer): return f"step {t.step} of {t.steps}" + f", stage {t.method.name}"*(len(self.inputs.stages) > 1)
-    return "stopped" if any(self.files.checkpoint(s).exists() for s in self.inputs.stages) else "not trained"
+    return "stopped" if self.files.checkpoints() else "not trained"
 
 @patch
 def _repr_html_(self:Run)->str:

@@ -21,7 +21,7 @@ from ..evaluation.outputs import collect, HeadOutputs
 from ..losses.losses import class_costs
 from ..losses.methods import Method
 from .config import Config
-from .folder import RunFolder, sign
+from .folder import RunFolder
 from .inputs import Inputs, Machine
 from .teacher import TeacherProvider
 from .training_data import TrainingData
@@ -74,16 +74,15 @@ def trained_student(
 class StagedTrainer:
     "Trains the student of a run, stage after stage, from where its checkpoints stand"
     def __init__(self,
-        inputs:Inputs,               # What to train, on what
-        folder:RunFolder,            # Where checkpoints are
+        folder:RunFolder,            # Of the run, with its inputs
         machine:Machine,             # Where to compute
         provider:TeacherProvider,    # The opened teacher
         student:Student|None=None,   # One that is trained already; a new one if None
     ):
-        self.inputs, self.folder, self.machine, self.provider = inputs, folder, machine, provider
-        self.student = student or initial_student(inputs, provider, machine.device)
-        self.data = TrainingData(inputs, machine, self.student.preprocess, provider)
-        for stage in inputs.stages: self.data.streams(stage.method)
+        self.inputs, self.folder, self.machine, self.provider = folder.inputs, folder, machine, provider
+        self.student = student or initial_student(self.inputs, provider, machine.device)
+        self.data = TrainingData(self.inputs, machine, self.student.preprocess, provider)
+        for stage in self.inputs.stages: self.data.streams(stage.method)
         self.prepared, self.encoded_before = {}, 0  # images that the teacher encoded in earlier processes
         self.pool, self.accuracies = None, None     # the selected pool head; λ to accuracy and negative likelihood
         self._restart()
@@ -117,7 +116,7 @@ def prepare(self:StagedTrainer)->dict:
 @patch
 def _checkpoint_notes(self:StagedTrainer)->dict:
     "Called before a checkpoint is written: sign the folder again, and give the notes for the checkpoint"
-    sign(self.folder, self.inputs)
+    self.folder.sign()
     return dict(looked=self.num_encoded, process=_PROCESS)
 
 # %% ../../nbs/runs/08_staged_trainer.ipynb #31222657

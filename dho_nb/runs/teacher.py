@@ -24,7 +24,7 @@ from ..data.image_cache import center_crops
 from ..data.loaders import Images, render
 from ..data.manifests import rows
 from ..data.transforms import Preprocess, ViewSpec
-from ..losses.methods import get_method, Method
+from ..losses.methods import METHODS
 from .config import Config
 from .dataset import list_problems, open_data, RunData, without
 from ..teachers.clip import (load_teacher, Teacher, teacher_identity, teacher_logits, tip_adapter_f,
@@ -44,12 +44,11 @@ class TeacherPlan:
 
 def teacher_plan(
     config:Config,   # Names the teacher or the embeddings
-    method:Method,   # Its method
 )->TeacherPlan:
     "Tell from a configuration where its teacher embeddings come from, without loading or opening anything else"
     header = Path(config.embeddings or ".").expanduser()/"header.json"
     views = config.embeddings and header.exists() and with_fields(read_json(header), header).get("views")
-    source = ("none" if not method.teacher else "own" if config.embeddings and not views
+    source = ("none" if not METHODS[config.method].teacher else "own" if config.embeddings and not views
               else "live" if config.views == "live" else "store")
     cycle = min(config.views, config.epochs) if source == "store" else 0
     return TeacherPlan(source, cycle, ViewSpec(0 if cycle else config.seed, (config.crop, 1.0), flip=config.flip))
@@ -292,7 +291,7 @@ def _unopened(config, mode, kind=TeacherProvider):
     settings = load_settings()
     device = pick_device(settings.device)
     whole = config if config.views == "live" else replace(config, epochs=max(config.epochs, config.views))
-    plan = teacher_plan(whole, get_method(config.method))
+    plan = teacher_plan(whole)
     return kind(whole, open_data(config), plan, device, pick_workers(settings.workers, device), mode)
 
 # %% ../../nbs/runs/04_teacher.ipynb #0398ee6a

@@ -302,11 +302,10 @@ def stores_of(
     tasks:list,   # Of `Task`
 )->list:          # One `Config` for every store that they need, with all its views
     "The teachers' stores that some runs share"
-    from dho_nb.losses.methods import get_method
     from dho_nb.runs.teacher import teacher_plan
     found = {}
     for config in (t.config for t in tasks):
-        if config.embeddings or teacher_plan(config, get_method(config.method)).source != "store": continue
+        if config.embeddings or teacher_plan(config).source != "store": continue
         key = digest([getattr(config, k) for k in ("dataset", "root", "labels", "classes", "templates", "test",
                                                    "teacher", "crop", "flip", "precision")])
         most = max(min(config.views, config.epochs), found[key].views if key in found else 0)

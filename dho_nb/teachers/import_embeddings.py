@@ -105,16 +105,16 @@ def read_embeddings(
 # %% ../../nbs/teachers/03_import_embeddings.ipynb #4e92c1d7
 def _one_set_of_names(arrays, file):
     "The entries that are known, as `read_embeddings` returns them; a file may also hold one array per path"
-    known = {kind: _named(arrays, kind) for kind in ALIASES}
-    if known["embeddings"] is None and known["text"] is None:
+    entries = {kind: _named(arrays, kind) for kind in ALIASES}
+    if entries["embeddings"] is None and entries["text"] is None:
         if len({(np.shape(v), np.asarray(v).dtype.kind) for v in arrays.values()}) != 1:
             raise DhoError(f"{file} holds {textwrap.shorten(', '.join(arrays), 200, placeholder=' …') or 'nothing'}: "
                            "expected 'paths' and 'embeddings', or 'classes' and 'text'")
-        known.update(paths=[*arrays], embeddings=np.stack([np.asarray(v).reshape(-1) for v in arrays.values()]))
-    rows = known["embeddings"] if known["text"] is None else known["text"]
-    labels = np.asarray(known["classes"])
-    if labels.dtype.kind in "iu" and labels.size not in np.shape(rows): known["classes"] = None  # the images' labels
-    return {k: _strings(v, file) if k in ("paths", "classes") else v for k, v in known.items() if v is not None}
+        entries.update(paths=[*arrays], embeddings=np.stack([np.asarray(v).reshape(-1) for v in arrays.values()]))
+    rows = entries["embeddings"] if entries["text"] is None else entries["text"]
+    labels = np.asarray(entries["classes"])
+    if labels.dtype.kind in "iu" and labels.size not in np.shape(rows): entries["classes"] = None  # the images' labels
+    return {k: _strings(v, file) if k in ("paths", "classes") else v for k, v in entries.items() if v is not None}
 
 # %% ../../nbs/teachers/03_import_embeddings.ipynb #a8f54cf8
 def match_paths(

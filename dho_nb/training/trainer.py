@@ -143,13 +143,14 @@ def validate_batches(
     validate_share(streams.batch[0]*streams.use[0], len(streams.unlabelled)//streams.epoch_steps*streams.use[1], recipe,
                    dist_env.world)
 
+# %% ../../nbs/training/00_trainer.ipynb #2379e154
 def validate_share(
     labelled:int,         # Labelled images of a step
     unlabelled:int,       # Unlabelled images of a step
-    recipe:TrainConfig,   # How
+    recipe:TrainConfig,   # With the accumulation
     processes:int,        # That share each step
 ):
-    "Refuse batches too small for so many processes"
+    "Refuse batches too small for the processes. Raises DhoError where a piece has fewer than two images per process."
     if processes > 1 and max(labelled, unlabelled)//recipe.accumulate < 2*processes:
         raise DhoError(f"batches of {labelled} labelled and {unlabelled} unlabelled images, in {recipe.accumulate} "
                        f"piece(s), cannot be shared by {processes} processes: take fewer processes or larger batches")
