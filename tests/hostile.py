@@ -1,5 +1,6 @@
 "Files that mean harm, or are only broken: how they are made (Hypothesis), and a watch on what a reader does with them"
 import copy
+import gzip
 import io
 import json
 import os
@@ -185,8 +186,8 @@ NESTS = (None, [], {}, [[]], [None], [1, "a", None], {"": None}, {"a": {"b": []}
          {"command": "touch x"}, {"checkpoint_path": "../../x"}, {"checkpoint_path": "/etc/passwd"}, {"pretrained": True},
          {"pretrained": "/etc/passwd"}, {"pretrained_cfg": {"file": "/etc/passwd"}}, {"cache_dir": "/nowhere"}, {"source": "1"},
          {"path": "x"}, {"name": "os"}, {"features_only": True}, {"widths": [10**9]}, {"widths": []}, {"widths": ["a"]}, {"scriptable": True})
-values = st.one_of(st.sampled_from(TEXTS), st.sampled_from(NUMBERS), st.sampled_from(NESTS), st.sampled_from((DEEP, LONG, DATE)),
-                   st.text(max_size=8))
+values = st.one_of(st.sampled_from(TEXTS), st.sampled_from(NUMBERS), st.sampled_from(NESTS).map(copy.deepcopy),
+                   st.sampled_from((DEEP, LONG, DATE)), st.text(max_size=8))
 
 
 def spots(data):
@@ -207,13 +208,13 @@ def documents(draw, *seeds):
         if not (isinstance(data, (dict, list)) and data): break
         holder, key = draw(st.sampled_from(spots(data)))
         match draw(st.sampled_from(("value", "value", "value", "drop", "other", "wrap", "add", "all"))):
-            case "value": holder[key] = copy.deepcopy(draw(values))
+            case "value": holder[key] = draw(values)
             case "drop": del holder[key]
             case "other": holder[key] = {str: 1, int: "1", float: "0.5", bool: 0, list: {}, dict: []}.get(type(holder[key]), "x")
             case "wrap": holder[key] = draw(st.sampled_from(([holder[key]], {"a": holder[key]}, str(holder[key]))))
             case "add" if isinstance(holder, dict): holder[draw(st.sampled_from(TEXTS))] = draw(values)
-            case "add": holder.append(copy.deepcopy(draw(values)))
-            case "all": data = copy.deepcopy(draw(values))
+            case "add": holder.append(draw(values))
+            case "all": data = draw(values)
     return data
 
 
@@ -228,7 +229,8 @@ def json_text(data, ascii=True):
 def damaged(draw, data):
     "Bytes as other programs, broken disks and wrong encodings leave them; mostly as they are"
     way = draw(st.sampled_from(("as is",)*8 + ("bom", "utf-16", "latin-1", "crlf", "insert", "cut", "twice", "empty", "flip", "any")))
-    at = draw(st.integers(0, max(len(data) - 1, 0))) if way in ("insert", "cut", "flip") else 0
+    last = max(len(data) - 1, 0)  # the list of a zip file is in its last bytes
+    at = draw(st.integers(0, last) | st.integers(max(last - 600, 0), last)) if way in ("insert", "cut", "flip") else 0
     match way:
         case "bom": return b"\xef\xbb\xbf" + data
         case "utf-16": return data.decode("utf-8", "replace").encode("utf-16")
@@ -302,6 +304,18 @@ def safetensors_bytes(header, body=b""):
     return len(head).to_bytes(8, "little") + head + body
 
 
+def broken_zips(name):
+    "Zip files of one file, each with a list of its files that cannot be read, or says what is not so"
+    def made(name, change):
+        held = io.BytesIO()
+        with zipfile.ZipFile(held, "w") as archive: archive.writestr(zipfile.ZipInfo(name), b"x")
+        return change(held.getvalue())
+    def byte(at, value): return lambda data: data[:(k := data.index(b"PK\1\2") + at)] + bytes([value]) + data[k + 1:]
+    return [*(made(name, byte(at, 225)) for at in (0, 6, 8, 10, 30)),  # no list; version, flags, method, length of the extras
+            made("é" + name, byte(46, 225)), made(name, lambda data: data.replace(b"PK\5\6", b"PK\6\7" + bytes(12) + b"\2\0\0\0PK\5\6")),
+            b"PK\5\6" + bytes(18)]
+
+
 class Calls:
     "What a pickle calls when it is opened"
     def __init__(self, what, *args): self.what, self.args = what, args
@@ -328,11 +342,12 @@ def archives(draw):
                 info.external_attr = {"l": 0o120777, "d": 0o040755}.get(type_, 0o104755) << 16
                 archive.writestr(info, target.encode("utf-8", "replace") if type_ == "l" else b"x")
     else:
-        with tarfile.open(fileobj=held, mode="w:gz" if kind == "tar.gz" else "w", errors="surrogateescape") as archive:
+        with tarfile.open(fileobj=held, mode="w", errors="surrogateescape") as archive:
             for name, type_, target in members:
                 info = tarfile.TarInfo(name.replace("\ud800", "\udcff"))
                 info.type = {"f": tarfile.REGTYPE, "d": tarfile.DIRTYPE, "l": tarfile.SYMTYPE, "h": tarfile.LNKTYPE, "c": tarfile.CHRTYPE,
                              "p": tarfile.FIFOTYPE, "s": tarfile.GNUTYPE_SPARSE, "z": b"z"}[type_]
                 info.linkname, info.mode, info.size = target.replace("\ud800", "\udcff"), 0o4777, 4 if type_ == "f" else 0
                 archive.addfile(info, io.BytesIO(b"data"))
-    return draw(damaged(held.getvalue()))
+    data = held.getvalue()
+    return draw(damaged(gzip.compress(data, mtime=0) if kind == "tar.gz" else data))  # gzip writes the time otherwise

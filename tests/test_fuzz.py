@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zlib
 from collections import Counter
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -51,7 +52,7 @@ from dho_nb.students.dual_head import build_student, save_student
 from dho_nb.students.weights import load_weights, read_weights
 from dho_nb.students.backbones import tiny_cnn
 from dho_nb.sweeps.sweep import Sweep, open_sweep, tasks_of
-from hostile import (BOMBS, TEXTS, Calls, Place, archives, csv_files, damaged, documents, each, json_files,
+from hostile import (BOMBS, TEXTS, Calls, Place, archives, broken_zips, csv_files, damaged, documents, each, json_files,
                      json_text, safetensors_bytes, toml_files)
 
 WHOLE = int(os.environ.get("DHO_FUZZ", 0))  # inputs in all; the suite's own number if 0
@@ -80,12 +81,15 @@ VALIDATION = dict(dho="few", ce="none")
 
 
 def _filled(place):
+    "The valid files. The same ones in every process: what is drawn from them is the same again"
     folder = place.folder
     for i in range(8): picture(folder/"pets"/("cat", "dog")[i % 2]/f"{i}.png", i, (9, 8))
     place.runs = {m: folder/"sweep"/m for m in ("dho", "ce")}
     for method, out in place.runs.items():
         place.run = Run(preset("digits", epochs=1, views=1, method=method, conflict=method == "dho", validation=VALIDATION[method]), out, "none")
-        place.run.prepare(); place.run.train(); place.run.finish()
+        place.run.prepare(); place.run.train()
+        place.run.trainer.seconds = .5
+        place.run.finish()
     cells = [dict(run=m, identity=read_json(p/"run.json")["identity"], labels=dict(method=m, seed="0"),
                   parameters=dict(preset("digits", epochs=1, views=1, method=m, validation=VALIDATION[m]).__dict__)) for m, p in place.runs.items()]
     write_json(folder/"sweep"/"sweep.json", dict(
@@ -426,7 +430,7 @@ def coop(place, data):
 @target(8, lambda place: toml_files(
     dict(name="g", base=dict(preset="digits", epochs=1), axes=dict(seed=[0, 1], method=["ce", "dho"]), exclude=[dict(seed=0, method="ce")], jobs=1),
     dict(base=dict(preset="digits"), axes=dict(labels=[dict(shots=1), dict(fraction=.01)]), also=[dict(base=dict(epochs=2), axes=dict(seed=[3]))]),
-    dict(base=dict(dataset=str(place.folder/"pets"), teacher="digits", student="tiny", student_weights="", test=2), axes=dict(shots=[1]), retries=1, cpus=1)))
+    dict(base=dict(dataset="../in/pets", teacher="digits", student="tiny", student_weights="", test=2), axes=dict(shots=[1]), retries=1, cpus=1)))
 def grid(place, data):
     "A grid, and the runs that it means"
     file = place.file("work/grid.toml", data)
@@ -515,6 +519,8 @@ def ini(place, data):
 def _states(place):
     header, body = _taken_apart((place.folder/"begun"/"checkpoint.safetensors").read_bytes())
     state = json.loads(header["__metadata__"]["state"])
+    state["notes"]["process"] = "x"  # another one each time
+    header["__metadata__"]["state"] = json.dumps(state)
     return st.one_of(documents(state).map(json_text).map(lambda t: safetensors_bytes(dict(header, __metadata__={"state": t}), body)),
                      documents(header).map(lambda h: safetensors_bytes(h, body)), damaged(safetensors_bytes(header, body)))
 
@@ -550,9 +556,12 @@ def place(tmp_path_factory):
 
 # Inputs that went wrong once: by target
 DEEPER = "["*20000 + "]"*20000
+FACTS = dict(spec="tiny", args={}, classes=["cat", "dog"], alpha=.5, beta=.5, heads=2, ce_head="linear", kd_head="linear", project=0, zeta=.01,
+             frozen=False, preprocess=dict(size=16, mean=[.5]*3, std=[.5]*3, interpolation="bicubic"))
 ONCE = dict(
-    model=['{"spec": "subprocess:getoutput", "args": {"cmd": "touch x"}}', "9"*5000, DEEPER, '"\\u0085"', '{"spec": 1}', "[]", "{}"],
-    onnx=[b"257", b"{}", DEEPER.encode(), b'{"heads": "two"}', b'{"classes": "U"}', b'"1979-05-2\x17"'],
+    model=['{"spec": "subprocess:getoutput", "args": {"cmd": "touch x"}}', "9"*5000, DEEPER, '"\\u0085"', '{"spec": 1}', "[]", "{}",
+           *(json_text(dict(FACTS, **wrong)) for wrong in (dict(project=.5), dict(project=1e-320), dict(heads=2.), dict(method=[])))],
+    onnx=[b"257", b"{}", DEEPER.encode(), b'{"heads": "two"}', b'{"classes": "U"}', b'"1979-05-2\x17"', json_text(dict(FACTS, heads=2.)).encode()],
     run_json=[("ce", b'""'), ("dho", b"{}"), ("ce", DEEPER.encode()), ("dho", b'{"identity": "x", "config": {"student_weights": {}}}')],
     result_json=[("ce", b'"1979"'), ("dho", b'{"method": 0}'), ("ce", b'{"seed": "x"}'), ("dho", b'{"dataset": {"a": 1}}')],
     signs=[(".heartbeat.json", b'{"attempts": 1}'), (".heartbeat.json", b'{"host": {}, "pid": 1, "began": 0, "time": {}}'), ("failed.json", b'"x"'),
@@ -562,14 +571,18 @@ ONCE = dict(
             ("store/images.csv", b"id\tkey\tchunk\n"), ("store/images.csv", b"id,key,chunk\na,,x\n"), ("record/runs.csv", b"identity\nx\n"),
             ("store/images.csv", b"id,key,chunk\n" + b"".join(b"cat/%d.png,,0\n" % (i % 4) for i in range(10)))],
     cells_json=[b'"x"', b'{"a": "b"}', b'{"a": {"name": "a", "axes": [], "cells": [], "recipes": "x", "settings": {}}}'],
-    arrays=[("record/right.npz", b"PK"), ("store/classes.safetensors", b"\2\0\0\0\0\0\0\0{}"), ("sweep/dho/outputs.safetensors", b"x")],
+    arrays=[*(("record/right.npz", data) for data in broken_zips("identity.npy")), ("record/right.npz", b"PK"),
+            ("store/classes.safetensors", b"\2\0\0\0\0\0\0\0{}"), ("sweep/dho/outputs.safetensors", b"x")],
     store_json=[b"255", b"{}", b'{"kind": "embeddings", "views": 1, "layout": "1", "dim": -1, "teacher": ""}',
                 b'{"kind": "embeddings", "views": {"a": 1}, "layout": 2, "dim": 4, "teacher": "x"}'],
     labels=[b' path","label"\n"cat/0.png","cat"\n'], facts_json=[DEEPER.encode()], coop=[b'{"train": [["a", {}, "b"]], "val": [], "test": []}', b'{"train": null, "val": [], "test": []}'],
+    weights=[(data, ".pt") for data in broken_zips("a/data.pkl")],
+    embeddings=[*((".npz", data, b"") for data in broken_zips("paths.npy")),
+                (".safetensors", safetensors_bytes({"__metadata__": {"paths": "["*20000}}), b"")],
     grid=[b"exclude = [1]\naxes = {seed = [0]}", b'base = {preset = ["x"]}', b"a = " + b"9"*5000, b"a = " + b"["*5000,
           b"also = [1]", b'base = {preset = "digits", student_args = {a = 1979-05-27}}', b'axes = {labels = [{fraction = "x"}]}'],
     checkpoint=[safetensors_bytes({"__metadata__": {"state": s}}) for s in ("[]", "{}", DEEPER, "9"*5000)],
-    notes=[("estimate.json", b"{}"), ("estimate.json", b'{"config": {}, "folds": 2, "labelled": 1, "table": {"a": {}}}'), ("export.json", b'{"files": {"a": 1}}')])
+    notes=[("estimate.json", b"{}"), ("estimate.json", json_text(dict(folds=2, labelled=10, table={}, config=dict(preset="digits", method=["x"]))).encode()), ("estimate.json", b'{"config": {}, "folds": 2, "labelled": 1, "table": {"a": {}}}'), ("export.json", b'{"files": {"a": 1}}')])
 
 # What the suite tries of each target, where not all 10,000 are asked for
 SOME = {name: 3*t.share for name, t in TARGETS.items()}
@@ -588,12 +601,56 @@ def tried(place, name, check, most, number=None):
              suppress_health_check=list(HealthCheck))(run)()
 
 
+def chosen():
+    "The seed that was asked for, or any"
+    return int(os.environ.get("DHO_FUZZ_SEED", random.randrange(2**32)))
+
+
+def outcomes(name, done):
+    "How many inputs a reader had, and how often it read and refused"
+    told = ", ".join(f"{n} {k}" for k, n in sorted(hostile.OUTCOMES.items()))
+    hostile.OUTCOMES.clear()
+    return f"{name}: {done} inputs ({told})"
+
+
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_file_is_read_or_refused_in_words(place, name):
-    number = int(os.environ.get("DHO_FUZZ_SEED", random.randrange(2**32))) if WHOLE else None
+    number, done = chosen() if WHOLE else None, [0]
     print(f"DHO_FUZZ_SEED={number}")
-    def check(given): assert place.verdict(TARGETS[name].read, given) == []
-    tried(place, name, check, count(name), number)
+    def check(given):
+        done[0] += 1
+        assert place.verdict(TARGETS[name].read, given) == []
+    try: tried(place, name, check, count(name), number)
+    finally: print(outcomes(name, done[0]))
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_same_seed_gives_the_same_inputs(place, name, monkeypatch):
+    def drawn():
+        found = []
+        tried(place, name, lambda given: found.append(zlib.crc32(repr(given).encode())), 50, 5)
+        return found
+    first, now = drawn(), time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 1e6)
+    assert drawn() == first
+
+
+def test_what_is_drawn_is_the_drawers_own():
+    valid = {"a": {"b": [1]}}
+    before = repr((valid, hostile.NESTS))
+    def emptied(drawn):
+        if isinstance(drawn, (dict, list)):
+            for part in drawn.values() if isinstance(drawn, dict) else drawn: emptied(part)
+            drawn.clear()
+    settings(max_examples=400, derandomize=True, database=None, deadline=None)(given(documents(valid))(emptied))()
+    assert repr((valid, hostile.NESTS)) == before
+
+
+@pytest.mark.parametrize("tested", ["", "x", "inf", "-1", "9000"])
+def test_a_record_whose_files_do_not_agree_is_refused(place, tested):
+    table = pd.read_csv(place.folder/"record"/"runs.csv", dtype=str, keep_default_na=False).assign(tested=tested)
+    with changed(place, "record/runs.csv", table.to_csv(index=False)), pytest.raises(DhoError, match="do not agree"):
+        load(place.folder/"record")
 
 
 @pytest.mark.parametrize("harm, said", [
@@ -632,10 +689,9 @@ def survey(most, *names):
                 for kind in place.verdict(TARGETS[name].read, given):
                     key = kind.split(" (")[0] if " in " in kind and kind[0].isupper() else kind[:40]
                     found[key] += 1; examples.setdefault(key, (kind, given))
-            tried(place, name, check, -(-most*TARGETS[name].share//total), random.randrange(2**32))
-            told = ", ".join(f"{n} {k}" for k, n in sorted(hostile.OUTCOMES.items()))
-            hostile.OUTCOMES.clear()
-            print(f"{name}: {done[0]} inputs ({told}), {sum(found.values())} violations of {len(found)} kinds", flush=True)
+            number = chosen()
+            tried(place, name, check, -(-most*TARGETS[name].share//total), number)
+            print(f"{outcomes(name, done[0])}, DHO_FUZZ_SEED={number}: {sum(found.values())} violations of {len(found)} kinds", flush=True)
             for key, number in found.most_common():
                 kind, given = examples[key]
                 shown = repr(given)

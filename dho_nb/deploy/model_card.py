@@ -56,12 +56,11 @@ def _read_run(file):
     folder = file.parent
     if not (folder/"result.json").exists(): return {}, {}, None
     config, result = vars(make_config(read_json(folder/"run.json", **NOTE)["config"])), read_json(folder/"result.json", **RESULT)
-    complete = all((folder/f).exists() for f in ("outputs.safetensors", "predictions.csv"))
+    method, complete = get_method(result["method"]), all((folder/f).exists() for f in ("outputs.safetensors", "predictions.csv"))
     if not result["tested"] or not complete: return config, result, None
     outputs = load_outputs(folder/"outputs.safetensors")[0]
     split = predicted(folder, usecols=["path", "split"], dtype=str, keep_default_na=False)["split"]
     tested = torch.from_numpy((split == "test").to_numpy(copy=True)) & (outputs.labels >= 0)
-    method = get_method(result["method"])
     return config, result, rows_for_method(head_table(outputs.only(tested), result["alpha"], result["beta"]), method.heads,
                                      method.answers)
 

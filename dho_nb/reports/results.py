@@ -8,7 +8,7 @@ __all__ = ['BASIC', 'AMOUNTS', 'scored_outputs', 'load_with_folders', 'load', 'w
            'surfaces']
 
 # %% ../../nbs/reports/00_results.ipynb #b07c6903
-import base64, os, re, warnings, zipfile, zlib
+import base64, os, re, warnings
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -383,9 +383,18 @@ def _from_record(place):
         if plan["cells"] and cell not in turn: skipped[line["run"]] = "not among the runs of cells.json"; continue
         own = {a for a in plan["axes"] if plan["cells"] or line.get(a)}  # what a grid leaves blank is meant
         about = dict(own=own, recipe=recipes.get(line["identity"], {}), folder=place)
-        lines.append((turn.get(cell, len(turn)), (dict(line, right=bits.get(line["identity"])), about)))
+        right = bits.get(line["identity"])
+        if right is not None and _packed_size(line.get("tested")) != len(right):
+            raise DhoError(f"{place}: runs.csv and right.npz do not agree on how many images {str(line['run'])[:80]!r} was "
+                           "tested: bring both back from version control")
+        lines.append((turn.get(cell, len(turn)), (dict(line, right=right), about)))
     axes = list(dict.fromkeys(a for plan in sweeps.values() for a in plan["axes"]))
     return [run for _, run in sorted(lines, key=lambda l: l[0])], axes, skipped
+
+def _packed_size(tested):
+    "Return the bytes of the bits of so many images; None for what is no number"
+    try: return -(-int(float(tested))//8)
+    except (ValueError, TypeError, OverflowError): return None
 
 # %% ../../nbs/reports/00_results.ipynb #b1c49e78
 def _sweeps_of(record):
@@ -409,7 +418,7 @@ def _read_bits(file):
         if kinds != ("U", "i", np.uint8) or names.shape != sizes.shape or (sizes < 0).any() or bits.shape != (sizes.sum(),):
             raise ValueError("its arrays do not belong together")
         return dict(zip(names.tolist(), np.split(bits, sizes.cumsum()[:-1])))
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as e:
+    except Exception as e:  # NumPy and zipfile let errors of many kinds through
         raise DhoError(f"{file} cannot be read ({short_reason(e)}): bring it back from version control") from None
 
 # %% ../../nbs/reports/00_results.ipynb #5c0561a3

@@ -24,7 +24,7 @@ from ..data.manifests import content_keys, Manifest, rows, write_manifest
 from ..evaluation.interpolation import interpolate
 from ..evaluation.metrics import scores
 from ..evaluation.outputs import HeadOutputs, load_outputs, predicted
-from ..losses.methods import get_method, METHODS
+from ..losses.methods import get_method
 from .config import Config
 from .dataset import open_data
 from .identity import labels_hash
@@ -102,7 +102,7 @@ def weights(self:CrossFit)->tuple[float, float]:
 @patch(as_prop=True)
 def answers(self:CrossFit)->dict:  # Name to probabilities [N, C]
     "What everybody says"
-    method, (alpha, beta) = METHODS[self.results[0]["method"]], self.weights
+    method, (alpha, beta) = get_method(self.results[0]["method"]), self.weights
     two = {"CE head": self.outputs.ce.softmax(-1), "KD head": self.outputs.kd.softmax(-1)} if method.weighs else {}
     taught = {"teacher": self.teacher.softmax(-1)} if self.teacher is not None else {}
     return {**taught, **two, "student": interpolate(self.outputs, alpha, beta)}

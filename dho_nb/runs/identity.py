@@ -37,7 +37,8 @@ def with_defaults(
 )->dict:              # The same, each as the numbers depend on it
     "Parameters with what came later, and what is the method's own as a number"
     known = {**ADDED_LATER, **parameters}
-    own = METHODS[known["method"]].head_lr if known.get("method") in METHODS and not known.get("frozen") else 1.0
+    method = METHODS.get(str(known.get("method")))  # in a file it may be a list
+    own = method.head_lr if method and not known.get("frozen") else 1.0
     return dict(known, head_lr=known["head_lr"] or own)
 
 # %% ../../nbs/runs/03_identity.ipynb #bab94d52
@@ -45,7 +46,7 @@ def result_params(
     parameters:dict,  # Of a configuration, as they were written down
 )->dict:
     "What a run's numbers follow from beside its seed and images: `with_defaults`, without what its method or protocol does not look at"
-    known, method = with_defaults(parameters), METHODS.get(parameters.get("method"))
+    known, method = with_defaults(parameters), METHODS.get(str(parameters.get("method")))
     idle = {*IGNORED, "seed", "conflict"}
     if method and not method.teacher: idle |= {"teacher", "teacher_head", "views", "zeta", "tau", "kd_weight"}
     if known.get("validation", "none") != "none" or method and not method.weighs: idle |= {"alpha", "beta"}

@@ -218,10 +218,10 @@ def check_facts(
 def _unsound(facts):
     "Which entry of a model file's metadata is not as `save_student` writes it, or nothing"
     if not isinstance(facts, dict): return "entries"
-    text, classes = lambda name: isinstance(facts.get(name) or "", str), facts.get("classes", [])
+    text, classes = lambda name: isinstance(facts.get(name), (str, type(None))), facts.get("classes", [])
     sound = dict(
-        preprocess=_is_preprocess(facts.get("preprocess")), heads=facts.get("heads") in (1, 2), spec=text("spec"),
-        architecture=text("architecture"), project=_number(facts.get("project", 0), 0, 2**20),
+        preprocess=_is_preprocess(facts.get("preprocess")), heads=_integer(facts.get("heads"), 1, 2), spec=text("spec"),
+        architecture=text("architecture"), method=text("method"), project=_integer(facts.get("project", 0), 0, 2**20),
         classes=isinstance(classes, list) and all(isinstance(c, str) for c in classes),
         zeta=_number(facts.get("zeta", 1), 1e-9, 1e9), alpha=_number(facts.get("alpha", 0), 0, 1),
         beta=_number(facts.get("beta", 1), 1e-9, 1e9))
@@ -230,15 +230,17 @@ def _unsound(facts):
 def _number(value, low, high):
     return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
 
+def _integer(value, low, high): return isinstance(value, int) and _number(value, low, high)
+
 # %% ../../nbs/students/03_dual_head.ipynb #df6b785c
 def _is_preprocess(preprocess):
     "Are these the entries of a `Preprocess`, as JSON has them?"
     three = lambda v, low: isinstance(v, list) and len(v) == 3 and all(_number(x, low, 1e3) for x in v)
     usual = {"size", "mean", "std", "interpolation"}
     return (isinstance(preprocess, dict) and usual <= {*preprocess} <= {*usual, "resize_mode", "fill"} and three(preprocess["mean"], -1e3)
-            and three(preprocess["std"], 1e-9) and isinstance(preprocess["size"], int) and _number(preprocess["size"], 1, 2**14)
+            and three(preprocess["std"], 1e-9) and _integer(preprocess["size"], 1, 2**14)
             and preprocess["interpolation"] in [*INTERPOLATION] and preprocess.get("resize_mode", "shortest") in RESIZE_MODES
-            and isinstance(preprocess.get("fill", 0), int) and _number(preprocess.get("fill", 0), 0, 255))
+            and _integer(preprocess.get("fill", 0), 0, 255))
 
 # %% ../../nbs/students/03_dual_head.ipynb #0ade0e11
 def _classes(tensors, facts, file):

@@ -281,8 +281,14 @@ def _lacks_quickgelu(name, tag):
 
 def _is_torchscript(file):
     "Tell whether a file is a TorchScript archive, OpenAI's format"
-    if not (Path(file).is_file() and zipfile.is_zipfile(file)): return False
-    with zipfile.ZipFile(file) as archive: return any("/code/" in name for name in archive.namelist())
+    return Path(file).is_file() and any("/code/" in name for name in _members(file) or ())
+
+def _members(file):
+    "Return the names of a zip file's files: none where its list cannot be read, None where the end is missing"
+    try:
+        if not zipfile.is_zipfile(file): return None
+        with zipfile.ZipFile(file) as archive: return archive.namelist()
+    except Exception: return []  # zipfile lets errors of many kinds through
 
 # %% ../../nbs/teachers/00_clip.ipynb #9a90d781
 def error_chain(
@@ -416,9 +422,9 @@ _HALF = "is cut short, as by a download that broke off"
 
 def _zip_fault(file):
     "Return what a zip file is that is neither PyTorch's nor NumPy's, or not whole"
-    if not zipfile.is_zipfile(file): return f"{_HALF}: download or copy it again"
-    with zipfile.ZipFile(file) as archive: names = archive.namelist()
-    if any(name.endswith("data.pkl") for name in names) or names and all(name.endswith(".npy") for name in names): return ""
+    if (names := _members(file)) is None: return f"{_HALF}: download or copy it again"
+    if not names: return "is a zip archive that is empty or damaged: download or copy it again"
+    if any(name.endswith("data.pkl") for name in names) or all(name.endswith(".npy") for name in names): return ""
     if any(name.endswith((".h5", "keras_metadata.pb")) for name in names):
         return "is a model of Keras: save its arrays under PyTorch's names and in PyTorch's shapes as .npz"
     if any("archive_format" in name or name.endswith("models/model.json") for name in names):

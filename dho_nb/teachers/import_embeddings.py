@@ -6,14 +6,14 @@
 __all__ = ['ALIASES', 'READERS', 'read_embeddings', 'match_paths', 'own_identity', 'import_embeddings']
 
 # %% ../../nbs/teachers/03_import_embeddings.ipynb #78aa3426
-import json, textwrap, unicodedata, zipfile
+import json, textwrap, unicodedata
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from ..core.errors import DhoError, require_extra, short_reason
 from ..core.files import atomic_path, digest, files_hash
@@ -99,8 +99,8 @@ def read_embeddings(
                        "np.savez(\"clip.npz\", paths=…, embeddings=…)")
     try: return _one_set_of_names(READERS[file.suffix.lower()](file), file)
     except DhoError: raise
-    except (OSError, EOFError, ValueError, TypeError, SafetensorError, KeyError, zipfile.BadZipFile) as e:
-        raise DhoError(f"embeddings {file} cannot be read: {e}") from None
+    except Exception as e:  # NumPy, zipfile, PyArrow and safetensors let errors of many kinds through
+        raise DhoError(f"embeddings {file} cannot be read ({short_reason(e)})") from None
 
 # %% ../../nbs/teachers/03_import_embeddings.ipynb #4e92c1d7
 def _one_set_of_names(arrays, file):
