@@ -234,13 +234,13 @@ def test_a_picture_that_changed_is_looked_at_again(tree, tmp_path, monkeypatch):
     monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
     config = make_config(dict(dataset=str(tree), shots=2, teacher="digits", student="tiny", student_weights="",
                               size=16, views=2))
-    assert fill_store(config, mode="none").looked == 2*24
+    assert fill_store(config, mode="none").num_encoded == 2*24
     picture(tree/"cat"/"3.png", seed=999)
-    assert fill_store(config, mode="none").looked == 2, "it, and nothing else"
+    assert fill_store(config, mode="none").num_encoded == 2, "it, and nothing else"
     picture(tree/"cat"/"new.png", seed=1000)
     again = fill_store(config, mode="none")
-    assert again.looked == 2 and len(again.lookup.rows) == 25
-    assert fill_store(config, mode="none").looked == 0
+    assert again.num_encoded == 2 and len(again.lookup.rows) == 25
+    assert fill_store(config, mode="none").num_encoded == 0
     again.lookup.verify(tree, again.load(), sample=50)
 
 
@@ -285,7 +285,7 @@ def test_a_file_that_was_cut_short_is_made_anew(tmp_path):
     fill()
     os.truncate(tmp_path/"store"/"view001.npy", 40_000)
     again = fill()
-    assert 0 < again.looked < 1097
+    assert 0 < again.num_encoded < 1097
     again.lookup.verify(again.root, again.load(), sample=20)
 
 

@@ -51,8 +51,9 @@ class VerbParser(argparse.ArgumentParser):
 MODULES = (look, train, stores, use, sweep)  # of the verbs, in the order of work
 
 def _verbs():
-    "The verbs, module by module"
-    return sorted(VERBS.values(), key=lambda verb: MODULES.index(sys.modules[verb.options.__module__]))
+    "The verbs, module by module; those of other modules come last"
+    place = {module.__name__: i for i, module in enumerate(MODULES)}
+    return sorted(VERBS.values(), key=lambda verb: place.get(verb.options.__module__, len(place)))
 
 def _overview():
     "The verbs with their help, in the order of work"
