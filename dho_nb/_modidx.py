@@ -1108,8 +1108,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'dho_nb.reports.results._read_text': ( 'reports/results.html#_read_text',
                                                                                'dho_nb/reports/results.py'),
                                         'dho_nb.reports.results._recipe': ('reports/results.html#_recipe', 'dho_nb/reports/results.py'),
-                                        'dho_nb.reports.results._relabelled': ( 'reports/results.html#_relabelled',
-                                                                                'dho_nb/reports/results.py'),
                                         'dho_nb.reports.results._split_by_axis': ( 'reports/results.html#_split_by_axis',
                                                                                    'dho_nb/reports/results.py'),
                                         'dho_nb.reports.results._state': ('reports/results.html#_state', 'dho_nb/reports/results.py'),

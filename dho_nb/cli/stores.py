@@ -18,8 +18,8 @@ from ..core.parameters import File, Folder, PositiveInt
 def _fill(args):
     "Compute what is missing from a store"
     from dho_nb.runs.teacher import fill_store
-    teacher_provider = fill_store(_asks_teacher(chosen(args)), args.store, _part(args.part), args.repair)
-    print(f"{teacher_provider.num_encoded} embeddings computed\n{_about(teacher_provider.lookup.store)}")
+    provider = fill_store(_asks_teacher(chosen(args)), args.store, _part(args.part), args.repair)
+    print(f"{provider.num_encoded} embeddings computed\n{_about(provider.lookup.store)}")
 
 def _asks_teacher(config):
     "Refuse a configuration without anything to store"

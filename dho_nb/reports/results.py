@@ -67,12 +67,12 @@ def _frame(lines, axes, skipped):
 def _may_choose(outputs, ids, split, result):
     "Positions of the validation images that a finished run's protocol used"
     from dho_nb.data.manifests import Manifest
-    from dho_nb.data.label_subsets import few_per_class, labelled_subset
+    from dho_nb.data.label_subsets import val_images_per_class, labelled_subset
     here = np.flatnonzero((split == "val") & (outputs.labels.numpy() >= 0))
     if result["validation"] == "none" or len(here) == result["validated"]: return here[:result["validated"]]
     table = pd.DataFrame(dict(path=ids, label=outputs.labels.numpy(), split="train")).iloc[here]
     classes = outputs.ce.shape[1]
-    few = few_per_class(result["labelled"], classes)
+    few = val_images_per_class(result["labelled"], classes)
     return here[labelled_subset(Manifest("val", table, map(str, range(classes))), few, seed=int(result["seed"])).rows]
 
 # %% ../../nbs/reports/00_results.ipynb #f825c9aa
@@ -160,24 +160,20 @@ def _from_folders(place, labels):
     (cells, sweep, own, skipped), cache, lines = _expected_cells(place), _Cache(place), []
     axes = [*own]
     for folder, named in cells:
-        why = _state(folder)
+        if why := _state(folder): skipped[folder.name] = why; continue
         try:
-            if not why and labels: named = _relabelled(named, labels(read_json(folder/"run.json", **NOTE)["config"]))
-            if not why and named is not None:
-                (line, problem), recipe = _line(folder, named, sweep, cache), _recipe(read_json(folder/"run.json", **NOTE))
-        except (DhoError, KeyError, TypeError) as e: why = f"broken ({short_reason(e)})"
-        for a in {*(named or ())} - {*own}: check_axis(a)
-        if why or named is None: skipped[folder.name] = why or "left out by labels"; continue
-        axes = list(dict.fromkeys([*axes, *named]))
-        lines.append((line, dict(own={*own, *named}, recipe=recipe, folder=folder)))
+            note = read_json(folder/"run.json", **NOTE)
+            more = labels(note["config"]) if labels else {}
+            if more is None: skipped[folder.name] = "left out by labels"; continue
+            named = {**named, **{k: str(v) for k, v in more.items()}}
+            line, problem = _line(folder, named, sweep, cache)
+            lines.append((line, dict(own={*own, *named}, recipe=_recipe(note), folder=folder)))
+        except (DhoError, KeyError, TypeError) as e: problem = f"broken ({short_reason(e)})"
+        else: axes = list(dict.fromkeys([*axes, *named]))
+        for a in {*named} - {*own}: check_axis(a)
         if problem: skipped[folder.name] = problem
     cache.save()
     return lines, axes, skipped
-
-# %% ../../nbs/reports/00_results.ipynb #a17500c4
-def _relabelled(named, more):
-    "Labels with those that a function gives; None leaves a run out"
-    return None if more is None else {**named, **{k: str(v) for k, v in more.items()}}
 
 # %% ../../nbs/reports/00_results.ipynb #b4d2f6e3
 def _recipe(note):

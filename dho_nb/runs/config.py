@@ -46,7 +46,7 @@ class LabelConfig(Parameters):
     method:Annotated[str, OneOf(METHODS)]="dho"      # Training method: dho, or a baseline that dho list methods names
     shots:NonNegativeInt=0                           # Labelled images per class; if 0, fraction or all labels
     fraction:Share=0.0                               # Labelled share of the training images; if 0, shots or all labels
-    labels_by:Annotated[str, OneOf(LISTS)]="nested"  # Label subset: nested (drawn here), coop (few-shot, seeds 1-3), simclr (ImageNet 1 %, 10 %) or reference
+    labels_by:Annotated[str, OneOf(LISTS)]="nested"  # Label subset: ours (nested), CoOp's (seeds 1-3), SimCLR's (ImageNet 1 %, 10 %) or the reference code's
     include_labelled:bool=False                      # Add the labelled images to the unlabelled stream
     unlabelled:bool=True                             # Train on unlabelled images too
 
@@ -55,8 +55,8 @@ class LabelConfig(Parameters):
 class TeacherConfig(Parameters):
     "Teacher"
     teacher:str="ViT-B-16/openai"  # open_clip NAME/TAG or NAME/FILE, a model's folder, hf-hub:OWNER/NAME, or digits
-    teacher_head:Literal["zero-shot", "tip-adapter-f"]="zero-shot"  # Classifier on the teacher's embeddings; tip-adapter-f is trained on the labels
-    pool_head:Annotated[str, OneOf("auto", POOL_HEADS)]="auto"      # Classifier on the unlabelled embeddings for dho-plus; auto selects one by cross-validation
+    teacher_head:Literal["zero-shot", "tip-adapter-f"]="zero-shot"  # Classifier on the teacher's embeddings; tip-adapter-f learns from labels
+    pool_head:Annotated[str, OneOf("auto", POOL_HEADS)]="auto"  # Classifier of dho-plus on unlabelled embeddings; auto cross-validates all
     zeta:PositiveFloat=0.01        # ζ, softmax temperature of the teacher
     views:Annotated[int|str, "N"]=8  # Stored augmented views per training image; live encodes every batch instead
     embeddings:File=""             # Embeddings in place of a teacher: .npz, .npy, .safetensors, .parquet, or the folder of a store
@@ -74,7 +74,7 @@ class StudentConfig(Parameters):
     size:NonNegativeInt=0              # Side of the student's images in pixels; the architecture's own if 0
     ce_head:StudentHead="linear"       # Kind of the CE head, or of a method's only head
     kd_head:StudentHead="linear"       # Kind of the KD head; cosine is the paper's alignment (Eq. 10)
-    head_init:Literal["", "text", "text-ce", "teacher"]=""  # Initial heads from class embeddings: text (both, by an open_clip student's text tower), text-ce (CE head only), teacher (both); random if empty
+    head_init:Literal["", "text", "text-ce", "teacher"]=""  # Initial heads: class embeddings of an open_clip student (text; text-ce for the CE head only) or of the teacher; random if empty
     frozen:bool=False                  # Train the heads only and keep the backbone fixed
 
 # %% ../../nbs/runs/01_config.ipynb #17ad6555
@@ -83,7 +83,7 @@ class BatchConfig(Parameters):
     "Batches and augmentation"
     batch_labelled:PositiveInt=64      # Labelled images per step, at most
     batch_unlabelled:PositiveInt=64    # Unlabelled images per step, at most
-    pixels:Literal["auto", "map", "files"]="auto"        # Decode the student's images once (map) or every time (files); auto takes files if views are live or the images huge
+    pixels:Literal["auto", "map", "files"]="auto"  # Decode images once (map) or every time (files); auto: files if views are live or images huge
     crop:Annotated[float, Range(0, 1, above=True)]=0.5   # Smallest share of the area in a random crop
     flip:Share=0.5                     # Probability of a horizontal flip
 
@@ -91,7 +91,7 @@ class BatchConfig(Parameters):
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig(Parameters):
     "Evaluation"
-    validation:Literal["none", "few", "full"]="none"  # Images that choose α and β: none (α and β as given), few (min(shots, 4) per class), full (the val split)
+    validation:Literal["none", "few", "full"]="none"  # Images that choose α and β: none (as given), few (min(shots, 4) per class), full (the val split)
     alpha:Share=0.5                                   # α, weight of the CE head, unless validation chooses it
     beta:PositiveFloat=0.5                            # β, inference temperature of the KD head, unless validation chooses it
     predict:Literal["all", "test"]="all"              # Images that get a line in predictions.csv

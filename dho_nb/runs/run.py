@@ -244,7 +244,7 @@ def _repr_html_(self:Run)->str:
     default = lambda f: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
     differ = {f.name: v for f in dataclasses.fields(c) if (v := getattr(c, f.name)) != default(f)}
     scores = {k: f"{v:.4f}" for k in ("accuracy", "nll", "ece") if (v := self.result[k]) is not None} if self.done else {}
-    lines = {"status": self.status(), **scores, "folder": self.folder, **differ}
+    lines = {"status": self.status(), **scores, **differ}
     cells = "".join(f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in lines.items())
     return f"<table><caption>{escape(self.name)}</caption>{cells}</table>"
 
