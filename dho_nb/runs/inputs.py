@@ -71,6 +71,7 @@ def stream_sizes(
     batch = config.batch_labelled, config.batch_unlabelled
     return StreamSizes(labelled, unlabelled, batch, epoch_steps(labelled, unlabelled, batch))
 
+# %% ../../nbs/runs/05_inputs.ipynb #624bc469
 def stream_use(
     config:Config,   # What to do
     method:Method,   # Of one of its stages
@@ -132,6 +133,7 @@ def _inputs(config, method, plan, data, cache=None):
         check_warmup(stage.recipe, sizes.epoch_steps)
     return Inputs(config, method, stages, plan, data, labels, validation, sizes)
 
+# %% ../../nbs/runs/05_inputs.ipynb #3f1addff
 def _once(cache, key, make):
     "The value for `key`, made at the first call"
     if cache is None: return make()

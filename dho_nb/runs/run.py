@@ -98,6 +98,7 @@ def open_training(self:Run)->StagedTrainer:
         self.training = StagedTrainer(self.files, self.machine, self.open_teacher(), trained)
     return self.training
 
+# %% ../../nbs/runs/10_run.ipynb #e2b1a7c4
 @patch
 def build_trainer(self:Run)->Trainer:
     "The trainer of the stage at work, as its checkpoint stands"
@@ -139,6 +140,7 @@ def _teacher_text(inputs):
     return dict(none="none", live=f"{c.teacher}, live", own=f"embeddings from {Path(c.embeddings).name}",
                 store=f"{c.teacher}, {plan.cycle} stored views")[plan.source]
 
+# %% ../../nbs/runs/10_run.ipynb #6b78812d
 def _weights_text(config):
     "The weights that the student begins with; the name of an open_clip model brings its own, or means random ones"
     named = config.student.startswith("open_clip:") and config.student_weights == ""

@@ -250,6 +250,7 @@ def head_outputs(self:StagedTrainer,
     part = collect(self.student, source, mine, m.device, precision, m.workers, mode or m.mode)
     return HeadOutputs(*(m.dist_env.all_gather(getattr(part, f.name), len(wanted)) for f in dataclasses.fields(part)))
 
+# %% ../../nbs/runs/08_staged_trainer.ipynb #891c6d38
 @patch
 def scored_outputs(self:StagedTrainer)->HeadOutputs:
     "The outputs for all images that are scored or predicted, by the selected student"

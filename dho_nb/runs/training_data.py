@@ -67,6 +67,7 @@ def prepare(self:TrainingData)->dict:
     self.provider.release()
     return {**done, "pixels": self._decode(began) if self.pixels else "decoded from files, batch by batch"}
 
+# %% ../../nbs/runs/07_training_data.ipynb #030bceab
 @patch
 def _decode(self:TrainingData, began):
     "Decode the missing images into the map"

@@ -230,6 +230,7 @@ def _unsound(facts):
 def _number(value, low, high):
     return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
 
+# %% ../../nbs/students/03_dual_head.ipynb #4b233509
 def _integer(value, low, high): return isinstance(value, int) and _number(value, low, high)
 
 # %% ../../nbs/students/03_dual_head.ipynb #df6b785c

@@ -93,50 +93,60 @@ class Sweep:
         "Names of what differs between the runs"
         return list(dict.fromkeys(axis for t in self.tasks for axis in t.labels))
 
-    def place(self,
-        task:Task,   # One of `tasks`
-    )->Path:
-        "A run's folder on this machine"
-        return self.folder/task.run
+# %% ../../nbs/sweeps/05_sweep.ipynb #ffd7114e
+@patch
+def place(self:Sweep,
+    task:Task,   # One of `tasks`
+)->Path:
+    "A run's folder on this machine"
+    return self.folder/task.run
 
-    def work_place(self,
-        task:Task,   # One of `tasks`
-    )->str:
-        "Where a run is worked on: its folder, or its URL where the sweep is elsewhere"
-        return f"{self.url}/{task.run}" if self.url else str(self.place(task))
+@patch
+def work_place(self:Sweep,
+    task:Task,   # One of `tasks`
+)->str:
+    "Where a run is worked on: its folder, or its URL where the sweep is elsewhere"
+    return f"{self.url}/{task.run}" if self.url else str(self.place(task))
 
-    def bring(self,
-        task:Task,   # One of `tasks`
-    ):
-        "Have a finished run's folder here, where it was worked on elsewhere"
-        if self.url: pull(self.work_place(task), self.place(task))
+# %% ../../nbs/sweeps/05_sweep.ipynb #210c429d
+@patch
+def bring(self:Sweep,
+    task:Task,   # One of `tasks`
+):
+    "Have a finished run's folder here, where it was worked on elsewhere"
+    if self.url: pull(self.work_place(task), self.place(task))
 
-    def todo(self,
-        only=None,   # Positions in `tasks`; all if None
-    )->list:         # Of `Task`
-        "The runs that lack their result, or the notebook that shows it"
-        shown = lambda p: (p/"notebook.ipynb").exists() or not (p/"model.safetensors").exists()
-        return [t for t in self.chosen(only) if t.identity not in self.elsewhere
-                and (not ((p := self.place(t))/"result.json").exists() or not shown(p))]
+# %% ../../nbs/sweeps/05_sweep.ipynb #5ab93af9
+@patch
+def todo(self:Sweep,
+    only=None,   # Positions in `tasks`; all if None
+)->list:         # Of `Task`
+    "The runs that lack their result, or the notebook that shows it"
+    shown = lambda p: (p/"notebook.ipynb").exists() or not (p/"model.safetensors").exists()
+    return [t for t in self.chosen(only) if t.identity not in self.elsewhere
+            and (not ((p := self.place(t))/"result.json").exists() or not shown(p))]
 
-    def chosen(self,
-        only=None,   # Positions in `tasks`, from 0
-    )->list:         # Of `Task`
-        "The runs at some positions; all if there are none"
-        if only is not None and not all(0 <= i < len(self.tasks) for i in only):
-            raise DhoError(f"{self.grid.name} has runs 0 to {len(self.tasks) - 1}, not {list(only)}")
-        return self.tasks if only is None else [self.tasks[i] for i in only]
+@patch
+def chosen(self:Sweep,
+    only=None,   # Positions in `tasks`, from 0
+)->list:         # Of `Task`
+    "The runs at some positions; all if there are none"
+    if only is not None and not all(0 <= i < len(self.tasks) for i in only):
+        raise DhoError(f"{self.grid.name} has runs 0 to {len(self.tasks) - 1}, not {list(only)}")
+    return self.tasks if only is None else [self.tasks[i] for i in only]
 
-    def states(self)->pd.DataFrame:
-        "One row per run: labels, state (one that lacks a result here and is done elsewhere is 'recorded'), attempts, accuracy, seconds, reason"
-        facts = [dict(run=t.run, **t.labels, **{"accuracy": None, "seconds": None, "reason": None,
-                                                **state_of(self.place(t), self.grid.retries)}) for t in self.tasks]
-        for fact, task in zip(facts, self.tasks):
-            if fact["state"] != "done" and task.identity in self.elsewhere: fact["state"] = "recorded"
-            if fact["state"] == "done":
-                fact.update({k: v for k, v in _read_or_empty(self.place(task)/"result.json", accuracy=(float, type(None)), seconds=float).items()
-                             if k in ("accuracy", "seconds")})
-        return pd.DataFrame(facts)
+# %% ../../nbs/sweeps/05_sweep.ipynb #1109fa15
+@patch
+def states(self:Sweep)->pd.DataFrame:
+    "One row per run: labels, state (one that lacks a result here and is done elsewhere is 'recorded'), attempts, accuracy, seconds, reason"
+    facts = [dict(run=t.run, **t.labels, **{"accuracy": None, "seconds": None, "reason": None,
+                                            **state_of(self.place(t), self.grid.retries)}) for t in self.tasks]
+    for fact, task in zip(facts, self.tasks):
+        if fact["state"] != "done" and task.identity in self.elsewhere: fact["state"] = "recorded"
+        if fact["state"] == "done":
+            fact.update({k: v for k, v in _read_or_empty(self.place(task)/"result.json", accuracy=(float, type(None)), seconds=float).items()
+                         if k in ("accuracy", "seconds")})
+    return pd.DataFrame(facts)
 
 # %% ../../nbs/sweeps/05_sweep.ipynb #1dff35bb
 @patch

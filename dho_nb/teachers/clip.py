@@ -283,6 +283,7 @@ def _is_torchscript(file):
     "Tell whether a file is a TorchScript archive, OpenAI's format"
     return Path(file).is_file() and any("/code/" in name for name in _members(file) or ())
 
+# %% ../../nbs/teachers/00_clip.ipynb #1e974f61
 def _members(file):
     "Return the names of a zip file's files: none where its list cannot be read, None where the end is missing"
     try:
