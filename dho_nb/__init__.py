@@ -9,7 +9,7 @@ from importlib import import_module as _import
 
 _PLACES = {
     "DhoError": "core.errors",
-    "labelled_subset": "data.label_subsets",
+    "labeled_subset": "data.label_subsets",
     "SemiSupervisedBatches": "data.loaders",
     "Manifest": "data.manifests",
     "from_folder": "data.manifests",

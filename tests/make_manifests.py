@@ -34,7 +34,7 @@ def few_shot(folder, name):
 
 
 def facts(info, classes, **more):
-    return dict(classes=classes, templates=list(info.templates), source=info.source, licence=info.licence,
+    return dict(classes=classes, templates=list(info.templates), source=info.source, license=info.license,
                 counts=list(info.counts), **more)
 
 
@@ -52,7 +52,7 @@ def make(shared, out):
         meta = read_json(temporary/"imagenet"/"imagenet_meta.json")
         write_manifest(digits_manifest(), out,
                        source="scikit-learn load_digits (UCI Optical Recognition of Handwritten Digits, test part)",
-                       licence="CC BY 4.0")
+                       license="CC BY 4.0")
         named = [WORDNET.get(i, c) for i, c in enumerate(meta["openai_clip_classnames"])]
         for name, info in DATASETS.items():
             lists = few_shot(temporary, name)

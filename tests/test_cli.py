@@ -39,7 +39,7 @@ def fails(dho, tmp_path, *argv, says):
     (["--fraction", "0.001", "--shots", "0"], ["a class would get no label", "shots=1"]),
     (["--alpha", "2"], ["alpha=2.0", "between 0 and 1"]),
     (["--shots", "2", "--fraction", "0.1"], ["not both"]),
-    (["--validation", "full"], ["needs a labelled val split"]),
+    (["--validation", "full"], ["needs a labeled val split"]),
     (["--templates", "a photo"], ["exactly one {}"]),
 ], ids=lambda v: " ".join(v) if isinstance(v, list) else None)
 def test_mistakes_are_named(dho, tree, tmp_path, argv, says):
@@ -158,7 +158,7 @@ def test_a_folder_that_cannot_be_made(dho, tree, tmp_path):
 
 
 @pytest.mark.parametrize("content, says", [
-    ("path,label\ncat/0.png,cat\ncat/0.png,cat\ndog/0.png,dog\n", ["line 3", "labelled twice"]),
+    ("path,label\ncat/0.png,cat\ncat/0.png,cat\ndog/0.png,dog\n", ["line 3", "labeled twice"]),
     ("path,label\ncat/0.png,cat\n../secret.png,dog\n", ["line 3", "leaves the data root"]),
     ("path,label\ncat/0.png,cat\n/etc/passwd,dog\n", ["line 3", "leaves the data root"]),
     ("path,label\ncat/0.png,cat\ncat/99.png,cat\n", ["line 3", "unknown image 'cat/99.png'", "did you mean"]),
@@ -189,7 +189,7 @@ def test_a_class_without_an_image(dho, tree, tmp_path):
 def test_a_class_without_a_label(dho, tree, tmp_path):
     (tmp_path/"labels.csv").write_text("path,label\ncat/0.png,cat\ndog/0.png,dog\n")
     fails(dho, tmp_path, "--images", tree, "--labels", tmp_path/"labels.csv", "--classes", "cat", "dog", "bird", *SMALL,
-          says=["no labelled training image for class(es) ['bird']"])
+          says=["no labeled training image for class(es) ['bird']"])
     (tmp_path/"labels.csv").write_text("path,label\ncat/0.png,cat\ndog/0.png,dgo\n")
     fails(dho, tmp_path, "--images", tree, "--labels", tmp_path/"labels.csv", "--classes", "cat", "dog", *SMALL,
           says=["line 3", "did you mean 'dog'"])
@@ -377,7 +377,7 @@ def test_the_accuracy_to_expect_and_what_to_label_next(dho, tree, tmp_path):
                              for s in ("teacher_errs_to", "low", "fold 2", "if the error goes on falling")), out + err
     assert len(list((tmp_path/"fit").glob("*/result.json"))) == 4
     code, out, err = dho("suggest", tmp_path/"fit"/"1-of-2")
-    assert code == 2 and "no unlabelled image" in err
+    assert code == 2 and "no unlabeled image" in err
     assert dho("distill", *options, "--out", tmp_path/"run")[0] == 0
     code, out, err = dho("suggest", tmp_path/"run", "--count", "6", "--out", tmp_path/"next.csv")
     found = pd.read_csv(tmp_path/"next.csv")
@@ -389,11 +389,11 @@ def test_the_accuracy_to_expect_and_what_to_label_next(dho, tree, tmp_path):
 def test_a_model_is_exported_as_all_kinds_and_asked_again(dho, tree, model, tmp_path):
     pytest.importorskip("onnx"), pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
     code, out, err = dho("export", model, "--onnx", "--torch-export", "--safetensors", "--int8", "--images", tree,
-                         "--calibrate", tree/"cat", "--out", "out", "--licence", "apache-2.0")
+                         "--calibrate", tree/"cat", "--out", "out", "--license", "apache-2.0")
     assert code == 0 and out.count("largest_difference") == 3 and "model-int8.onnx" in out, err
     made = json.loads((tmp_path/"out"/"export.json").read_text())
     assert set(made["files"]) == {"model.onnx", "model-int8.onnx", "model.pt2", "model.safetensors"}
-    assert made["licence"] == "apache-2.0"
+    assert made["license"] == "apache-2.0"
     assert all(f["largest_difference"] < 1e-4 and f["checked"] == 24 for n, f in made["files"]
                .items() if "int8" not in n)
     assert "license: apache-2.0" in (tmp_path/"out"/"README.md").read_text()

@@ -18,7 +18,7 @@ from conftest import ROOT, SHARED, picture
 from dho_nb.cli.main import main
 from dho_nb.data.datasets import (DATASETS, build_manifest, check_counts, check_files, class_positions, dataset_facts,
                                   get_dataset, manifests_page, split_counts)
-from dho_nb.data.label_subsets import labelled_subset, subset_lists
+from dho_nb.data.label_subsets import labeled_subset, subset_lists
 from dho_nb.data.manifests import open_manifest, read_manifest, write_manifest
 from dho_nb.core.errors import DhoError
 
@@ -54,13 +54,13 @@ def test_a_shipped_list_has_the_papers_counts_and_coops_labels(name):
     manifest, lists = open_manifest(name), subset_lists(name)
     assert counts(manifest) == PAPER[name] and check_counts(manifest) is manifest
     for shots in (1, 2, 4, 8, 16):
-        subset = labelled_subset(manifest, shots=shots, seed=3, by="coop")
+        subset = labeled_subset(manifest, shots=shots, seed=3, by="coop")
         assert subset.name == f"{shots}-shot coop"
         assert (np.bincount(manifest.table["label"].to_numpy()[subset.rows]) == shots).all()
         assert (np.diff(subset.rows) > 0).all()
         assert sorted(manifest.table["path"].iloc[subset.rows]) == sorted(lists[f"coop-{shots}-3"])
-    with pytest.raises(DhoError, match="coop-4-3"): labelled_subset(manifest, shots=4, seed=0, by="coop")
-    with pytest.raises(DhoError, match="there are none"): labelled_subset(manifest, fraction=.01, by="simclr")
+    with pytest.raises(DhoError, match="coop-4-3"): labeled_subset(manifest, shots=4, seed=0, by="coop")
+    with pytest.raises(DhoError, match="there are none"): labeled_subset(manifest, fraction=.01, by="simclr")
 
 
 def food101(root, **wrong):
@@ -120,7 +120,7 @@ def test_sun397_is_split_as_coop_split_it(tmp_path):
     assert [made.classes[i]
             for i in made.table.query("path in ('SUN397/a/apse/indoor/test7.jpg', "
                                       "'SUN397/y/youth_hostel/test0.jpg')")["label"]] == ["indoor apse", "youth hostel"]
-    assert len(labelled_subset(made, shots=16, seed=1, by="coop")) == 16*397
+    assert len(labeled_subset(made, shots=16, seed=1, by="coop")) == 16*397
     (tmp_path/"Training_01.txt").write_text("\n".join(sorted(train)))
     with pytest.raises(DhoError, match="does not lead to CoOp's split"): build_manifest("sun397", tmp_path)
 
@@ -153,16 +153,16 @@ def test_imagenet_and_its_published_subsets(tmp_path, monkeypatch, imagenet_trai
     assert counts(made) == PAPER["imagenet"] and made.classes[744] == "projectile" and len(set(made.classes)) == 1000
     size = {("simclr", 1): 12811, ("simclr", 10): 128116, ("reference", 1): 13000, ("reference", 10): 128286}
     for (by, percent), count in size.items():
-        subset = labelled_subset(made, fraction=percent/100, by=by)
+        subset = labeled_subset(made, fraction=percent/100, by=by)
         assert (len(subset), subset.name) == (count, f"{percent}% {by}")
-    labels = made.table["label"].to_numpy()[labelled_subset(made, shots=8, seed=2, by="coop").rows]
+    labels = made.table["label"].to_numpy()[labeled_subset(made, shots=8, seed=2, by="coop").rows]
     assert (np.bincount(labels) == 8).all()
-    with pytest.raises(DhoError, match="no coop list of 16-shot"): labelled_subset(made, shots=16, seed=1, by="coop")
+    with pytest.raises(DhoError, match="no coop list of 16-shot"): labeled_subset(made, shots=16, seed=1, by="coop")
     gone = dataclasses.replace(made,
                                table=made.table[made.table["path"] != "train/n01440764/"
                                                 + min(_by_class(subset_lists("imagenet")["coop-1-1"])["n01440764"])])
     with pytest.raises(DhoError, match="1 of the 1000 images of coop-1-1"):
-        labelled_subset(gone, shots=1, seed=1, by="coop")
+        labeled_subset(gone, shots=1, seed=1, by="coop")
 
 
 @pytest.mark.parametrize("how", ["kaggle", "devkit"])

@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT, SHARED
 from dho_nb.runs.config import make_config
 from dho_nb.data.manifests import from_coop, missing_images, summary, write_manifest
-from dho_nb.data.label_subsets import labelled_subset
+from dho_nb.data.label_subsets import labeled_subset
 from dho_nb.losses.methods import METHODS
 from dho_nb.runs.run import distill
 from dho_nb.students.backbones import build_backbone
@@ -23,9 +23,9 @@ MOBILENET = SHARED/"weights"/"mobilenetv2_imagenet_tf.npz"
 
 def test_the_coop_split_is_the_papers(eurosat):
     manifest = from_coop(eurosat/"split_zhou_EuroSAT.json", prefix="2750")
-    assert summary(manifest)["labelled"].tolist() == [13500, 5400, 8100] and len(manifest.classes) == 10
+    assert summary(manifest)["labeled"].tolist() == [13500, 5400, 8100] and len(manifest.classes) == 10
     assert len(missing_images(manifest, eurosat)) == 0
-    subsets = [set(labelled_subset(manifest, shots=k).rows) for k in (1, 2, 4, 8, 16)]
+    subsets = [set(labeled_subset(manifest, shots=k).rows) for k in (1, 2, 4, 8, 16)]
     assert [len(s) for s in subsets] == [10, 20, 40, 80, 160] and all(a < b for a, b in zip(subsets, subsets[1:]))
 
 
@@ -62,7 +62,7 @@ def small(eurosat, tmp_path_factory):
 def test_every_method_trains_on_photographs_by_one_parameter(small, tmp_path):
     made = {m: distill(make_config(dict(
         dataset=str(small[0]), root=str(small[1]), shots=4, method=m, teacher=str(ROOT/"nbs"/"paper"/"eurosat_teacher"),
-        views=2, student="tiny", student_weights="", size=32, epochs=8, lr=3e-3, batch_labelled=32, validation="few",
+        views=2, student="tiny", student_weights="", size=32, epochs=8, lr=3e-3, batch_labeled=32, validation="few",
         precision="fp32")), tmp_path/m, "none").result for m in METHODS}
     told = pd.DataFrame(made).T
     floor = [.1 if m == "kd-feature" else .25 for m in told.index]

@@ -534,8 +534,8 @@ def checkpoint(place, data):
 
 
 @target(8, lambda place: st.tuples(st.sampled_from(("estimate.json", "export.json", "evaluation.json")), json_files(
-    dict(folds=2, labelled=10, table=dict(student=dict(accuracy=.5, low=.4, high=.6, nll=1.)), config=read_json(place.runs["dho"]/"run.json")["config"], labels="x"),
-    dict(model="x", source="m", licence="", estimate=None, files={"model.onnx": dict(megabytes=1, ms=1.)}, card="x", card_before=None))))
+    dict(folds=2, labeled=10, table=dict(student=dict(accuracy=.5, low=.4, high=.6, nll=1.)), config=read_json(place.runs["dho"]/"run.json")["config"], labels="x"),
+    dict(model="x", source="m", license="", estimate=None, files={"model.onnx": dict(megabytes=1, ms=1.)}, card="x", card_before=None))))
 def notes(place, given):
     "What an estimate and an export left"
     from dho_nb.deploy.export import _write_note
@@ -582,7 +582,7 @@ ONCE = dict(
     grid=[b"exclude = [1]\naxes = {seed = [0]}", b'base = {preset = ["x"]}', b"a = " + b"9"*5000, b"a = " + b"["*5000,
           b"also = [1]", b'base = {preset = "digits", student_args = {a = 1979-05-27}}', b'axes = {labels = [{fraction = "x"}]}'],
     checkpoint=[safetensors_bytes({"__metadata__": {"state": s}}) for s in ("[]", "{}", DEEPER, "9"*5000)],
-    notes=[("estimate.json", b"{}"), ("estimate.json", json_text(dict(folds=2, labelled=10, table={}, config=dict(preset="digits", method=["x"]))).encode()), ("estimate.json", b'{"config": {}, "folds": 2, "labelled": 1, "table": {"a": {}}}'), ("export.json", b'{"files": {"a": 1}}')])
+    notes=[("estimate.json", b"{}"), ("estimate.json", json_text(dict(folds=2, labeled=10, table={}, config=dict(preset="digits", method=["x"]))).encode()), ("estimate.json", b'{"config": {}, "folds": 2, "labeled": 1, "table": {"a": {}}}'), ("export.json", b'{"files": {"a": 1}}')])
 
 # What the suite tries of each target, where not all 10,000 are asked for
 SOME = {name: 3*t.share for name, t in TARGETS.items()}

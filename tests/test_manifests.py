@@ -13,7 +13,7 @@ from dho_nb.runs.dataset import open_data
 from dho_nb.runs.config import make_config
 from dho_nb.teachers.import_embeddings import import_embeddings
 from dho_nb.data.manifests import Manifest, from_coop, from_labels, open_manifest, read_manifest, split_off
-from dho_nb.data.label_subsets import labelled_subset
+from dho_nb.data.label_subsets import labeled_subset
 from dho_nb.core.settings import load_settings
 
 OPTIONS = dict(teacher="digits", student="tiny", student_weights="", size=16, epochs=1, flip=0.)
@@ -119,10 +119,10 @@ def test_a_name_with_dots_stays_whole(tmp_path):
 
 def test_a_manifest_without_needed_labels_takes_what_there_is(tree):
     found = open_manifest(str(tree))
-    assert labelled_subset(found, 3, needed=False).name == "3-shot"
+    assert labeled_subset(found, 3, needed=False).name == "3-shot"
     cats = replace(found, table=found.table.assign(label=np.where(found.table["label"] == 0, 0, -1)))
-    assert (labelled_subset(cats, 3, needed=False).name, len(labelled_subset(cats, 3, needed=False))) == ("all", 12)
-    fails(lambda: labelled_subset(cats, 3), "no labelled training image", "['dog']")
+    assert (labeled_subset(cats, 3, needed=False).name, len(labeled_subset(cats, 3, needed=False))) == ("all", 12)
+    fails(lambda: labeled_subset(cats, 3), "no labeled training image", "['dog']")
 
 
 def test_ids_and_labels_out_of_a_data_frame(tmp_path):

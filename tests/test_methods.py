@@ -114,8 +114,8 @@ def test_what_is_called_like_a_checkpoint_may_be_somebodys(tmp_path):
 
 def test_what_cannot_be_is_said_beforehand(tmp_path):
     for change, said in ((dict(method="kd", conflict=True), "not both in one step"),
-                         (dict(method="kd", unlabelled=False), "nothing to train on.*give unlabelled=True"),
-                         (dict(method="kd-then-ssl", unlabelled=False), "nothing to train on"),
+                         (dict(method="kd", unlabeled=False), "nothing to train on.*give unlabeled=True"),
+                         (dict(method="kd-then-ssl", unlabeled=False), "nothing to train on"),
                          (dict(warmup_steps=5000), "leaves nothing of the run's"),
                          (dict(method="kd-feature", student_args=dict(widths=[8, 8, 8, 64]), frozen=True),
                           "nothing to train")):

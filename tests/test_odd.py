@@ -51,11 +51,11 @@ def test_no_labels_at_all(tree, tmp_path):
     config = make_config(dict(OPTIONS, dataset=str(tree), labels=str(tmp_path/"none.csv"),
                               classes=["zero", "one"], method="kd"))
     run = distill(config, tmp_path/"run", "none")
-    assert (run.inputs.labels.name, run.result["labelled"],
+    assert (run.inputs.labels.name, run.result["labeled"],
             len(pd.read_csv(tmp_path/"run"/"predictions.csv"))) == ("none", 0, 24)
     manifest = open_data(config).manifest
     fails(lambda: visible_labels(make_config(dict(OPTIONS, dataset=str(tree), labels=str(tmp_path/"none.csv"),
-                                                classes=["zero", "one"])), manifest, METHODS["dho"]), "no labelled training image")
+                                                classes=["zero", "one"])), manifest, METHODS["dho"]), "no labeled training image")
 
 
 def test_more_shots_than_pictures_take_no_negative_time(tree):
@@ -76,7 +76,7 @@ def test_teachers_are_tried_whatever_the_method(tree):
 
 
 def test_seconds_are_those_of_all_sessions(tree, tmp_path):
-    config = make_config(dict(OPTIONS, dataset=str(tree), shots=4, epochs=4, batch_unlabelled=4))
+    config = make_config(dict(OPTIONS, dataset=str(tree), shots=4, epochs=4, batch_unlabeled=4))
     first = Run(config, tmp_path/"run", "none")
     first.build_trainer().train(until=first.trainer.steps - 1, mode="none")
     assert 0 < first.trainer.seconds < 1000

@@ -16,7 +16,7 @@ def test_every_row_of_the_tables_is_a_configuration():
     assert set(METHODS) - {c.method for c in made.values()} == {"kd-feature", "sho-tuned", "dho-plus",
                                                                 "kd-then-ssl"}, "those are not in the paper's tables"
     assert made["paper/table1/imagenet-fewshot-resnet18/dho-f"].teacher_head == "tip-adapter-f"
-    assert made["paper/table2/imagenet-linear-vitb16-from-vitl14/dho-labelled-only"].unlabelled is False
+    assert made["paper/table2/imagenet-linear-vitb16-from-vitl14/dho-labeled-only"].unlabeled is False
 
 
 @pytest.mark.parametrize("name", SETUPS)

@@ -29,9 +29,9 @@ for k, changes in enumerate(json.loads(sys.argv[2])):
         losses.append([v.item() for v in [*trainer._epoch_sums().values(), *cosines]])
     if run.machine.dist_env.is_main: print(json.dumps(losses))
 """
-CHANGES = [{}, dict(method="ce-kd-feature"), dict(accumulate=2), dict(method="dkd-dho", batch_labelled=1),
+CHANGES = [{}, dict(method="ce-kd-feature"), dict(accumulate=2), dict(method="dkd-dho", batch_labeled=1),
            dict(views="live"), dict(method="pcgrad", accumulate=2, conflict=True),
-           dict(precision="bf16", unlabelled=False)]
+           dict(precision="bf16", unlabeled=False)]
 CLOSE = [1e-4]*5 + [2e-2, 5e-2]  # cosines of float32 gradients through batch norm are good to two digits, bf16 likewise
 
 
@@ -119,7 +119,7 @@ def test_nobody_keeps_a_folder_after_the_launcher_was_killed(tmp_path):
 
 
 def test_too_many_processes_are_told_so(tmp_path, dho):
-    code, out, err = dho("distill", "--preset", "digits", "--batch-unlabelled", "2", "--method", "kd", "--out", "run",
+    code, out, err = dho("distill", "--preset", "digits", "--batch-unlabeled", "2", "--method", "kd", "--out", "run",
                          "--processes", "3", OMP_NUM_THREADS="1")
     assert code == 2 and "cannot be shared by 3 processes" in out + err
 

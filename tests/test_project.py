@@ -64,7 +64,7 @@ def test_the_distill_notebook_has_the_parameters_of_config_with_their_help_and_t
 
 
 def lint(folder):
-    "import-linter's judgement of a copy of the package"
+    "import-linter's judgment of a copy of the package"
     return subprocess.run([Path(sys.executable).parent/"lint-imports", "--no-cache", "--config", folder/"pyproject.toml"], cwd=folder,
                           capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "200"})
 

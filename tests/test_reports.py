@@ -356,7 +356,7 @@ def test_a_home_is_found_before_it_is_looked_at(sweep, tmp_path, dho):
     assert code == 0 and (tmp_path/"runs.csv").exists() and not (tmp_path/"~").exists()
 
 
-def relabelled(sweep, rename, axes=("method", "shots", "seed")):
+def relabeled(sweep, rename, axes=("method", "shots", "seed")):
     "The sweep, as one whose runs have other labels"
     plan = read_json(sweep/"sweep.json")
     write_json(sweep/"sweep.json",
@@ -365,14 +365,14 @@ def relabelled(sweep, rename, axes=("method", "shots", "seed")):
 
 
 def test_a_method_without_labels_that_stands_at_every_amount_keeps_the_pages_tables(sweep, tmp_path):
-    relabelled(sweep, lambda l: dict(method=l["method"], shots=l["amount"][0], seed=l["seed"]))
+    relabeled(sweep, lambda l: dict(method=l["method"], shots=l["amount"][0], seed=l["seed"]))
     for run in [p for p in sweep.iterdir() if p.name.startswith("ce")]:
         for file, keys in (("result.json", ()), ("run.json", ("config",))):
             found = held = read_json(run/file)
             for k in keys: held = held[k]
             held["method"] = "kd"
             write_json(run/file, found)
-    relabelled(sweep, lambda l: {**l, "method": l["method"].replace("ce", "kd")})
+    relabeled(sweep, lambda l: {**l, "method": l["method"].replace("ce", "kd")})
     text = html_report(sweep, tmp_path/"page.html").read_text()
     frame = records.load(sweep)
     assert reports.label_free(frame) == {"kd"} and len(reports.everywhere(frame)) == len(frame)
@@ -589,7 +589,7 @@ AXES = {"nothing": {}, "one value": dict(lr=[.001]), "one axis": dict(lr=[.001, 
         "two of one value": dict(lr=[.01], epochs=[1]),
         "two": dict(lr=[.01, .1], epochs=[1, 2], seed=[0, 1]), "a figure's name": dict(alpha=[.1, .5]),
         "labels": dict(labels=[dict(name="few", shots=1), dict(name="more", shots=2)]),
-        "truth values": dict(include_labelled=[True, False], method=["ce", "dho"]),
+        "truth values": dict(include_labeled=[True, False], method=["ce", "dho"]),
         "dicts": dict(student_args=[dict(widths=[8, 8]), dict(widths=[16, 8])]),
         "lists": dict(classes=[["0=zero"], ["1=one"]]), "steps": dict(steps=two), "nothing as a label":
         dict(variant=[dict(name="", lr=.1), dict(name="None", lr=.2), dict(name="nan", lr=.3)]),

@@ -22,7 +22,7 @@ def test_a_run_opens_its_images_and_draws_its_labels_once(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("change, reason", [(dict(warmup_steps=5000), "leaves nothing of the run's"),
-                                            (dict(method="kd", unlabelled=False), "nothing to train on")])
+                                            (dict(method="kd", unlabeled=False), "nothing to train on")])
 def test_runs_and_dry_runs_refuse_the_same(tmp_path, change, reason):
     config = preset("digits", epochs=1, **change)
     for ask in (resolve, dry_run, lambda c: Run(c, tmp_path/"run", "none")):

@@ -20,7 +20,7 @@ from dho_nb.runs.config import make_config, preset
 from dho_nb.teachers.embedding_store import Lookup, match_classes, open_store
 from dho_nb.runs.teacher import fill_store, make_teacher_provider
 from dho_nb.data.manifests import Manifest, data_root, open_manifest, rows
-from dho_nb.data.label_subsets import labelled_subset
+from dho_nb.data.label_subsets import labeled_subset
 from dho_nb.data.chunk_store import Chunked, ChunkStore
 from dho_nb.data.image_cache import ImageMap
 from dho_nb.losses.methods import get_method
@@ -169,11 +169,11 @@ def test_stored_and_live_teacher_give_the_same_losses(tmp_path):
     root, teacher = data_root(digits), load_teacher("digits")
     lookup = Lookup(open_store("digits", "digits", spec, lambda: teacher, tmp_path/"store"), digits)
     lookup.embed(rows(digits, "train"), range(2), root, lambda: teacher, mode="none")
-    labelled = labelled_subset(digits, shots=2).rows
+    labeled = labeled_subset(digits, shots=2).rows
     answer = partial(teacher_logits, head=zero_shot_head(teacher, digits.classes, digits.templates))
     student, images = build_student("tiny", 10, 2, size=16), Images(digits, root, 64)
     def trainer(preprocess, store, teacher_fn):
-        streams = SemiSupervisedBatches(images, labelled, np.setdiff1d(rows(digits, "train"), labelled), student.preprocess, preprocess,
+        streams = SemiSupervisedBatches(images, labeled, np.setdiff1d(rows(digits, "train"), labeled), student.preprocess, preprocess,
                           spec, cycle=2, store=store)
         return Trainer(student, get_method("dho"), streams, TrainConfig(epochs=4, lr=3e-3), teacher_fn)
     online, replayed = trainer(teacher.preprocess, None, online_teacher(teacher, answer)), trainer(None, lookup, cached_teacher(answer))

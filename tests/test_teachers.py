@@ -145,7 +145,7 @@ def test_a_student_by_open_clip_keeps_the_mode_in_its_file_and_exports(mode, obl
     alone = [float(line.split("\t")[2]) for line in done.stdout.splitlines()]
     assert np.allclose(alone, own, atol=2e-3)
     card = (tmp_path/"out"/"README.md").read_text()
-    assert "whole" in card and "centred square" not in card
+    assert "whole" in card and "centered square" not in card
 
 
 def test_training_views_do_not_depend_on_the_mode():

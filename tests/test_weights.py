@@ -209,9 +209,9 @@ def test_vits_of_another_image_size_are_resampled_as_their_libraries_do(tmp_path
     says(lambda: build_backbone("vit_tiny_patch16_224", tmp_path/"small.pth", 128), "of another shape")
 
 
-def test_quantised_weights_are_refused(net, tmp_path):
+def test_quantized_weights_are_refused(net, tmp_path):
     torch.save({k: (v*100).to(torch.int8) for k, v in net.items()}, tmp_path/"int8.pth")
-    says(lambda: load_weights(tiny(), tmp_path/"int8.pth"), "quantised", "torch.int8")
+    says(lambda: load_weights(tiny(), tmp_path/"int8.pth"), "quantized", "torch.int8")
 
 
 def test_a_cosine_head_has_no_bias():

@@ -73,14 +73,14 @@ def _print_data(config, data):
 
 # %% ../../nbs/cli/02_look.ipynb #7e0983c3
 def _class_lines(manifest, most=50):
-    "The classes with their labelled images, and those that are spelt alike"
+    "The classes with their labeled images, and those that are spelt alike"
     counts = manifest.table["label"].value_counts()
     listed = ", ".join(f"{c} {counts.get(i, 0)}" for i, c in enumerate(manifest.classes[:most]))
     more = f" … and {len(manifest.classes) - most} more" if len(manifest.classes) > most else ""
     plain = lambda c: "".join(letter for letter in c.casefold() if letter.isalnum())
     groups = [[*names] for _, names in groupby(sorted(manifest.classes, key=plain), plain)]
     warned = "".join(f"\nnearly the same name: {', '.join(map(repr, g))}" for g in groups if len(g) > 1)
-    return f"classes, with their labelled images: {listed}{more}{warned}"
+    return f"classes, with their labeled images: {listed}{more}{warned}"
 
 # %% ../../nbs/cli/02_look.ipynb #bfe1c1a1
 def _duplicate_lines(manifest, keys):

@@ -56,9 +56,9 @@ class Distill(TrainOptions):
     """Train a small classifier from a teacher and a few labels.
 
     examples:
-      a few labels in a CSV (path,label), all other images of the folder unlabelled:
+      a few labels in a CSV (path,label), all other images of the folder unlabeled:
         dho distill --images photos --labels labels.csv --teacher ViT-B-16/openai --student resnet18
-      one sub-folder per class, four labelled images per class, a fifth of all held out for testing:
+      one sub-folder per class, four labeled images per class, a fifth of all held out for testing:
         dho distill --images tree --shots 4 --test 0.2 --teacher ViT-B-16/openai --student mobilenetv3_large_100
       weights from files, on a machine without internet:
         dho distill --images tree --shots 4 --teacher ViT-B-16/clip.safetensors --student resnet18 --student-weights resnet18.safetensors
@@ -92,7 +92,7 @@ def _run(args):
 
 # %% ../../nbs/cli/04_train.ipynb #3e388ff0
 def _estimate(args):
-    "The accuracy to expect, from labelled images that are held out in turn"
+    "The accuracy to expect, from labeled images that are held out in turn"
     from dho_nb.runs.cross_fit import cross_fit, learning_curve
     config = chosen(args)
     print(f"training {args.folds} students on {config.dataset}, each without a part of the labels …", flush=True)
@@ -165,7 +165,7 @@ def _demo(args):
     found = load(folder)
     if len(found):
         print(f"\n{results_table(found, value=_FIGURES, columns=(), teacher=True)}\n({found['labels'].iloc[0]} of the "
-              f"labels, {found['labelled'].iloc[0]} images)\n")
+              f"labels, {found['labeled'].iloc[0]} images)\n")
     if (states["state"] != "done").any(): raise DhoError(_standing(states))
     write_csv(found, folder/"table.csv")
     save_figure(plot_bars(found), folder, "comparison")

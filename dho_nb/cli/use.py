@@ -73,7 +73,7 @@ def _suggest(args):
 # %% ../../nbs/cli/06_use.ipynb #0a2df65b
 @verb("suggest", "label", _suggest)
 class Suggest:
-    """Suggest unlabelled images to label next: those the two heads disagree on most.
+    """Suggest unlabeled images to label next: those the two heads disagree on most.
 
     example:
       dho suggest runs/NAME --count 50 --out next.csv"""
@@ -126,7 +126,7 @@ def _export(args):
     from dho_nb.runs.config import make_config
     from dho_nb.deploy.export import export, export_folder
     kinds = [k for k in ("onnx", "torch-export", "safetensors") if getattr(args, k.replace("-", "_"))] or ["onnx"]
-    given = dict(images=args.images, calibrate=args.calibrate, opset=args.opset, check=args.check, licence=args.licence,
+    given = dict(images=args.images, calibrate=args.calibrate, opset=args.opset, check=args.check, license=args.license,
                  estimate=args.estimate, trust_remote_code=args.trust_remote_code)
     if args.classes and not args.dataset: raise DhoError("--classes says what the model calls the classes of --dataset")
     config = (make_config(dict(dataset=args.dataset, root=args.root, classes=list(args.classes))) if args.dataset
@@ -165,7 +165,7 @@ class Export(Trust):
     root:Folder=""             # Folder of that dataset's images
     opset:PositiveInt=18       # Version of ONNX's operators
     check:NonNegativeInt=200   # Images to check on, at most
-    licence:str=""             # Licence of the exported model as the Hub names it, e.g. apache-2.0; none if not given
+    license:str=""             # License of the exported model as the Hub names it, e.g. apache-2.0; none if not given
     estimate:Folder=""         # Folder of dho estimate, whose figures go on the model card
 
 # %% ../../nbs/cli/06_use.ipynb #e79ede52

@@ -77,5 +77,5 @@ def memory_message(
     if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))): return ""
     size = re.search(r"allocate ([\d.]+) ?(\w+)", str(error))
     request = f" (one request for {' '.join(size.groups())})" if size else ""
-    return (f"memory ran out{request}. Lower batch_labelled and batch_unlabelled (dho predict: --batch). "
+    return (f"memory ran out{request}. Lower batch_labeled and batch_unlabeled (dho predict: --batch). "
             "Or raise accumulate, or lower size or DHO_WORKERS.")

@@ -145,7 +145,7 @@ def read_json(
 _MAYBE = float, type(None)  # what could not be measured is null
 NOTE = dict(identity=str, config=dict)  # of `run.json`
 RESULT = dict(identity=str, dataset=str, method=str, labels=str, seed=int, accuracy=_MAYBE, ece=_MAYBE, teacher_accuracy=_MAYBE,
-              teacher_nll=_MAYBE, teacher_ece=_MAYBE, alpha=float, beta=float, validation=str, labelled=int, unlabelled=int,
+              teacher_nll=_MAYBE, teacher_ece=_MAYBE, alpha=float, beta=float, validation=str, labeled=int, unlabeled=int,
               validated=int, tested=int, teacher=str, teacher_head=str, student=str, machine=dict)  # of `result.json`
 
 # %% ../../nbs/core/04_files.ipynb #078560c2

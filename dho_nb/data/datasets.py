@@ -30,7 +30,7 @@ class Dataset:
     counts:tuple[int, int, int]  # The paper's images in train, val, test
     classes:int                  # How many
     source:str                   # Where its pictures are published
-    licence:str                  # What its makers say
+    license:str                  # What its makers say
     prefix:str                   # Folder of the pictures below the data root
     template:str|tuple           # Prompt, or prompts
     split:str=""                 # CoOp's split file, "split_zhou_….json"
@@ -50,7 +50,7 @@ class Dataset:
 # %% ../../nbs/data/02_datasets.ipynb #334316af
 IMAGENET_TEMPLATES = ("itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.",
                       "a {} in a video game.", "art of the {}.", "a photo of the small {}.")
-RESEARCH = "no licence; for non-commercial research"
+RESEARCH = "no license; for non-commercial research"
 
 _TEN = (
     Dataset("caltech101", (4128, 1649, 2465), 100, "https://data.caltech.edu/records/mzrjq-6wc02", "CC BY 4.0",
@@ -67,7 +67,7 @@ _TEN = (
                     "cars_test.tgz -C {root}\n"
                     "so that {root}/cars_train/00001.jpg and {root}/cars_test/00001.jpg exist."),
     Dataset("flowers102", (4093, 1633, 2463), 102, "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
-            "no licence stated", "jpg", "a photo of a {}, a type of flower.", "split_zhou_OxfordFlowers.json", "",
+            "no license stated", "jpg", "a photo of a {}, a type of flower.", "split_zhou_OxfordFlowers.json", "",
             ("torchvision", "Flowers102", "flowers-102")),
     Dataset("food101", (50500, 20200, 30300), 101,
             "https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/", RESEARCH,
@@ -84,7 +84,7 @@ _TEN = (
     Dataset("eurosat", (13500, 5400, 8100), 10, "https://github.com/phelber/EuroSAT", "MIT",
             "2750", "a centered satellite photo of {}.", "split_zhou_EuroSAT.json", "",
             ("torchvision", "EuroSAT", "eurosat")),
-    Dataset("ucf101", (7639, 1898, 3783), 101, "https://www.crcv.ucf.edu/data/UCF101.php", "no licence stated",
+    Dataset("ucf101", (7639, 1898, 3783), 101, "https://www.crcv.ucf.edu/data/UCF101.php", "no license stated",
             "UCF-101-midframes", "a photo of a person doing {}.", "split_zhou_UCF101.json",
             by_hand="The middle frames of its videos are CoOp's: UCF-101-midframes.zip, which CoOp's "
                     "DATASETS.md links to "
@@ -133,7 +133,7 @@ def paper_dataset(
 # %% ../../nbs/data/02_datasets.ipynb #ecfe70b6
 def dataset_facts(
     name:str,   # One of the fifteen
-)->dict:        # classes, templates, source, licence, counts; for ImageNet's family also wnids
+)->dict:        # classes, templates, source, license, counts; for ImageNet's family also wnids
     "Return what the package ships about a dataset besides its list"
     return read_json(shipped(f"data_manifests/{paper_dataset(name).name}.json"))
 
@@ -185,8 +185,8 @@ def check_counts(
     differences = [f"{s}: {f:,}, the paper has {c:,}" for s, f, c in zip(SPLITS, counts, info.counts) if f != c]
     if len(manifest.classes) != info.classes:
         differences.append(f"classes: {len(manifest.classes)}, the paper has {info.classes}")
-    unlabelled = (manifest.table["label"] < 0).sum()
-    differences += [f"{unlabelled:,} images are of no class that is known"] if unlabelled else []
+    unlabeled = (manifest.table["label"] < 0).sum()
+    differences += [f"{unlabeled:,} images are of no class that is known"] if unlabeled else []
     if differences: raise DhoError(f"{manifest.name} is not the paper's: {'; '.join(differences)}")
     return manifest
 
@@ -530,7 +530,7 @@ def manifests_page(
     "Return the page of `data_manifests`: sources, licenses, counts beside the paper's, and the hash of every file"
     folder = Path(folder)
     columns = ("dataset", "classes", "train / val / test", "the paper's", "list", "pictures from",
-               "licence of the pictures")
+               "license of the pictures")
     lines = [_INTRO, f"| {' | '.join(columns)} |", "|" + "---|"*len(columns)]
     slashed = lambda counts: " / ".join(f"{c:,}" for c in counts)
     for name in ("digits", *DATASETS):
@@ -538,7 +538,7 @@ def manifests_page(
         ours = slashed(split_counts(read_manifest(csv))) if csv else "–"
         papers = slashed(facts["counts"]) if "counts" in facts else "–"
         lines += [f"| `{name}` | {len(facts['classes']):,} | {ours} | {papers} | "
-                  f"{'here' if csv else f'`dho data build {name}`'} | {facts['source']} | {facts['licence']} |"]
+                  f"{'here' if csv else f'`dho data build {name}`'} | {facts['source']} | {facts['license']} |"]
     lines += ["", "## Files", "", "| file | bytes | sha256 |", "|---|---:|---|"]
     files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != "README.md"
                    and "__pycache__" not in f.parts)
@@ -557,7 +557,7 @@ instructions. `dho data list` shows them, `dho data get` fetches pictures, `dho 
 `dho data build` makes the lists that are not here.
 
 The splits are CoOp's `split_zhou_*.json` and `subsets/` holds its few-shot lists of seeds 1 to 3 (`coop-<shots>-<seed>`), both as
-published under the MIT licence (Copyright (c) 2022 linzhiqiu) in github.com/linzhiqiu/cross_modal_adaptation; for ImageNet those
+published under the MIT license (Copyright (c) 2022 linzhiqiu) in github.com/linzhiqiu/cross_modal_adaptation; for ImageNet those
 lists are that repository's own draw, and its 16-shot lists are not here. SimCLR's lists of ImageNet's 1 % and 10 % (`simclr-1`, `simclr-10`) are under Apache-2.0,
 ImageNet's class names (CLIP's) and WordNet ids under MIT. `hashes/` tells for each picture of EuroSAT, in the order of its paths,
 the first 8 characters of `content_keys`.

@@ -31,10 +31,10 @@ _FILTERS = {
 def _weights(low, high, size, new_size, interpolation):
     "Return [N, after, before] weights of the pixels along one axis, for a box from `low` to `high` in [0, 1]"
     step = ((high - low)*size/new_size)[:, None, None]
-    centre = (low*size)[:, None, None] + (torch.arange(new_size, device=low.device)[:, None] + .5)*step
+    center = (low*size)[:, None, None] + (torch.arange(new_size, device=low.device)[:, None] + .5)*step
     pixels = torch.arange(size, device=low.device)
-    if interpolation == "nearest": return (pixels == centre.floor().clamp(0, size - 1)).float()
-    weights = _FILTERS[interpolation](((pixels + .5 - centre)/step.clamp_min(1)).abs())
+    if interpolation == "nearest": return (pixels == center.floor().clamp(0, size - 1)).float()
+    weights = _FILTERS[interpolation](((pixels + .5 - center)/step.clamp_min(1)).abs())
     return (weights/weights.sum(-1, keepdim=True)).float()
 
 # %% ../../nbs/data/06_image_cache.ipynb #5a9724ee
@@ -216,7 +216,7 @@ def center_crops(
     label:str="looking",  # Of the progress bar
     size:int=256,         # Images per batch
 ):                        # Yields uint8 [size, 3, S, S]
-    "Yield the center view of each picture, batch by batch: its centred square, or as `resize_mode` says"
+    "Yield the center view of each picture, batch by batch: its centered square, or as `resize_mode` says"
     rows, device = np.asarray(rows), torch.device(device)
     parts = [rows[k:k + size] for k in range(0, len(rows), size)]
     if not isinstance(source, ImageMap):

@@ -51,7 +51,7 @@ def render(
     images:Images,                # Where the pictures come from
     rows,                         # [N] positions in the manifest
     preprocesses:list,            # One `Preprocess` (or None) per model
-    spec:ViewSpec|None=None,      # How to draw views; the centred square if None
+    spec:ViewSpec|None=None,      # How to draw views; the centered square if None
     views=None,                   # [N] view numbers, with `spec`
 )->list:                          # Per preprocess a uint8 tensor [N, 3, size, size], or None
     "Return the same views of the same images, once for every model at its own size"
@@ -95,7 +95,7 @@ def show_pairs(
 
 # %% ../../nbs/data/04_loaders.ipynb #198adcb7
 class Batch(NamedTuple):
-    "Hold one step's images: the labelled first, then the unlabelled"
+    "Hold one step's images: the labeled first, then the unlabeled"
     student:torch.Tensor|None  # [L+U, 3, S, S] uint8; with boxes the uncut [L+U, 3, H, W], or None if those are on the device
     teacher:torch.Tensor|None  # [L+U, 3, T, T] uint8 for an online teacher, or None
     labels:torch.Tensor        # [L] int64
@@ -103,7 +103,7 @@ class Batch(NamedTuple):
     views:torch.Tensor         # [L+U] int64 view numbers
     boxes:torch.Tensor|None=None   # [L+U, 4] float64, as from `crop_boxes`, where `student` is uncut
     mirror:torch.Tensor|None=None  # [L+U] bool, as from `flips`, likewise
-    totals:tuple[int, int]=(0, 0)  # Labelled and unlabelled images of the whole step, where this is a part of it
+    totals:tuple[int, int]=(0, 0)  # Labeled and unlabeled images of the whole step, where this is a part of it
     embeddings:torch.Tensor|None=None  # [L+U, D] float16 from the teacher's store, or None
 
 # %% ../../nbs/data/04_loaders.ipynb #7dd3bf9b
@@ -147,12 +147,12 @@ class SemiSupervisedBatches(torch.utils.data.Dataset):
     "Make training batches as a pure function of the step"
     def __init__(self,
         images:Images,                 # Where pictures come from
-        labelled,                      # Rows with labels to learn from; may be empty
-        unlabelled,                    # Rows without; may be empty
+        labeled,                      # Rows with labels to learn from; may be empty
+        unlabeled,                    # Rows without; may be empty
         student:Preprocess,            # The student's size and interpolation
         teacher:Preprocess|None=None,  # The teacher's, if it runs online
         spec:ViewSpec=ViewSpec(),      # How views are drawn
-        batch:tuple[int, int]=(64, 64),  # Most labelled and unlabelled images per step
+        batch:tuple[int, int]=(64, 64),  # Most labeled and unlabeled images per step
         use:tuple[bool, bool]=(True, True),  # Which streams the method learns from; the epoch's length stays the same
         seed:int=0,                    # Of the streams' order
         cycle:int=0,                   # Views that are used in turn; 0 for a new one every time
@@ -160,36 +160,36 @@ class SemiSupervisedBatches(torch.utils.data.Dataset):
         lookup=None,                   # (rows, views) to stored embeddings [N, D], instead of an online teacher
         share:tuple[int, int]=(0, 1),  # Which part of each batch, of how many: one for each training process
     ):
-        validate_streams(len(labelled), len(unlabelled), use)
+        validate_streams(len(labeled), len(unlabeled), use)
         self.images, self.student, self.teacher, self.spec, self.use = images, student, teacher, spec, use
         self.cycle, self.pixels, self.lookup, self.share = cycle, pixels, lookup, share
-        self.labelled = ShuffledIndex(labelled, images.keys[labelled], derive_seed(seed, "labelled order"))
-        self.unlabelled = ShuffledIndex(unlabelled, images.keys[unlabelled], derive_seed(seed, "unlabelled order"))
-        self.batch = min(batch[0], len(labelled)), batch[1]
-        self.epoch_steps = epoch_steps(len(labelled), len(unlabelled), batch)
+        self.labeled = ShuffledIndex(labeled, images.keys[labeled], derive_seed(seed, "labeled order"))
+        self.unlabeled = ShuffledIndex(unlabeled, images.keys[unlabeled], derive_seed(seed, "unlabeled order"))
+        self.batch = min(batch[0], len(labeled)), batch[1]
+        self.epoch_steps = epoch_steps(len(labeled), len(unlabeled), batch)
 
 # %% ../../nbs/data/04_loaders.ipynb #60213931
 def validate_streams(
-    labelled:int,           # Images with labels to learn from
-    unlabelled:int,         # Images without
+    labeled:int,           # Images with labels to learn from
+    unlabeled:int,         # Images without
     use:tuple[bool, bool],  # Which of both the method learns from
 ):
     "Refuse to train on nothing. Raises DhoError where the method uses no stream, or only empty ones."
     if not any(use):
-        raise DhoError("nothing to train on: the method learns from unlabelled images only, and they are left out: "
-                       "give unlabelled=True")
-    if not labelled*use[0] + unlabelled*use[1]:
-        names = " and ".join(name for name, used in zip(("labelled", "unlabelled"), use) if used)
+        raise DhoError("nothing to train on: the method learns from unlabeled images only, and they are left out: "
+                       "give unlabeled=True")
+    if not labeled*use[0] + unlabeled*use[1]:
+        names = " and ".join(name for name, used in zip(("labeled", "unlabeled"), use) if used)
         raise DhoError(f"nothing to train on: the method looks at {names} images, and there are none")
 
 # %% ../../nbs/data/04_loaders.ipynb #ddb2f4c7
 def epoch_steps(
-    labelled:int,           # Images with labels to learn from
-    unlabelled:int,         # Images without
+    labeled:int,           # Images with labels to learn from
+    unlabeled:int,         # Images without
     batch:tuple[int, int],  # Of each, at most, per step
 )->int:
-    "Count the steps of an epoch: once through the unlabelled images, or without those, the labelled ones"
-    return -(-unlabelled//batch[1]) if unlabelled else -(-labelled//batch[0])
+    "Count the steps of an epoch: once through the unlabeled images, or without those, the labeled ones"
+    return -(-unlabeled//batch[1]) if unlabeled else -(-labeled//batch[0])
 
 # %% ../../nbs/data/04_loaders.ipynb #7c8c23fc
 def batch_plan(
@@ -199,35 +199,35 @@ def batch_plan(
     "Return which images and views a step uses, without reading them"
     epoch, k = divmod(step, streams.epoch_steps)
     empty = np.empty(0, np.int64), np.empty(0, np.int64)
-    labelled = empty
-    if streams.use[0] and len(streams.labelled): labelled = streams.labelled.take(step*streams.batch[0], streams.batch[0])
-    unlabelled = empty
-    if streams.use[1] and len(streams.unlabelled): unlabelled = streams.unlabelled.part(epoch, k, streams.epoch_steps)
-    rows, views = np.concatenate([labelled[0], unlabelled[0]]), np.concatenate([labelled[1], unlabelled[1]])
-    return rows, views % streams.cycle if streams.cycle else views, len(labelled[0])
+    labeled = empty
+    if streams.use[0] and len(streams.labeled): labeled = streams.labeled.take(step*streams.batch[0], streams.batch[0])
+    unlabeled = empty
+    if streams.use[1] and len(streams.unlabeled): unlabeled = streams.unlabeled.part(epoch, k, streams.epoch_steps)
+    rows, views = np.concatenate([labeled[0], unlabeled[0]]), np.concatenate([labeled[1], unlabeled[1]])
+    return rows, views % streams.cycle if streams.cycle else views, len(labeled[0])
 
 # %% ../../nbs/data/04_loaders.ipynb #ea9c6cea
 def rank_share(
-    labelled:int,    # Images of a batch that have labels
-    unlabelled:int,  # Those that have none
+    labeled:int,    # Images of a batch that have labels
+    unlabeled:int,  # Those that have none
     k:int,           # Which part, from 0
     parts:int,       # Of so many
-)->tuple:            # (positions among the labelled, positions in the batch)
-    "Return a process's part of a batch: every `parts`-th of the labelled and of the unlabelled images"
+)->tuple:            # (positions among the labeled, positions in the batch)
+    "Return a process's part of a batch: every `parts`-th of the labeled and of the unlabeled images"
     share = lambda length: np.arange(k, length, parts)
-    return share(labelled), np.concatenate([share(labelled), labelled + share(unlabelled)])
+    return share(labeled), np.concatenate([share(labeled), labeled + share(unlabeled)])
 
 # %% ../../nbs/data/04_loaders.ipynb #8d8d2ac8
 @patch
 def __getitem__(self:SemiSupervisedBatches, step:int)->Batch:
     "Return the batch of a step"
-    rows, views, labelled = batch_plan(self, step)
-    totals = labelled, len(rows) - labelled
-    labelled_share, positions = rank_share(*totals, *self.share)
-    rows, views, labelled = rows[positions], views[positions], len(labelled_share)
+    rows, views, labeled = batch_plan(self, step)
+    totals = labeled, len(rows) - labeled
+    labeled_share, positions = rank_share(*totals, *self.share)
+    rows, views, labeled = rows[positions], views[positions], len(labeled_share)
     preprocess = [None if self.pixels else self.student, self.teacher]
     student, teacher = render(self.images, rows, preprocess, self.spec, views) if any(preprocess) else (None, None)
-    tensors = [torch.from_numpy(a) for a in (self.images.labels[rows[:labelled]], rows, views)]
+    tensors = [torch.from_numpy(a) for a in (self.images.labels[rows[:labeled]], rows, views)]
     batch = Batch(student, teacher, *tensors, totals=totals, embeddings=self.lookup and self.lookup(rows, views))
     if not self.pixels: return batch
     keys, sizes = self.images.keys[rows], self.pixels.sizes[rows]
@@ -348,7 +348,7 @@ def _timeout_error(limit):
 
 # %% ../../nbs/data/04_loaders.ipynb #06185a8f
 class EvalDataset(torch.utils.data.Dataset):
-    """Make evaluation batches: the center view of each image (a centred square, or as `resize_mode` says), in the
+    """Make evaluation batches: the center view of each image (a centered square, or as `resize_mode` says), in the
     order of `rows`"""
     def __init__(self,
         images:Images,        # Where pictures come from

@@ -163,7 +163,7 @@ def flips(
 def center_boxes(
     sizes,       # [N, 2] width and height in pixels
 )->np.ndarray:   # [N, 4]
-    "Return the largest centred squares, the view of evaluation unless `resize_mode` says otherwise"
+    "Return the largest centered squares, the view of evaluation unless `resize_mode` says otherwise"
     wide, high = np.asarray(sizes, float).T
     w, h = np.minimum(1, high/wide), np.minimum(1, wide/high)
     return np.stack([(1 - w)/2, (1 - h)/2, (1 + w)/2, (1 + h)/2], 1)
@@ -236,10 +236,10 @@ def with_eval_boxes(self:Preprocess,
     boxes,       # [N, 4]
     sizes,       # [N, 2] width and height in pixels
 )->np.ndarray:   # [N, 4]
-    "Return boxes, with those of evaluation in place of centred squares"
+    "Return boxes, with those of evaluation in place of centered squares"
     if self.resize_mode == "shortest": return boxes
-    centred = np.isclose(boxes, center_boxes(sizes), rtol=0, atol=1e-9).all(1, keepdims=True)
-    return np.where(centred, self.eval_boxes(sizes), boxes)
+    centered = np.isclose(boxes, center_boxes(sizes), rtol=0, atol=1e-9).all(1, keepdims=True)
+    return np.where(centered, self.eval_boxes(sizes), boxes)
 
 # %% ../../nbs/data/03_transforms.ipynb #f94a893f
 @patch

@@ -29,7 +29,7 @@ from ..teachers.clip import is_teacher, teacher_identity
 
 # %% ../../nbs/deploy/01_evaluate.ipynb #b39b9e16
 class Evaluation:
-    "Score a checkpoint on the labelled images of a split. Raises DhoError where model, classes and images do not fit."
+    "Score a checkpoint on the labeled images of a split. Raises DhoError where model, classes and images do not fit."
     def __init__(self,
         checkpoint:str|Path,     # As for `load_model`; or a teacher's name, for its zero-shot answer
         config:Config,           # Names the dataset
@@ -52,10 +52,10 @@ class Evaluation:
         if (alpha, beta) != (None, None) and self.heads != (2, "both"):
             raise DhoError(f"{self.file.name} was trained by {method.name if method else 'a single head'}, whose one head "
                            "answers alone: leave alpha and beta out")
-        self.rows = rows(self.manifest, split, labelled=True)
+        self.rows = rows(self.manifest, split, labeled=True)
         self.columns = class_columns(self.facts, self.manifest.classes)
         if not len(self.rows):
-            raise DhoError(f"{self.manifest.name} has no labelled images in its {split} split: choose another")
+            raise DhoError(f"{self.manifest.name} has no labeled images in its {split} split: choose another")
         self.alpha, self.beta = head_weights(self.facts, alpha, beta)
         source = [self.mark, list(self.manifest.templates)] if teacher else files_hash(self.file)
         self.identity = digest([source, manifest_hash(self.manifest), data.files, split, self.alpha, self.beta,

@@ -124,7 +124,7 @@ def sample(
 )->Sample:
     "Return pictures of a dataset. Raises DhoError where its classes are none of the model's."
     manifest, root = data.manifest, data.root
-    positions = _spread(rows(manifest, split, labelled=True if split == "test" else None), most)
+    positions = _spread(rows(manifest, split, labeled=True if split == "test" else None), most)
     columns = np.array([*class_columns(facts, manifest.classes), -1])
     return Sample([root/p for p in manifest.table["path"].iloc[positions]], columns[manifest.table["label"].iloc[positions]],
                   f"{split} images of {manifest.name}")
@@ -264,7 +264,7 @@ def cost(
     pictures:Sample,   # To ask both about
     preprocess:Preprocess,   # The model's
 )->dict:               # scored, accuracy, accuracy_before (None without labels), same
-    """Return what quantization costs: accuracy on labelled images, and the share of equal predictions.
+    """Return what quantization costs: accuracy on labeled images, and the share of equal predictions.
     Raises DhoError where no picture can be read."""
     predictions = [[*(answer(pixels)[0].argmax(-1) for answer in (before, after)), labels]
                    for pixels, labels in batches(pictures, preprocess)]
@@ -298,7 +298,7 @@ def export(
     opset:int=18,                 # Of ONNX
     check:int=200,                # Most pictures to check on
     score:int=2000,               # Most test images to score int8 on; all if 0
-    licence:str="",               # Of the exported model, as the Hub names it; yours to say
+    license:str="",               # Of the exported model, as the Hub names it; yours to say
     estimate:str|Path="",         # Folder of a `cross_fit` of the run's configuration; its figures go on the card
     backbone:torch.nn.Module|None=None,  # As for `load_model`
     trust_remote_code:bool=False,  # As for `load_student`
@@ -318,7 +318,7 @@ def export(
     measurements = {KINDS[kind]: _write(student, facts, folder/KINDS[kind], kind, checked, opset,
                                 (backbone, trust_remote_code), lambda: _mark_folder(folder, file))}
     if int8: measurements["model-int8.onnx"] = _write_int8(student, folder, ranges, scored)
-    _write_note(folder, file, facts, measurements, licence, expected)
+    _write_note(folder, file, facts, measurements, license, expected)
     return pd.DataFrame(measurements).T.rename_axis("file")
 
 # %% ../../nbs/deploy/04_export.ipynb #58c67ca9
@@ -414,12 +414,12 @@ def _write_int8(student, folder, ranges, pictures):
                 calibrated_on=ranges.source, **losses, **_speed(answer, preprocess.size))
 
 # %% ../../nbs/deploy/04_export.ipynb #30ce371c
-def _write_note(folder, file, facts, measurements, licence, expected):
+def _write_note(folder, file, facts, measurements, license, expected):
     "Write the note, the card and the script"
     before = _read_note(folder/"export.json") if (folder/"export.json").exists() else {}
     files, card = {**before.get("files", {}), **measurements}, folder/"README.md"
-    licence, expected = licence or before.get("licence", ""), expected or before.get("estimate")
-    text = _card(file, facts, files, licence, expected)
+    license, expected = license or before.get("license", ""), expected or before.get("estimate")
+    text = _card(file, facts, files, license, expected)
     current = card.read_text(encoding="utf-8") if card.exists() else None
     edited = current not in (None, before.get("card"), before.get("card_before"))
     if any(name.endswith(".onnx") for name in files):
@@ -427,7 +427,7 @@ def _write_note(folder, file, facts, measurements, licence, expected):
             shutil.copyfile(shipped("experiments")/"predict_onnx.py", temporary)
     write_json(folder/"export.json", dict(model=files_hash(file), source=file.name,
                                           made_with=dict(dho_nb=dho_nb.__version__, torch=torch.__version__),
-                                          licence=licence, estimate=expected, files=files, card=text,
+                                          license=license, estimate=expected, files=files, card=text,
                                           card_before=None if edited else current))
     if edited: return  # else it may be written anew, also where this breaks off before the next line
     with atomic_path(card) as temporary: temporary.write_text(text, encoding="utf-8")
@@ -435,8 +435,8 @@ def _write_note(folder, file, facts, measurements, licence, expected):
 # %% ../../nbs/deploy/04_export.ipynb #369dce43
 def _read_note(file):
     "Return an export's note, checked"
-    note = dict(dict(files={}, licence="", estimate=None, card=""), **read_json(file, model=str))  # some may be missing
-    with_fields(note, file, files=dict, licence=str, estimate=(dict, type(None)), card=str)
+    note = dict(dict(files={}, license="", estimate=None, card=""), **read_json(file, model=str))  # some may be missing
+    with_fields(note, file, files=dict, license=str, estimate=(dict, type(None)), card=str)
     if note["estimate"]: _crossfit(note["estimate"], file)
     for name, facts in note["files"].items():
         with_fields(facts, f"{file}, {name}", **dict.fromkeys(with_fields(facts, file), (str, float, bool, type(None))))

@@ -27,7 +27,7 @@ def _estimated(file):
 
 def _crossfit(note, file):
     "Return a cross-fit's note; refuse one whose fields are missing or of another type"
-    with_fields(note, file, folds=int, labelled=int, table=dict)
+    with_fields(note, file, folds=int, labeled=int, table=dict)
     for figures in note["table"].values(): with_fields(figures, file, accuracy=float, low=float, high=float, nll=float)
     return note
 
@@ -36,7 +36,7 @@ TEACHER_LICENSES = {
     "openai": "MIT; its authors' model card names deployment as out of scope", "laion": "MIT",
     "mscoco_finetuned_laion": "MIT", "datacomp_": "MIT", "commonpool": "MIT", "merged2b": "MIT",
     "datacomp1b": "Apache-2.0", "webli": "Apache-2.0", "metaclip": "CC BY-NC 4.0: not for commercial use",
-    "datacompdr": "Apple's model licence: research only", "dfn": "Apple's model licence: research only"}
+    "datacompdr": "Apple's model license: research only", "dfn": "Apple's model license: research only"}
 
 def teacher_license(
     teacher:str,  # As in a configuration
@@ -81,7 +81,7 @@ def _lines(table, head):
 def model_card(
     name:str|Path,         # As for `load_model`, or the folder of a run
     files:dict|None=None,  # Exported files and what was found, as in `export.json`
-    licence:str="",        # Of the model, as the Hub names it
+    license:str="",        # Of the model, as the Hub names it
     estimate:str|Path="",  # As for `export`
     backbone=None,         # As for `load_model`
     trust_remote_code:bool=False,  # As for `load_student`
@@ -91,21 +91,21 @@ def model_card(
     file = model_file(name)
     student, facts = load_model(name, backbone, trust_remote_code)
     facts = dict(facts, preprocess=student.preprocess.plain())
-    return _card(file, facts, files or {}, licence, _expected(estimate, file) if estimate else None)
+    return _card(file, facts, files or {}, license, _expected(estimate, file) if estimate else None)
 
 # %% ../../nbs/deploy/03_model_card.ipynb #cf5f9867
-def _card(file, facts, files, licence, expected):
+def _card(file, facts, files, license, expected):
     "Return the card's sections joined"
     if not facts.get("classes"): raise DhoError(f"{file} does not say what its classes are called: there is nothing to describe")
     config, result, figures = _read_run(file)
     title = markdown_text(facts.get("run") or facts.get("source") or file.stem)
-    parts = [_header(title, result, licence), f"# {title}\n\n{_about(facts)}", _use(files),
+    parts = [_header(title, result, license), f"# {title}\n\n{_about(facts)}", _use(files),
              _figures(facts, result, figures, expected), _files(files), _origin(facts, config, result),
-             _limits(facts, result, figures), _licenses(config, result, licence)]
+             _limits(facts, result, figures), _licenses(config, result, license)]
     return "\n\n".join(p for p in parts if p) + "\n"
 
 # %% ../../nbs/deploy/03_model_card.ipynb #9c5670d2
-def _header(title, result, licence):
+def _header(title, result, license):
     "Return the YAML header for the Hub"
     from huggingface_hub import EvalResult, ModelCardData
     scored = lambda metric, value: EvalResult("image-classification", result["dataset"], result["dataset"], metric,
@@ -113,12 +113,12 @@ def _header(title, result, licence):
     results = ([scored("accuracy", result["accuracy"]),
               scored("expected_calibration_error", result["ece"])] if result.get("accuracy") is not None else None)
     about = ModelCardData(model_name=title, library_name="dho_nb", pipeline_tag="image-classification",
-                          license=licence or None, eval_results=results,
+                          license=license or None, eval_results=results,
                           tags=["image-classification", "knowledge-distillation", "dual-head-optimization"])
     return f"---\n{about.to_yaml()}\n---"
 
 # %% ../../nbs/deploy/03_model_card.ipynb #bf1ce0dd
-_SEEN = {"shortest": "the centred square of a picture", "squash": "a picture whole, squeezed into a square",
+_SEEN = {"shortest": "the centered square of a picture", "squash": "a picture whole, squeezed into a square",
          "longest": "a picture whole, with a border that makes it square"}
 
 def _mode(facts):
@@ -172,9 +172,9 @@ def _crossed(expected):
     columns = {name: {"accuracy": f"{v['accuracy']:.3f}", "95 % interval": f"{v['low']:.3f} to {v['high']:.3f}",
                     "negative log-likelihood": v["nll"]} for name, v in expected["table"].items()}
     return (f"Cross-fitted: {expected['folds']} students were trained as this one was, each without a part of the "
-            f"{expected['labelled']} labelled images, and asked about that part.\n\n"
+            f"{expected['labeled']} labeled images, and asked about that part.\n\n"
             f"{_lines(pd.DataFrame(columns).T, 'answer of')}\n\nThis one has seen all the labels. The figures hold for "
-            "pictures like the labelled ones.")
+            "pictures like the labeled ones.")
 
 # %% ../../nbs/deploy/03_model_card.ipynb #2743f888
 def _expected(estimate, file):
@@ -184,10 +184,10 @@ def _expected(estimate, file):
         raise DhoError(f"{estimate} is an estimate of a run's accuracy, and beside {file} is no finished run: leave "
                        "estimate out")
     differs = (differences(estimate_note["config"], make_config(config))
-               or [f"labelled images were {estimate_note['labelled']}, now {n}" for n in [result["labelled"]]
-                   if n != estimate_note["labelled"]])
+               or [f"labeled images were {estimate_note['labeled']}, now {n}" for n in [result["labeled"]]
+                   if n != estimate_note["labeled"]])
     mark = read_json(file.parent/"run.json", **NOTE).get("labels")  # of a run from before there was one, nothing is known
-    if not differs and mark and mark != estimate_note.get("labels", mark): differs = ["the labelled images were others"]
+    if not differs and mark and mark != estimate_note.get("labels", mark): differs = ["the labeled images were others"]
     if differs:
         raise DhoError(f"{estimate} is the estimate of another configuration ({'; '.join(differs)}): run dho estimate "
                        "for this one")
@@ -216,7 +216,7 @@ def _accuracy_lost(facts):
             f"{facts['on']} {right}its prediction is the same for {100*facts['same']:.1f} %.")
 
 # %% ../../nbs/deploy/03_model_card.ipynb #5095a8d0
-_CHOSEN = {"none": "fixed beforehand", "few": "chosen on a few labelled validation images",
+_CHOSEN = {"none": "fixed beforehand", "few": "chosen on a few labeled validation images",
            "full": "chosen on the validation split"}
 
 def _origin(facts, config, result):
@@ -226,8 +226,8 @@ def _origin(facts, config, result):
         return f"## Origin\n\nNot recorded beside the model{source}."
     method, has_teacher = METHODS[result["method"]], METHODS[result["method"]].teacher
     rows = {
-        "data": result["dataset"], "labels used": f"{result['labelled']} images ({result['labels']})",
-        "unlabelled images": result["unlabelled"], "method": f"{result['method']}: {method.about}",
+        "data": result["dataset"], "labels used": f"{result['labeled']} images ({result['labels']})",
+        "unlabeled images": result["unlabeled"], "method": f"{result['method']}: {method.about}",
         "teacher": _bare(result["teacher"]) if has_teacher else "none",
         "teacher's head": f"{result['teacher_head']}, ζ = {config['zeta']:g}" if has_teacher else None,
         "student's first weights": _bare(config["student_weights"]) or "random", "epochs": config["epochs"],
@@ -240,20 +240,20 @@ def _origin(facts, config, result):
 def _limits(facts, result, figures):
     "Return what the model is not for"
     limits = [f"It knows {len(facts['classes'])} classes and nothing else: a picture of anything else gets one of them, "
-            "often with confidence.", ("It sees the centred square only; what lies beside it is lost."
+            "often with confidence.", ("It sees the centered square only; what lies beside it is lost."
                                        if _mode(facts) == "shortest" else ""),
             "Its figures, the calibration too, hold for pictures like the test images; on others they are to be "
             "measured again." if figures is not None else
-            "No figures stand behind its probabilities: measure them on your own labelled pictures before you "
+            "No figures stand behind its probabilities: measure them on your own labeled pictures before you "
             "rely on them.", "What the teacher takes for granted about pictures and words, the student has "
                              "learnt as well." if result and METHODS[result["method"]].teacher else ""]
     return "## Limits\n\n" + "\n".join(f"- {t}" for t in limits if t)
 
 # %% ../../nbs/deploy/03_model_card.ipynb #3ed67100
-def _licenses(config, result, licence):
+def _licenses(config, result, license):
     "Return whose terms apply"
     imported = config.get("embeddings") and "embeddings made elsewhere: ask whoever made them"
-    terms = {"this model": licence or "not stated by whoever exported it"}
+    terms = {"this model": license or "not stated by whoever exported it"}
     if result and METHODS[result["method"]].teacher:
         terms[f"teacher's weights, {_bare(result['teacher'])}"] = imported or teacher_license(result["teacher"])
     if config.get("student_weights") == "pretrained":
@@ -262,7 +262,7 @@ def _licenses(config, result, licence):
         terms[f"student's first weights, "
              f"{_bare(config['student_weights'])}"] = "not known here; ask whoever made the file"
     terms["images"] = "those of the dataset; they are not part of the model"
-    return ("## Licences\n\n" + _lines(terms, "") + "\n\nAs known to the library when this was written; the sources are "
+    return ("## Licenses\n\n" + _lines(terms, "") + "\n\nAs known to the library when this was written; the sources are "
                                                    "what counts.")
 
 # %% ../../nbs/deploy/03_model_card.ipynb #06019a9d

@@ -46,7 +46,7 @@ def conflict(
 # %% ../../nbs/evaluation/03_diagnostics.ipynb #69e4e2f7
 def gradient_conflict(
     model:DualHead,           # A student of one head or two, in the mode that is meant (`train` for batch norm as in training)
-    images:torch.Tensor,      # [L+U, 3, S, S] normalised, labelled ones first
+    images:torch.Tensor,      # [L+U, 3, S, S] normalized, labeled ones first
     labels:torch.Tensor,      # [L] int64
     teacher:torch.Tensor,     # [L+U, C] teacher logits
     ce_weight:float=0.5,      # λ
@@ -59,7 +59,7 @@ def gradient_conflict(
         ce_logits, kd_logits = torch.func.functional_call(model, buffers, (images,))
         parts = dho_loss(ce_logits, kd_logits, teacher, labels, tau=tau)
         ce = part_gradients(model, ce_weight*parts["ce"])
-        kd = part_gradients(model, kd_weight*(parts["kd_labelled"] + parts["kd_unlabelled"]))
+        kd = part_gradients(model, kd_weight*(parts["kd_labeled"] + parts["kd_unlabeled"]))
     trunk = lambda gradients: [g for n, g in gradients.items() if n.startswith("backbone.")]
     product = error_product(ce_logits.detach(), kd_logits.detach(), teacher, labels, tau)
     norms = {f"{name} norm": dot(g, g).sqrt() for name, g in (("ce", trunk(ce)), ("kd", trunk(kd)))}
@@ -93,7 +93,7 @@ def plot_conflict(
     return figure
 
 # %% ../../nbs/evaluation/03_diagnostics.ipynb #13a1cc6a
-# Who is right: the key of `agreement`, and its colour
+# Who is right: the key of `agreement`, and its color
 AGREEMENT = {"both right": ("both_right", "#009e73"), "only the CE head": ("ce_only", "#0072b2"),
              "only the KD head": ("kd_only", "#e69f00"), "neither": ("both_wrong", "#999999")}
 
@@ -105,11 +105,11 @@ def plot_agreement(
     wrong"""
     figure, axis = subplots(figsize=(6.6, 1.9), layout="constrained")
     start = 0
-    for label, (key, colour) in AGREEMENT.items():
+    for label, (key, color) in AGREEMENT.items():
         share, remaining = 100*shares[key], 100*shares.get(f"{key}_left", 0)
         words = f"{label}: {share:.1f} %" + f", {remaining:.1f} % stay wrong"*(remaining > 0)
-        axis.barh(0, share - remaining, left=start, color=colour, label=words)
-        axis.barh(0, remaining, left=start + share - remaining, color=colour, alpha=.35, hatch="////", ec="white", lw=0)
+        axis.barh(0, share - remaining, left=start, color=color, label=words)
+        axis.barh(0, remaining, left=start + share - remaining, color=color, alpha=.35, hatch="////", ec="white", lw=0)
         start += share
     right = 100*(1 - sum(v for k, v in shares.items() if k.endswith("_left")))
     title = title or f"Together right: {right:.1f} %; same prediction: {100*shares['same_prediction']:.1f} %"

@@ -45,7 +45,7 @@ def error_product(
     tau:float=2.0,          # Distillation temperature
     total:int|None=None,    # Divisor; L if None
 )->torch.Tensor:            # Scalar
-    "Return the mean inner product of the errors to labels and to teacher, on labelled images (paper, equation 3)"
+    "Return the mean inner product of the errors to labels and to teacher, on labeled images (paper, equation 3)"
     n = len(labels)
     ce_error = _float32(ce_logits[:n]).softmax(-1) - F.one_hot(labels, ce_logits.shape[-1])
     kd_error = (_float32(kd_logits[:n])/tau).softmax(-1) - (_float32(teacher[:n])/tau).softmax(-1)

@@ -49,23 +49,23 @@ def dho_loss(
     ce_weight:float=0.5,          # λ
     kd_weight:float=0.5,          # 1 − λ
     tau:float=2.0,                # Distillation temperature
-    totals=(None, None),          # Divisors for labelled and unlabelled images
+    totals=(None, None),          # Divisors for labeled and unlabeled images
     distil:Callable=kl_divergence,  # (student, teacher, tau, total) to a scalar
-)->dict:                          # loss, ce, kd_labelled, kd_unlabelled
+)->dict:                          # loss, ce, kd_labeled, kd_unlabeled
     "Return DHO's loss: labels through the CE head, the teacher through the KD head (paper, equations 5 and 6)"
     n = len(labels)
     ce = cross_entropy(ce_logits[:n], labels, totals[0])
-    kd_labelled = distil(kd_logits[:n], teacher[:n], tau, totals[0])
-    kd_unlabelled = distil(kd_logits[n:], teacher[n:], tau, totals[1])
-    loss = ce_weight*ce + kd_weight*(kd_labelled + kd_unlabelled)
-    return dict(loss=loss, ce=ce, kd_labelled=kd_labelled, kd_unlabelled=kd_unlabelled)
+    kd_labeled = distil(kd_logits[:n], teacher[:n], tau, totals[0])
+    kd_unlabeled = distil(kd_logits[n:], teacher[n:], tau, totals[1])
+    loss = ce_weight*ce + kd_weight*(kd_labeled + kd_unlabeled)
+    return dict(loss=loss, ce=ce, kd_labeled=kd_labeled, kd_unlabeled=kd_unlabeled)
 
 # %% ../../nbs/losses/00_losses.ipynb #80965e25
 def ce_loss(
     ce_logits, kd_logits, teacher, labels,  # As for `dho_loss`; only `ce_logits` and `labels` matter
     ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None),  # Likewise; only `totals` matters
 )->dict:  # loss, ce
-    "Return the loss of plain supervised learning, on labelled images only"
+    "Return the loss of plain supervised learning, on labeled images only"
     value = cross_entropy(ce_logits[:len(labels)], labels, totals[0])
     return dict(loss=value, ce=value)
 
@@ -73,21 +73,21 @@ def ce_loss(
 def kd_loss(
     ce_logits, kd_logits, teacher, labels,  # As for `dho_loss`; the labels are not used
     ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None),  # Likewise; the weights are not used
-)->dict:  # loss, kd_unlabelled
-    "Return the loss of zero-shot distillation: the teacher only, on unlabelled images"
+)->dict:  # loss, kd_unlabeled
+    "Return the loss of zero-shot distillation: the teacher only, on unlabeled images"
     n = len(labels)
     value = kl_divergence(kd_logits[n:], teacher[n:], tau, totals[1])
-    return dict(loss=value, kd_unlabelled=value)
+    return dict(loss=value, kd_unlabeled=value)
 
 # %% ../../nbs/losses/00_losses.ipynb #473c10ad
 def sskd_loss(
     ce_logits, kd_logits, teacher, labels, ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None),  # As for `dho_loss`
-)->dict:  # loss, ce, kd_unlabelled
-    "Return SSKD's loss: labelled images for one head, unlabelled ones for the other (paper, table 1)"
+)->dict:  # loss, ce, kd_unlabeled
+    "Return SSKD's loss: labeled images for one head, unlabeled ones for the other (paper, table 1)"
     n = len(labels)
     ce = cross_entropy(ce_logits[:n], labels, totals[0])
-    kd_unlabelled = kl_divergence(kd_logits[n:], teacher[n:], tau, totals[1])
-    return dict(loss=ce_weight*ce + kd_weight*kd_unlabelled, ce=ce, kd_unlabelled=kd_unlabelled)
+    kd_unlabeled = kl_divergence(kd_logits[n:], teacher[n:], tau, totals[1])
+    return dict(loss=ce_weight*ce + kd_weight*kd_unlabeled, ce=ce, kd_unlabeled=kd_unlabeled)
 
 # %% ../../nbs/losses/00_losses.ipynb #a7ff9b55
 def binary_kl(
@@ -173,8 +173,8 @@ def with_target(
     "Return an objective as `dho_loss`, with a divergence that needs a target class: the label, or the teacher's first choice"
     def objective(ce_logits, kd_logits, teacher, labels, ce_weight=0.5, kd_weight=0.5, tau=2.0,
                   totals=(None, None), **extra):
-        unlabelled = teacher[len(labels):].argmax(-1)
-        targets = iter((labels, unlabelled))
+        unlabeled = teacher[len(labels):].argmax(-1)
+        targets = iter((labels, unlabeled))
         distil = lambda s, t, tau, total: divergence(s, t, tau, total, target=next(targets), **extra)
         return dho_loss(ce_logits, kd_logits, teacher, labels, ce_weight, kd_weight, tau, totals, distil)
     return objective
@@ -200,37 +200,37 @@ def _require_features(features, embeddings):
 def kd_feature_loss(
     ce_logits, kd_logits, teacher, labels, ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None),  # As for `dho_loss`
     features=None, embeddings=None,  # [L+U, D] of student and teacher
-)->dict:  # loss, feature_unlabelled
-    """Return the distance to the teacher's embeddings on unlabelled images.
+)->dict:  # loss, feature_unlabeled
+    """Return the distance to the teacher's embeddings on unlabeled images.
     Raises DhoError where features or embeddings are missing."""
     _require_features(features, embeddings)
     value = feature_distance(features[len(labels):], embeddings[len(labels):], totals[1])
-    return dict(loss=value, feature_unlabelled=value)
+    return dict(loss=value, feature_unlabeled=value)
 
 # %% ../../nbs/losses/00_losses.ipynb #d5f9bc6e
 def ce_kd_feature_loss(
     ce_logits, kd_logits, teacher, labels, ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None),  # As for `dho_loss`
     features=None, embeddings=None,  # [L+U, D] of student and teacher
-)->dict:  # loss, ce, feature_labelled, feature_unlabelled
+)->dict:  # loss, ce, feature_labeled, feature_unlabeled
     """Return the loss of labels on the head and the teacher on the features (paper, table 1: CE+KD feature).
     Raises DhoError where features or embeddings are missing."""
     _require_features(features, embeddings)
     n, ce = len(labels), cross_entropy(ce_logits[:len(labels)], labels, totals[0])
-    labelled = feature_distance(features[:n], embeddings[:n], totals[0])
-    unlabelled = feature_distance(features[n:], embeddings[n:], totals[1])
-    loss = ce_weight*ce + kd_weight*(labelled + unlabelled)
-    return dict(loss=loss, ce=ce, feature_labelled=labelled, feature_unlabelled=unlabelled)
+    labeled = feature_distance(features[:n], embeddings[:n], totals[0])
+    unlabeled = feature_distance(features[n:], embeddings[n:], totals[1])
+    loss = ce_weight*ce + kd_weight*(labeled + unlabeled)
+    return dict(loss=loss, ce=ce, feature_labeled=labeled, feature_unlabeled=unlabeled)
 
 # %% ../../nbs/losses/00_losses.ipynb #0231dfad
 def dho_plus_loss(
     ce_logits, kd_logits, teacher, labels, ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None),  # As for `dho_loss`
-    pool=None,  # [U, C] probabilities of the unlabelled images by the pool's structure
+    pool=None,  # [U, C] probabilities of the unlabeled images by the pool's structure
     sure=0.9,   # Least probability of a confident target
-)->dict:  # loss, ce, ce_pool, kd_labelled, kd_unlabelled
+)->dict:  # loss, ce, ce_pool, kd_labeled, kd_unlabeled
     """Return `dho_loss` plus cross-entropy to the confident product of the pool's and the CE head's probabilities.
     Raises DhoError where `pool` is missing."""
     if pool is None:
-        raise DhoError("dho-plus needs pool=, probabilities of the unlabelled images by their structure: softmax of "
+        raise DhoError("dho-plus needs pool=, probabilities of the unlabeled images by their structure: softmax of "
                        "select_head(…).logits")
     parts = dho_loss(ce_logits, kd_logits, teacher, labels, ce_weight, kd_weight, tau, totals)
     logits = _float32(ce_logits[len(labels):])
@@ -244,7 +244,7 @@ def self_training_loss(
     ce_logits, kd_logits, teacher, labels, ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None),  # As for `dho_loss`
     sure=0.95,  # Least probability of a prediction that counts as a label
 )->dict:        # loss, ce, own
-    "Return cross-entropy on labels and, on unlabelled images, on the student's own confident predictions (Lee, 2013)"
+    "Return cross-entropy on labels and, on unlabeled images, on the student's own confident predictions (Lee, 2013)"
     n, logits = len(labels), _float32(ce_logits[len(labels):])
     ce, (confidence, predictions) = cross_entropy(ce_logits[:n], labels, totals[0]), logits.detach().softmax(-1).max(-1)
     values = F.cross_entropy(logits, predictions, reduction="none")*(confidence >= sure)

@@ -22,8 +22,8 @@ class Method:
     name:str                 # As in configurations and tables
     objective:Callable       # A function of `dho_nb.losses.losses`
     heads:int                # Of the student
-    labelled:bool            # Whether it uses labelled images
-    unlabelled:bool          # Whether it uses unlabelled images
+    labeled:bool            # Whether it uses labeled images
+    unlabeled:bool          # Whether it uses unlabeled images
     about:str                # One line for tables
     answers:str="both"       # Which head answers at inference: ce, kd, or both
     needs:tuple=()           # More arguments of the objective: features, embeddings, cost, pool
@@ -44,7 +44,7 @@ class Method:
     @property
     def both(self)->bool:
         "Whether labels and teacher meet in one step"
-        return self.asks and self.labelled
+        return self.asks and self.labeled
     @property
     def weighs(self)->bool:
         "Whether α and β combine both heads"
@@ -54,7 +54,7 @@ class Method:
 @patch
 def _repr_html_(self:Method)->str:
     "Return a small table: images, heads and needs"
-    facts = dict(images=" and ".join(n for n in ("labelled", "unlabelled") if getattr(self, n)), heads=self.heads,
+    facts = dict(images=" and ".join(n for n in ("labeled", "unlabeled") if getattr(self, n)), heads=self.heads,
                  answers=self.answers if self.heads > 1 else "one head", needs=", ".join(self.needs) or "logits")
     cells = "".join(f"<tr><th>{name}</th><td>{escape(str(value))}</td></tr>" for name, value in facts.items())
     return f"<table><caption>{escape(self.name)}: {escape(self.about)}</caption>{cells}</table>"
@@ -64,16 +64,16 @@ _dkd, _wkd, _features = with_target(dkd_divergence), with_target(wkd_divergence)
 _dhkd = partial(dho_loss, distil=binary_kl)
 
 METHODS = {m.name: m for m in (
-    Method("ce", ce_loss, 1, True, False, "cross-entropy on the labelled images"),
-    Method("kd", kd_loss, 1, False, True, "distillation on the unlabelled images, no labels: KD (logit)"),
+    Method("ce", ce_loss, 1, True, False, "cross-entropy on the labeled images"),
+    Method("kd", kd_loss, 1, False, True, "distillation on the unlabeled images, no labels: KD (logit)"),
     Method("kd-feature", kd_feature_loss, 2, False, True,
-           "the teacher's embeddings on unlabelled images, its class embeddings as head: KD (feature)",
+           "the teacher's embeddings on unlabeled images, its class embeddings as head: KD (feature)",
            "kd", _features, kd_head="zero-shot"),
     Method("sho", dho_loss, 1, True, True, "both losses on one head: CE+KD (logit) in the paper"),
     Method("ce-kd-feature", ce_kd_feature_loss, 1, True, True,
            "labels on the head, the teacher's embeddings on the features: CE+KD (feature)", needs=_features),
     Method("sskd", sskd_loss, 2, True, True,
-           "two heads, labelled images for one, unlabelled for the other; the CE head answers: SSKD", "ce"),
+           "two heads, labeled images for one, unlabeled for the other; the CE head answers: SSKD", "ce"),
     Method("dhkd", _dhkd, 2, True, True, "two heads, binary KL on the second; the CE head answers: DHKD", "ce"),
     Method("pcgrad", dho_loss, 1, True, True,
            "both losses on one head, conflicting gradients projected: PCGrad", surgery=True),

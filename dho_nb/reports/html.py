@@ -72,7 +72,7 @@ def _accuracy_part(frame, planned):
         table = results_table(everywhere(part, free, axis), columns=axis, expected=here, teacher=True)
         named = ", ".join(telling(a, k, " ") for a, k in zip(rest, key))
         sections.append(f"<h3>{escape(named)}</h3>" * bool(key) + f'<div class="wide">{table._repr_html_()}</div>')
-    caption = "Accuracy against labelled images per class; bars: standard deviation over seeds"
+    caption = "Accuracy against labeled images per class; bars: standard deviation over seeds"
     return "".join(sections) + _tried(lambda: _image(plot_shots(frame[frame["tested"] > 0], *rest[:1]), caption))
 
 # %% ../../nbs/reports/04_html.ipynb #97a71fa9

@@ -67,13 +67,13 @@ def _frame(lines, axes, skipped):
 def _may_choose(outputs, ids, split, result):
     "Positions of the validation images that a finished run's protocol used"
     from dho_nb.data.manifests import Manifest
-    from dho_nb.data.label_subsets import val_images_per_class, labelled_subset
+    from dho_nb.data.label_subsets import val_images_per_class, labeled_subset
     here = np.flatnonzero((split == "val") & (outputs.labels.numpy() >= 0))
     if result["validation"] == "none" or len(here) == result["validated"]: return here[:result["validated"]]
     table = pd.DataFrame(dict(path=ids, label=outputs.labels.numpy(), split="train")).iloc[here]
     classes = outputs.ce.shape[1]
-    few = val_images_per_class(result["labelled"], classes)
-    return here[labelled_subset(Manifest("val", table, map(str, range(classes))), few, seed=int(result["seed"])).rows]
+    few = val_images_per_class(result["labeled"], classes)
+    return here[labeled_subset(Manifest("val", table, map(str, range(classes))), few, seed=int(result["seed"])).rows]
 
 # %% ../../nbs/reports/00_results.ipynb #f825c9aa
 def scored_outputs(

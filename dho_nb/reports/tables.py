@@ -179,9 +179,9 @@ def everywhere(
 def label_free(
     frame:pd.DataFrame,  # From `load` or `expected`
 )->set:
-    "Return the names of the methods that look at no labelled image"
+    "Return the names of the methods that look at no labeled image"
     from dho_nb.losses.methods import METHODS
-    return set(frame["method"][result_of(frame, "method").isin([n for n, m in METHODS.items() if not m.labelled])])
+    return set(frame["method"][result_of(frame, "method").isin([n for n, m in METHODS.items() if not m.labeled])])
 
 # %% ../../nbs/reports/02_tables.ipynb #83e06209
 @dataclass(eq=False, repr=False)

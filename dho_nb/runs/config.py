@@ -33,10 +33,10 @@ class DataConfig(Parameters):
     "Images"
     dataset:str=""               # Known dataset, folder with a sub-folder per class, CSV, or CoOp split; with labels, any folder of images
     root:Folder=""               # Folder of the images, if it is neither the dataset itself nor in settings.ini
-    labels:File=""               # CSV of path,label[,split] for some images of the folder; the other images are unlabelled
+    labels:File=""               # CSV of path,label[,split] for some images of the folder; the other images are unlabeled
     classes:list=field(default_factory=list)    # Class names for the teacher: with labels all of them, else OLD=NEW
     templates:list=field(default_factory=list)  # Prompts with one {} for the class name; the dataset's own if empty
-    test:NonNegativeFloat=0.0    # Labelled training images held out for testing: a share below 1, or a count
+    test:NonNegativeFloat=0.0    # Labeled training images held out for testing: a share below 1, or a count
     skip_broken:bool=False       # Skip images that cannot be decoded instead of stopping
 
 # %% ../../nbs/runs/01_config.ipynb #bdd420dd
@@ -44,11 +44,11 @@ class DataConfig(Parameters):
 class LabelConfig(Parameters):
     "Method and labels"
     method:Annotated[str, OneOf(METHODS)]="dho"      # Training method: dho, or a baseline that dho list methods names
-    shots:NonNegativeInt=0                           # Labelled images per class; if 0, fraction or all labels
-    fraction:Share=0.0                               # Labelled share of the training images; if 0, shots or all labels
+    shots:NonNegativeInt=0                           # Labeled images per class; if 0, fraction or all labels
+    fraction:Share=0.0                               # Labeled share of the training images; if 0, shots or all labels
     labels_by:Annotated[str, OneOf(LISTS)]="nested"  # Label subset: ours (nested), CoOp's (seeds 1-3), SimCLR's (ImageNet 1 %, 10 %) or the reference code's
-    include_labelled:bool=False                      # Add the labelled images to the unlabelled stream
-    unlabelled:bool=True                             # Train on unlabelled images too
+    include_labeled:bool=False                      # Add the labeled images to the unlabeled stream
+    unlabeled:bool=True                             # Train on unlabeled images too
 
 # %% ../../nbs/runs/01_config.ipynb #f5e4639f
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class TeacherConfig(Parameters):
     "Teacher"
     teacher:str="ViT-B-16/openai"  # open_clip NAME/TAG or NAME/FILE, a model's folder, hf-hub:OWNER/NAME, or digits
     teacher_head:Literal["zero-shot", "tip-adapter-f"]="zero-shot"  # Classifier on the teacher's embeddings; tip-adapter-f learns from labels
-    pool_head:Annotated[str, OneOf("auto", POOL_HEADS)]="auto"  # Classifier of dho-plus on unlabelled embeddings; auto cross-validates all
+    pool_head:Annotated[str, OneOf("auto", POOL_HEADS)]="auto"  # Classifier of dho-plus on unlabeled embeddings; auto cross-validates all
     zeta:PositiveFloat=0.01        # ζ, softmax temperature of the teacher
     views:Annotated[int|str, "N"]=8  # Stored augmented views per training image; live encodes every batch instead
     embeddings:File=""             # Embeddings in place of a teacher: .npz, .npy, .safetensors, .parquet, or the folder of a store
@@ -81,8 +81,8 @@ class StudentConfig(Parameters):
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig(Parameters):
     "Batches and augmentation"
-    batch_labelled:PositiveInt=64      # Labelled images per step, at most
-    batch_unlabelled:PositiveInt=64    # Unlabelled images per step, at most
+    batch_labeled:PositiveInt=64      # Labeled images per step, at most
+    batch_unlabeled:PositiveInt=64    # Unlabeled images per step, at most
     pixels:Literal["auto", "map", "files"]="auto"  # Decode images once (map) or every time (files); auto: files if views are live or images huge
     crop:Annotated[float, Range(0, 1, above=True)]=0.5   # Smallest share of the area in a random crop
     flip:Share=0.5                     # Probability of a horizontal flip

@@ -45,15 +45,15 @@ def interval(
 
 # %% ../../nbs/runs/12_cross_fit.ipynb #6cc77de8
 def deal(
-    ids,          # Of the labelled images
+    ids,          # Of the labeled images
     labels,       # Theirs, [N] int
     folds:int=5,  # How many
     seed:int=0,   # Another seed, other folds
 )->np.ndarray:    # [N] int, the fold of each image
-    "Spread labelled images over folds, class by class"
+    "Spread labeled images over folds, class by class"
     labels = np.asarray(labels)
     if not 2 <= folds <= len(labels):
-        raise DhoError(f"folds={folds}: give 2 or more, and no more than the {len(labels)} labelled images")
+        raise DhoError(f"folds={folds}: give 2 or more, and no more than the {len(labels)} labeled images")
     fold = np.empty(len(labels), np.int64)
     fold[np.lexsort((mix64(seed, key64(ids)), labels))] = np.arange(len(labels)) % folds
     return fold
@@ -61,20 +61,20 @@ def deal(
 # %% ../../nbs/runs/12_cross_fit.ipynb #74643cef
 def hold_out(
     manifest:Manifest,  # The dataset
-    labelled,           # Positions of the images whose labels may be used
+    labeled,           # Positions of the images whose labels may be used
     held,               # Positions, among those, that are held out
     most:int=0,         # At most so many labels per class in training; all if 0
     seed:int=0,         # Which ones
 )->Manifest:
-    "The dataset with some labelled images as its test images"
-    table, train = manifest.table.copy(), np.setdiff1d(labelled, held)
+    "The dataset with some labeled images as its test images"
+    table, train = manifest.table.copy(), np.setdiff1d(labeled, held)
     labels, ids = table["label"].to_numpy(copy=True), table["id"].to_numpy()
     if most:
         order = train[np.lexsort((mix64(seed, key64(ids[train])), labels[train]))]
         train = order[pd.Series(labels[order]).groupby(labels[order]).cumcount().to_numpy() < most]
-    bare = [manifest.classes[c] for c in np.setdiff1d(np.unique(labels[labelled]), labels[train])]
+    bare = [manifest.classes[c] for c in np.setdiff1d(np.unique(labels[labeled]), labels[train])]
     if bare:
-        raise DhoError(f"class(es) {bare} have no labelled image left when some are held out: label a "
+        raise DhoError(f"class(es) {bare} have no labeled image left when some are held out: label a "
                        "second one of each")
     shown = np.union1d(np.union1d(train, held), rows(manifest, "val"))
     table["label"] = np.where(np.isin(np.arange(len(table)), shown), labels, -1)
@@ -84,7 +84,7 @@ def hold_out(
 # %% ../../nbs/runs/12_cross_fit.ipynb #922362f1
 @dataclass(frozen=True, eq=False)
 class CrossFit:
-    "What students say about labelled images that they did not see"
+    "What students say about labeled images that they did not see"
     outputs:HeadOutputs          # Both heads' logits; `rows` are positions in `manifest`
     teacher:torch.Tensor|None    # [N, C] the teacher's logits; None for a method without one
     manifest:Manifest            # The whole dataset
@@ -118,7 +118,7 @@ def right(self:CrossFit)->pd.DataFrame:  # [N] rows, a column for everybody
 # %% ../../nbs/runs/12_cross_fit.ipynb #3e4d1942
 @patch(as_prop=True)
 def table(self:CrossFit)->pd.DataFrame:
-    "Accuracy with its 95 % interval, and negative log-likelihood, on labelled images that were held out"
+    "Accuracy with its 95 % interval, and negative log-likelihood, on labeled images that were held out"
     found, right = {}, self.right
     for name, p in self.answers.items():
         low, high = interval(right[name].sum(), len(p))
@@ -130,7 +130,7 @@ def table(self:CrossFit)->pd.DataFrame:
 @patch(as_prop=True)
 def cost(self:CrossFit)->pd.DataFrame:
     "What the teacher's look and the training of each fold took"
-    names = {"labelled": "labelled", "unlabelled": "unlabelled", "tested": "held_out",
+    names = {"labeled": "labeled", "unlabeled": "unlabeled", "tested": "held_out",
              "teacher_looked": "teacher_looked", "seconds": "seconds"}
     folds = pd.DataFrame(self.results, index=[f"fold {k + 1}" for k in range(len(self.results))])
     folds = folds[list(names)].rename(columns=names)
@@ -140,18 +140,18 @@ def cost(self:CrossFit)->pd.DataFrame:
 
 # %% ../../nbs/runs/12_cross_fit.ipynb #91ba8f9f
 def cross_fit(
-    config:Config,        # How to train; its labelled training images are held out in turn
+    config:Config,        # How to train; its labeled training images are held out in turn
     folds:int=5,          # How many students
     folder:str|Path="",   # Of their runs; a name made from the configuration below the settings' `runs` if empty
     most:int=0,           # At most so many labels per class in training; all if 0
     mode:str="auto",      # Progress, as in `Settings.progress`
 )->CrossFit:
-    "Train a student for each fold without its labelled images, and ask it about them"
+    "Train a student for each fold without its labeled images, and ask it about them"
     inputs, fold = _deal_folds(config, folds)
-    manifest, root, labelled = inputs.data.manifest, inputs.data.root, inputs.labels.rows
+    manifest, root, labeled = inputs.data.manifest, inputs.data.root, inputs.labels.rows
     mark = digest([inputs.identity, folds, most], 8)
     place = Path(folder).expanduser() if folder else load_settings().runs/"crossfit"/f"{manifest.name}-{mark}"
-    lists = [hold_out(manifest, labelled, labelled[fold == k], most, config.seed) for k in range(folds)]
+    lists = [hold_out(manifest, labeled, labeled[fold == k], most, config.seed) for k in range(folds)]
     looked = _embed_pool(inputs, mode)
     parts = [_fold(replace(config, root=str(root)), l, place/f"{k + 1}-of-{folds}{f'-{most}-shot' if most else ''}",
                    mode) for k, l in enumerate(lists)]
@@ -162,14 +162,14 @@ def cross_fit(
     fit = CrossFit(whole, teacher, manifest, [r for *_, r in parts],
                    np.repeat(np.arange(folds), [len(a) for a in at]), looked, place)
     if not most:
-        write_json(place/"estimate.json", dict(config=asdict(config), folds=folds, labelled=len(labelled),
-                                               labels=labels_hash(manifest, labelled, inputs.data.keys),
+        write_json(place/"estimate.json", dict(config=asdict(config), folds=folds, labeled=len(labeled),
+                                               labels=labels_hash(manifest, labeled, inputs.data.keys),
                                                table=fit.table.to_dict("index")))
     return fit
 
 # %% ../../nbs/runs/12_cross_fit.ipynb #52a0aeca
 def _deal_folds(config, folds):
-    "The inputs of the whole dataset, and the fold of each labelled image"
+    "The inputs of the whole dataset, and the fold of each labeled image"
     inputs = resolve(config)
     return inputs, deal(*(inputs.data.manifest.table[c].to_numpy()[inputs.labels.rows] for c in ("id", "label")), folds, config.seed)
 
@@ -180,7 +180,7 @@ def _embed_pool(inputs, mode):
     keyed = replace(data, keys=content_keys(data.manifest, data.root))  # the folds' lists are found by content
     provider = TeacherProvider(inputs.config, keyed, inputs.teacher, device, pick_workers(s.workers, device),
                                s.progress if mode == "auto" else mode).open()
-    provider.prepare(data.train, np.union1d(inputs.labels.rows, rows(data.manifest, "val", labelled=True)))
+    provider.prepare(data.train, np.union1d(inputs.labels.rows, rows(data.manifest, "val", labeled=True)))
     return provider.num_encoded, time.time() - began
 
 # %% ../../nbs/runs/12_cross_fit.ipynb #8057e809
@@ -198,9 +198,9 @@ def _fold(config, manifest, folder, mode):
 # %% ../../nbs/runs/12_cross_fit.ipynb #52c09738
 @patch
 def by_class(self:CrossFit)->pd.DataFrame:
-    "For each class: labelled images, how many everybody gets right, and the teacher's most frequent wrong answer"
+    "For each class: labeled images, how many everybody gets right, and the teacher's most frequent wrong answer"
     labels, names = self.outputs.labels.numpy(), np.array(self.manifest.classes, dtype=object)
-    found = pd.concat([pd.Series(1, self.right.index, name="labelled"), self.right],
+    found = pd.concat([pd.Series(1, self.right.index, name="labeled"), self.right],
                       axis=1).reset_index(drop=True).groupby(names[labels]).sum().rename_axis("class")
     if self.teacher is not None:
         said = self.teacher.argmax(-1).numpy()
@@ -215,16 +215,16 @@ def try_teachers(
     teachers,          # Names, as in `Config.teacher`
     mode:str="none",   # Progress, as in `Settings.progress`
 )->pd.DataFrame:       # One row per teacher, the best first
-    "How often each teacher is right about the labelled images, zero-shot, and how long it looks at one"
+    "How often each teacher is right about the labeled images, zero-shot, and how long it looks at one"
     inputs, s, found = resolve_on(config, open_data(config)), load_settings(), {}
-    labelled, device = inputs.labels.rows, pick_device(s.device)
-    labels = torch.from_numpy(inputs.data.manifest.table["label"].to_numpy()[labelled].copy())
+    labeled, device = inputs.labels.rows, pick_device(s.device)
+    labels = torch.from_numpy(inputs.data.manifest.table["label"].to_numpy()[labeled].copy())
     for name in teachers:
         asked = replace(config, method="kd", teacher=name, teacher_head="zero-shot", views="live", embeddings="",
                         texts="", conflict=False)
         provider = TeacherProvider(asked, inputs.data, teacher_plan(asked), device, pick_workers(s.workers, device), mode)
         head, began = provider.class_embeddings(), time.time()
-        said = teacher_logits(provider.center_embeddings(labelled), head, config.zeta).softmax(-1).cpu()
+        said = teacher_logits(provider.center_embeddings(labeled), head, config.zeta).softmax(-1).cpu()
         took = 1e3*(time.time() - began)/len(labels)
         right = int((said.argmax(-1) == labels).sum())
         low, high = interval(right, len(labels))
@@ -237,7 +237,7 @@ def try_teachers(
 @dataclass(frozen=True, eq=False)
 class Curve:
     "Accuracy against the number of labels"
-    labels:np.ndarray      # [S] labelled images that trained, on average over the folds
+    labels:np.ndarray      # [S] labeled images that trained, on average over the folds
     right:np.ndarray       # [S, N] bool: was the student right about image n?
 
     @property
@@ -258,7 +258,7 @@ def learning_curve(
     "Cross-fit with fewer labels, and with all"
     fits = [cross_fit(config, folds, folder, most, mode) for most in _sizes(config, shots, folds)]
     order = [np.argsort(f.outputs.rows.numpy()) for f in fits]
-    labels = np.array([np.mean([r["labelled"] for r in f.results]) for f in fits])
+    labels = np.array([np.mean([r["labeled"] for r in f.results]) for f in fits])
     return Curve(labels, np.array([f.right["student"].to_numpy()[o] for f, o in zip(fits, order)]))
 
 # %% ../../nbs/runs/12_cross_fit.ipynb #0fd2aad8
@@ -285,7 +285,7 @@ def _power_law(labels, accuracy, wanted):
 # %% ../../nbs/runs/12_cross_fit.ipynb #cc15a3f3
 @patch
 def expect(self:Curve,
-    labels,            # Numbers of labelled images
+    labels,            # Numbers of labeled images
     draws:int=2000,    # Of the bootstrap over images
     seed:int=0,        # Of the bootstrap
 )->pd.DataFrame:
@@ -310,7 +310,7 @@ def plot(self:Curve,
     axis.errorbar(seen["labels"], seen["accuracy"], [seen["accuracy"] - seen["low"], seen["high"] - seen["accuracy"]],
                   fmt="o", color="#d55e00", capsize=3, label="cross-fitted, 95 % interval")
     ticks = sorted({round(v) for v in [*self.labels, *labels]})
-    axis.set(xscale="log", xlabel="labelled images that train", ylabel="accuracy on images that were held out",
+    axis.set(xscale="log", xlabel="labeled images that train", ylabel="accuracy on images that were held out",
              ylim=(0, 1), xticks=ticks, xticklabels=ticks)
     axis.minorticks_off(); axis.legend(fontsize=8, loc="lower right")
     return figure
@@ -331,7 +331,7 @@ def label_next(
     count:int=20,       # How many
     turns:bool=True,    # Take turns between the predicted classes
 )->pd.DataFrame:        # path, disagreement, what is predicted, and by whom
-    "The unlabelled images that the two heads disagree about most"
+    "The unlabeled images that the two heads disagree about most"
     if count < 1: raise DhoError(f"count={count}: ask for 1 image or more")
     folder = run.folder if isinstance(run, Run) else Path(run).expanduser()
     if not (folder/"result.json").exists():
@@ -345,7 +345,7 @@ def label_next(
     left = said[(said["label"] == "") & (said["split"] == "train")]
     left = left.sort_values("disagreement", ascending=False, kind="stable")
     if not len(left):
-        raise DhoError(f"{folder} has no unlabelled image in its predictions.csv: there is nothing left to label, or "
+        raise DhoError(f"{folder} has no unlabeled image in its predictions.csv: there is nothing left to label, or "
                        "the run had predict='test': the same dho distill with --predict all adds the others")
     turn = left.groupby("prediction").cumcount().to_numpy() if turns else np.zeros(len(left))
     columns = ["path", "disagreement", "prediction", "ce_prediction", "ce_confidence", "kd_prediction", "kd_confidence"]

@@ -17,7 +17,7 @@ import pandas as pd
 from ..core.errors import DhoError, unknown_name
 from ..core.files import atomic_path
 from ..core.settings import load_settings
-from ..data.label_subsets import val_images_per_class, labelled_subset, LabelSubset
+from ..data.label_subsets import val_images_per_class, labeled_subset, LabelSubset
 from ..data.loaders import broken_images
 from ..data.manifests import (content_keys, data_root, fingerprint, from_labels, Manifest, manifest_names,
                                    manifest_hash, missing_images, open_manifest, pictures_below, rows, split_off)
@@ -35,7 +35,7 @@ class RunData:
 
     @cached_property
     def train(self)->np.ndarray:
-        "Positions of the training images, labelled or not"
+        "Positions of the training images, labeled or not"
         return rows(self.manifest, "train")
 
     @cached_property
@@ -115,30 +115,30 @@ def visible_labels(
     manifest:Manifest,  # Its dataset, from `open_data`
     method:Method,      # Its method; one that learns from the teacher alone needs no labels
 )->LabelSubset:
-    "The labelled images that a run may learn from; raises `DhoError` for a class without any"
-    needed = method.labelled or config.teacher_head != "zero-shot"
-    return labelled_subset(manifest, config.shots, config.fraction, config.seed, config.labels_by, needed)
+    "The labeled images that a run may learn from; raises `DhoError` for a class without any"
+    needed = method.labeled or config.teacher_head != "zero-shot"
+    return labeled_subset(manifest, config.shots, config.fraction, config.seed, config.labels_by, needed)
 
 # %% ../../nbs/runs/02_dataset.ipynb #5bfe2b0a
 def validation_rows(
     config:Config,      # Whose `validation` says which
     manifest:Manifest,  # Its dataset
-    labelled:int,       # Images with labels that the run learns from
+    labeled:int,       # Images with labels that the run learns from
     method:Method,      # Its method
 )->np.ndarray:          # Positions; empty for validation="none"
     "Validation images that a run's protocol may use; raises `DhoError` where the protocol needs some and there are none"
     if config.validation == "none": return np.empty(0, np.int64)
-    here = rows(manifest, "val", labelled=True)
+    here = rows(manifest, "val", labeled=True)
     if not len(here) and method.lambdas:
-        raise DhoError(f"{config.method} chooses λ on labelled validation images, and {manifest.name} has none: mark "
+        raise DhoError(f"{config.method} chooses λ on labeled validation images, and {manifest.name} has none: mark "
                        "some as val, or use sho with ce_weight")
     if not len(here):
-        raise DhoError(f"validation={config.validation!r} needs a labelled val split, and {manifest.name} has none: "
+        raise DhoError(f"validation={config.validation!r} needs a labeled val split, and {manifest.name} has none: "
                        "use validation='none' with fixed alpha and beta")
-    return here if config.validation == "full" else here[_few(manifest, here, labelled, config.seed)]
+    return here if config.validation == "full" else here[_few(manifest, here, labeled, config.seed)]
 
 # %% ../../nbs/runs/02_dataset.ipynb #b908e8b7
-def _few(manifest, here, labelled, seed):
+def _few(manifest, here, labeled, seed):
     "Some validation images of every class: as many as it has labels, and at most 4"
     there = set(manifest.table["label"].to_numpy()[here])
     absent = [c for i, c in enumerate(manifest.classes) if i not in there]
@@ -146,7 +146,7 @@ def _few(manifest, here, labelled, seed):
         raise DhoError(f"validation='few' takes images of every class, and the val split has none of {absent}: use "
                        "'full' or 'none'")
     as_train = replace(manifest, table=manifest.table.iloc[here].assign(split="train"))
-    return labelled_subset(as_train, shots=val_images_per_class(labelled, len(manifest.classes)), seed=seed).rows
+    return labeled_subset(as_train, shots=val_images_per_class(labeled, len(manifest.classes)), seed=seed).rows
 
 # %% ../../nbs/runs/02_dataset.ipynb #ef951458
 def rename_classes(

@@ -83,7 +83,7 @@ def _streams(inputs, method, preprocess, dim, batch):
     "The two streams over synthetic images and embeddings"
     c = inputs.config
     embeddings = lambda r, v: F.normalize(torch.from_numpy(np.random.default_rng(0).normal(size=(len(r), dim))), dim=1).half()
-    return SemiSupervisedBatches(_Noise(inputs.data.manifest, preprocess.size), inputs.labels.rows, inputs.unlabelled, preprocess, None,
+    return SemiSupervisedBatches(_Noise(inputs.data.manifest, preprocess.size), inputs.labels.rows, inputs.unlabeled, preprocess, None,
                                  ViewSpec(0, (c.crop, 1.), flip=c.flip), batch, stream_use(c, method), c.seed, 0, None,
                                  embeddings if method.asks else None)
 
@@ -124,8 +124,8 @@ def _what_it_takes(inputs, student, dim, side):
               if plan.cycle else "none: it looks at every batch")
     return {
         "method": method.about, "dataset": f"{manifest.name}, {len(manifest.classes)} classes, "
-        + ", ".join(f"{n:,} {s}" for s, n in counts.items()), "labelled images": f"{sizes.labelled:,}",
-        "unlabelled images": f"{sizes.unlabelled*stream_use(c, method)[1]:,}",
+        + ", ".join(f"{n:,} {s}" for s, n in counts.items()), "labeled images": f"{sizes.labeled:,}",
+        "unlabeled images": f"{sizes.unlabeled*stream_use(c, method)[1]:,}",
         "student": f"{c.student} at {student.preprocess.size} px",
         "parameters": f"{int(size['total']):,}, of which {trainable:,} learn",
         "second head adds": f"{size['overhead_percent']} %",
@@ -195,12 +195,12 @@ def workload(
     counts, classes, known = _image_counts(config, inputs)
     sizes, use = stream_sizes(config, known, counts["train"]), stream_use(config, method)
     epochs = sum(s.recipe.epochs for s in stages_of(config, method))
-    seen = epochs*(sizes.epoch_steps*use[0]*min(c.batch_labelled, known) + use[1]*sizes.unlabelled)
+    seen = epochs*(sizes.epoch_steps*use[0]*min(c.batch_labeled, known) + use[1]*sizes.unlabeled)
     scored = sum(counts.values()) if c.predict == "all" else counts["val"] + counts["test"]
     return dict(counts, classes=classes, steps=epochs*sizes.epoch_steps, seen=int(seen), scored=scored, work=seen + scored/3)
 
 def _image_counts(config, inputs):
-    "Images of each split, classes, and labelled images: of a dataset of the paper without opening it"
+    "Images of each split, classes, and labeled images: of a dataset of the paper without opening it"
     if not (facts := DATASETS.get(config.dataset)):
         inputs = inputs or resolve_on(config, open_data(config))
         manifest = inputs.data.manifest

@@ -21,12 +21,12 @@ from ..teachers.import_embeddings import own_identity, read_embeddings
 # %% ../../nbs/runs/03_identity.ipynb #1479df88
 def labels_hash(
     manifest:Manifest,  # A dataset
-    labelled,           # Positions of its labelled images
+    labeled,           # Positions of its labeled images
     keys=None,          # [N] content keys; none for a dataset that is known by its name
 )->str:
-    "Hash of labelled images: their names, their labels, what their files hold"
-    shown = replace(manifest, table=manifest.table.iloc[labelled])
-    return digest([manifest_hash(shown), "" if keys is None else fingerprint(shown, keys[labelled])])
+    "Hash of labeled images: their names, their labels, what their files hold"
+    shown = replace(manifest, table=manifest.table.iloc[labeled])
+    return digest([manifest_hash(shown), "" if keys is None else fingerprint(shown, keys[labeled])])
 
 # %% ../../nbs/runs/03_identity.ipynb #c6a21d6f
 IGNORED = ("dataset", "root", "labels", "skip_broken", "predict", "embeddings", "texts")  # where things lie, what is reported: no number depends on them

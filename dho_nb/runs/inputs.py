@@ -56,20 +56,20 @@ def stages_of(
 # %% ../../nbs/runs/05_inputs.ipynb #d660c48b
 class StreamSizes(NamedTuple):
     "The two streams of a run, in numbers"
-    labelled:int                # Images with labels to learn from
-    unlabelled:int              # Images of the other stream
+    labeled:int                # Images with labels to learn from
+    unlabeled:int              # Images of the other stream
     batch:tuple[int, int]       # Of each, at most, per step
     epoch_steps:int             # Steps of an epoch
 
 def stream_sizes(
     config:Config,   # What to do
-    labelled:int,    # Images with labels to learn from
-    train:int,       # Training images, labelled or not
+    labeled:int,    # Images with labels to learn from
+    train:int,       # Training images, labeled or not
 )->StreamSizes:
     "Count the images of both streams and the steps of an epoch"
-    unlabelled = train - (0 if config.include_labelled else labelled)
-    batch = config.batch_labelled, config.batch_unlabelled
-    return StreamSizes(labelled, unlabelled, batch, epoch_steps(labelled, unlabelled, batch))
+    unlabeled = train - (0 if config.include_labeled else labeled)
+    batch = config.batch_labeled, config.batch_unlabeled
+    return StreamSizes(labeled, unlabeled, batch, epoch_steps(labeled, unlabeled, batch))
 
 # %% ../../nbs/runs/05_inputs.ipynb #624bc469
 def stream_use(
@@ -77,7 +77,7 @@ def stream_use(
     method:Method,   # Of one of its stages
 )->tuple[bool, bool]:
     "Tell which of the two streams a stage learns from"
-    return method.labelled, method.unlabelled and config.unlabelled
+    return method.labeled, method.unlabeled and config.unlabeled
 
 # %% ../../nbs/runs/05_inputs.ipynb #f405bfcb
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ class Inputs:
     stages:list              # Of `Stage`, in order
     teacher:TeacherPlan      # Where teacher embeddings come from
     data:RunData             # The images
-    labels:LabelSubset       # Labelled images to learn from
+    labels:LabelSubset       # Labeled images to learn from
     validation:np.ndarray    # Positions of validation images that may choose α, β or λ
     sizes:StreamSizes        # Of the two streams
     identity:str=""          # Hash of all that the numbers depend on; empty for a dry run
@@ -100,14 +100,14 @@ class Inputs:
         return f"{self.data.manifest.name}-{self.config.method}-{labels}-seed{self.config.seed}-{self.identity[:8]}"
 
     @cached_property
-    def unlabelled(self)->np.ndarray:
-        "Positions of the images in the unlabelled stream"
-        return self.data.train if self.config.include_labelled else np.setdiff1d(self.data.train, self.labels.rows)
+    def unlabeled(self)->np.ndarray:
+        "Positions of the images in the unlabeled stream"
+        return self.data.train if self.config.include_labeled else np.setdiff1d(self.data.train, self.labels.rows)
 
     @cached_property
     def test(self)->np.ndarray:
-        "Positions of the labelled test images"
-        return rows(self.data.manifest, "test", labelled=True)
+        "Positions of the labeled test images"
+        return rows(self.data.manifest, "test", labeled=True)
 
     @cached_property
     def scored(self)->np.ndarray:
@@ -124,12 +124,12 @@ def resolve_on(
     return _inputs(config, method, teacher_plan(config), data)
 
 def _inputs(config, method, plan, data, cache=None):
-    key = id(data), config.shots, config.fraction, config.seed, config.labels_by, method.labelled, config.teacher_head
+    key = id(data), config.shots, config.fraction, config.seed, config.labels_by, method.labeled, config.teacher_head
     labels = _once(cache, key, lambda: visible_labels(config, data.manifest, method))
     validation = validation_rows(config, data.manifest, len(labels), method)
     stages, sizes = stages_of(config, method), stream_sizes(config, len(labels), len(data.train))
     for stage in stages:
-        validate_streams(sizes.labelled, sizes.unlabelled, stream_use(config, stage.method))
+        validate_streams(sizes.labeled, sizes.unlabeled, stream_use(config, stage.method))
         check_warmup(stage.recipe, sizes.epoch_steps)
     return Inputs(config, method, stages, plan, data, labels, validation, sizes)
 
@@ -188,10 +188,10 @@ def check_share(
     processes:int,   # That train together
 ):
     "Refuse batches that are too small for so many processes"
-    labelled, unlabelled, batch, steps = inputs.sizes
+    labeled, unlabeled, batch, steps = inputs.sizes
     for stage in inputs.stages:
         use = stream_use(inputs.config, stage.method)
-        validate_share(min(batch[0], labelled)*use[0], unlabelled//steps*use[1], stage.recipe, processes)
+        validate_share(min(batch[0], labeled)*use[0], unlabeled//steps*use[1], stage.recipe, processes)
 
 def check_machine(
     inputs:Inputs,     # What to do

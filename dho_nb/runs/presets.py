@@ -11,13 +11,13 @@ from ..core.errors import unknown_name
 
 # %% ../../nbs/runs/00_presets.ipynb #14c27ede
 FEWSHOT = dict(
-    dataset="caltech101", shots=1, teacher="RN50/openai", epochs=200, batch_labelled=64, batch_unlabelled=64, lr=1e-3,
+    dataset="caltech101", shots=1, teacher="RN50/openai", epochs=200, batch_labeled=64, batch_unlabeled=64, lr=1e-3,
     weight_decay=1e-2, validation="full")
 IMAGENET = dict(
-    dataset="imagenet", shots=1, teacher="RN50/openai", epochs=20, batch_labelled=256, batch_unlabelled=256, lr=1e-3,
+    dataset="imagenet", shots=1, teacher="RN50/openai", epochs=20, batch_labeled=256, batch_unlabeled=256, lr=1e-3,
     weight_decay=1e-2, alpha=0.4, beta=0.5, predict="test")
 LOWSHOT = dict(
-    dataset="imagenet", fraction=0.01, labels_by="reference", epochs=32, batch_labelled=256, batch_unlabelled=256,
+    dataset="imagenet", fraction=0.01, labels_by="reference", epochs=32, batch_labeled=256, batch_unlabeled=256,
     lr=5e-5, weight_decay=5e-2, warmup_steps=5000, ce_weight=1.0, kd_weight=1.0, alpha=0.5, beta=0.5,
     student_weights="pretrained", head_init="text", kd_head="cosine", predict="test")
 
@@ -79,7 +79,7 @@ _FEWSHOT_TEACHER = dict(method="dho-f", alpha=0.2)
 _ROWS = {
     "table1": [(base, m, _FEWSHOT_TEACHER if m == "dho-f" else dict(method=m)) for base in (_RN18, _RN50)
                for m in ("kd", "ce", "ce-kd-feature", "sho", "sskd", "dhkd", "dho", "dho-f")],
-    "table2": [(_LE, "linear-evaluation", dict(method="ce")), (_LE, "dho-labelled-only", dict(unlabelled=False)),
+    "table2": [(_LE, "linear-evaluation", dict(method="ce")), (_LE, "dho-labeled-only", dict(unlabeled=False)),
                (_LE, "dho", {})],
     "table3": [(base, m, dict(method=m)) for base in _LOWS for m in ("sho", "dho")
                if (base, m) != (_BL, "sho")],  # its run with two heads is table 17's

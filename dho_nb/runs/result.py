@@ -41,13 +41,13 @@ class RunResult:
     def part(self,
         split:str,   # test or val
     )->HeadOutputs:
-        "The outputs of the labelled test images, or of the validation images that may choose"
+        "The outputs of the labeled test images, or of the validation images that may choose"
         wanted = self.inputs.validation if split == "val" else self.inputs.test
         return self.outputs.only(torch.from_numpy(np.isin(self.outputs.rows.numpy(), wanted)))
 
     @cached_property
     def test(self)->HeadOutputs:
-        "The outputs of the labelled test images"
+        "The outputs of the labeled test images"
         return self.part("test")
 
     @cached_property
@@ -126,7 +126,7 @@ def result_facts(
     return dict(
         dataset=i.data.manifest.name, method=c.method, labels=i.labels.name, seed=c.seed, **_score_facts(result),
         **_teacher_facts(i, training.provider), alpha=result.alpha, beta=result.beta, validation=c.validation,
-        labelled=len(i.labels), unlabelled=len(i.unlabelled), validated=len(i.validation), tested=len(i.test),
+        labeled=len(i.labels), unlabeled=len(i.unlabeled), validated=len(i.validation), tested=len(i.test),
         teacher=c.embeddings or c.teacher, teacher_head=c.teacher_head, **pool,
         teacher_looked=training.num_encoded, views=c.views, student=c.student, ce_weight=trainer.recipe.ce_weight,
         parameters=int(overhead(training.student.model)["total"]), seconds=round(training.seconds, 1),

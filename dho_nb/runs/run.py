@@ -126,7 +126,7 @@ def overview(self:Run)->pd.Series:
     size = overhead(self.load_student().model)
     return pd.Series({
         "method": i.method.about, "classes": len(self.manifest.classes),
-        "labelled images": f"{len(i.labels)} ({i.labels.name})", "unlabelled images": len(i.unlabelled),
+        "labeled images": f"{len(i.labels)} ({i.labels.name})", "unlabeled images": len(i.unlabeled),
         "validation images": len(i.validation), "test images": len(i.test),
         "teacher": _teacher_text(i), "student": f"{c.student}, {_weights_text(c)} weights",
         "student parameters": int(size["total"]), "second head adds": f"{size['overhead_percent']} %",
@@ -186,7 +186,7 @@ def _evaluation(self:Run, name)->RunResult:
 def part(self:Run,
     split:str,   # test or val
 )->HeadOutputs:
-    "The head outputs of the labelled test images, or of the validation images; raises `DhoError` before `evaluate()`"
+    "The head outputs of the labeled test images, or of the validation images; raises `DhoError` before `evaluate()`"
     return self._evaluation("outputs").part(split)
 
 @patch

@@ -168,14 +168,14 @@ def prepare(self:TeacherProvider,
 def class_embeddings_fit(
     lookup:Lookup,  # Of embeddings that were made elsewhere
 )->str:             # A line for people
-    "Accuracy of the class embeddings on labelled training images; a swapped column shows at once"
-    known = rows(lookup.manifest, "train", labelled=True)
+    "Accuracy of the class embeddings on labeled training images; a swapped column shows at once"
+    known = rows(lookup.manifest, "train", labeled=True)
     known, names = known[lookup.has(known, CENTER_VIEW)], (lookup.manifest.classes, lookup.manifest.templates)
     if not lookup.store.class_embeddings(): return "none: training asks the teacher's text encoder for them"
-    if not len(known): return "no labelled training image to try them on"
+    if not len(known): return "no labeled training image to try them on"
     logits = lookup(known, np.full(len(known), CENTER_VIEW)).float() @ lookup.store.head(*names, None).T
     right = (logits.argmax(1).numpy() == lookup.manifest.table["label"].to_numpy()[known]).mean()
-    return f"right about {100*right:.1f} % of {len(known)} labelled training images"
+    return f"right about {100*right:.1f} % of {len(known)} labeled training images"
 
 # %% ../../nbs/runs/04_teacher.ipynb #182448e5
 @patch
@@ -227,30 +227,30 @@ def view_embeddings(self:TeacherProvider,
 # %% ../../nbs/runs/04_teacher.ipynb #41c56947
 @patch
 def fit_head(self:TeacherProvider,
-    labelled,           # Rows with labels to learn from
+    labeled,           # Rows with labels to learn from
     validation,         # Rows that may choose its weights
 ):                      # Embeddings [N, D] to logits [N, C]
     "The teacher head that the configuration names, fitted at the first call and kept"
-    if self.head is None: self.head = self._fit_head(labelled, validation)
+    if self.head is None: self.head = self._fit_head(labeled, validation)
     return self.head
 
 @patch
-def _fit_head(self:TeacherProvider, labelled, validation):
+def _fit_head(self:TeacherProvider, labeled, validation):
     c, truth = self.config, torch.from_numpy(self.manifest.table["label"].to_numpy(np.int64, copy=True)).to(self.device)
     if c.teacher_head == "zero-shot": return partial(teacher_logits, head=self.class_embeddings(), zeta=c.zeta)
     chosen = (self.center_embeddings(validation), truth[validation]) if len(validation) else None
-    return tip_adapter_f(self.view_embeddings(labelled), truth[labelled], self.class_embeddings(), c.zeta, chosen, seed=c.seed)
+    return tip_adapter_f(self.view_embeddings(labeled), truth[labeled], self.class_embeddings(), c.zeta, chosen, seed=c.seed)
 
 # %% ../../nbs/runs/04_teacher.ipynb #fcb3d4cb
 @patch
 def logits(self:TeacherProvider,
     wanted,             # [N] positions in the manifest
-    labelled,           # As for `fit_head`
+    labeled,           # As for `fit_head`
     validation,         # As for `fit_head`
 )->torch.Tensor|None:   # [N, C]
     "Teacher logits of center crops; None without a teacher, without images, or where an image has no embedding"
     if self.plan.source == "none" or not len(wanted) or len(self.uncovered(wanted)): return None
-    return self.fit_head(labelled, validation)(self.center_embeddings(wanted))
+    return self.fit_head(labeled, validation)(self.center_embeddings(wanted))
 
 # %% ../../nbs/runs/04_teacher.ipynb #46649d0d
 @patch
@@ -265,17 +265,17 @@ def teacher_fn(self:TeacherProvider,
 @patch
 def select_pool_head(self:TeacherProvider,
     train,       # Rows of the pool
-    labelled,    # Those of them whose labels may be used
+    labeled,    # Those of them whose labels may be used
 )->HeadSelection:       # About the rows of `train`
     "Fit the head that the configuration names on the training images' embeddings, or select one by the labels"
     of = lambda part, v: self.lookup(part, np.full(len(part), v)).to(self.device).float()
     parts = np.array_split(train, max(1, -(-len(train)//65536)))
     embeddings = (torch.cat([sum(of(part, v) for v in range(self.plan.cycle)) for part in parts]) if self.plan.cycle
                   else self.center_embeddings(train))
-    truth = torch.from_numpy(self.manifest.table["label"].to_numpy(np.int64, copy=True)[labelled]).to(self.device)
-    where = torch.from_numpy(np.searchsorted(train, labelled)).to(self.device)
+    truth = torch.from_numpy(self.manifest.table["label"].to_numpy(np.int64, copy=True)[labeled]).to(self.device)
+    where = torch.from_numpy(np.searchsorted(train, labeled)).to(self.device)
     pool = F.normalize(embeddings, dim=-1)
-    near = cached_neighbors(pool, load_settings().cache/"neighbours")
+    near = cached_neighbors(pool, load_settings().cache/"neighbors")
     return select_head(pool, self.class_embeddings(), self.config.zeta, where, truth, self.config.pool_head, near=near)
 
 # %% ../../nbs/runs/04_teacher.ipynb #fbc39c28
@@ -297,7 +297,7 @@ def _unopened(config, mode, kind=TeacherProvider):
 # %% ../../nbs/runs/04_teacher.ipynb #0398ee6a
 def _rows_to_embed(manifest):
     "Rows whose training views are needed, and rows whose center crop is"
-    return rows(manifest, "train"), np.concatenate([rows(manifest, s, labelled=True) for s in ("val", "test")])
+    return rows(manifest, "train"), np.concatenate([rows(manifest, s, labeled=True) for s in ("val", "test")])
 
 # %% ../../nbs/runs/04_teacher.ipynb #cf0d456a
 def fill_store(

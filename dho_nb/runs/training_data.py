@@ -50,7 +50,7 @@ class TrainingData:
     def _streams(self, method):
         i, plan, env = self.inputs, self.inputs.teacher, self.machine.dist_env
         return SemiSupervisedBatches(
-            self.images, i.labels.rows, i.unlabelled, self.preprocess, self.live if method.asks else None, plan.spec,
+            self.images, i.labels.rows, i.unlabeled, self.preprocess, self.live if method.asks else None, plan.spec,
             i.sizes.batch, stream_use(i.config, method), i.config.seed, plan.cycle, self.pixels,
             self.provider.lookup if method.asks else None, (env.rank, env.world))
 

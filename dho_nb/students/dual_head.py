@@ -60,7 +60,7 @@ def train(self:DualHead, mode:bool=True)->DualHead:
 # %% ../../nbs/students/03_dual_head.ipynb #05b664a8
 @patch
 def encode(self:DualHead,
-    images:torch.Tensor,  # [N, 3, S, S] float32, normalised
+    images:torch.Tensor,  # [N, 3, S, S] float32, normalized
 )->torch.Tensor:          # [N, dim]
     "Encode images as features. Raises `DhoError` where the backbone returns no tensor"
     with torch.set_grad_enabled(torch.is_grad_enabled() and not self.options["frozen"]):
@@ -99,7 +99,7 @@ def build_student(
     weights:str="",         # "", "pretrained" or a file
     size:int=0,             # Side in pixels; the model's own if 0
     args:dict|None=None,    # More arguments for the model's constructor
-    seed:int=0,             # Of the initialisation
+    seed:int=0,             # Of the initialization
     ce_head:str="linear",   # Kind of the CE head, or of the only one: one of `HEADS`
     kd_head:str="linear",   # Kind of the KD head
     project:int=0,          # Width of the teacher's embeddings for feature distillation; 0 for none

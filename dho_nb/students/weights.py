@@ -147,7 +147,7 @@ def load_weights(
         raise DhoError(f"weights {file} are for another architecture, or under other names: "
                        f"{_unlike(tensors, own, lacking, unlike)}")
     if quantized:
-        raise DhoError(f"weights {file} are quantised ({quantized[0]} and {len(quantized) - 1} more are {tensors[quantized[0]].dtype}): "
+        raise DhoError(f"weights {file} are quantized ({quantized[0]} and {len(quantized) - 1} more are {tensors[quantized[0]].dtype}): "
                        "give the file of floating-point numbers that they were made from")
     module.load_state_dict({k: tensors[k].to(v.dtype) for k, v in own.items()}, strict=False)
     return module

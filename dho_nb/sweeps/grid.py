@@ -30,7 +30,7 @@ def label_of(
 
 # %% ../../nbs/sweeps/00_grid.ipynb #b149edd5
 RESERVED = ("run", "sweep", "state", "attempts", "accuracy", "seconds", "reason", "host", "since", "identity", "folder",
-            "right", "test", "watched", "tested", "validated", "labelled", "nll", "α", "β", "step", "gain", "low", "high",
+            "right", "test", "watched", "tested", "validated", "labeled", "nll", "α", "β", "step", "gain", "low", "high",
             "seeds", "trunk cosine", "head cosine", "error product")
 
 def check_axis(

@@ -514,9 +514,9 @@ def _lengths(tokenizer, texts, tokens):
 
 # %% ../../nbs/teachers/00_clip.ipynb #f2993f92
 class TipAdapter(torch.nn.Module):
-    "Add a cache of labelled embeddings to zero-shot logits"
+    "Add a cache of labeled embeddings to zero-shot logits"
     def __init__(self,
-        keys:torch.Tensor,    # [K, D] embeddings of labelled images
+        keys:torch.Tensor,    # [K, D] embeddings of labeled images
         labels:torch.Tensor,  # [K] int64
         head:torch.Tensor,    # [C, D] zero-shot head
         zeta:float=0.01,      # Temperature ζ of the zero-shot part
@@ -544,14 +544,14 @@ class TipAdapter(torch.nn.Module):
 
 # %% ../../nbs/teachers/00_clip.ipynb #f74a0bf6
 def tip_adapter_f(
-    views:torch.Tensor,     # [V, K, D] embeddings of K labelled images in V views
+    views:torch.Tensor,     # [V, K, D] embeddings of K labeled images in V views
     labels:torch.Tensor,    # [K] int64
     head:torch.Tensor,      # [C, D] zero-shot head
     zeta:float=0.01,        # Temperature ζ
     validation=None,        # (embeddings [M, D], labels [M]) that choose α and β, or nothing
-    epochs:int=20,          # Passes over the labelled images, a view each in turn
+    epochs:int=20,          # Passes over the labeled images, a view each in turn
     lr:float=1e-3,          # Peak learning rate of AdamW, cosine to 0
-    batch:int=256,          # Labelled images per step
+    batch:int=256,          # Labeled images per step
     seed:int=0,             # Of the order
 )->TipAdapter:              # Frozen
     "Fine-tune the cache's keys by cross-entropy (the last epoch counts), then choose α and β"

@@ -29,10 +29,10 @@ from ..data.transforms import Preprocess, ViewSpec
 from .clip import resize_mode, Teacher, teacher_identity, zero_shot_head
 
 # %% ../../nbs/teachers/02_embedding_store.ipynb #273f3931
-CENTER_VIEW = -1  # The view that evaluation uses: the centred square
+CENTER_VIEW = -1  # The view that evaluation uses: the centered square
 
 def view_name(
-    view:int,  # Number of a view; `CENTER_VIEW` for the centred square
+    view:int,  # Number of a view; `CENTER_VIEW` for the centered square
 )->str:
     "Return the name of a view's array"
     return "still" if view == CENTER_VIEW else f"view{view:03d}"
@@ -165,7 +165,7 @@ class Lookup:
 
     def __call__(self,
         rows,              # [N] positions in the manifest
-        views,             # [N] view numbers, `CENTER_VIEW` for the centred square
+        views,             # [N] view numbers, `CENTER_VIEW` for the centered square
     )->torch.Tensor:       # [N, D] float16
         "Return stored embeddings. Raises DhoError for embeddings that are missing or damaged."
         rows, views = np.asarray(rows), np.asarray(views)

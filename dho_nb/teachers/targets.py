@@ -53,5 +53,5 @@ def _required(batch, name):
                    "preprocessing, or lookup=, stored embeddings")
 
 def _pool_probabilities(pool, batch):
-    "Return the pool's probabilities of a batch's unlabelled images"
+    "Return the pool's probabilities of a batch's unlabeled images"
     return None if pool is None else pool[batch.rows[len(batch.labels):].to(pool.device)]

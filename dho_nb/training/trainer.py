@@ -37,7 +37,7 @@ from ..teachers.targets import TeacherOutput
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Parameters):
     "Training"
-    epochs:PositiveInt=200             # Passes over the unlabelled images
+    epochs:PositiveInt=200             # Passes over the unlabeled images
     lr:PositiveFloat=1e-3              # Peak learning rate of AdamW
     head_lr:NonNegativeFloat=1.0       # Learning rate of the heads as a multiple of lr
     weight_decay:NonNegativeFloat=1e-2  # Weight decay of AdamW
@@ -140,19 +140,19 @@ def validate_batches(
     """Refuse settings that cannot train.
     Raises DhoError where the warm-up outlasts the run, or a piece of a batch has fewer than two images per process."""
     check_warmup(recipe, streams.epoch_steps)
-    validate_share(streams.batch[0]*streams.use[0], len(streams.unlabelled)//streams.epoch_steps*streams.use[1], recipe,
+    validate_share(streams.batch[0]*streams.use[0], len(streams.unlabeled)//streams.epoch_steps*streams.use[1], recipe,
                    dist_env.world)
 
 # %% ../../nbs/training/00_trainer.ipynb #2379e154
 def validate_share(
-    labelled:int,         # Labelled images of a step
-    unlabelled:int,       # Unlabelled images of a step
+    labeled:int,         # Labeled images of a step
+    unlabeled:int,       # Unlabeled images of a step
     recipe:TrainConfig,   # With the accumulation
     processes:int,        # That share each step
 ):
     "Refuse batches too small for the processes. Raises DhoError where a piece has fewer than two images per process."
-    if processes > 1 and max(labelled, unlabelled)//recipe.accumulate < 2*processes:
-        raise DhoError(f"batches of {labelled} labelled and {unlabelled} unlabelled images, in {recipe.accumulate} "
+    if processes > 1 and max(labeled, unlabeled)//recipe.accumulate < 2*processes:
+        raise DhoError(f"batches of {labeled} labeled and {unlabeled} unlabeled images, in {recipe.accumulate} "
                        f"piece(s), cannot be shared by {processes} processes: take fewer processes or larger batches")
 
 # %% ../../nbs/training/00_trainer.ipynb #aa14cc34
@@ -253,17 +253,17 @@ def _prepare(self:Trainer):
 
 # %% ../../nbs/training/00_trainer.ipynb #fe3980ad
 def _full_batch_sizes(batch):
-    "Return the labelled and unlabelled images of the whole step; a batch without totals is the whole"
+    "Return the labeled and unlabeled images of the whole step; a batch without totals is the whole"
     return batch.totals if sum(batch.totals) else (len(batch.labels), len(batch.rows) - len(batch.labels))
 
 def _split_batch(batch, pieces, share=(0, 1)):
     "Split a process's part of a batch, so that the pieces of all processes together are pieces of the whole batch"
     if pieces == 1: return [batch]
-    labelled, unlabelled = (rank_share(n, 0, *share)[0]*pieces//n if n else np.empty(0, int) for n in _full_batch_sizes(batch))
-    rows = np.concatenate([labelled, unlabelled])
+    labeled, unlabeled = (rank_share(n, 0, *share)[0]*pieces//n if n else np.empty(0, int) for n in _full_batch_sizes(batch))
+    rows = np.concatenate([labeled, unlabeled])
     def part(name, values, k):
         if values is None or name == "totals": return values
-        return values[(labelled if name == "labels" else rows) == k]
+        return values[(labeled if name == "labels" else rows) == k]
     return [Batch(*(part(name, v, k) for name, v in batch._asdict().items())) for k in range(pieces) if (rows == k).any()]
 
 # %% ../../nbs/training/00_trainer.ipynb #3fc62f84
