@@ -1097,6 +1097,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'dho_nb.reports.results._may_choose': ( 'reports/results.html#_may_choose',
                                                                                 'dho_nb/reports/results.py'),
                                         'dho_nb.reports.results._natural': ('reports/results.html#_natural', 'dho_nb/reports/results.py'),
+                                        'dho_nb.reports.results._of_numbers': ( 'reports/results.html#_of_numbers',
+                                                                                'dho_nb/reports/results.py'),
                                         'dho_nb.reports.results._packed_size': ( 'reports/results.html#_packed_size',
                                                                                  'dho_nb/reports/results.py'),
                                         'dho_nb.reports.results._plain': ('reports/results.html#_plain', 'dho_nb/reports/results.py'),

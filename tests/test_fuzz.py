@@ -575,7 +575,7 @@ ONCE = dict(
             ("store/classes.safetensors", b"\2\0\0\0\0\0\0\0{}"), ("sweep/dho/outputs.safetensors", b"x")],
     store_json=[b"255", b"{}", b'{"kind": "embeddings", "views": 1, "layout": "1", "dim": -1, "teacher": ""}',
                 b'{"kind": "embeddings", "views": {"a": 1}, "layout": 2, "dim": 4, "teacher": "x"}'],
-    labels=[b' path","label"\n"cat/0.png","cat"\n'], facts_json=[DEEPER.encode()], coop=[b'{"train": [["a", {}, "b"]], "val": [], "test": []}', b'{"train": null, "val": [], "test": []}'],
+    labels=[b' path","label"\n"cat/0.png","cat"\n', b"path,label,split\n" + b"x"*5000 + b",cat,train\ncat/2.png,cat,val\n"], facts_json=[DEEPER.encode()], coop=[b'{"train": [["a", {}, "b"]], "val": [], "test": []}', b'{"train": null, "val": [], "test": []}'],
     weights=[(data, ".pt") for data in broken_zips("a/data.pkl")],
     embeddings=[*((".npz", data, b"") for data in broken_zips("paths.npy")),
                 (".safetensors", safetensors_bytes({"__metadata__": {"paths": "["*20000}}), b"")],
@@ -651,6 +651,15 @@ def test_a_record_whose_files_do_not_agree_is_refused(place, tested):
     table = pd.read_csv(place.folder/"record"/"runs.csv", dtype=str, keep_default_na=False).assign(tested=tested)
     with changed(place, "record/runs.csv", table.to_csv(index=False)), pytest.raises(DhoError, match="do not agree"):
         load(place.folder/"record")
+
+
+@pytest.mark.parametrize("file, column", [("sweep/dho/conflict.csv", "head cosine"), ("record/conflict.csv", "step"), ("record/surface.csv", "nll")])
+def test_a_table_whose_figures_are_no_numbers_is_refused(place, file, column):
+    table = pd.read_csv(place.folder/file, dtype=str, keep_default_na=False)
+    read, name = conflicts if "conflict" in file else surfaces, place.folder/file.split("/")[0]
+    for wrong in (table.assign(**{column: ["k", *table[column][1:]]}), table.drop(columns=column)):
+        with changed(place, file, wrong.to_csv(index=False)), pytest.raises(DhoError, match=f"no column '{column}' of numbers"): read(name)
+    with changed(place, file, table.assign(**{column: ["", *table[column][1:]]}).to_csv(index=False)): assert read(name)[column].isna().sum() == 1
 
 
 @pytest.mark.parametrize("harm, said", [

@@ -450,7 +450,7 @@ def _path_below(path, root, bases, pictures, labels, line):
     if path in pictures: return path
     for other in (unicodedata.normalize(form, path) for form in ("NFC", "NFD")):
         if other in pictures: return other
-    if (root/path).is_file(): return path
+    if os.path.isfile(root/path): return path  # False where a name is too long for the disk, too
     near = [f for f in pictures if PurePosixPath(f).name.lower() == PurePosixPath(path).name.lower()] or pictures
     raise DhoError(f"{labels}, line {line}: {unknown_name('image', path, sorted(near)[:1000])}"[:600] if pictures
                    else f"{root} holds no picture")
@@ -630,7 +630,7 @@ def missing_images(
         raise DhoError(f"data root {root} of {manifest.name} does not exist: put the images there, {way}or name their "
                        "folder (--root, or data in settings.ini)")
     pictures = set(image_paths(root))
-    missing = [p not in pictures and not Path(root, p).is_file() for p in manifest.table["path"]]
+    missing = [p not in pictures and not os.path.isfile(Path(root, p)) for p in manifest.table["path"]]
     return manifest.table[missing]
 
 # %% ../../nbs/data/00_manifests.ipynb #73e084c3

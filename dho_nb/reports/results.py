@@ -540,12 +540,22 @@ def _surface(folder):
     grid = alpha_beta_grid(scored_outputs(folder, read_json(folder/"result.json", **RESULT))[2])
     return pd.DataFrame(dict(accuracy=grid.accuracy.stack(), nll=grid.nll.stack())).reset_index()
 
+def _of_numbers(table, file):
+    "Return a table of gradients or of a surface with its figures as numbers; raises `DhoError` where one is none"
+    from dho_nb.training.trainer import CONFLICT
+    for c in ("step", *CONFLICT) if file.name == "conflict.csv" else ("α", "β", "accuracy", "nll"):
+        try: table = table.assign(**{c: pd.to_numeric(table[c].mask(table[c] == ""))})
+        except (KeyError, ValueError, TypeError, OverflowError):
+            raise DhoError(f"{file} has no column {c!r} of numbers: bring it back from version control. A run's own may be deleted") from None
+    return table
+
 # %% ../../nbs/reports/00_results.ipynb #2b398f47
 def _each(places, labels, file, which, read):
     "Tables of some runs one below the other, with their labels; a record's as they are"
     places, tables, identities = [*map(local_copy, places)], [], set()
     for p in [p for p in places if (p/file).exists() and (p/"runs.csv").exists()]:
         table = _read_text(p/file, {a: str for a in ("identity", *BASIC, *load_with_folders([p]).attrs["axes"])})
+        table = _of_numbers(table, p/file)
         tables.append(table[~table["identity"].isin(identities)]); identities |= {*table["identity"]}
     rest = [p for p in places if not (p/"runs.csv").exists()]
     frame = load_with_folders(rest, labels) if rest else pd.DataFrame()
@@ -553,6 +563,7 @@ def _each(places, labels, file, which, read):
         if line["identity"] in identities or not (Path(line["folder"])/"outputs.safetensors").exists(): continue
         try: table = read(Path(line["folder"]))
         except (DhoError, OSError, ValueError): continue  # `load` has named it
+        table = _of_numbers(table, Path(line["folder"])/file)
         identities.add(line["identity"])  # a copied folder is the same run
         tables.append(pd.concat([pd.DataFrame([{k: line[k] for k in ("identity", *axes_of(frame))}]*len(table),
                                               index=table.index), table], axis=1))
