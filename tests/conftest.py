@@ -1,5 +1,6 @@
 "What the tests share: small pictures, small runs, the command line in a process of its own"
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -26,6 +27,13 @@ def dho(tmp_path):
                                                            "DHO_PROGRESS": "lines", "DHO_DEVICE": "cpu", **env})
         return done.returncode, done.stdout, done.stderr
     return run
+
+
+def project_copy(to):
+    "The project without what was built, trained or fetched in it"
+    skip = shutil.ignore_patterns(".git", ".venv", "build", "*.egg-info", "__pycache__", ".ipynb_checkpoints", "_proc", "_docs", "_site")
+    own = lambda folder: ("runs", "data")*(Path(folder) == ROOT)  # rooms of nbs/ and dho_nb/ have these names, too
+    return shutil.copytree(ROOT, to, ignore=lambda folder, names: {*skip(folder, names), *own(folder)})
 
 
 def set_everywhere(monkeypatch, room="", **values):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import ROOT, SMALL, picture
+from conftest import ROOT, SMALL, picture, project_copy
 from dho_nb.data.manifests import digits_manifest, manifest_hash, open_manifest
 from dho_nb.runs.config import Config
 from dho_nb.runs.presets import PRESETS
@@ -29,9 +29,7 @@ def code(notebook):
 
 def test_export_and_clean_change_nothing(tmp_path):
     copy = tmp_path/"copy"
-    skip = shutil.ignore_patterns(".git", ".venv", "build", "*.egg-info", "__pycache__", ".ipynb_checkpoints", "_proc",
-                                  "_docs", "_site")
-    shutil.copytree(ROOT, copy, ignore=lambda folder, names: {*skip(folder, names), *(("runs", "data")*(Path(folder) == ROOT))})
+    project_copy(copy)
     kept = {p.relative_to(copy): p.read_bytes() for p in copy.rglob("*") if p.is_file()}
     for command in ("nbdev-export", "nbdev-clean"):
         subprocess.run([Path(sys.executable).parent/command], cwd=copy, check=True, capture_output=True,

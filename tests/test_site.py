@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, project_copy
 
 sys.path.insert(0, str(ROOT/"docs"))
 pytest.importorskip("myst_nb", reason="needs the extra docs: pip install \"dho_nb[docs]\"")
@@ -19,12 +19,6 @@ from api import Module  # noqa: E402
 from build import ROOMS  # noqa: E402
 from check import Page, external, problems  # noqa: E402
 
-
-def copy(to):
-    "The project without what was built in it"
-    left = shutil.ignore_patterns(".git", ".venv", "runs", "data", "build", "*.egg-info", "__pycache__",
-                                  ".ipynb_checkpoints", "_proc", "_docs", "_site")
-    return shutil.copytree(ROOT, to/"project", ignore=left)
 
 def build(project):
     return subprocess.run([sys.executable, project/"docs"/"build.py"], cwd=project, capture_output=True,
@@ -34,7 +28,7 @@ def build(project):
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     "The project, with its site"
-    made = copy(tmp_path_factory.mktemp("site"))
+    made = project_copy(tmp_path_factory.mktemp("site")/"project")
     done = build(made)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return made
