@@ -294,7 +294,7 @@ def content(here):
 
 LONG = 300  # seconds after which a process hangs
 PRELOAD = ["pytest", "open_clip", "trio", "onnx", "onnxscript", "onnxruntime", "matplotlib.pyplot", "numpy.ctypeslib",
-           "PIL.JpegImagePlugin", *(f"dho_nb.{m}" for m in "cli runs deploy export reports rehearsal sweeps".split())]
+           "PIL.JpegImagePlugin", *(f"dho_nb.{m}" for m in "cli.main runs.run runs.dry_run deploy.predictor deploy.export reports.results sweeps.sweep".split())]
 
 
 class Lab:
@@ -359,7 +359,7 @@ class Lab:
         if helper:
             self.beside.join(LONG)
             assert self.beside.exitcode == 0, "the other process fails, or hangs"
-            alone = self.apart(lambda name: name.endswith((".npy", ".crc", ".csv")))
+            alone = self.apart(lambda name: name.endswith((".npy", ".crc", ".csv")) and ".tmp-" not in name)
             if alone: return ["after the other one's end: ", *alone]
         code, _ = self.run("again" if self.scenario.again else "command")
         return [f"ends with {code}"]*(code != 0) + self.apart(lambda name: True)

@@ -34,7 +34,8 @@ def verb(
 ):                       # Decorator of a class of options
     "Make a class of options a verb"
     def register(options):
-        VERBS[name] = Verb(name, stage, do, dataclass(kw_only=True)(options))
+        entry = Verb(name, stage, do, dataclass(kw_only=True)(options))
+        if options.__module__ != "__main__" or name not in VERBS: VERBS[name] = entry  # a notebook's copy replaces no module's
         return options
     return register
 

@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 from filelock import Timeout
 from ..core.errors import DhoError, short_reason
-from ..core.files import (_remove_stale_temporaries, atomic_path, clutter, digest, file_lock, lock_holder, read_json,
+from ..core.files import (atomic_path, clutter, digest, file_lock, lock_holder, read_json, remove_stale_temporaries,
                                refusal_message, taking_turns, to_disk, with_fields, write_json)
 from ..core.progress import progress_mode, track
 from ..core.settings import load_settings, visible
@@ -271,7 +271,7 @@ def add(self:ChunkStore,
 ):
     "List images that are missing, or whose chunk can no longer be completed"
     table = pd.DataFrame(dict(id=ids, key=keys, group=groups))
-    for name in ("images.csv", "header.json"): _remove_stale_temporaries(self.folder/name)
+    for name in ("images.csv", "header.json"): remove_stale_temporaries(self.folder/name)
     if not len(self._new(table, names, mask)) and self.header.get("images", {}).get("count") == len(self.images): return
     with self.locked():
         self._list()

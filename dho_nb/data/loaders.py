@@ -163,8 +163,8 @@ class SemiSupervisedBatches(torch.utils.data.Dataset):
         validate_streams(len(labeled), len(unlabeled), use)
         self.images, self.student, self.teacher, self.spec, self.use = images, student, teacher, spec, use
         self.cycle, self.pixels, self.lookup, self.share = cycle, pixels, lookup, share
-        self.labeled = ShuffledIndex(labeled, images.keys[labeled], derive_seed(seed, "labeled order"))
-        self.unlabeled = ShuffledIndex(unlabeled, images.keys[unlabeled], derive_seed(seed, "unlabeled order"))
+        self.labeled = ShuffledIndex(labeled, images.keys[labeled], derive_seed(seed, "labelled order"))  # as runs so far
+        self.unlabeled = ShuffledIndex(unlabeled, images.keys[unlabeled], derive_seed(seed, "unlabelled order"))
         self.batch = min(batch[0], len(labeled)), batch[1]
         self.epoch_steps = epoch_steps(len(labeled), len(unlabeled), batch)
 

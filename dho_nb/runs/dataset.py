@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from ..core.errors import DhoError, unknown_name
-from ..core.files import atomic_path
+from ..core.files import atomic_path, remove_stale_temporaries
 from ..core.settings import load_settings
 from ..data.label_subsets import val_images_per_class, labeled_subset, LabelSubset
 from ..data.loaders import broken_images
@@ -97,6 +97,7 @@ def _whole(manifest, root, bad, skip):
     keys = content_keys(manifest, root)
     memory = load_settings().cache/"checked"/f"{fingerprint(manifest, keys)}.csv"
     fresh = not memory.exists()
+    if not fresh: remove_stale_temporaries(memory)
     if fresh:
         found = broken_images(manifest, root, os.cpu_count() or 4)[["id", "problem"]]
         with suppress(OSError), atomic_path(memory) as temporary: found.to_csv(temporary, index=False)  # not remembered, then

@@ -85,6 +85,10 @@ class RunFolder:
         "The checkpoint files that are there"
         return [file for file in map(self.checkpoint, self.inputs.stages) if file.exists()]
 
+    def leftovers(self)->list[Path]:
+        "The files that are there and that only an unfinished run needs"
+        return [*self.checkpoints(), *(file for file in (self/".begun.json", self/".lock") if file.exists())]
+
 # %% ../../nbs/runs/06_folder.ipynb #a4d21aae
 def find_folder(
     inputs:Inputs,   # Of a run
@@ -106,8 +110,11 @@ def claim(self:RunFolder):
     except OSError as e:
         raise DhoError(f"the run's folder {self.path} cannot be made ({short_reason(e)}): choose "
                        "another with out") from None
-    if self.done and not self.checkpoints(): return
-    self._acquire()
+    if self.done and not self.leftovers(): return
+    try: self._acquire()
+    except DhoError:
+        if self.done: return  # another process tidies, or the folder can only be read
+        raise
     for left in self.path.glob(".tmp*"):
         if "heartbeat" not in left.name: left.unlink(missing_ok=True)  # a sweep's heartbeat belongs to the process that watches
     if self.done: return self.tidy()
@@ -145,7 +152,8 @@ def note_predicted(self:RunFolder):
 @patch
 def tidy(self:RunFolder):
     "Remove the files that only an unfinished run needs"
-    for left in (*self.checkpoints(), self/".begun.json"): left.unlink(missing_ok=True)
+    for left in self.leftovers():
+        if left.name != ".lock": left.unlink(missing_ok=True)
     with suppress(OSError): (self/".lock").unlink(missing_ok=True)  # while it is held
     self.lock.release(force=True)
 
