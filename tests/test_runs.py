@@ -68,3 +68,9 @@ def test_what_a_new_run_lacks_names_the_call_that_makes_it(tmp_path):
     for ask in (lambda: run.trainer, lambda: run.history):
         with pytest.raises(DhoError, match="call train"): ask()
     assert run.build_trainer() is run.trainer and not len(run.history)
+
+
+def test_images_come_in_the_order_in_which_committed_results_had_them(tmp_path):
+    batch = Run(preset("digits"), tmp_path/"run", "none").build_trainer().streams[0]
+    assert (batch.rows[:3].tolist(), batch.rows[-3:].tolist()) == ([547, 1008, 1199], [868, 872, 1114])
+    assert len(batch.labels) == 10
