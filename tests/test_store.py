@@ -174,7 +174,7 @@ def test_stored_and_live_teacher_give_the_same_losses(tmp_path):
     student, images = build_student("tiny", 10, 2, size=16), Images(digits, root, 64)
     def trainer(preprocess, store, teacher_fn):
         streams = SemiSupervisedBatches(images, labeled, np.setdiff1d(rows(digits, "train"), labeled), student.preprocess, preprocess,
-                          spec, cycle=2, store=store)
+                          spec, cycle=2, lookup=store)
         return Trainer(student, get_method("dho"), streams, TrainConfig(epochs=4, lr=3e-3), teacher_fn)
     online, replayed = trainer(teacher.preprocess, None, online_teacher(teacher, answer)), trainer(None, lookup, cached_teacher(answer))
     for step in range(online.steps):

@@ -137,7 +137,7 @@ def test_waiting_for_a_lock_names_its_holder_and_ends(here, monkeypatch, capsys)
 
 def test_waiting_for_another_fill_ends_where_nothing_comes_of_it(here, monkeypatch, capsys):
     monkeypatch.setattr("dho_nb.data.chunk_store.time.sleep", lambda _: None)
-    wait = chunk_store._Wait(SimpleNamespace(folder=here/"store"), "lines")
+    wait = chunk_store._WaitForOthers(SimpleNamespace(folder=here/"store"), "lines")
     left = [(0, ["still"]), (1, ["still"])]
     for _ in range(3): wait(left)
     assert capsys.readouterr().out.count("waiting for another process that fills store") == 1
@@ -264,7 +264,7 @@ def test_a_figure_that_cannot_be_drawn_is_a_warning(here, monkeypatch):
     run.train()
 
     def broken(*_, **__): raise ValueError("no font")
-    monkeypatch.setattr("dho_nb.runs.run.plot_alpha_beta_grid", broken)
+    monkeypatch.setattr("dho_nb.runs.result.plot_alpha_beta_grid", broken)
     with pytest.warns(UserWarning, match="could not be drawn .*no font"): run.finish()
     assert run.done and not any(run.folder.glob(".tmp*"))
 
