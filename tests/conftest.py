@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent/"shared"/"data"
 SMALL = ["--teacher", "digits", "--student", "tiny", "--student-weights", "", "--size", "16", "--epochs",
          "2", "--flip", "0"]
+OPTIONS = dict(teacher="digits", student="tiny", student_weights="", size=16, epochs=1, flip=0.)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -64,6 +65,17 @@ def picture(file, seed=0, size=(40, 30), mode="RGB", **save):
     noise = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(noise).convert(mode).save(file, **save)
     return file
+
+
+def odd_tree(root):
+    "Four pictures by their names, and files that are none by theirs"
+    for name in ("cat", "dog"):
+        for i in range(2): picture(root/name/f"{i}.png", seed=i + 9*(name == "dog"))
+    for i, name in enumerate(("cat/a.jpe", "cat/b", "dog/c.JPG_large")): picture(root/"new.jpg", seed=50 + i).rename(root/name)
+    for name in ("cat/._0.png", "cat/.hidden.png", "dog/Thumbs.db", "notes.txt"): (root/name).write_text("none")
+    for name in ("lost+found", "$RECYCLE.BIN", "System Volume Information", ".Trash-1000", "@eaDir", "__MACOSX"):
+        picture(root/name/"old.png", seed=70)
+    return root
 
 
 @pytest.fixture

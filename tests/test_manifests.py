@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import fails, picture
+from conftest import OPTIONS, fails, odd_tree, picture
 from dho_nb.runs.dataset import open_data
 from dho_nb.runs.config import make_config
 from dho_nb.teachers.import_embeddings import import_embeddings
@@ -16,19 +16,7 @@ from dho_nb.data.manifests import Manifest, from_coop, from_labels, open_manifes
 from dho_nb.data.label_subsets import labeled_subset
 from dho_nb.core.settings import load_settings
 
-OPTIONS = dict(teacher="digits", student="tiny", student_weights="", size=16, epochs=1, flip=0.)
 MARK = "\ufeff"
-
-
-def odd_tree(root):
-    "Four pictures by their names, and files that are none by theirs"
-    for name in ("cat", "dog"):
-        for i in range(2): picture(root/name/f"{i}.png", seed=i + 9*(name == "dog"))
-    for i, name in enumerate(("cat/a.jpe", "cat/b", "dog/c.JPG_large")): picture(root/"new.jpg", seed=50 + i).rename(root/name)
-    for name in ("cat/._0.png", "cat/.hidden.png", "dog/Thumbs.db", "notes.txt"): (root/name).write_text("none")
-    for name in ("lost+found", "$RECYCLE.BIN", "System Volume Information", ".Trash-1000", "@eaDir", "__MACOSX"):
-        picture(root/name/"old.png", seed=70)
-    return root
 
 
 def coop(file, **parts):

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from conftest import ROOT, SMALL, fails, picture
+from conftest import OPTIONS, ROOT, SMALL, fails, odd_tree
 from dho_nb.losses.methods import METHODS
 from dho_nb.runs.dataset import visible_labels, open_data
 from dho_nb.runs.config import make_config
@@ -22,18 +22,6 @@ from dho_nb.core.files import read_json, write_json
 from dho_nb.students.dual_head import build_student, load_student, save_student
 from dho_nb.data.loaders import Images
 
-OPTIONS = dict(teacher="digits", student="tiny", student_weights="", size=16, epochs=1, flip=0.)
-
-
-def odd_tree(root):
-    "Four pictures by their names, and files that are none by theirs"
-    for name in ("cat", "dog"):
-        for i in range(2): picture(root/name/f"{i}.png", seed=i + 9*(name == "dog"))
-    for i, name in enumerate(("cat/a.jpe", "cat/b", "dog/c.JPG_large")): picture(root/"new.jpg", seed=50 + i).rename(root/name)
-    for name in ("cat/._0.png", "cat/.hidden.png", "dog/Thumbs.db", "notes.txt"): (root/name).write_text("none")
-    for name in ("lost+found", "$RECYCLE.BIN", "System Volume Information", ".Trash-1000", "@eaDir", "__MACOSX"):
-        picture(root/name/"old.png", seed=70)
-    return root
 
 
 def test_ids_in_a_labels_file_are_the_users_own(tree, tmp_path):

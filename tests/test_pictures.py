@@ -3,13 +3,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import fails, picture
+from conftest import OPTIONS, fails, picture
 from dho_nb.runs.dataset import open_data
 from dho_nb.runs.config import make_config
 from dho_nb.core.errors import DhoError
 from dho_nb.data.transforms import read_image
 
-OPTIONS = dict(teacher="digits", student="tiny", student_weights="", size=16, epochs=1, flip=0.)
 RAMP = np.linspace(0, 4095, 64*64).reshape(64, 64).astype(np.uint16)
 
 

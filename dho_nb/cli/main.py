@@ -100,7 +100,7 @@ def main(
 )->int:                   # 0 done, 1 something is not whole or cannot be read, 2 a mistake that the message explains, 130 stopped
     "Tell the verb of a command to run, and an error in one sentence. Raises what is a fault of this library"
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what failed in the end is our message
-    with suppress(DhoError): load_settings()  # a home for libraries, where there is none
+    with suppress(DhoError): load_settings()  # sets a home folder where HOME is missing
     for stream in (sys.stdout, sys.stderr):  # a terminal that knows no ± is shown \xb1
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     parser = make_parser()
@@ -133,7 +133,7 @@ def _part_of(args):
     return redirect_stdout(open(os.devnull, "w")) if launched()[0] else nullcontext()
 
 def _homeless(error):
-    "The sentence for a ~ that nobody knows"
+    "Return the message for a path whose home folder is unknown"
     if "home directory" not in str(error): return ""
     return "a path begins with ~, and the home folder that it means is not known: write the path without ~, or as ./~NAME"
 

@@ -14,7 +14,8 @@ from ..core.settings import visible
 # %% ../../nbs/cli/00_output.ipynb #e64b5eec
 def print(*values, sep=" ", end="\n", file=None, flush=False):
     "Write as the built-in does; a terminal is shown control characters by their codes, a pipe gets them as they are"
-    text, out = sep.join(map(str, values)) + end, sys.stdout if file is None else file
+    text = sep.join(map(str, values)) + end
+    out = sys.stdout if file is None else file
     builtins.print(visible(text) if out is not None and out.isatty() else text, end="", file=out, flush=flush)
 
 class _Screen:

@@ -136,7 +136,7 @@ class Estimate(Configured):
 
 # %% ../../nbs/cli/04_train.ipynb #380487f9
 def _shown(run):
-    "The figures of a finished run, or why there are none"
+    "Return the scores of a finished run, or why it has none"
     from dho_nb.reports.tables import UNTESTED
     if not run.result["tested"]: return UNTESTED + _agreement(run)
     known, head = run.result["teacher_accuracy"], run.result["teacher_head"]

@@ -67,8 +67,7 @@ def open_data(
     own, by_name = Path(config.dataset).expanduser(), config.dataset in manifest_names() and not config.labels
     known = by_name and not config.root
     if config.labels and not own.is_dir():
-        raise DhoError(f"labels={config.labels!r} needs dataset to be a folder of images, and {config.dataset!r} is "
-                       "none")
+        raise DhoError(f"labels={config.labels!r} needs dataset to be a folder of images; {config.dataset!r} is no folder")
     manifest = (from_labels(own, config.labels, classes=config.classes) if config.labels
                 else open_manifest(config.dataset))
     manifest = rename_classes(manifest, [] if config.labels else config.classes, config.templates)
