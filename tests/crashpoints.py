@@ -137,8 +137,8 @@ def list_map(here):
 
 def fill_views(here, views):
     from dho_nb.runs.config import make_config
-    from dho_nb.runs.teacher import fill_store
-    fill_store(make_config(dict(dataset=str(here/"tree"), shots=2, teacher="digits", student="tiny", student_weights="",
+    from dho_nb.runs.teacher import fill_run_teacher_store
+    fill_run_teacher_store(make_config(dict(dataset=str(here/"tree"), shots=2, teacher="digits", student="tiny", student_weights="",
                                 size=16, views=views)), here/"out", mode="none")
 
 
@@ -184,8 +184,8 @@ def record_there(here): runs_there(here); keep("0")(here)
 
 def keep(run):
     def command(here):
-        from dho_nb.reports.results import record
-        record(here/"runs"/run, here/"out")
+        from dho_nb.reports.results import record_results
+        record_results(here/"runs"/run, here/"out")
     return command
 
 

@@ -8,8 +8,8 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from dho_nb.data.datasets import DATASETS, check_counts, manifests_page
-from dho_nb.data.manifests import Manifest, content_keys, digits_manifest, from_coop, write_manifest
+from dho_nb.data.datasets import DATASETS, check_dataset_counts, manifests_page
+from dho_nb.data.manifests import Manifest, content_keys, digits_manifest, manifest_from_coop, write_manifest
 from dho_nb.core.files import read_json, write_json
 
 COOP = {"flowers102": "oxford_flowers"}                 # our name to that of the few-shot lists
@@ -57,7 +57,7 @@ def make(shared, out):
         for name, info in DATASETS.items():
             lists = few_shot(temporary, name)
             if not info.builder:
-                manifest = check_counts(clean(from_coop(temporary/"coop"/"splits"/info.split, name, info.prefix,
+                manifest = check_dataset_counts(clean(manifest_from_coop(temporary/"coop"/"splits"/info.split, name, info.prefix,
                                                         info.templates)))
                 rows = facts(info, list(manifest.classes)); rows.pop("classes"); rows.pop("templates")
                 file = write_manifest(manifest, out, **rows)
@@ -85,7 +85,7 @@ def make(shared, out):
                         member.setdefault(line, []).append(f"simclr-{percent}")
             pack(out/"subsets"/f"{name}.csv.gz",
                  "path,lists\n" + "".join(f"{p},{' '.join(l)}\n" for p, l in sorted(member.items())))
-        eurosat = from_coop(temporary/"coop"/"splits"/DATASETS["eurosat"].split, "eurosat", "2750")
+        eurosat = manifest_from_coop(temporary/"coop"/"splits"/DATASETS["eurosat"].split, "eurosat", "2750")
         table = eurosat.table.assign(key=[k[:8] for k in content_keys(eurosat, temporary/"eurosat")])
         pack(out/"hashes"/"eurosat.txt.gz", "\n".join(table.sort_values("path")["key"]) + "\n")
     (out/"README.md").write_text(manifests_page(out), encoding="utf-8")

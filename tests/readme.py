@@ -10,7 +10,7 @@ from nbconvert import MarkdownExporter
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT/"docs"))
 from build import llms  # noqa: E402
-from dho_nb.core.parameters import helps, sections  # noqa: E402
+from dho_nb.core.parameters import parameter_helps, parameter_sections  # noqa: E402
 from dho_nb.runs.config import Config, preset  # noqa: E402
 
 NBS = ROOT/"nbs"
@@ -34,9 +34,9 @@ def page(name) -> str:
 
 def parameters_cell() -> str:
     "Every parameter with the value of the preset digits and its help, section by section"
-    config, about = preset("digits"), helps(Config)
+    config, about = preset("digits"), parameter_helps(Config)
     lines = ['out = ""  # Folder of the run; a name made from the configuration, below runs/, if empty']
-    for title, names in sections(Config).items():
+    for title, names in parameter_sections(Config).items():
         lines += [f"\n# {title}"]
         for name in names:
             value = getattr(config, name)

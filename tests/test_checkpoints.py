@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from conftest import ROOT
 from dho_nb.runs.config import preset
-from dho_nb.deploy.checkpoints import load_model, load_published, published_file, random_published
+from dho_nb.deploy.checkpoints import load_checkpoint, load_published_checkpoint, published_checkpoint_file, random_checkpoint
 from dho_nb.runs.run import distill
 from dho_nb.core.errors import DhoError
-from dho_nb.core.settings import shipped
-from dho_nb.students.dual_head import load_student, own_texts, save_student
+from dho_nb.core.settings import shipped_file
+from dho_nb.students.dual_head import load_student, student_text_embeddings, save_student
 
 NAMES = ["tench", "goldfish", "great white shark"]
 PROMPTS = ["a photo of a {}.", "itap of a {}.", "a bad photo of the {}."]
@@ -71,7 +71,7 @@ def reference(request, tmp_path_factory):
 
 def test_the_references_own_student_says_the_same(reference, tmp_path):
     folder, shape, said = reference
-    student, facts = load_published(folder/"published.pt", classes=NAMES)
+    student, facts = load_published_checkpoint(folder/"published.pt", classes=NAMES)
     assert facts["args"] == shape and student.preprocess.size == shape["size"]
     assert facts["reported_accuracy"] == pytest.approx(.816)
     with torch.no_grad(): ce, kd = student.model(said["images"])
@@ -79,7 +79,7 @@ def test_the_references_own_student_says_the_same(reference, tmp_path):
     torch.testing.assert_close(kd, said["kd"], rtol=0, atol=1e-4)
     assert kd.std() > 1  # 1e-4 is little beside that
     save_student(student, tmp_path/"ours.safetensors", **facts)
-    with torch.no_grad(): assert load_model(tmp_path/"ours.safetensors")[0].model(said["images"])[1].equal(kd)
+    with torch.no_grad(): assert load_checkpoint(tmp_path/"ours.safetensors")[0].model(said["images"])[1].equal(kd)
 
 
 def test_the_references_beginning_from_text_is_ours(reference, tmp_path):
@@ -90,13 +90,13 @@ def test_the_references_beginning_from_text_is_ours(reference, tmp_path):
     (tmp_path/"open_clip_config.json").write_text(json.dumps(dict(model_cfg=config, preprocess_cfg={})))
     save_file({k: v.contiguous() for k, v in torch.load(folder/"clip.pt", weights_only=True).items()},
               tmp_path/"open_clip_model.safetensors")
-    ours = own_texts(f"open_clip:local-dir:{tmp_path}", NAMES, PROMPTS, reference=True)
+    ours = student_text_embeddings(f"open_clip:local-dir:{tmp_path}", NAMES, PROMPTS, reference=True)
     torch.testing.assert_close(ours, said["begun"], rtol=0, atol=1e-4)
 
 
 def test_a_file_of_the_published_layout_opens_without_the_reference(tmp_path):
     shape = dict(SHAPES["ViT-B-16"], layers=1)
-    student, facts = load_model(random_published(tmp_path/"vit_b.pt", 1000, **shape))
+    student, facts = load_checkpoint(random_checkpoint(tmp_path/"vit_b.pt", 1000, **shape))
     assert facts["args"] == shape and facts["classes"][0] == "tench" and (facts["alpha"], facts["beta"]) == (.5, .5)
     images, held = torch.randn(1, 3, 224, 224), torch.load(tmp_path/"vit_b.pt", weights_only=True)["model_state_dict"]
     with torch.no_grad(): z, (ce, kd) = student.model.backbone(images), student.model(images)
@@ -109,14 +109,14 @@ def test_a_published_name_is_fetched_and_says_what_to_do_offline(tmp_path, monke
     asked = []
     def fetched(repository, name):
         asked.append((repository, name))
-        return str(random_published(tmp_path/name))
+        return str(random_checkpoint(tmp_path/name))
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetched)
-    assert load_model("vit_l_10.pt")[1]["source"] == "vit_l_10.pt" and asked == [("erjui/dho", "vit_l_10.pt")]
+    assert load_checkpoint("vit_l_10.pt")[1]["source"] == "vit_l_10.pt" and asked == [("erjui/dho", "vit_l_10.pt")]
     def unreachable(repository, name): raise ConnectionError("no route to host")
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
     with pytest.raises(DhoError,
                        match="download it elsewhere from https://huggingface.co/erjui/dho/resolve/main/vit_l_10.pt"):
-        published_file("vit_l_10.pt")
+        published_checkpoint_file("vit_l_10.pt")
 
 
 def test_a_clip_student_begun_from_language_is_a_zero_shot_classifier(tmp_path, monkeypatch):
@@ -128,13 +128,13 @@ def test_a_clip_student_begun_from_language_is_a_zero_shot_classifier(tmp_path, 
     student, facts = load_student(tmp_path/"run"/"model.safetensors")
     assert (facts["kd_head"], facts["frozen"]) == ("cosine", True)
     tower = student.model.backbone.state_dict()
-    bundled = load_file(shipped("bundled/digits_teacher")/"open_clip_model.safetensors")
+    bundled = load_file(shipped_file("bundled/digits_teacher")/"open_clip_model.safetensors")
     kept = {k.removeprefix("visual."): v for k, v in bundled.items() if k.startswith("visual.")}
     assert kept and all(v.to(tower[k].dtype).equal(tower[k]) for k, v in kept.items())
 
 
 def test_the_evaluation_notebook_leaves_its_result(tmp_path):
-    random_published(tmp_path/"small.pt")
+    random_checkpoint(tmp_path/"small.pt")
     command = [sys.executable, "-m", "papermill", ROOT/"nbs/experiments/evaluate_checkpoint.ipynb",
                tmp_path/"done.ipynb", "-k", "python3", "--no-progress-bar"]
     run = lambda *more: subprocess.run([*command, "-p", "checkpoint", tmp_path/"small.pt", "-p", "out", tmp_path/"out",

@@ -14,10 +14,10 @@ from conftest import SMALL, picture
 from dho_nb.cli.main import _verbs, main, make_parser
 from dho_nb.cli.options import Configured, STAGES, VERBS
 from dho_nb.core.errors import DhoError
-from dho_nb.core.parameters import parameters
-from dho_nb.runs.config import Config, config_from, make_config, preset
+from dho_nb.core.parameters import declared_parameters
+from dho_nb.runs.config import Config, config_from_notebook, make_config, preset
 from dho_nb.sweeps.grid import make_grid
-from dho_nb.sweeps.sweep import tasks_of
+from dho_nb.sweeps.sweep import sweep_tasks
 from dho_nb.training.trainer import TrainConfig
 
 
@@ -263,7 +263,7 @@ def test_every_option_has_a_help_with_its_range_and_default(verb):
     parser = make_parser()
     for word in verb.split(): parser = next(a for a in parser._actions if a.choices and word in a.choices).choices[word]
     parser.complete()
-    declared = {p.name: p for c in (VERBS[verb].options, *([Config] if issubclass(VERBS[verb].options, Configured) else [])) for p in parameters(c)}
+    declared = {p.name: p for c in (VERBS[verb].options, *([Config] if issubclass(VERBS[verb].options, Configured) else [])) for p in declared_parameters(c)}
     actions = {a.dest: a for a in parser._actions if a.dest not in ("help", "==SUPPRESS==") and not isinstance(a.choices, dict)}
     assert actions.keys() == declared.keys()
     for name, p in declared.items():
@@ -291,8 +291,8 @@ def test_mistakes_in_a_command_are_one_sentence(argv, says, capsys):
 
 @pytest.mark.parametrize("make", [
     lambda **given: Config(**given), lambda **given: make_config(given), lambda dataset, **given: preset("digits", **given),
-    lambda **given: config_from(dict(given, out="", In=[])), lambda dataset, **given: TrainConfig(**given),
-    lambda **given: tasks_of(make_grid("one", given, dict(seed=[0]))), lambda **given: dataclasses.replace(Config(dataset="digits"), **given),
+    lambda **given: config_from_notebook(dict(given, out="", In=[])), lambda dataset, **given: TrainConfig(**given),
+    lambda **given: sweep_tasks(make_grid("one", given, dict(seed=[0]))), lambda **given: dataclasses.replace(Config(dataset="digits"), **given),
 ], ids=["Config", "make_config", "preset", "notebook", "TrainConfig", "grid", "replace"])
 def test_parameters_are_checked_alike_wherever_they_are_written(make):
     for given, says in ((dict(epoch=5), "unknown parameter 'epoch': did you mean 'epochs'"), (dict(epochs=0), "epochs=0 must be 1 or more"),
@@ -306,7 +306,7 @@ def test_a_configuration_shows_what_differs_first_and_escapes_it():
     assert "<b>photos" not in shown and "&lt;b&gt;photos" in shown
     changed, _, defaults = shown.partition("<details>")
     assert re.findall(r"<th>(\w+)</th>", changed)[-2:] == ["dataset", "epochs"] and "<th>lr</th>" in defaults
-    assert len(re.findall(r"<tr><th>\w+</th>", shown)) == len(parameters(Config))
+    assert len(re.findall(r"<tr><th>\w+</th>", shown)) == len(declared_parameters(Config))
 
 
 def test_from_python_in_under_ten_lines(tree, tmp_path):

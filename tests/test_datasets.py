@@ -16,8 +16,8 @@ import pytest
 import dho_nb.data.datasets as datasets
 from conftest import ROOT, SHARED, picture
 from dho_nb.cli.main import main
-from dho_nb.data.datasets import (DATASETS, build_manifest, check_counts, check_files, class_positions, dataset_facts,
-                                  get_dataset, manifests_page, split_counts)
+from dho_nb.data.datasets import (DATASETS, build_manifest, check_dataset_counts, check_dataset_files, dataset_class_positions, dataset_facts,
+                                  get_dataset, manifests_page, _split_counts)
 from dho_nb.data.label_subsets import labeled_subset, subset_lists
 from dho_nb.data.manifests import open_manifest, read_manifest, write_manifest
 from dho_nb.core.errors import DhoError
@@ -37,7 +37,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DHO_PROGRESS", "none")
 
 
-def counts(manifest): return "/".join(map(str, split_counts(manifest)))
+def counts(manifest): return "/".join(map(str, _split_counts(manifest)))
 
 
 def listing(monkeypatch, paths):
@@ -52,7 +52,7 @@ def test_the_table_is_the_papers():
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_list_has_the_papers_counts_and_coops_labels(name):
     manifest, lists = open_manifest(name), subset_lists(name)
-    assert counts(manifest) == PAPER[name] and check_counts(manifest) is manifest
+    assert counts(manifest) == PAPER[name] and check_dataset_counts(manifest) is manifest
     for shots in (1, 2, 4, 8, 16):
         subset = labeled_subset(manifest, shots=shots, seed=3, by="coop")
         assert subset.name == f"{shots}-shot coop"
@@ -199,9 +199,9 @@ def test_shifted_sets_are_test_only_and_find_their_columns(tmp_path, monkeypatch
             + ["elsewhere/x.jpg", "loose.jpg"])
     made = build_manifest(name, tmp_path)
     assert counts(made) == counts(open_manifest(name)) == PAPER[name] and set(made.table["split"]) == {"test"}
-    columns = class_positions(made, dataset_facts("imagenet")["classes"])
+    columns = dataset_class_positions(made, dataset_facts("imagenet")["classes"])
     assert [dataset_facts("imagenet")["wnids"][c] for c in columns] == wnids and columns.dtype == np.int64
-    with pytest.raises(DhoError, match="of its"): class_positions(made, dataset_facts("imagenet")["classes"][::2])
+    with pytest.raises(DhoError, match="of its"): dataset_class_positions(made, dataset_facts("imagenet")["classes"][::2])
 
 
 class Server:
@@ -298,7 +298,7 @@ def test_imagenet_a_comes_from_its_address(tmp_path, monkeypatch, serve):
     with pytest.raises(DhoError, match="4,000 of .* bytes came"): get_dataset("imagenet_a")
     server.cut = 0
     root = get_dataset("imagenet_a")
-    assert root == tmp_path/"data"/"imagenet-adversarial" and split_counts(open_manifest("imagenet_a")) == (0, 0, 400)
+    assert root == tmp_path/"data"/"imagenet-adversarial" and _split_counts(open_manifest("imagenet_a")) == (0, 0, 400)
     with pytest.raises(DhoError, match="fetched but is not whole: .*test: 1, the paper has 30,000"):
         get_dataset("imagenet_r")
     assert not (tmp_path/"data"/"imagenet-rendition").exists()
@@ -370,7 +370,7 @@ def test_a_copy_is_compared_with_its_list(dho, capsys, tmp_path):
     code, out, _ = dho("data", "check", file, "--root", root)
     assert code == 1 and "missing" in out and "empty" in out and "broken" not in out
     assert "1 picture that the list does not name" in out
-    found = check_files(read_manifest(file), root, decode=True).set_index("path")["problem"]
+    found = check_dataset_files(read_manifest(file), root, decode=True).set_index("path")["problem"]
     assert found.to_dict() == {broken[0]: "missing", broken[1]: "empty", broken[2]: "broken",
                                "images/extra.jpg": "extra"}
 

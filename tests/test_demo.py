@@ -11,12 +11,12 @@ from conftest import ROOT
 from dho_nb.cli.main import main
 from dho_nb.runs.config import preset
 from dho_nb.runs.presets import PRESETS
-from dho_nb.reports.results import load
+from dho_nb.reports.results import load_results
 from dho_nb.reports.tables import results_table
 from dho_nb.runs.run import Run
 from dho_nb.core.errors import DhoError
 from dho_nb.core.files import read_json
-from dho_nb.sweeps.worker import run_one
+from dho_nb.sweeps.worker import run_notebook_in_worker
 from dho_nb.teachers.clip import load_teacher, teacher_logits
 
 
@@ -39,7 +39,7 @@ def test_a_small_demo(tmp_path, monkeypatch, capsys):
         assert len(shown) >= 2
         method = read_json(run)["config"]["method"]
         assert read_json(run.parent/"result.json")["accuracy"] == written.set_index("method").loc[method, "accuracy"]
-    assert "teacher, zero-shot" in str(results_table(load(folder), columns=(), teacher=True))
+    assert "teacher, zero-shot" in str(results_table(load_results(folder), columns=(), teacher=True))
     stamps = {p: p.stat().st_mtime_ns for p in folder.glob("*/*")}
     assert main(command) == 0
     assert {p: p.stat().st_mtime_ns for p in folder.glob("*/*")} == stamps, "what is done is not repeated"
@@ -54,12 +54,12 @@ def test_an_unknown_parameter_stops_the_notebook(tmp_path):
 
 def test_a_notebook_that_fails_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("DHO_DEVICE", "cuda:99")
-    with pytest.raises(DhoError, match="cuda:99"): run_one(preset("digits", epochs=1), tmp_path/"run")
+    with pytest.raises(DhoError, match="cuda:99"): run_notebook_in_worker(preset("digits", epochs=1), tmp_path/"run")
     assert (tmp_path/"run"/"failed.ipynb").exists() and not (tmp_path/"run"/"result.json").exists()
     monkeypatch.delenv("DHO_DEVICE")
-    assert run_one(preset("digits", epochs=1), tmp_path/"run")["steps"] == 17
+    assert run_notebook_in_worker(preset("digits", epochs=1), tmp_path/"run")["steps"] == 17
     with pytest.raises(DhoError, match="method was 'dho', now 'ce'"):
-        run_one(preset("digits", epochs=1, method="ce"), tmp_path/"run")
+        run_notebook_in_worker(preset("digits", epochs=1, method="ce"), tmp_path/"run")
     assert (tmp_path/"run"/"notebook.ipynb").exists() and not (tmp_path/"run"/"failed.ipynb").exists()
 
 

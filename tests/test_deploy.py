@@ -19,16 +19,16 @@ from PIL import Image
 from conftest import ROOT, SHARED, picture
 from dho_nb.runs.config import make_config
 from dho_nb.deploy.predictor import Predictor, deciding_head, load_pixels, write_predictions
-from dho_nb.deploy.checkpoints import load_model, random_published
-from dho_nb.data.manifests import from_coop, write_manifest
+from dho_nb.deploy.checkpoints import load_checkpoint, random_checkpoint
+from dho_nb.data.manifests import manifest_from_coop, write_manifest
 from dho_nb.runs.run import distill
 from dho_nb.core.errors import DhoError
 from dho_nb.students.dual_head import build_student, language_init, load_student, save_student
 from dho_nb.data.transforms import Preprocess
 
 pytest.importorskip("onnx"), pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
-from dho_nb.deploy.export import (KINDS, SHARED as GOES_UP, TOLERANCE, export, largest_difference, own_sample,
-                                  push_to_hub, reference)
+from dho_nb.deploy.export import (KINDS, SHARED as GOES_UP, TOLERANCE, export, largest_export_difference, unlabeled_export_images,
+                                  push_to_hub, _reference_probabilities)
 
 SCRIPT, MOBILENET = ROOT/"nbs"/"experiments"/"predict_onnx.py", SHARED/"weights"/"mobilenetv2_imagenet_tf.npz"
 CLASSES = [f"kind {i}" for i in range(7)]
@@ -74,7 +74,7 @@ def test_one_graph_for_any_number_of_pictures_says_what_pytorch_says(tree, tmp_p
     file = saved(tmp_path/"student.safetensors", **ARCHITECTURES[name])
     made = export(file, tmp_path/"out", images=tree)
     assert made.loc["model.onnx", "checked"] == 24 and made.loc["model.onnx", "largest_difference"] < 1e-4
-    (student, facts), session = load_model(file), onnxruntime.InferenceSession(tmp_path/"out"/"model.onnx")
+    (student, facts), session = load_checkpoint(file), onnxruntime.InferenceSession(tmp_path/"out"/"model.onnx")
     alpha, beta = (facts["alpha"], facts["beta"]) if facts["heads"] == 2 else (1., 1.)
     for count in (1, 2, 5):
         pixels = torch.randint(0, 256, (count, 3, *[student.preprocess.size]*2), dtype=torch.uint8,
@@ -113,7 +113,7 @@ def test_a_zero_shot_head_and_a_published_checkpoint_are_exported_too(tree, tmp_
     save_student(student, tmp_path/"s.safetensors", spec="tiny", classes=CLASSES, alpha=0., beta=1.)
     assert export(tmp_path/"s.safetensors", tmp_path/"out", images=tree)["largest_difference"].item() < 1e-4
     assert set(Predictor.from_pretrained(tmp_path/"out").predict(tree, mode="none")["decided"]) == {"kd"}
-    assert export(random_published(tmp_path/"published.pt"), tmp_path/"out2", images=tree)["checked"].item() == 24
+    assert export(random_checkpoint(tmp_path/"published.pt"), tmp_path/"out2", images=tree)["checked"].item() == 24
 
 
 def test_every_kind_goes_into_one_folder_and_another_model_does_not(tree, tmp_path):
@@ -185,9 +185,9 @@ def test_a_graph_that_says_no_number_is_apart_from_its_student(tree):
     student.model.eval()
     for wrong in range(3):
         def answer(pixels):
-            said = reference(student, facts, pixels)
+            said = _reference_probabilities(student, facts, pixels)
             return [np.full_like(p, np.nan) if k == wrong else p for k, p in enumerate(said)]
-        checked, apart = largest_difference(answer, student, facts, own_sample(tree))
+        checked, apart = largest_export_difference(answer, student, facts, unlabeled_export_images(tree))
         assert checked == 24 and not apart <= TOLERANCE
 
 
@@ -294,7 +294,7 @@ def test_only_the_combination_may_say_so():
 def photographs(eurosat, tmp_path_factory):
     "A MobileNetV2 with real weights, trained for a moment on real photographs, and 200 others"
     if not MOBILENET.exists(): pytest.skip("needs ../shared/data/weights/mobilenetv2_imagenet_tf.npz")
-    whole = from_coop(eurosat/"split_zhou_EuroSAT.json", prefix="2750", templates=["a centered satellite photo of {}."])
+    whole = manifest_from_coop(eurosat/"split_zhou_EuroSAT.json", prefix="2750", templates=["a centered satellite photo of {}."])
     counts = {"train": 20, "val": 1, "test": 20}
     kept = (whole.table.groupby(["split", "label"], group_keys=False)[["id", "path", "label", "split"]]
             .apply(lambda t: t.head(counts[t["split"].iloc[0]])))
@@ -431,7 +431,7 @@ def test_the_hub_out_of_reach_is_said_plainly(tree, tmp_path):
     export(saved(tmp_path/"s.safetensors", "tiny", 16), tmp_path/"out", images=tree)
     class Nowhere: address = "http://127.0.0.1:9"
     for call, why in (("dho_nb.deploy.export.push_to_hub(sys.argv[1], 'me/forest')", "cannot be written on the Hub"),
-                      ("dho_nb.deploy.checkpoints.load_model('me/forest')", "cannot be fetched from the Hub")):
+                      ("dho_nb.deploy.checkpoints.load_checkpoint('me/forest')", "cannot be fetched from the Hub")):
         done = away(f"import sys, dho_nb.deploy.export, dho_nb.deploy.checkpoints; {call}", Nowhere, tmp_path, tmp_path/"out")
         assert done.returncode and why in done.stderr.splitlines()[-1], done.stderr
     with pytest.raises(DhoError, match="holds no export"): push_to_hub(tree, "me/forest")
@@ -442,16 +442,16 @@ def test_the_hub_out_of_reach_is_said_plainly(tree, tmp_path):
 
 def test_a_student_of_the_exported_safetensors_is_the_student(tree, tmp_path):
     export(saved(tmp_path/"s.safetensors", "tiny", 16), tmp_path/"out", "safetensors", images=tree)
-    (one, facts), (other, again) = load_student(tmp_path/"s.safetensors"), load_model(tmp_path/"out")
+    (one, facts), (other, again) = load_student(tmp_path/"s.safetensors"), load_checkpoint(tmp_path/"out")
     assert all(torch.equal(a, b) for a, b in zip(one.model.state_dict().values(), other.model.state_dict().values()))
     assert facts["alpha"] == again["alpha"]
 
 
 def test_a_card_of_a_published_checkpoint_and_a_teacher_with_other_prompts(tmp_path, monkeypatch):
     from dho_nb.runs.config import make_config
-    from dho_nb.deploy.evaluate import Evaluation
-    from dho_nb.deploy.checkpoints import random_published
+    from dho_nb.deploy.evaluate import CheckpointEvaluation
+    from dho_nb.deploy.checkpoints import random_checkpoint
     from dho_nb.deploy.model_card import model_card
-    assert "two heads" in model_card(random_published(tmp_path/"x.pt", 10))
-    asked = [Evaluation("digits", make_config(dict(dataset="digits", **t))) for t in ({}, dict(templates=["a blob {}"]))]
+    assert "two heads" in model_card(random_checkpoint(tmp_path/"x.pt", 10))
+    asked = [CheckpointEvaluation("digits", make_config(dict(dataset="digits", **t))) for t in ({}, dict(templates=["a blob {}"]))]
     assert asked[0].identity != asked[1].identity

@@ -9,7 +9,7 @@ import torch
 
 from conftest import ROOT, SHARED
 from dho_nb.runs.config import make_config
-from dho_nb.data.manifests import from_coop, missing_images, summary, write_manifest
+from dho_nb.data.manifests import manifest_from_coop, missing_images, manifest_summary, write_manifest
 from dho_nb.data.label_subsets import labeled_subset
 from dho_nb.losses.methods import METHODS
 from dho_nb.runs.run import distill
@@ -22,8 +22,8 @@ MOBILENET = SHARED/"weights"/"mobilenetv2_imagenet_tf.npz"
 
 
 def test_the_coop_split_is_the_papers(eurosat):
-    manifest = from_coop(eurosat/"split_zhou_EuroSAT.json", prefix="2750")
-    assert summary(manifest)["labeled"].tolist() == [13500, 5400, 8100] and len(manifest.classes) == 10
+    manifest = manifest_from_coop(eurosat/"split_zhou_EuroSAT.json", prefix="2750")
+    assert manifest_summary(manifest)["labeled"].tolist() == [13500, 5400, 8100] and len(manifest.classes) == 10
     assert len(missing_images(manifest, eurosat)) == 0
     subsets = [set(labeled_subset(manifest, shots=k).rows) for k in (1, 2, 4, 8, 16)]
     assert [len(s) for s in subsets] == [10, 20, 40, 80, 160] and all(a < b for a, b in zip(subsets, subsets[1:]))
@@ -53,7 +53,7 @@ def test_the_way_of_a_new_user(dho, eurosat, tmp_path):
 @pytest.fixture(scope="module")
 def small(eurosat, tmp_path_factory):
     "A manifest of 30 training, 10 validation and 10 test photographs per class"
-    whole = from_coop(eurosat/"split_zhou_EuroSAT.json", prefix="2750", templates=["a centered satellite photo of {}."])
+    whole = manifest_from_coop(eurosat/"split_zhou_EuroSAT.json", prefix="2750", templates=["a centered satellite photo of {}."])
     kept = (whole.table.groupby(["split", "label"], group_keys=False)[["id", "path", "label", "split"]]
             .apply(lambda t: t.head(30 if t["split"].iloc[0] == "train" else 10)))
     return write_manifest(replace(whole, name="small", table=kept), tmp_path_factory.mktemp("small")), eurosat

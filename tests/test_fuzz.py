@@ -34,15 +34,15 @@ from dho_nb.cli.options import _written
 from dho_nb.cli.main import main
 from dho_nb.runs.config import make_config, preset
 from dho_nb.deploy.predictor import Predictor
-from dho_nb.deploy.checkpoints import load_model, load_published, random_published
+from dho_nb.deploy.checkpoints import load_checkpoint, load_published_checkpoint, random_checkpoint
 from dho_nb.teachers.embedding_store import Store
 from dho_nb.teachers.import_embeddings import import_embeddings, read_embeddings
-from dho_nb.evaluation.outputs import load_outputs, predicted
+from dho_nb.evaluation.outputs import load_outputs, read_output_predictions
 from dho_nb.deploy.model_card import model_card
 from dho_nb.sweeps.grid import read_grid
-from dho_nb.runs.cross_fit import label_next
-from dho_nb.data.manifests import from_coop, from_folder, from_labels, open_manifest
-from dho_nb.reports.results import conflicts, expected, load, record, shared_settings, surfaces
+from dho_nb.runs.cross_fit import images_to_label
+from dho_nb.data.manifests import manifest_from_coop, manifest_from_folder, manifest_from_labels, open_manifest
+from dho_nb.reports.results import result_conflicts, expected_results, load_results, record_results, shared_result_parameters, result_surfaces
 from dho_nb.reports.tables import results_table
 from dho_nb.runs.run import Run
 from dho_nb.core.errors import DhoError
@@ -51,7 +51,7 @@ from dho_nb.core.files import read_json, write_json
 from dho_nb.students.dual_head import build_student, save_student
 from dho_nb.students.weights import load_weights, read_weights
 from dho_nb.students.backbones import tiny_cnn
-from dho_nb.sweeps.sweep import Sweep, open_sweep, tasks_of
+from dho_nb.sweeps.sweep import Sweep, open_sweep, sweep_tasks
 from hostile import (BOMBS, TEXTS, Calls, Place, archives, broken_zips, csv_files, damaged, documents, each, json_files,
                      json_text, safetensors_bytes, toml_files)
 
@@ -95,16 +95,16 @@ def _filled(place):
     write_json(folder/"sweep"/"sweep.json", dict(
         name="sweep", version="0.1.0", grid="x", axes=["method", "seed"], keep_models=True, cpus=1, retries=2, disk="x",
         holds={"digits": "x"}, cells=cells))
-    record(folder/"sweep", folder/"record")
+    record_results(folder/"sweep", folder/"record")
     place.student = build_student("tiny", 2, size=16, seed=0)
     save_student(place.student, folder/"model.safetensors", spec="tiny", args={}, classes=["cat", "dog"], alpha=.5, beta=.5,
                  method="dho", run="a-run", version="0.1.0")
-    place.published = random_published(folder/"published.pt", 2).read_bytes()
+    place.published = random_checkpoint(folder/"published.pt", 2).read_bytes()
     place.tensors = {k: v.contiguous() for k, v in place.student.model.state_dict().items()}
     place.facts = _facts(folder/"model.safetensors")
     place.header, place.body = _taken_apart((folder/"model.safetensors").read_bytes())
     place.onnx = _graph()
-    place.pets = from_folder(folder/"pets")
+    place.pets = manifest_from_folder(folder/"pets")
     place.vectors = dict(paths=[*place.pets.table["path"]], embeddings=np.eye(8, 4, dtype=np.float32) + 1,
                          classes=["cat", "dog"], text=np.eye(2, 4, dtype=np.float32))
     np.savez(folder/"e.npz", **place.vectors)
@@ -194,14 +194,14 @@ def model(place, text):
     "Metadata of a .safetensors: loaded, asked, described"
     header = dict(place.header, __metadata__={"dho_nb": text})
     file = place.file("work/model.safetensors", safetensors_bytes(header, place.body))
-    each(lambda: load_model(file), lambda: Predictor.from_pretrained(file).predict(PIXELS), lambda: unharmed(model_card(file)))
+    each(lambda: load_checkpoint(file), lambda: Predictor.from_pretrained(file).predict(PIXELS), lambda: unharmed(model_card(file)))
 
 
 @target(10, lambda place: st.tuples(documents(place.header).map(lambda h: json_text(h).encode()).flatmap(damaged), st.sampled_from((True, False))))
 def tensors(place, given):
     "The header of a .safetensors: a student's, and weights"
     file = place.file("work/w.safetensors", safetensors_bytes(given[0], place.body[:None if given[1] else -8]))
-    each(lambda: load_model(file), lambda: load_weights(tiny_cnn(), file), lambda: read_embeddings(file), lambda: load_outputs(file))
+    each(lambda: load_checkpoint(file), lambda: load_weights(tiny_cnn(), file), lambda: read_embeddings(file), lambda: load_outputs(file))
 
 
 @target(8, lambda place: documents(place.facts, place.facts, dict(place.facts, heads=1)).map(json_text).map(str.encode).flatmap(damaged))
@@ -238,17 +238,17 @@ def _checkpoints(place):
 def weights(place, given):
     "Files of weights of the formats that people have"
     file = place.file(f"work/w{given[1]}", given[0])
-    each(lambda: read_weights(file), lambda: load_weights(tiny_cnn(), file), lambda: load_published(file))
+    each(lambda: read_weights(file), lambda: load_weights(tiny_cnn(), file), lambda: load_published_checkpoint(file))
 
 
 def readers(*folders):
     "Everything that reads a folder of runs"
     def tables(folder):
-        frame = load(folder)
+        frame = load_results(folder)
         table = results_table(frame, average=("seed",) if "seed" in frame else ())
         table.markdown(), table.latex(), table.csv(), str(table), unharmed(table._repr_html_())
     return [lambda f=f, read=read: read(f) for f in folders
-            for read in (load, expected, shared_settings, conflicts, surfaces, tables, tables)]
+            for read in (load_results, expected_results, shared_result_parameters, result_conflicts, result_surfaces, tables, tables)]
 
 
 def some(data, calls, most=2):
@@ -280,10 +280,10 @@ def all_readers(place, method, data):
     "What is asked of a sweep and of one of its runs"
     sweep, run = place.folder/"sweep", place.runs[method]
     if zlib.crc32(data) % 40 == 0: return page(place)  # figures take time
-    some(data, [*readers(sweep, run), lambda: record(sweep, place.folder/"work"/"record"), lambda: make_config(_written(run/"run.json")),
+    some(data, [*readers(sweep, run), lambda: record_results(sweep, place.folder/"work"/"record"), lambda: make_config(_written(run/"run.json")),
                 lambda: again(place, method), lambda: unharmed(model_card(run)), lambda: said("status", sweep),
                 lambda: open_sweep(sweep).todo(), lambda: open_sweep(sweep, go_on=True),
-                lambda: Sweep(read_grid(place.file("work/sweep.toml", GRID)), sweep), lambda: label_next(run, 3)])
+                lambda: Sweep(read_grid(place.file("work/sweep.toml", GRID)), sweep), lambda: images_to_label(run, 3)])
 
 
 @target(8, lambda place: st.tuples(st.sampled_from(("dho", "ce")), json_files(*(read_json(p/"run.json") for p in place.runs.values()))))
@@ -331,8 +331,8 @@ def tables(place, given):
     with changed(place, name, data):
         top = place.folder/name.split("/")[0]
         if top.name == "store": each(lambda: Store(top), lambda: import_embeddings(place.pets, place.folder/"pets", place.folder/"e.npz", folder=top)); return
-        if top.name == "record": return some(data, [*readers(top), lambda: record(place.folder/"sweep", top)])
-        each(lambda: predicted(place.runs["dho"]))
+        if top.name == "record": return some(data, [*readers(top), lambda: record_results(place.folder/"sweep", top)])
+        each(lambda: read_output_predictions(place.runs["dho"]))
         all_readers(place, "dho", data)
 
 
@@ -340,7 +340,7 @@ def tables(place, given):
 def cells_json(place, data):
     "What a record says about its sweeps"
     with changed(place, "record/cells.json", data):
-        some(data, [*readers(place.folder/"record"), lambda: record(place.folder/"sweep", place.folder/"record")])
+        some(data, [*readers(place.folder/"record"), lambda: record_results(place.folder/"sweep", place.folder/"record")])
 
 
 def _arrays(place):
@@ -382,8 +382,8 @@ def arrays(place, given):
             each(lambda: Store(top).class_embeddings(), lambda: Store(top).filled(), lambda: Store(top).head(["cat", "dog"], ["{}"], None),
                  lambda: import_embeddings(place.pets, place.folder/"pets", place.folder/"e.npz", folder=top)([0, 1], [0, 0]))
             return
-        if top.name == "record": return some(data, [*readers(top), lambda: record(place.folder/"sweep", top)])
-        each(lambda: load_outputs(place.runs["dho"]/"outputs.safetensors"), lambda: predicted(place.runs["dho"]))
+        if top.name == "record": return some(data, [*readers(top), lambda: record_results(place.folder/"sweep", top)])
+        each(lambda: load_outputs(place.runs["dho"]/"outputs.safetensors"), lambda: read_output_predictions(place.runs["dho"]))
         all_readers(place, "dho", data)
 
 
@@ -404,7 +404,7 @@ def labels(place, data):
     "A table of labels, and a list of images"
     file = place.file("work/labels.csv", data)
     file.with_suffix(".json").unlink(missing_ok=True)
-    each(lambda: from_labels(place.folder/"pets", file), lambda: open_manifest(str(file)), lambda: from_labels(place.folder/"pets", file, classes=["dog", "cat"]),
+    each(lambda: manifest_from_labels(place.folder/"pets", file), lambda: open_manifest(str(file)), lambda: manifest_from_labels(place.folder/"pets", file, classes=["dog", "cat"]),
          lambda: Run(make_config(dict(dataset=str(place.folder/"pets"), labels=str(file), teacher="digits", student="tiny", student_weights="")),
                      place.folder/"work"/"run", "none").release())
 
@@ -424,7 +424,7 @@ def facts_json(place, data):
 def coop(place, data):
     "A CoOp split"
     file = place.file("work/split_zhou_Pets.json", data)
-    each(lambda: from_coop(file), lambda: open_manifest(str(file)))
+    each(lambda: manifest_from_coop(file), lambda: open_manifest(str(file)))
 
 
 @target(8, lambda place: toml_files(
@@ -434,7 +434,7 @@ def coop(place, data):
 def grid(place, data):
     "A grid, and the runs that it means"
     file = place.file("work/grid.toml", data)
-    each(lambda: tasks_of(read_grid(file)), lambda: Sweep(read_grid(file), place.folder/"work"/"sweep").states(), lambda: open_sweep(file))
+    each(lambda: sweep_tasks(read_grid(file)), lambda: Sweep(read_grid(file), place.folder/"work"/"sweep").states(), lambda: open_sweep(file))
 
 
 @target(10, lambda place: json_files(*(read_json(p/"run.json")["config"] for p in place.runs.values()), dict(preset="digits", seed=1)))
@@ -650,13 +650,13 @@ def test_what_is_drawn_is_the_drawers_own():
 def test_a_record_whose_files_do_not_agree_is_refused(place, tested):
     table = pd.read_csv(place.folder/"record"/"runs.csv", dtype=str, keep_default_na=False).assign(tested=tested)
     with changed(place, "record/runs.csv", table.to_csv(index=False)), pytest.raises(DhoError, match="do not agree"):
-        load(place.folder/"record")
+        load_results(place.folder/"record")
 
 
 @pytest.mark.parametrize("file, column", [("sweep/dho/conflict.csv", "head cosine"), ("record/conflict.csv", "step"), ("record/surface.csv", "nll")])
 def test_a_table_whose_figures_are_no_numbers_is_refused(place, file, column):
     table = pd.read_csv(place.folder/file, dtype=str, keep_default_na=False)
-    read, name = conflicts if "conflict" in file else surfaces, place.folder/file.split("/")[0]
+    read, name = result_conflicts if "conflict" in file else result_surfaces, place.folder/file.split("/")[0]
     for wrong in (table.assign(**{column: ["k", *table[column][1:]]}), table.drop(columns=column)):
         with changed(place, file, wrong.to_csv(index=False)), pytest.raises(DhoError, match=f"no column '{column}' of numbers"): read(name)
     with changed(place, file, table.assign(**{column: ["", *table[column][1:]]}).to_csv(index=False)): assert read(name)[column].isna().sum() == 1

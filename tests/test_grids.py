@@ -8,8 +8,8 @@ from conftest import ROOT
 from dho_nb.runs.config import make_config
 from dho_nb.sweeps.grid import read_grid
 from dho_nb.runs.presets import PRESETS
-from dho_nb.reports.results import load
-from dho_nb.core.files import digest
+from dho_nb.reports.results import load_results
+from dho_nb.core.files import json_hash
 from dho_nb.sweeps.sweep import Sweep
 
 PAPER = ROOT/"nbs"/"paper"
@@ -32,7 +32,7 @@ def test_a_file_has_as_many_runs_as_it_says_each_a_valid_configuration(name):
     assert len(grid.cells) == COUNTS[name]
     assert re.search(r"^# ([\d,]+) runs", words, re.M)[1] == f"{COUNTS[name]:,}" and grid.name == name
     made = [make_config(c.parameters) for c in grid.cells]
-    assert len({digest(c.parameters) for c in grid.cells}) == len(made) and {c.predict for c in made} == {"test"}
+    assert len({json_hash(c.parameters) for c in grid.cells}) == len(made) and {c.predict for c in made} == {"test"}
     assert {c.seed for c in made} == ({0, 1, 2, 3, 4} if name.startswith("beyond") else {0, 1, 2})
 
 
@@ -65,7 +65,7 @@ def test_a_record_holds_runs_of_its_grid(name):
 
 def test_what_the_record_of_the_digits_holds_is_not_done_again(tmp_path):
     sweep = Sweep(read_grid(FILES["digits"]), tmp_path/"digits")
-    recorded = sorted(load(PAPER/"results"/"digits")["identity"])
+    recorded = sorted(load_results(PAPER/"results"/"digits")["identity"])
     assert {t.identity for t in sweep.tasks} == {*recorded}, "the record is whole, and of this grid"
     sweep.elsewhere = set(recorded[3:])
     assert len(sweep.todo()) == COUNTS["digits"] - len(sweep.elsewhere) == 3

@@ -12,19 +12,19 @@ import pytest
 import torch
 
 from conftest import SMALL, picture
-from dho_nb.runs.config import make_config, own_sources, preset
-from dho_nb.runs.identity import identity as identity_of
+from dho_nb.runs.config import make_config, config_own_sources, preset
+from dho_nb.runs.identity import run_identity as identity_of
 from dho_nb.sweeps.grid import make_grid
 from dho_nb.teachers.pool_heads import POOL_HEADS
 from dho_nb.data.manifests import digits_manifest
 from dho_nb.losses.methods import METHODS, Method, get_method
-from dho_nb.losses.losses import dho_loss, with_target
+from dho_nb.losses.losses import dho_loss, loss_with_target
 from dho_nb.runs.presets import PRESETS
 from dho_nb.runs.run import Run, distill
 from dho_nb.core.errors import DhoError
 from dho_nb.core.sources import module_sources, source_hash
 from dho_nb.students.dual_head import build_student, load_student
-from dho_nb.sweeps.sweep import Sweep, on_disk, open_sweep, tasks_of
+from dho_nb.sweeps.sweep import Sweep, sweep_files_hash, open_sweep, sweep_tasks
 from dho_nb.training.trainer import _default_identity, TrainConfig
 
 NET = """
@@ -71,10 +71,10 @@ def own_method(monkeypatch, objective, name="mine", **more):
 
 
 def test_runs_of_library_code_have_no_sources_and_the_identities_of_before():
-    assert all(own_sources(asdict(preset(name))) == {} for name in PRESETS)
+    assert all(config_own_sources(asdict(preset(name))) == {} for name in PRESETS)
     assert identity_of(preset("digits"), digits_manifest()) == "22696457ce76"
-    assert own_sources(dict(dataset="digits", student="dho_nb.deploy.checkpoints:clip_vit")) == {}
-    assert {m: own_sources(dict(dataset="digits", method=m)) for m in METHODS} == {m: {} for m in METHODS}
+    assert config_own_sources(dict(dataset="digits", student="dho_nb.deploy.checkpoints:clip_vit")) == {}
+    assert {m: config_own_sources(dict(dataset="digits", method=m)) for m in METHODS} == {m: {} for m in METHODS}
 
 
 def test_a_modules_sources_are_its_own_and_what_it_imports(home):
@@ -177,7 +177,7 @@ def test_what_a_method_is_made_of_counts(monkeypatch):
     kinds = [dict(objective=dho_loss), dict(objective=dho_loss, head_lr=.3), dict(objective=dho_loss, answers="ce"),
              dict(objective=functools.partial(dho_loss, distil=other)),
              dict(objective=functools.partial(dho_loss, distil=functools.partial(other, sharp=2.0))),
-             dict(objective=with_target(other)), dict(objective=with_target(lambda s, t, tau, total, target: (s - t).sum()))]
+             dict(objective=loss_with_target(other)), dict(objective=loss_with_target(lambda s, t, tau, total, target: (s - t).sum()))]
     found = []
     for kind in kinds:
         own_method(monkeypatch, **kind)
@@ -273,13 +273,13 @@ def test_names_that_a_function_does_not_use_do_not_count():
 def test_a_sweep_notices_edited_code(home):
     grid = make_grid("own", dict(dataset=str(home/"tree"), teacher="digits", student="netz:make", student_weights="",
                                  size=16, epochs=1, views=1), dict(seed=[0, 1]))
-    before, tasks = on_disk(grid), tasks_of(grid)[0]
-    assert on_disk(grid) == before
+    before, tasks = sweep_files_hash(grid), sweep_tasks(grid)[0]
+    assert sweep_files_hash(grid) == before
     sweep = Sweep(grid).begin()
     assert Sweep(grid)._kept()
     write(home, netz_parts__layers="def width(): return 12\n")
-    assert on_disk(grid) != before
-    assert {t.identity for t in tasks}.isdisjoint(t.identity for t in tasks_of(grid)[0])
+    assert sweep_files_hash(grid) != before
+    assert {t.identity for t in tasks}.isdisjoint(t.identity for t in sweep_tasks(grid)[0])
     (sweep.folder/tasks[0].run).mkdir()
     with pytest.raises(DhoError, match="own code of a student or method"): open_sweep(sweep.folder, go_on=True, trust_remote_code=True)
 
@@ -292,16 +292,16 @@ def test_a_sweep_notices_what_is_read_beside_the_files_that_it_names(home, monke
     grid = make_grid("own", dict(dataset="c.csv", embeddings="e.npy", teacher="ViT-B-16/w.pt", student_args=dict(a=["part.txt"])),
                      dict(seed=[0]))
     for name in ("c.csv", "c.json", "e.npy", "e.txt", "open_clip_config.json", "w.pt", "part.txt", "data/c/1.png"):
-        before = on_disk(grid)
-        assert before == on_disk(grid)
+        before = sweep_files_hash(grid)
+        assert before == sweep_files_hash(grid)
         (home/name).write_text("three")
-        assert on_disk(grid) != before, name
+        assert sweep_files_hash(grid) != before, name
 
 
 def test_grids_of_library_code_have_the_plan_of_before():
     grid = make_grid("ours", dict(preset="digits"), dict(seed=[0, 1]))
-    assert on_disk(grid) == on_disk(grid)
-    assert not any(own_sources(c.parameters) for c in grid.cells)
+    assert sweep_files_hash(grid) == sweep_files_hash(grid)
+    assert not any(config_own_sources(c.parameters) for c in grid.cells)
 
 
 def test_a_file_that_an_argument_of_the_student_names_counts(home):

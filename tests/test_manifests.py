@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from conftest import OPTIONS, fails, odd_tree, picture
-from dho_nb.runs.dataset import open_data
+from dho_nb.runs.dataset import open_dataset
 from dho_nb.runs.config import make_config
 from dho_nb.teachers.import_embeddings import import_embeddings
-from dho_nb.data.manifests import Manifest, from_coop, from_labels, open_manifest, read_manifest, split_off
+from dho_nb.data.manifests import Manifest, manifest_from_coop, manifest_from_labels, open_manifest, read_manifest, split_off
 from dho_nb.data.label_subsets import labeled_subset
 from dho_nb.core.settings import load_settings
 
@@ -35,7 +35,7 @@ def test_one_picture_by_two_ways_is_one_picture(tmp_path):
     picture(tmp_path/"photos"/"b"/"1.png", 2)
     os.symlink(tmp_path/"photos"/"b", tmp_path/"photos"/"a")
     (tmp_path/"labels.csv").write_text("path,label,split\nb/0.png,cat,test\nb/1.png,dog,train\n")
-    assert from_labels(tmp_path/"photos", tmp_path/"labels.csv").table["path"].tolist() == ["b/0.png", "b/1.png"]
+    assert manifest_from_labels(tmp_path/"photos", tmp_path/"labels.csv").table["path"].tolist() == ["b/0.png", "b/1.png"]
     (tmp_path/"list.csv").write_text("path,label,split\n./b/0.png,cat,test\nb/0.png,cat,train\nb//1.png,dog,train\n")
     fails(lambda: read_manifest(tmp_path/"list.csv"), "b/0.png", "more than once")
 
@@ -67,20 +67,20 @@ def test_a_folder_that_is_called_like_a_known_dataset(tree, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     os.rename(tree, tmp_path/"digits")
     assert open_manifest("./digits").classes == ("cat", "dog")
-    fails(lambda: open_data(make_config(dict(dataset="digits"))), "say ./digits", "--root")
-    opened = open_data(make_config(dict(dataset="./digits")))
+    fails(lambda: open_dataset(make_config(dict(dataset="digits"))), "say ./digits", "--root")
+    opened = open_dataset(make_config(dict(dataset="./digits")))
     assert opened.manifest.classes == ("cat", "dog") and opened.root == Path("digits") and opened.keys is not None
     picture(tmp_path/"eurosat"/"a"/"0.png")
-    fails(lambda: open_data(make_config(dict(dataset="eurosat"))), "say ./eurosat")
+    fails(lambda: open_dataset(make_config(dict(dataset="eurosat"))), "say ./eurosat")
     (tmp_path/"labels.csv").write_text("path,label\ncat/0.png,cat\ndog/0.png,dog\n")
-    assert open_data(make_config(dict(dataset="digits",
+    assert open_dataset(make_config(dict(dataset="digits",
                                       labels="labels.csv"))).keys is not None, "what the files hold counts"
 
 
 def test_absolute_paths_may_lead_through_a_link(tree, tmp_path):
     (tmp_path/"link").symlink_to(tree)
     (tmp_path/"labels.csv").write_text(f"path,label\n{tmp_path/'link'/'cat'/'0.png'},cat\n{tree/'dog'/'0.png'},dog\n")
-    found = open_data(make_config(dict(dataset=str(tmp_path/"link"), labels=str(tmp_path/"labels.csv")))).manifest
+    found = open_dataset(make_config(dict(dataset=str(tmp_path/"link"), labels=str(tmp_path/"labels.csv")))).manifest
     assert set(found.table["path"][found.table["label"] >= 0]) == {"cat/0.png", "dog/0.png"}
 
 
@@ -97,7 +97,7 @@ def test_files_of_others_nearby_are_passed_over_or_named(tmp_path):
         (tmp_path/"list.json").write_text(said)
         fails(lambda: read_manifest(tmp_path/"list.csv"), "list.json", "classes")
     (tmp_path/"split.json").write_text('[{"path": "a.png"}]')
-    fails(lambda: from_coop(tmp_path/"split.json"), "no CoOp split", "train")
+    fails(lambda: manifest_from_coop(tmp_path/"split.json"), "no CoOp split", "train")
 
 
 def test_a_name_with_dots_stays_whole(tmp_path):
@@ -126,17 +126,17 @@ def test_ids_and_labels_out_of_a_data_frame(tmp_path):
 
 
 def test_a_link_that_leads_nowhere_is_missing(tree):
-    from dho_nb.data.datasets import check_files
-    from dho_nb.data.manifests import from_folder
+    from dho_nb.data.datasets import check_dataset_files
+    from dho_nb.data.manifests import manifest_from_folder
     (tree/"cat"/"0.png").unlink(); (tree/"cat"/"0.png").symlink_to("nowhere.png")
-    found = check_files(from_folder(tree), tree)
+    found = check_dataset_files(manifest_from_folder(tree), tree)
     assert found[["path", "problem"]].to_numpy().tolist() == [["cat/0.png", "missing"]]
 
 
 def test_a_table_with_the_line_ends_of_a_mac(tmp_path):
-    from dho_nb.data.manifests import read_table
+    from dho_nb.data.manifests import read_manifest_table
     (tmp_path/"labels.csv").write_bytes(b"path,label\ra.png,cat\rb.png,dog\r")
-    assert read_table(tmp_path/"labels.csv")["label"].tolist() == ["cat", "dog"]
+    assert read_manifest_table(tmp_path/"labels.csv")["label"].tolist() == ["cat", "dog"]
 
 
 def test_what_is_not_taken_is_counted_by_reason(tmp_path):
@@ -168,17 +168,17 @@ def test_a_class_without_pictures_says_what_its_files_are(tmp_path):
 
 
 def test_pictures_that_a_list_does_not_name_are_counted(tree, tmp_path):
-    from dho_nb.runs.config import data_notes
+    from dho_nb.runs.config import config_data_warnings
     (tmp_path/"list.csv").write_text("path,label\ncat/0.png,cat\ndog/0.png,dog\n")
     config = make_config(dict(OPTIONS, dataset=str(tmp_path/"list.csv"), root=str(tree)))
-    data = open_data(config)
-    assert data_notes(config, data.manifest, data.root, data.skipped) == {"passed over": f"22 pictures below {tree} not in the list, e.g. cat/1.png"}
+    data = open_dataset(config)
+    assert config_data_warnings(config, data.manifest, data.root, data.skipped) == {"passed over": f"22 pictures below {tree} not in the list, e.g. cat/1.png"}
 
 
 def test_class_names_that_are_codes_are_named(tree, tmp_path):
-    from dho_nb.runs.config import data_notes
+    from dho_nb.runs.config import config_data_warnings
     for old, new in (("cat", "n02123045"), ("dog", "0012")): (tree/old).rename(tree/new)
-    notes = lambda **more: data_notes(c := make_config(dict(OPTIONS, dataset=str(tree), **more)), (d := open_data(c)).manifest, d.root)
+    notes = lambda **more: config_data_warnings(c := make_config(dict(OPTIONS, dataset=str(tree), **more)), (d := open_dataset(c)).manifest, d.root)
     assert "2 of 2 class names are codes" in (said := notes()["class names"])
     assert "n02123045 is 'tabby cat'" in said and "--classes 0012=NAME 'n02123045=tabby cat'" in said
     assert notes(classes=["n02123045=tabby", "0012=dog"]) == notes(method="ce") == {}
@@ -195,23 +195,23 @@ def test_class_names_that_are_codes_are_named(tree, tmp_path):
     ([["a.png", 1, "dog"]], ["more than once"])])
 def test_a_coop_split_whose_parts_disagree_is_refused(tmp_path, val, said):
     file = coop(tmp_path/"split_zhou_X.json", train=[["a.png", 0, "cat"]], val=val, test=[["d.png", 1, "dog"]])
-    fails(lambda: from_coop(file), *said)
+    fails(lambda: manifest_from_coop(file), *said)
 
 
 def test_names_of_a_coop_split_may_be_spelt_in_two_ways(tmp_path):
     file = coop(tmp_path/"split_zhou_X.json", train=[["a.png", 0, "caf\u00e9"], ["b.png", 1, "bar"]], val=[["c.png", 0, "cafe\u0301 "]])
-    assert from_coop(file).classes == ("caf\u00e9", "bar")
+    assert manifest_from_coop(file).classes == ("caf\u00e9", "bar")
 
 
 def test_class_lists_may_be_spelt_in_two_ways(tree, tmp_path):
     (tmp_path/"l.csv").write_text("path,label\ncat/0.png,caf\u00e9\ndog/0.png,bar\n")
-    assert from_labels(tree, tmp_path/"l.csv", classes=["cafe\u0301", "bar"]).classes == ("caf\u00e9", "bar")
+    assert manifest_from_labels(tree, tmp_path/"l.csv", classes=["cafe\u0301", "bar"]).classes == ("caf\u00e9", "bar")
     (tmp_path/"l.json").write_text(json.dumps(dict(classes=["bar", "cafe\u0301"])))
     assert read_manifest(tmp_path/"l.csv").classes == ("bar", "caf\u00e9")
     config = dict(OPTIONS, dataset=str(tmp_path/"l.csv"), root=str(tree))
-    assert open_data(make_config(dict(config, classes=["cafe\u0301=pub"]))).manifest.classes == ("bar", "pub")
-    fails(lambda: open_data(make_config(dict(config, classes=["bar=a", "bar=b"]))), "'bar' is renamed twice")
-    fails(lambda: open_data(make_config(dict(config, classes=["bar=a", "caf\u00e9=a"]))), "must differ")
+    assert open_dataset(make_config(dict(config, classes=["cafe\u0301=pub"]))).manifest.classes == ("bar", "pub")
+    fails(lambda: open_dataset(make_config(dict(config, classes=["bar=a", "bar=b"]))), "'bar' is renamed twice")
+    fails(lambda: open_dataset(make_config(dict(config, classes=["bar=a", "caf\u00e9=a"]))), "must differ")
 
 
 def test_a_byte_order_mark_is_read_over(tree, tmp_path, monkeypatch):
@@ -221,9 +221,9 @@ def test_a_byte_order_mark_is_read_over(tree, tmp_path, monkeypatch):
     (tmp_path/"settings.ini").write_text(MARK + "[dho_nb]\nthreads = 3\n", encoding="utf-8")
     assert load_settings(tmp_path, {}).threads == 3
     (tmp_path/"l.csv").write_text(MARK + "path,label\ncat/0.png,cat\ndog/0.png,dog\n", encoding="utf-8")
-    assert from_labels(tree, tmp_path/"l.csv").classes == read_manifest(tmp_path/"l.csv").classes == ("cat", "dog")
+    assert manifest_from_labels(tree, tmp_path/"l.csv").classes == read_manifest(tmp_path/"l.csv").classes == ("cat", "dog")
     (tmp_path/"l.json").write_text(MARK + json.dumps(dict(classes=["dog", "cat"])), encoding="utf-8")
     assert read_manifest(tmp_path/"l.csv").classes == ("dog", "cat")
     split = coop(tmp_path/"split_zhou_X.json", train=[["a", 0, "x"], ["b", 1, "y"]])
     split.write_text(MARK + split.read_text(), encoding="utf-8")
-    assert from_coop(split).classes == ("x", "y")
+    assert manifest_from_coop(split).classes == ("x", "y")

@@ -9,18 +9,18 @@ import torch
 
 from conftest import OPTIONS, ROOT, SMALL, fails, odd_tree
 from dho_nb.losses.methods import METHODS
-from dho_nb.runs.dataset import visible_labels, open_data
+from dho_nb.runs.dataset import visible_dataset_labels, open_dataset
 from dho_nb.runs.config import make_config
 from dho_nb.teachers.import_embeddings import import_embeddings
-from dho_nb.evaluation.outputs import HeadOutputs, collect, load_outputs, save_outputs
-from dho_nb.runs.cross_fit import Curve, learning_curve, try_teachers
-from dho_nb.data.manifests import data_root, from_labels, make_digits, open_manifest, read_manifest, write_manifest
-from dho_nb.runs.dry_run import training_time, workload
+from dho_nb.evaluation.outputs import HeadOutputs, collect_head_outputs, load_outputs, save_outputs
+from dho_nb.runs.cross_fit import Curve, cross_fit_learning_curve, cross_fit_teachers
+from dho_nb.data.manifests import manifest_root, manifest_from_labels, write_digits_images, open_manifest, read_manifest, write_manifest
+from dho_nb.runs.dry_run import estimate_training_time, estimate_workload
 from dho_nb.runs.run import Run, distill
 from dho_nb.core.settings import load_settings
 from dho_nb.core.files import read_json, write_json
 from dho_nb.students.dual_head import build_student, load_student, save_student
-from dho_nb.data.loaders import Images
+from dho_nb.data.loaders import ImageLoader
 
 
 
@@ -28,7 +28,7 @@ def test_ids_in_a_labels_file_are_the_users_own(tree, tmp_path):
     (tmp_path/"labels.csv").write_text("path,label,id\ncat/0.png,cat,1\ndog/0.png,dog,1\n")
     np.savez(tmp_path/"own.npz", paths=["dog/1.png", "cat/0.png", "dog/0.png"], embeddings=np.eye(3),
              classes=["cat", "dog"], text=np.eye(3)[:2])
-    own = import_embeddings(from_labels(tree, tmp_path/"labels.csv"), tree, tmp_path/"own.npz", folder=tmp_path/"store")
+    own = import_embeddings(manifest_from_labels(tree, tmp_path/"labels.csv"), tree, tmp_path/"own.npz", folder=tmp_path/"store")
     place = own.manifest.table["path"].tolist().index
     assert own([place("cat/0.png"), place("dog/0.png"), place("dog/1.png")],
                [0]*3).tolist() == np.eye(3)[[1, 2, 0]].tolist()
@@ -41,25 +41,25 @@ def test_no_labels_at_all(tree, tmp_path):
     run = distill(config, tmp_path/"run", "none")
     assert (run.inputs.labels.name, run.result["labeled"],
             len(pd.read_csv(tmp_path/"run"/"predictions.csv"))) == ("none", 0, 24)
-    manifest = open_data(config).manifest
-    fails(lambda: visible_labels(make_config(dict(OPTIONS, dataset=str(tree), labels=str(tmp_path/"none.csv"),
+    manifest = open_dataset(config).manifest
+    fails(lambda: visible_dataset_labels(make_config(dict(OPTIONS, dataset=str(tree), labels=str(tmp_path/"none.csv"),
                                                 classes=["zero", "one"])), manifest, METHODS["dho"]), "no labeled training image")
 
 
 def test_more_shots_than_pictures_take_no_negative_time(tree):
     config = make_config(dict(OPTIONS, dataset=str(tree), shots=500))
-    assert workload(config)["seen"] >= 0 and training_time(config) > 0
+    assert estimate_workload(config)["seen"] >= 0 and estimate_training_time(config) > 0
 
 
 def test_a_student_from_a_folder_can_be_timed(tree):
     folder = Path(sys.modules["dho_nb"].__file__).parent/"bundled"/"digits_teacher"
     if not folder.is_dir(): folder = ROOT/"nbs"/"bundled"/"digits_teacher"
-    assert training_time(make_config(dict(OPTIONS, dataset=str(tree),
+    assert estimate_training_time(make_config(dict(OPTIONS, dataset=str(tree),
                                           student=f"open_clip:local-dir:{folder.resolve()}", size=0))) > 0
 
 
 def test_teachers_are_tried_whatever_the_method(tree):
-    found = try_teachers(make_config(dict(OPTIONS, dataset=str(tree), method="ce")), ["digits"])
+    found = cross_fit_teachers(make_config(dict(OPTIONS, dataset=str(tree), method="ce")), ["digits"])
     assert list(found.index) == ["digits"] and found["images"].iloc[0] == 24
 
 
@@ -110,7 +110,7 @@ def test_a_curve_without_a_mistake_has_a_continuation():
 
 
 def test_a_curve_wants_two_sizes(tree):
-    fails(lambda: learning_curve(make_config(dict(OPTIONS, dataset=str(tree))), [50]), "two numbers of labels", "[50]")
+    fails(lambda: cross_fit_learning_curve(make_config(dict(OPTIONS, dataset=str(tree))), [50]), "two numbers of labels", "[50]")
 
 
 def test_a_run_goes_on_when_its_images_were_moved(tree, tmp_path, monkeypatch):
@@ -130,10 +130,10 @@ def test_a_run_is_not_put_where_nobody_looks(tmp_path, monkeypatch):
 
 def test_rows_are_positions_and_there_may_be_none():
     student, digits = build_student("tiny", 10, size=16, args=dict(widths=(4, 4))), open_manifest("digits")
-    images = Images(digits, data_root(digits))
-    assert [len(collect(student, images, r, mode="none"))
+    images = ImageLoader(digits, manifest_root(digits))
+    assert [len(collect_head_outputs(student, images, r, mode="none"))
             for r in ([], [3, 5], pd.Index([3]), np.array([7], np.uint16))] == [0, 2, 1, 1]
-    fails(lambda: collect(student, images, digits.table["split"].to_numpy() == "val", mode="none"), "np.flatnonzero")
+    fails(lambda: collect_head_outputs(student, images, digits.table["split"].to_numpy() == "val", mode="none"), "np.flatnonzero")
 
 
 def test_what_is_written_below_home_is_read_there(tmp_path, monkeypatch):
@@ -149,7 +149,7 @@ def test_what_is_written_below_home_is_read_there(tmp_path, monkeypatch):
     write_manifest(digits, "~/lists")
     assert len(read_manifest("~/lists/digits.csv")) == 1797
     write_json("~/facts.json", [1])
-    assert read_json("~/facts.json") == [1] and (make_digits("~/digits")/"one").parent == tmp_path/"digits"
+    assert read_json("~/facts.json") == [1] and (write_digits_images("~/digits")/"one").parent == tmp_path/"digits"
 
 
 def test_check_distill_and_predict_say_what_is_passed_over(dho, tmp_path):

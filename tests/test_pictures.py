@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from conftest import OPTIONS, fails, picture
-from dho_nb.runs.dataset import open_data
+from dho_nb.runs.dataset import open_dataset
 from dho_nb.runs.config import make_config
 from dho_nb.core.errors import DhoError
 from dho_nb.data.transforms import read_image
@@ -98,15 +98,15 @@ def test_twelve_bits_in_sixteen_are_scaled_where_the_file_says_so(tmp_path):
 
 
 def test_pictures_of_twelve_bits_that_nothing_tells_of_are_named(tmp_path):
-    from dho_nb.runs.config import data_notes
+    from dho_nb.runs.config import config_data_warnings
     for name in ("cat", "dog"):
         (tmp_path/"t"/name).mkdir(parents=True)
         for i in range(3): grey(tmp_path/"t"/name/f"{i}.tif", RAMP//(i + 1)//(1 + (name == "dog")), {281: 4095} if i == 2 else {})
     Image.fromarray(RAMP*16).save(tmp_path/"t"/"cat"/"stack.tif", save_all=True, append_images=[Image.fromarray(RAMP)])
     picture(tmp_path/"t"/"dog"/"8bit.png")
     config = make_config(dict(OPTIONS, dataset=str(tmp_path/"t")))
-    data = open_data(config)
-    notes = data_notes(config, data.manifest, data.root)
+    data = open_dataset(config)
+    notes = config_data_warnings(config, data.manifest, data.root)
     assert notes["nearly black"].startswith("4 of 7 pictures of 16 bits") and "MaxSampleValue" in notes["nearly black"]
     assert notes["several pages"].startswith("1 of 8 pictures looked at hold several pages, e.g. cat/stack.tif")
 

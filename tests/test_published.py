@@ -3,7 +3,7 @@ import pytest
 
 from conftest import ROOT
 from dho_nb.sweeps.grid import read_grid
-from dho_nb.reports.paper_numbers import beside, ours, published
+from dho_nb.reports.paper_numbers import beside_paper_numbers, our_paper_numbers, read_paper_numbers
 from dho_nb.reports.tables import results_table
 from dho_nb.runs.run import distill
 from dho_nb.runs.config import make_config
@@ -15,7 +15,7 @@ GRIDS = ROOT/"nbs"/"paper"/"grids"
 @pytest.mark.parametrize("name", ["table1", "table2", "table3", "table5", "table6", "table13", "table14", "table15",
                                   "table18", "table19"])
 def test_the_papers_rows_are_labels_of_the_grid(name):
-    paper, cells = published(name), read_grid(GRIDS/f"{name}.toml").cells
+    paper, cells = read_paper_numbers(name), read_grid(GRIDS/f"{name}.toml").cells
     rows, own = set(paper["ours"]) - {""}, paper[paper["ours"] != ""]
     assert rows == {c.labels["method"] for c in cells}
     if name in ("table1", "table13", "table14", "table15", "table18"):
@@ -25,7 +25,7 @@ def test_the_papers_rows_are_labels_of_the_grid(name):
 
 
 def test_the_mean_of_the_shifted_sets_is_the_printed_one():
-    wide = published("table2").pivot(index="row", columns="column", values="value").astype(float).dropna()
+    wide = read_paper_numbers("table2").pivot(index="row", columns="column", values="value").astype(float).dropna()
     assert ((wide.drop(columns="mean of all five").mean(axis=1) - wide["mean of all five"]).abs() < .11).all()
     assert len(wide) == 13
 
@@ -42,9 +42,9 @@ def test_a_sweep_below_the_users_runs_is_shown(tmp_path, monkeypatch):
         cells.append(dict(run=cell.name, identity=read_json(folder/"run.json")["identity"], labels=cell.labels,
                           parameters=cell.parameters))
     write_json(tmp_path/"table14"/"sweep.json", dict(name="table14", axes=["seed", "labels", "method"], cells=cells))
-    found = ours("table14")
+    found = our_paper_numbers("table14")
     assert (len(found.runs), len(found.asked)) == (2, 60) and "2 of 60 runs" in found._repr_markdown_()
     assert "table14.toml" in repr(found)
-    shown = beside(published("table14"), results_table(found.runs, columns="labels", expected=found.asked))
+    shown = beside_paper_numbers(read_paper_numbers("table14"), results_table(found.runs, columns="labels", expected=found.asked))
     assert shown.loc[("DKD", "ours"), "1-shot"].endswith("(1/3)") and shown.loc[("WKD", "ours"), "1-shot"] == "–"
     assert shown.loc[("DKD", "paper")].tolist() == ["8.9", "15.0", "20.6", "28.2", "34.9"]

@@ -17,11 +17,11 @@ from dho_nb.cli.main import main
 from dho_nb.sweeps.executors import Scheduler, run_sweep
 from dho_nb.sweeps.grid import make_grid
 from dho_nb.reports.html import html_report
-from dho_nb.core.files import digest, read_json, write_json
-from dho_nb.sweeps.state import Busy, state_of
-from dho_nb.sweeps.worker import Worker, run_one, run_supervised
+from dho_nb.core.files import json_hash, read_json, write_json
+from dho_nb.sweeps.state import Busy, sweep_run_state
+from dho_nb.sweeps.worker import Worker, run_notebook_in_worker, run_worker_process
 from dho_nb.sweeps.sweep import Sweep, open_sweep
-from dho_nb.sweeps.remote import _far, local_copy, mirrored, pull, push
+from dho_nb.sweeps.remote import _far, local_copy_of_remote, mirror_remote, pull_remote, push_remote
 
 DAY = 86400
 
@@ -51,15 +51,15 @@ def test_another_machine_is_at_work_while_its_heartbeat_changes_whatever_its_clo
                                                                  began=time.time() + skew, time=time.time() + skew))
     for n in range(20):
         beat(n)
-        assert state_of(tmp_path)["state"] == "running"
+        assert sweep_run_state(tmp_path)["state"] == "running"
         clock.now += state.BEAT
     beat(20)
     clock.time = lambda: time.time() - DAY  # set back during work
-    assert state_of(tmp_path)["state"] == "running"
+    assert sweep_run_state(tmp_path)["state"] == "running"
     clock.now += 3*state.BEAT
-    assert state_of(tmp_path)["state"] == "running"
+    assert sweep_run_state(tmp_path)["state"] == "running"
     clock.now += state.BEAT
-    assert state_of(tmp_path)["state"] == "interrupted"
+    assert sweep_run_state(tmp_path)["state"] == "interrupted"
 
 
 def test_a_process_of_this_machine_is_asked_for_by_its_number_and_start(tmp_path):
@@ -67,14 +67,14 @@ def test_a_process_of_this_machine_is_asked_for_by_its_number_and_start(tmp_path
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     beat = state._new_beat(other.pid)
     write_json(tmp_path/".heartbeat.json", beat)
-    assert state_of(tmp_path)["state"] == "running"
+    assert sweep_run_state(tmp_path)["state"] == "running"
     write_json(tmp_path/".heartbeat.json", dict(beat, start="1"))
-    assert state_of(tmp_path)["state"] == "interrupted", "the number is another process's now"
+    assert sweep_run_state(tmp_path)["state"] == "interrupted", "the number is another process's now"
     write_json(tmp_path/".heartbeat.json", beat)
     other.kill()
     until = time.time() + 10
-    while state_of(tmp_path)["state"] == "running" and time.time() < until: time.sleep(.01)
-    assert state_of(tmp_path)["state"] == "interrupted", "also before its parent has taken note"
+    while sweep_run_state(tmp_path)["state"] == "running" and time.time() < until: time.sleep(.01)
+    assert sweep_run_state(tmp_path)["state"] == "interrupted", "also before its parent has taken note"
     other.wait()
 
 
@@ -90,10 +90,10 @@ def test_a_container_of_the_same_name_does_not_have_its_run_taken(tmp_path, monk
     thread = threading.Thread(target=live); thread.start()
     try:
         for patient in (False, True):
-            with pytest.raises(Busy, match="is working on run"): run_one(make_config(config), place, patient=patient)
+            with pytest.raises(Busy, match="is working on run"): run_notebook_in_worker(make_config(config), place, patient=patient)
     finally: over.set(); thread.join()
     set_everywhere(monkeypatch, "sweeps", _execute=lambda *a: write_json(place/"result.json", {}))
-    assert run_one(make_config(config), place) == {}, "its heartbeat did not change any more"
+    assert run_notebook_in_worker(make_config(config), place) == {}, "its heartbeat did not change any more"
 
 
 def test_who_was_asleep_while_another_took_over_stops(tmp_path, monkeypatch):
@@ -103,7 +103,7 @@ def test_who_was_asleep_while_another_took_over_stops(tmp_path, monkeypatch):
         threading.Timer(1, lambda: write_json(tmp_path/".heartbeat.json", dict(host="other", token="theirs"))).start()
         return process
     began = time.monotonic()
-    with pytest.raises(Busy, match="other has taken .* over"): run_supervised(["-c", ""], tmp_path, Worker(start=start))
+    with pytest.raises(Busy, match="other has taken .* over"): run_worker_process(["-c", ""], tmp_path, Worker(start=start))
     assert time.monotonic() - began < 40 and read_json(tmp_path/".heartbeat.json")["token"] == "theirs"
 
 
@@ -118,7 +118,7 @@ for name in ("BEAT", "SLACK"): setattr(remote, name, .3)
 until = time.monotonic() + seconds
 while time.monotonic() < until:
     try:
-        with remote.mirrored(url, False) as (here, lost):
+        with remote.mirror_remote(url, False) as (here, lost):
             print("took", flush=True)
             (here/f"by-{name}").write_text("work")
             while not lost.wait(.05) and time.monotonic() < until: pass
@@ -164,7 +164,7 @@ def test_a_machine_that_is_gone_is_followed_by_another(tmp_path):
 def test_who_lost_a_claim_carries_nothing_more(tmp_path, monkeypatch):
     quick(monkeypatch)
     far = tmp_path/"bucket"/"run"
-    with pytest.raises(Busy, match="other has taken"), mirrored(f"file://{far}") as (here, lost):
+    with pytest.raises(Busy, match="other has taken"), mirror_remote(f"file://{far}") as (here, lost):
         (here/"mine.txt").write_text("mine")
         held = read_json(far/".heartbeat.json")
         stale = dict(held, token="theirs", host="other", generation=held["generation"] - 1)
@@ -195,22 +195,22 @@ def test_a_changed_file_of_equal_size_is_brought_and_an_unchanged_one_is_not(tmp
     here = tmp_path/"here"
     write = lambda name, data: fs.pipe_file(f"{root}/{name}", data)
     write("outputs.safetensors", b"one"), write("log.txt", b"aaa"), write("result.json", b'{"a": 1}')
-    pull(url, here)
+    pull_remote(url, here)
     brought, get = [], fs.get_file
     monkeypatch.setattr(type(fs), "get_file", lambda self, far, *a, **k: (brought.append(far.rsplit("/")[-1]), get(far, *a, **k)))
-    pull(url, here)
+    pull_remote(url, here)
     assert brought == []
     time.sleep(.02)
     write("outputs.safetensors", b"two")
-    same = pull(url, here)
+    same = pull_remote(url, here)
     assert brought == ["outputs.safetensors"] and (here/"outputs.safetensors").read_bytes() == b"two" and len(same) == 3
     (here/"log.txt").write_bytes(b"bbb")
-    pull(url, here)
+    pull_remote(url, here)
     assert (here/"log.txt").read_bytes() == b"aaa", "changed here"
     (here/"more.txt").write_bytes(b"more")
-    push(here, url, same)
+    push_remote(here, url, same)
     brought.clear()
-    pull(url, here)
+    pull_remote(url, here)
     assert brought == [], "what was carried there is not brought back"
 
 
@@ -220,19 +220,19 @@ def test_a_file_system_that_tells_nothing_but_sizes_is_read_again(tmp_path, monk
     monkeypatch.setattr(type(fs), "exists", lambda self, path: True)
     for text in (b"one", b"two"):
         fs.pipe_file(f"{root}/log.txt", text)
-        pull(url, tmp_path/"here")
+        pull_remote(url, tmp_path/"here")
         assert (tmp_path/"here"/"log.txt").read_bytes() == text
 
 
 def test_a_result_here_is_not_replaced_by_half_of_it_there(tmp_path, monkeypatch):
     quick(monkeypatch)
     far, url = tmp_path/"bucket"/"run", f"file://{tmp_path}/bucket/run"
-    here = load_settings().cache/"remote"/digest(url)
+    here = load_settings().cache/"remote"/json_hash(url)
     for place, text in ((here, "the whole model"), (far, "the who")):
         place.mkdir(parents=True)
         (place/"model.safetensors").write_text(text)
     write_json(here/"result.json", {})
-    with mirrored(url): pass
+    with mirror_remote(url): pass
     assert (far/"model.safetensors").read_text() == "the whole model" and (far/"result.json").exists()
 
 
@@ -260,15 +260,15 @@ def test_every_verb_that_reads_a_sweep_takes_its_url(far, tmp_path, capsys, monk
         assert main(command) == 0, capsys.readouterr().err
         assert words in capsys.readouterr().out, command
     assert (tmp_path/"report.html").exists()
-    kept = results.record(far, tmp_path/"kept")
-    assert list(results.load(far)["run"]) == list(results.load(kept)["run"]) == [run] == list(results.expected(far)["run"])
+    kept = results.record_results(far, tmp_path/"kept")
+    assert list(results.load_results(far)["run"]) == list(results.load_results(kept)["run"]) == [run] == list(results.expected_results(far)["run"])
     assert html_report(f"{far}/{run}", tmp_path/"one.html").exists()
     assert not any(":" in p.name for p in tmp_path.iterdir())
 
 
 def test_a_sweep_in_memory_is_read_likewise(far, tmp_path, capsys):
-    there, (fs, root) = local_copy(far, ()), _far(url := place_of("memory", tmp_path))
-    push(there, url, {})
+    there, (fs, root) = local_copy_of_remote(far, ()), _far(url := place_of("memory", tmp_path))
+    push_remote(there, url, {})
     assert main(["status", url]) == 0 and "1 done" in capsys.readouterr().out
     fs.rm_file(f"{root}/{open_sweep(far).tasks[0].run}/result.json")
     fs.pipe_file(f"{root}/{open_sweep(far).tasks[0].run}/.heartbeat.json", json.dumps(dict(host="other", token="x")).encode())

@@ -18,7 +18,7 @@ from dho_nb.sweeps.grid import make_grid
 from dho_nb.reports.html import html_report
 from dho_nb.runs.run import distill
 from dho_nb.core.errors import DhoError
-from dho_nb.core.files import digest, read_json, write_json
+from dho_nb.core.files import json_hash, read_json, write_json
 
 RESULTS = ROOT/"nbs"/"paper"/"results"/"eurosat"
 CELLS = [(m, n, s) for n in (1, 2) for m in ("ce", "dho") for s in (0, 1)]
@@ -61,8 +61,8 @@ def files(place): return {p.relative_to(place): (p.stat().st_mtime_ns, p.stat().
 
 def test_a_frame_says_what_the_results_say_and_leaves_the_folders_alone(sweep):
     before = files(sweep)
-    frame = records.load(sweep)
-    alike(frame, records.load(sweep))
+    frame = records.load_results(sweep)
+    alike(frame, records.load_results(sweep))
     assert files(sweep) == before
     assert frame["run"].tolist() == [name(*c) for c in CELLS if c != MISSING]
     for line in frame.to_dict("records"):
@@ -79,22 +79,22 @@ def test_a_frame_says_what_the_results_say_and_leaves_the_folders_alone(sweep):
 def test_runs_that_were_started_one_by_one_are_seeds_of_a_cell_only_if_the_seed_alone_differs(sweep, tmp_path, parameter,
                                                                                                value):
     (sweep/"sweep.json").unlink()
-    assert records.load(sweep).attrs["axes"] == []
+    assert records.load_results(sweep).attrs["axes"] == []
     for c in CELLS:
         if c == MISSING or c[2] == 0: continue
         note = read_json(sweep/name(*c)/"run.json")
         write_json(sweep/name(*c)/"run.json", {**note, "config": {**note["config"], parameter: value}})
-    frame = records.load(sweep)
+    frame = records.load_results(sweep)
     with pytest.raises(DhoError, match=f"{parameter} varies within a cell"): reports.results_table(frame)
     assert "±" not in str(reports.results_table(frame, ["method", parameter]))
     text = html_report(sweep, tmp_path/"page.html").read_text()
     assert f"<h3>{parameter} {value}</h3>" in text and "±" not in text
-    assert set(figures.plot_reliabilities(sweep)) == {f"{parameter} {v}, {n}-shot" for v in (value, frame[parameter][0])
+    assert set(figures.reliabilities_figure(sweep)) == {f"{parameter} {v}, {n}-shot" for v in (value, frame[parameter][0])
                                                       for n in (1, 2)}
 
 
 def test_bits_and_validation_figures_are_those_of_the_predictions(sweep):
-    for line in records.load(sweep).to_dict("records"):
+    for line in records.load_results(sweep).to_dict("records"):
         said = pd.read_csv(sweep/line["run"]/"predictions.csv")
         test = said[said["split"] == "test"].sort_values("path")
         assert np.unpackbits(line["right"])[:line["tested"]].tolist() == (test["label"] == test["prediction"]).tolist()
@@ -102,7 +102,7 @@ def test_bits_and_validation_figures_are_those_of_the_predictions(sweep):
     run = Run(preset("digits", epochs=1, validation="few", views=2, method="dho", shots=2, fraction=0., seed=1),
               sweep/"dho-2shot-1", "none")
     run.evaluate()
-    val, line = run.part("val"), records.load(sweep/"dho-2shot-1").iloc[0]
+    val, line = run.part("val"), records.load_results(sweep/"dho-2shot-1").iloc[0]
     from dho_nb.evaluation.interpolation import interpolate
     assert len(val) == line["validated"]
     assert len(val) < (pd.read_csv(run.folder/"predictions.csv")["split"] == "val").sum(), "few, among outputs of all"
@@ -112,21 +112,21 @@ def test_bits_and_validation_figures_are_those_of_the_predictions(sweep):
 
 
 def test_a_record_equals_its_sweep_and_outlives_it(sweep, tmp_path):
-    frame, asked = records.load(sweep), records.expected(sweep)
-    kept = records.record(sweep, tmp_path/"kept")
-    alike(records.load(kept), frame)
-    pd.testing.assert_frame_equal(records.expected(kept).drop(columns="reason"), asked.drop(columns="reason"))
+    frame, asked = records.load_results(sweep), records.expected_results(sweep)
+    kept = records.record_results(sweep, tmp_path/"kept")
+    alike(records.load_results(kept), frame)
+    pd.testing.assert_frame_equal(records.expected_results(kept).drop(columns="reason"), asked.drop(columns="reason"))
     assert {p.name for p in kept.iterdir()} == {"runs.csv", "right.npz", "cells.json", "conflict.csv", "surface.csv"}
     assert not any(str(tmp_path) in p.read_text() for p in kept.iterdir()
                    if p.suffix != ".npz"), "no paths of this machine"
     written = {p.name: p.read_bytes() for p in kept.iterdir()}
-    records.record(sweep, kept)
+    records.record_results(sweep, kept)
     assert written == {p.name: p.read_bytes() for p in kept.iterdir()}, "recording twice changes nothing"
     for run in ("dho-1shot-0", "ce-1shot-1"): shutil.rmtree(sweep/run)
-    records.record(sweep, kept)
-    alike(records.load(kept), frame)
-    alike(records.load(records.record(kept, tmp_path/"copy")), frame)
-    table, again = (reports.results_table(records.load(p), expected=records.expected(p))
+    records.record_results(sweep, kept)
+    alike(records.load_results(kept), frame)
+    alike(records.load_results(records.record_results(kept, tmp_path/"copy")), frame)
+    table, again = (reports.results_table(records.load_results(p), expected=records.expected_results(p))
                     for p in (kept, tmp_path/"copy"))
     assert table.markdown() == again.markdown()
 
@@ -135,14 +135,14 @@ def test_a_record_finds_its_runs_whatever_the_order_of_the_labels(sweep, tmp_pat
     plan = read_json(sweep/"sweep.json")
     plan["cells"][0]["labels"] = dict(reversed(plan["cells"][0]["labels"].items()), also="")
     write_json(sweep/"sweep.json", dict(plan, axes=[*plan["axes"], "also"]))
-    assert len(records.load(records.record(sweep, tmp_path/"kept"))) == len(records.load(sweep)) == 7
+    assert len(records.load_results(records.record_results(sweep, tmp_path/"kept"))) == len(records.load_results(sweep)) == 7
 
 
 def test_two_that_record_at_once_lose_nothing(sweep, tmp_path):
     from concurrent.futures import ThreadPoolExecutor
     parts = [shutil.copytree(sweep/run, tmp_path/run/run).parent for run in ("ce-1shot-0", "dho-1shot-1", "ce-2shot-0")]
-    with ThreadPoolExecutor(3) as pool: list(pool.map(lambda p: records.record(p, tmp_path/"kept"), parts))
-    assert len(records.load(tmp_path/"kept")) == 3
+    with ThreadPoolExecutor(3) as pool: list(pool.map(lambda p: records.record_results(p, tmp_path/"kept"), parts))
+    assert len(records.load_results(tmp_path/"kept")) == 3
 
 
 def test_one_axis_is_enough_for_every_form(sweep, tmp_path):
@@ -154,26 +154,26 @@ def test_one_axis_is_enough_for_every_form(sweep, tmp_path):
         cells = [dict(c, labels={axis: c["labels"][axis]}) for c in plan["cells"] if c["run"] in keep]
         more = [dict(cells[0], run="not-there", identity="1"*12, labels={axis: "x"})]
         write_json(other/"sweep.json", dict(plan, name=name_, axes=[axis], cells=cells + more))
-        frame, asked = records.load(other), records.expected(other)
+        frame, asked = records.load_results(other), records.expected_results(other)
         assert html_report(other, other/"page.html").exists()
-        assert len(records.load(records.record(other, tmp_path/f"{name_}-kept"))) == 2
+        assert len(records.load_results(records.record_results(other, tmp_path/f"{name_}-kept"))) == 2
         assert "0/1" in reports.results_table(frame, axis,
                                               expected=asked).markdown(), "what is asked for and missing is visible"
 
 
 def test_differences_are_of_accuracies_and_choices_of_validation_figures(sweep):
-    frame = records.load(sweep)
+    frame = records.load_results(sweep)
     with pytest.raises(DhoError, match="against compares accuracies"):
         reports.results_table(frame, value="ece", against="dho")
     with pytest.raises(DhoError, match="test images choose nothing"):
-        reports.best_of(frame, "best", ["ce", "dho"], by="accuracy")
+        reports.add_best_variant(frame, "best", ["ce", "dho"], by="accuracy")
 
 
 def test_the_same_run_in_two_folders_counts_once(sweep, tmp_path):
     other = shutil.copytree(sweep/"dho-1shot-0", tmp_path/"elsewhere"/"copy").parent
-    kept = records.record(sweep, tmp_path/"kept")
-    for places in ((sweep, other), (sweep, sweep/"dho-1shot-0"), (kept, sweep)): assert len(records.load(*places)) == 7
-    assert len(records.load(other, sweep)) == 7
+    kept = records.record_results(sweep, tmp_path/"kept")
+    for places in ((sweep, other), (sweep, sweep/"dho-1shot-0"), (kept, sweep)): assert len(records.load_results(*places)) == 7
+    assert len(records.load_results(other, sweep)) == 7
 
 
 def test_unfinished_broken_and_foreign_folders_are_named(sweep, tmp_path):
@@ -184,7 +184,7 @@ def test_unfinished_broken_and_foreign_folders_are_named(sweep, tmp_path):
     (sweep/"dho-1shot-1"/"outputs.safetensors").unlink()
     shutil.copytree(sweep/"dho-2shot-0", sweep/"stray")
     (sweep/"notes").mkdir()
-    with pytest.warns(UserWarning, match="ce-1shot-1: broken"): frame = records.load(sweep)
+    with pytest.warns(UserWarning, match="ce-1shot-1: broken"): frame = records.load_results(sweep)
     skipped = frame.attrs["skipped"]
     assert skipped["ce-1shot-0"] == "failed: no memory" and skipped["ce-2shot-1"] == "not begun"
     assert skipped["stray"].startswith("not among")
@@ -192,25 +192,25 @@ def test_unfinished_broken_and_foreign_folders_are_named(sweep, tmp_path):
     assert "is not there" in skipped["dho-1shot-1"]
     assert frame["run"].tolist() == ["dho-1shot-0", "dho-1shot-1", "ce-2shot-0", "dho-2shot-0", "dho-2shot-1"]
     assert frame["right"].isna().tolist() == [True, True, False, False, False] and frame["accuracy"].notna().all()
-    asked = records.expected(sweep).set_index("run")[["state", "reason"]]
+    asked = records.expected_results(sweep).set_index("run")[["state", "reason"]]
     assert asked.loc["ce-1shot-0"].tolist() == ["missing", "failed: no memory"]
     for place, words in ((tmp_path/"nowhere", "does not exist"), (sweep/"notes", "holds no runs"),
                          (sweep/"ce-1shot-0", "failed: no memory")):
-        with pytest.raises(DhoError, match=words): records.load(place)
+        with pytest.raises(DhoError, match=words): records.load_results(place)
 
 
 def test_a_sweep_without_any_result_is_a_table_of_dashes(sweep):
     for run in sweep.iterdir():
         if run.is_dir(): shutil.rmtree(run)
-    frame = records.load(sweep)
-    assert len(frame) == 0 and len(records.expected(sweep)) == 8
-    shown = reports.results_table(frame, columns="amount", expected=records.expected(sweep)).markdown()
+    frame = records.load_results(sweep)
+    assert len(frame) == 0 and len(records.expected_results(sweep)) == 8
+    shown = reports.results_table(frame, columns="amount", expected=records.expected_results(sweep)).markdown()
     assert shown.count("– (0/2)") == 4
     with pytest.raises(DhoError, match="one at least"): html_report(sweep, sweep/"page.html")
 
 
 def test_missing_cells_are_visible_in_every_form(sweep, tmp_path):
-    frame, asked = records.load(sweep), records.expected(sweep)
+    frame, asked = records.load_results(sweep), records.expected_results(sweep)
     table = reports.results_table(frame, expected=asked)
     assert "(1/2)" in table.markdown() and "(1/2)" in table.latex() and "(1/2)" in table.html()
     alone = reports.results_table(frame[frame["run"] != "ce-2shot-0"], expected=asked)
@@ -240,15 +240,15 @@ def test_the_interval_is_that_of_drawing_one_by_one(seeds):
     rng = np.random.default_rng(seeds)
     a = {s: rng.random(600) < .6 + .05*s for s in range(seeds)}
     b = {s: np.where(rng.random(600) < .3, rng.random(600) < .5, a[s]) for s in a}
-    mine, theirs = reports.paired(a, b, 4000), slowly(a, b, 4000, rng)
+    mine, theirs = reports.paired_bootstrap_table(a, b, 4000), slowly(a, b, 4000, rng)
     assert mine[0] == pytest.approx(theirs[0], abs=1e-12) and mine[1:] == pytest.approx(theirs[1:], abs=5e-3)
     assert np.ptp(theirs[1:]) > .03, "an interval that could be missed"
-    assert reports.paired(b, a, 4000)[0] == -mine[0] and reports.paired(a, a)[1:] == (0, 0)
+    assert reports.paired_bootstrap_table(b, a, 4000)[0] == -mine[0] and reports.paired_bootstrap_table(a, a)[1:] == (0, 0)
 
 
 def test_gains_follow_the_bits(sweep):
-    frame = records.load(sweep)
-    found = reports.gains(frame).set_index("amount")
+    frame = records.load_results(sweep)
+    found = reports.table_gains(frame).set_index("amount")
     bits = lambda m: {l["seed"]: np.unpackbits(l["right"])[:l["tested"]].astype(bool)
                       for l in frame[frame["amount"] == "1-shot"].to_dict("records") if l["method"] == m}
     by_hand = slowly(bits("dho"), bits("ce"), 3000, np.random.default_rng(0))
@@ -278,9 +278,9 @@ def test_only_what_the_bootstrap_supports_is_bold():
 def test_mixed_test_images_are_refused():
     frame = made_up(dict(dho=.8, ce=.6))
     frame.loc[frame["method"] == "ce", "test"] = "other"
-    for ask in (reports.gains, reports.results_table):
+    for ask in (reports.table_gains, reports.results_table):
         with pytest.raises(DhoError, match="dho-0 and ce-0 were tested on different images"): ask(frame)
-    with pytest.raises(DhoError, match="different images"): reports.paired({0: np.ones(5)}, {0: np.ones(4)})
+    with pytest.raises(DhoError, match="different images"): reports.paired_bootstrap_table({0: np.ones(5)}, {0: np.ones(4)})
 
 
 def test_what_varies_within_a_cell_is_refused_or_averaged():
@@ -293,7 +293,7 @@ def test_what_varies_within_a_cell_is_refused_or_averaged():
     assert table.std["4-shot"].to_dict() == pytest.approx(by_hand["std"].to_dict())
     incomplete = reports.results_table(frame.drop(index=frame.index[-1]), average="dataset")
     assert incomplete.runs.loc["ce", "4-shot"] == 2 and "(2/3)" in incomplete.markdown()
-    gain = reports.gains(frame, average="dataset").iloc[0]
+    gain = reports.table_gains(frame, average="dataset").iloc[0]
     assert gain["gain"] == pytest.approx(by_hand.loc["dho", "mean"] - by_hand.loc["ce", "mean"])
     assert gain["low"] < gain["gain"] < gain["high"]
     with pytest.raises(DhoError, match="two runs are both .*dho-0 and dho-0"):
@@ -309,9 +309,9 @@ def test_a_watched_twin_counts_once():
 
 def test_the_best_variant_is_chosen_on_validation_images_only():
     frame = made_up({"sho": .6, "sho-0.2": .7}).assign(val_accuracy=[.5, .9, .5, .6, .6, .6])
-    chosen = reports.best_of(frame, "sho-best", ["sho", "sho-0.2"])
+    chosen = reports.add_best_variant(frame, "sho-best", ["sho", "sho-0.2"])
     assert chosen[chosen["method"] == "sho-best"]["run"].tolist() == ["sho-0.2-0", "sho-1", "sho-0.2-2"]
-    fewer = reports.best_of(frame.drop(index=0), "sho-best", ["sho", "sho-0.2"])
+    fewer = reports.add_best_variant(frame.drop(index=0), "sho-best", ["sho", "sho-0.2"])
     assert (fewer["method"] == "sho-best").sum() == 2, "where a variant is missing there is no choice"
 
 
@@ -335,7 +335,7 @@ def test_a_page_is_whole_and_refers_to_nothing_outside_it(sweep, tmp_path):
     assert all(l.startswith("data:image/svg+xml;base64,") or l[0] == "#" and l[1:] in page.ids for l in page.links)
     assert len(page.links) > 8
     assert "7 of 8 runs are there" in text and "ce-2shot-1" in text and "not begun" in text and "(1/2)" in text
-    assert Page(html_report([records.record(sweep, tmp_path/"kept")], tmp_path/"kept.html").read_text()).open == []
+    assert Page(html_report([records.record_results(sweep, tmp_path/"kept")], tmp_path/"kept.html").read_text()).open == []
 
 
 def test_a_page_is_made_again_and_nobody_elses_is_replaced(sweep, tmp_path, dho):
@@ -374,13 +374,13 @@ def test_a_method_without_labels_that_stands_at_every_amount_keeps_the_pages_tab
             write_json(run/file, found)
     relabeled(sweep, lambda l: {**l, "method": l["method"].replace("ce", "kd")})
     text = html_report(sweep, tmp_path/"page.html").read_text()
-    frame = records.load(sweep)
-    assert reports.label_free(frame) == {"kd"} and len(reports.everywhere(frame)) == len(frame)
+    frame = records.load_results(sweep)
+    assert reports.label_free_methods(frame) == {"kd"} and len(reports.repeat_label_free_rows(frame)) == len(frame)
     assert "bad" not in [w for w in text.split('"')] and text.count("<th>kd</th>") == 1 and "(1/2)" in text
 
 
 def test_a_page_without_test_images_says_so_and_has_no_empty_parts(sweep, tmp_path, dho):
-    frame = records.load(sweep)
+    frame = records.load_results(sweep)
     for run in [p for p in sweep.iterdir() if p.is_dir()]:
         result = read_json(run/"result.json")
         write_json(run/"result.json", {k: None if "accuracy" in k or k.startswith("agreement") else v
@@ -395,21 +395,21 @@ def test_a_page_without_test_images_says_so_and_has_no_empty_parts(sweep, tmp_pa
 
 
 def test_figures_are_written_in_three_forms_and_are_repeatable(sweep, tmp_path):
-    frame = records.load(sweep)
-    for folder in ("a", "b"): written = figures.save_figure(figures.plot_shots(frame), tmp_path/folder, "shots")
+    frame = records.load_results(sweep)
+    for folder in ("a", "b"): written = figures.save_figure(figures.shots_figure(frame), tmp_path/folder, "shots")
     assert [p.suffix for p in written] == [".pdf", ".svg", ".png"]
     for p in written: assert p.read_bytes() == (tmp_path/"a"/p.name).read_bytes()
-    assert len(figures.plot_reliabilities(sweep)) == len(figures.plot_surfaces(sweep)) == 2
-    assert figures.plot_agreements(frame) and figures.plot_conflicts(sweep)
-    with pytest.raises(DhoError, match="conflict=True"): figures.plot_conflicts(sweep/"ce-1shot-0")
+    assert len(figures.reliabilities_figure(sweep)) == len(figures.surfaces_figure(sweep)) == 2
+    assert figures.agreements_figure(frame) and figures.conflicts_figure(sweep)
+    with pytest.raises(DhoError, match="conflict=True"): figures.conflicts_figure(sweep/"ce-1shot-0")
 
 
 def test_the_committed_results_are_a_record(tmp_path):
-    frame = records.load(RESULTS)
+    frame = records.load_results(RESULTS)
     right = [np.unpackbits(b)[:n].mean() for b, n in zip(frame["right"], frame["tested"])]
     assert len(frame) >= 39 and frame["identity"].is_unique and np.allclose(right, frame["accuracy"], atol=1e-6)
     assert {"student", "method", "labels", "seed"} <= set(frame.attrs["axes"])
-    assert (reports.gains(reports.everywhere(frame)).set_index("method").loc["ce", "low"] > 0).any()
+    assert (reports.table_gains(reports.repeat_label_free_rows(frame)).set_index("method").loc["ce", "low"] > 0).any()
     assert Page(html_report(RESULTS, tmp_path/"page.html").read_text()).open == []
 
 
@@ -421,7 +421,7 @@ def test_the_modules_open_without_torch():
 
 def test_labels_come_from_a_function_where_no_sweep_has_them(sweep):
     (sweep/"sweep.json").unlink()
-    frame = records.load(sweep, labels=lambda c: dict(student="small one", method=c["method"].upper(),
+    frame = records.load_results(sweep, labels=lambda c: dict(student="small one", method=c["method"].upper(),
                                                       seed=c["seed"]) if c["shots"] == 1 else None)
     assert set(frame["method"]) == {"CE", "DHO"} and set(frame["student"]) == {"small one"}
     assert set(frame["student_value"]) == {"tiny"} and set(frame["seed"]) == {"0", "1"}
@@ -435,8 +435,8 @@ def test_two_sweeps_by_one_name_do_not_share_a_record(tmp_path):
         (tmp_path/kind).mkdir()
         cell = dict(run=kind, identity=kind, labels=dict(seed="0"), parameters=dict(preset=named))
         (tmp_path/kind/"sweep.json").write_text(json.dumps(dict(name="grid", axes=["seed"], cells=[cell])))
-    records.record(tmp_path/"one", tmp_path/"kept")
-    with pytest.raises(DhoError, match="another sweep called grid"): records.record(tmp_path/"two", tmp_path/"kept")
+    records.record_results(tmp_path/"one", tmp_path/"kept")
+    with pytest.raises(DhoError, match="another sweep called grid"): records.record_results(tmp_path/"two", tmp_path/"kept")
     assert list(read_json(tmp_path/"kept"/"cells.json")["grid"]["cells"][0]["labels"]) == ["seed"]
 
 
@@ -445,7 +445,7 @@ def test_two_sweeps_by_one_name_do_not_share_a_record(tmp_path):
 def test_a_record_that_was_damaged_is_named(tmp_path, file, held):
     (tmp_path/"runs.csv").write_text("identity,run,sweep\n1,a,b\n")
     (tmp_path/file).write_bytes(held)
-    with pytest.raises(DhoError, match=f"{file}.*bring it back"): records.load(tmp_path)
+    with pytest.raises(DhoError, match=f"{file}.*bring it back"): records.load_results(tmp_path)
 
 
 def test_a_run_as_a_page_compares_classes_that_are_called_by_numbers(tmp_path):
@@ -474,15 +474,15 @@ def test_what_differs_between_sweeps_is_seen_in_records_too(sweep, tmp_path):
     one = lambda lr, seeds: [(dict(method="dho", seed=str(s)), dict(lr=lr, seed=s), {}) for s in seeds]
     a = variant(sweep/name("dho", 1, 1), tmp_path/"a", one(.1, (0, 1)), ["method", "seed"])
     b = variant(sweep/name("dho", 1, 1), tmp_path/"b", one(.9, (2, 3)), ["method", "seed"])
-    kept = records.record(a, tmp_path/"kept")
-    for places in ((a, b), (kept, b), (kept, records.record(b, tmp_path/"other"))):
-        with pytest.raises(DhoError, match="lr varies within a cell"): reports.results_table(records.load(*places))
-    records.record(b, kept)
-    frame = records.load(kept)
+    kept = records.record_results(a, tmp_path/"kept")
+    for places in ((a, b), (kept, b), (kept, records.record_results(b, tmp_path/"other"))):
+        with pytest.raises(DhoError, match="lr varies within a cell"): reports.results_table(records.load_results(*places))
+    records.record_results(b, kept)
+    frame = records.load_results(kept)
     assert frame["lr"].tolist() == ["0.1", "0.1", "0.9", "0.9"] and frame.attrs["axes"] == ["method", "seed", "lr"]
-    again = records.load(records.record(kept, tmp_path/"again"))
+    again = records.load_results(records.record_results(kept, tmp_path/"again"))
     assert again["lr"].tolist() == frame["lr"].tolist()
-    assert html_report([kept, b], tmp_path/"page.html").exists() and len(records.surfaces(kept)) > 0
+    assert html_report([kept, b], tmp_path/"page.html").exists() and len(records.result_surfaces(kept)) > 0
 
 
 def test_sweeps_of_different_axes_have_one_meaning_of_each(sweep, tmp_path):
@@ -492,7 +492,7 @@ def test_sweeps_of_different_axes_have_one_meaning_of_each(sweep, tmp_path):
     alpha = variant(source, tmp_path/"alpha", [(dict(alpha=a, beta="1", seed=str(s)), dict(seed=s, validation="none",
                                                alpha=float(a), beta=1.), dict(alpha=float(a), beta=1.))
                                                for a in ("0.2", "0.5") for s in (2, 3)], ["alpha", "beta", "seed"])
-    frame, asked = records.load(plain, alpha), records.expected(plain, alpha)
+    frame, asked = records.load_results(plain, alpha), records.expected_results(plain, alpha)
     assert frame["alpha"].tolist() == ["0.5", "0.5", "0.2", "0.2", "0.5", "0.5"]
     assert set(frame["beta"]) == {"1"} and frame["alpha_value"].tolist() == [.5, .5, .2, .2, .5, .5]
     assert set(frame["method"]) == {"dho"} and set(frame["labels"]) == {"2-shot"}
@@ -500,21 +500,21 @@ def test_sweeps_of_different_axes_have_one_meaning_of_each(sweep, tmp_path):
     assert table.runs["dho"].to_dict() == {"0.2": 2, "0.5": 4} and "–" not in str(table).splitlines()[-2]
     with pytest.raises(DhoError, match="alpha is an axis"): reports.results_table(frame, "method", value="alpha")
     text = html_report([plain, alpha], tmp_path/"page.html").read_text()
-    assert text.count("<th>alpha</th>") == 1 and len(figures.plot_reliabilities(plain, alpha)) == 2
-    kept = [records.record(p, tmp_path/f"kept {p.name}") for p in (plain, alpha)]
+    assert text.count("<th>alpha</th>") == 1 and len(figures.reliabilities_figure(plain, alpha)) == 2
+    kept = [records.record_results(p, tmp_path/f"kept {p.name}") for p in (plain, alpha)]
     assert html_report(kept, tmp_path/"kept.html").exists()
-    assert records.load(*kept)["alpha"].tolist() == frame["alpha"].tolist()
+    assert records.load_results(*kept)["alpha"].tolist() == frame["alpha"].tolist()
 
 
 def test_labels_of_a_function_are_recorded(sweep, tmp_path):
     ours = lambda c: dict(method="ours" if c["method"] == "dho" else c["method"], kind="small")
-    frame = records.load(sweep, labels=ours)
-    kept = records.load(records.record(sweep, tmp_path/"kept", ours))
+    frame = records.load_results(sweep, labels=ours)
+    kept = records.load_results(records.record_results(sweep, tmp_path/"kept", ours))
     assert len(kept) == len(frame) == 7 and set(kept["method"]) == {"ours", "ce"} and "kind" in kept.attrs["axes"]
-    assert len(figures.plot_reliabilities(sweep, labels=ours)) == 2, "the method is known by its own name"
-    gathered = records.load(sweep, labels=lambda c: dict(shots="some"))
+    assert len(figures.reliabilities_figure(sweep, labels=ours)) == 2, "the method is known by its own name"
+    gathered = records.load_results(sweep, labels=lambda c: dict(shots="some"))
     assert set(gathered["shots"]) == {"some"} and len(gathered) == 7
-    with pytest.raises(DhoError, match="cannot be called run"): records.load(sweep, labels=lambda c: dict(run="mine"))
+    with pytest.raises(DhoError, match="cannot be called run"): records.load_results(sweep, labels=lambda c: dict(run="mine"))
 
 
 @pytest.mark.parametrize("config, result, said", [
@@ -523,7 +523,7 @@ def test_labels_of_a_function_are_recorded(sweep, tmp_path):
 def test_what_is_idle_is_no_difference(sweep, tmp_path, config, result, said):
     cells = [(dict(method="dho", seed=str(s)), {k: v.format(s) if v == "{}" else v for k, v in config.items()} if s else {},
               result) for s in (0, 1)]
-    frame = records.load(variant(sweep/name("dho", 1, 1), tmp_path/"v", cells, ["method", "seed"]))
+    frame = records.load_results(variant(sweep/name("dho", 1, 1), tmp_path/"v", cells, ["method", "seed"]))
     if not said: assert str(reports.results_table(frame)); return
     with pytest.raises(DhoError, match=said): reports.results_table(frame)
 
@@ -531,10 +531,10 @@ def test_what_is_idle_is_no_difference(sweep, tmp_path, config, result, said):
 def test_other_images_are_other_runs(sweep, tmp_path):
     place = variant(sweep/name("ce", 1, 1), tmp_path/"v", [(dict(seed=str(s)), dict(teacher=f"t{s}"), {}) for s in (0, 1)],
                     ["seed"])
-    assert str(reports.results_table(records.load(place))), "labels alone ask no teacher"
+    assert str(reports.results_table(records.load_results(place))), "labels alone ask no teacher"
     note = read_json(place/"run1"/"run.json")
     write_json(place/"run1"/"run.json", {**note, "manifest": "another"})
-    with pytest.raises(DhoError, match="images varies within a cell"): reports.results_table(records.load(place))
+    with pytest.raises(DhoError, match="images varies within a cell"): reports.results_table(records.load_results(place))
 
 
 def test_a_card_of_a_run_whose_table_is_gone_or_was_saved_otherwise(sweep):
@@ -564,14 +564,14 @@ def test_outputs_of_before_are_read(sweep):
 def test_a_run_whose_outputs_are_damaged_does_not_keep_the_others_from_a_record(sweep, tmp_path):
     file = sweep/name("dho", 2, 0)/"outputs.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.warns(UserWarning, match="its outputs cannot be read"): kept = records.record(sweep, tmp_path/"kept")
-    assert len(records.load(kept)) == 7 and set(records.surfaces(kept)["amount"]) == {"1-shot"}
+    with pytest.warns(UserWarning, match="its outputs cannot be read"): kept = records.record_results(sweep, tmp_path/"kept")
+    assert len(records.load_results(kept)) == 7 and set(records.result_surfaces(kept)["amount"]) == {"1-shot"}
 
 
 def forged(original, place, axes):
     "A sweep over some axes whose runs are copies of two"
     grid = make_grid("forged", dict(preset="digits", epochs=1, validation="few", views=2, shots=1, fraction=0.), axes)
-    cells = [dict(run=f"{c.name}-{digest(c.parameters, 8)}", identity=digest(c.parameters), labels=c.labels,
+    cells = [dict(run=f"{c.name}-{json_hash(c.parameters, 8)}", identity=json_hash(c.parameters), labels=c.labels,
                   parameters=c.parameters) for c in grid.cells]
     for c in cells:
         own = shutil.copytree(original/name(c["parameters"].get("method", "dho"), 1, 1), place/c["run"])
@@ -601,14 +601,14 @@ def test_whatever_the_axes_are_there_is_a_page_and_a_record(original, tmp_path, 
     monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
     place = forged(original, tmp_path/"forged", axes)
     count = len(read_json(place/"sweep.json")["cells"])
-    for source in (place, records.record(place, tmp_path/"kept")):
+    for source in (place, records.record_results(place, tmp_path/"kept")):
         text = html_report(source, tmp_path/"page.html").read_text(encoding="utf-8")
         assert Page(text).open == [] and f"{count} of {count} runs are there" in text
         assert 'class="bad"' not in text or len(axes) > 2, "one figure cannot show two axes beside methods and labels"
-        frame, by = records.load(source), [a for a in axes if a != "seed"] or ["method"]
-        table = reports.results_table(frame, by, (), expected=records.expected(source), teacher=True)
+        frame, by = records.load_results(source), [a for a in axes if a != "seed"] or ["method"]
+        table = reports.results_table(frame, by, (), expected=records.expected_results(source), teacher=True)
         assert len(frame) == count and all(getattr(table, f)() for f in ("markdown", "latex", "csv", "html", "__repr__"))
-        figures.plot_bars(frame.assign(cell=frame[by].agg("".join, axis=1)), "cell") if len(by) < 2 else None
+        figures.method_bars_figure(frame.assign(cell=frame[by].agg("".join, axis=1)), "cell") if len(by) < 2 else None
 
 
 def test_all_runs_failed(original, tmp_path):
@@ -617,7 +617,7 @@ def test_all_runs_failed(original, tmp_path):
         run.unlink()
         write_json(run.parent/"failed.json", dict(attempts=3, reason="no memory"))
     with pytest.raises(DhoError, match="one at least"): html_report(place, tmp_path/"page.html")
-    assert "– (0/1)" in reports.results_table(records.load(place), "lr", (), expected=records.expected(place)).markdown()
+    assert "– (0/1)" in reports.results_table(records.load_results(place), "lr", (), expected=records.expected_results(place)).markdown()
 
 
 @pytest.mark.parametrize("axis", ["tested", "validated", "nll", "α", "gain", "seeds", "_recipe", "agreement_both_right", ""])

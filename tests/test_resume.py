@@ -99,7 +99,7 @@ def test_the_stop_button_of_a_notebook(tmp_path):
         manager.interrupt_kernel()
         reply = client.get_shell_msg(timeout=60)
         while reply["parent_header"].get("msg_id") != sent: reply = client.get_shell_msg(timeout=60)
-        assert reply["content"]["status"] == "error" and reply["content"]["ename"] == "Stopped", reply["content"]
+        assert reply["content"]["status"] == "error" and reply["content"]["ename"] == "TrainingStopped", reply["content"]
         assert (tmp_path/"run"/"checkpoint.safetensors").exists()
         # What reaches a kernel just after an error is not run
         while (status := ask("assert 0 < run.trainer.step < run.trainer.steps")["status"]) == "aborted": time.sleep(.2)

@@ -7,7 +7,7 @@ from conftest import set_everywhere
 from dho_nb.core.errors import DhoError
 from dho_nb.runs import inputs as module
 from dho_nb.runs.config import make_config, preset
-from dho_nb.runs.dataset import open_data
+from dho_nb.runs.dataset import open_dataset
 from dho_nb.runs.dry_run import dry_run
 from dho_nb.runs.inputs import resolve
 from dho_nb.runs.run import Run, distill
@@ -16,9 +16,9 @@ from dho_nb.runs.run import Run, distill
 def test_a_run_opens_its_images_and_draws_its_labels_once(tmp_path, monkeypatch):
     calls = []
     count = lambda f: lambda *a, **k: (calls.append(f.__name__), f(*a, **k))[1]
-    set_everywhere(monkeypatch, "runs", **{f.__name__: count(f) for f in (open_data, module.visible_labels, module.validation_rows)})
+    set_everywhere(monkeypatch, "runs", **{f.__name__: count(f) for f in (open_dataset, module.visible_dataset_labels, module.dataset_validation_rows)})
     distill(preset("digits", epochs=1, views=1), tmp_path/"run", "none")
-    assert sorted(calls) == ["open_data", "validation_rows", "visible_labels"]
+    assert sorted(calls) == ["dataset_validation_rows", "open_dataset", "visible_dataset_labels"]
 
 
 @pytest.mark.parametrize("change, reason", [(dict(warmup_steps=5000), "leaves nothing of the run's"),
@@ -43,7 +43,7 @@ def test_looking_at_a_run_computes_nothing(tmp_path, monkeypatch):
     distill(config, tmp_path/"run", "none")
     run = Run(config, tmp_path/"run", "none")
     fail = lambda *a, **k: pytest.fail("something was loaded or computed")
-    set_everywhere(monkeypatch, "runs", TeacherProvider=fail, load_student=fail, StagedTrainer=fail, collect=fail)
+    set_everywhere(monkeypatch, "runs", TeacherProvider=fail, load_student=fail, StagedTrainer=fail, collect_head_outputs=fail)
     for name in dir(run):
         try: getattr(run, name)
         except DhoError as e: assert "call " in str(e), name

@@ -15,11 +15,11 @@ import torch
 from PIL import Image, ImageOps
 
 from conftest import ROOT, drawn_seed, picture
-from dho_nb.runs.identity import identity
+from dho_nb.runs.identity import run_identity
 from dho_nb.runs.config import make_config, preset
-from dho_nb.teachers.embedding_store import Lookup, match_classes, open_store
-from dho_nb.runs.teacher import fill_store, make_teacher_provider
-from dho_nb.data.manifests import Manifest, data_root, open_manifest, rows
+from dho_nb.teachers.embedding_store import Lookup, match_class_embeddings, open_embedding_store
+from dho_nb.runs.teacher import fill_run_teacher_store, make_teacher_provider
+from dho_nb.data.manifests import Manifest, manifest_root, open_manifest, manifest_rows
 from dho_nb.data.label_subsets import labeled_subset
 from dho_nb.data.chunk_store import Chunked, ChunkStore
 from dho_nb.data.image_cache import ImageMap
@@ -30,19 +30,19 @@ from dho_nb.students.dual_head import build_student
 from dho_nb.teachers.clip import load_teacher, teacher_logits, zero_shot_head
 from dho_nb.training.trainer import TrainConfig, Trainer
 from dho_nb.teachers.targets import online_teacher, cached_teacher
-from dho_nb.data.loaders import Images, SemiSupervisedBatches
+from dho_nb.data.loaders import ImageLoader, SemiSupervisedBatches
 from dho_nb.data.transforms import ViewSpec
 
 FILL = [sys.executable, "-m", "dho_nb.cli.main", "store", "fill", "--preset", "digits"]
 BUILD = [sys.executable, "-c", """
 import sys
 from pathlib import Path
-from dho_nb.data.manifests import data_root, open_manifest
+from dho_nb.data.manifests import manifest_root, open_manifest
 from dho_nb.data.chunk_store import Chunked, ChunkStore
 from dho_nb.data.image_cache import ImageMap
 digits = open_manifest("digits")
 print("ready", flush=True)
-ImageMap(digits, data_root(digits), 64, folder=sys.argv[1]).build(mode="none")
+ImageMap(digits, manifest_root(digits), 64, folder=sys.argv[1]).build(mode="none")
 """]
 KILLED = """
 import os, runpy, signal, sys, threading, time
@@ -166,14 +166,14 @@ def test_a_second_run_asks_the_teacher_nothing(tmp_path, monkeypatch, asked):
 
 def test_stored_and_live_teacher_give_the_same_losses(tmp_path):
     digits, spec = open_manifest("digits"), ViewSpec(flip=0.)
-    root, teacher = data_root(digits), load_teacher("digits")
-    lookup = Lookup(open_store("digits", "digits", spec, lambda: teacher, tmp_path/"store"), digits)
-    lookup.embed(rows(digits, "train"), range(2), root, lambda: teacher, mode="none")
+    root, teacher = manifest_root(digits), load_teacher("digits")
+    lookup = Lookup(open_embedding_store("digits", "digits", spec, lambda: teacher, tmp_path/"store"), digits)
+    lookup.embed(manifest_rows(digits, "train"), range(2), root, lambda: teacher, mode="none")
     labeled = labeled_subset(digits, shots=2).rows
     answer = partial(teacher_logits, head=zero_shot_head(teacher, digits.classes, digits.templates))
-    student, images = build_student("tiny", 10, 2, size=16), Images(digits, root, 64)
+    student, images = build_student("tiny", 10, 2, size=16), ImageLoader(digits, root, 64)
     def trainer(preprocess, store, teacher_fn):
-        streams = SemiSupervisedBatches(images, labeled, np.setdiff1d(rows(digits, "train"), labeled), student.preprocess, preprocess,
+        streams = SemiSupervisedBatches(images, labeled, np.setdiff1d(manifest_rows(digits, "train"), labeled), student.preprocess, preprocess,
                           spec, cycle=2, lookup=store)
         return Trainer(student, get_method("dho"), streams, TrainConfig(epochs=4, lr=3e-3), teacher_fn)
     online, replayed = trainer(teacher.preprocess, None, online_teacher(teacher, answer)), trainer(None, lookup, cached_teacher(answer))
@@ -234,13 +234,13 @@ def test_a_picture_that_changed_is_looked_at_again(tree, tmp_path, monkeypatch):
     monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
     config = make_config(dict(dataset=str(tree), shots=2, teacher="digits", student="tiny", student_weights="",
                               size=16, views=2))
-    assert fill_store(config, mode="none").num_encoded == 2*24
+    assert fill_run_teacher_store(config, mode="none").num_encoded == 2*24
     picture(tree/"cat"/"3.png", seed=999)
-    assert fill_store(config, mode="none").num_encoded == 2, "it, and nothing else"
+    assert fill_run_teacher_store(config, mode="none").num_encoded == 2, "it, and nothing else"
     picture(tree/"cat"/"new.png", seed=1000)
-    again = fill_store(config, mode="none")
+    again = fill_run_teacher_store(config, mode="none")
     assert again.num_encoded == 2 and len(again.lookup.rows) == 25
-    assert fill_store(config, mode="none").num_encoded == 0
+    assert fill_run_teacher_store(config, mode="none").num_encoded == 0
     again.lookup.verify(tree, again.load(), sample=50)
 
 
@@ -254,7 +254,7 @@ def test_mixed_sizes_and_shapes_are_cut_alike_from_files_and_map(tmp_path):
     smooth = lambda x: torch.nn.functional.avg_pool2d(x.float(), 8)
     pixels = ImageMap(manifest, tmp_path/"t", 384, np.array([f"k{i}" for i in range(12)]),
                       tmp_path/"map").build(mode="none")
-    from_files, from_map = (SemiSupervisedBatches(Images(manifest, tmp_path/"t"), np.arange(4), np.arange(4, 12), student, pixels=p)
+    from_files, from_map = (SemiSupervisedBatches(ImageLoader(manifest, tmp_path/"t"), np.arange(4), np.arange(4, 12), student, pixels=p)
                             for p in (None, pixels))
     for step in (0, 3):
         a, b = from_files[step], from_map[step]
@@ -276,12 +276,12 @@ def test_nothing_is_read_from_a_pickle(dho, tree, tmp_path):
 
 def test_a_file_that_was_cut_short_is_made_anew(tmp_path):
     digits = open_manifest("digits")
-    build = lambda: ImageMap(digits, data_root(digits), 8, folder=tmp_path/"map").build(mode="none")
+    build = lambda: ImageMap(digits, manifest_root(digits), 8, folder=tmp_path/"map").build(mode="none")
     before = build().fetch(np.arange(len(digits)))
     whole = (tmp_path/"map"/"pixels.npy").stat().st_size
     os.truncate(tmp_path/"map"/"pixels.npy", whole//2)
     assert torch.equal(build().fetch(np.arange(len(digits))), before)
-    fill = lambda: fill_store(preset("digits", views=2), tmp_path/"store", mode="none")
+    fill = lambda: fill_run_teacher_store(preset("digits", views=2), tmp_path/"store", mode="none")
     fill()
     os.truncate(tmp_path/"store"/"view001.npy", 40_000)
     again = fill()
@@ -290,7 +290,7 @@ def test_a_file_that_was_cut_short_is_made_anew(tmp_path):
 
 
 def test_what_verify_cannot_pass(tmp_path):
-    filled = fill_store(preset("digits", views=1, epochs=1), tmp_path/"store", mode="none")
+    filled = fill_run_teacher_store(preset("digits", views=1, epochs=1), tmp_path/"store", mode="none")
     view, verify = filled.lookup.store.view(0), partial(filled.lookup.verify, filled.root, filled.load())
     assert len(verify(sample=100)) == 100
     whole = view[np.arange(64)]
@@ -320,7 +320,7 @@ def test_unnamed_class_embeddings_of_numbered_classes_are_in_their_order():
     many = Manifest("n", pd.DataFrame(dict(path=[str(i) for i in range(12)], label=range(12), split="train")),
                     sorted(map(str, range(12))))
     assert [many.classes[k] for k in range(3)] == ["0", "1", "10"]
-    assert match_classes(many.classes, None, 12)[:3] == [0, 1, 10]
+    assert match_class_embeddings(many.classes, None, 12)[:3] == [0, 1, 10]
 
 
 def test_an_older_process_does_not_shrink_an_array(tmp_path):
@@ -344,8 +344,8 @@ def test_names_beside_a_npy_and_the_text_encoder_count(tmp_path, monkeypatch):
     (tmp_path/"e.txt").write_text("\n".join(names))
     right = distill(config, tmp_path/"right")
     assert wrong.result["teacher_accuracy"] < .3 < .7 < right.result["teacher_accuracy"]
-    assert identity(replace(config, teacher="RN50/random"),
-                    right.manifest) != identity(config, right.manifest), "whose words they are counts"
+    assert run_identity(replace(config, teacher="RN50/random"),
+                    right.manifest) != run_identity(config, right.manifest), "whose words they are counts"
 
 
 def test_a_known_dataset_in_another_place_is_told_apart(tmp_path, monkeypatch):
@@ -360,6 +360,6 @@ def test_a_known_dataset_in_another_place_is_told_apart(tmp_path, monkeypatch):
 
 
 def test_a_class_that_stands_twice_among_the_embeddings():
-    from dho_nb.teachers.embedding_store import match_classes
-    assert match_classes(["crane", "cat"], ["cat", "crane", "dog", "dog"], 4) == [1, 0]
-    with pytest.raises(DhoError, match="'crane' stands 2 times"): match_classes(["crane"], ["crane", "dog", "crane"], 3)
+    from dho_nb.teachers.embedding_store import match_class_embeddings
+    assert match_class_embeddings(["crane", "cat"], ["cat", "crane", "dog", "dog"], 4) == [1, 0]
+    with pytest.raises(DhoError, match="'crane' stands 2 times"): match_class_embeddings(["crane"], ["crane", "dog", "crane"], 3)

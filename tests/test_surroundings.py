@@ -21,13 +21,13 @@ from conftest import SMALL, picture
 from dho_nb.data import chunk_store, loaders, manifests
 from dho_nb.cli.main import main
 from dho_nb.runs.config import preset
-from dho_nb.teachers.embedding_store import Store, join
+from dho_nb.teachers.embedding_store import Store, join_embedding_stores
 from dho_nb.runs.run import Run
 from dho_nb.core.errors import DhoError
-from dho_nb.core.files import file_lock, taking_turns, write_json
+from dho_nb.core.files import file_lock, hold_file_lock, write_json
 from dho_nb.core.settings import load_settings
-from dho_nb.training.trainer import Stopped
-from dho_nb.data.loaders import loader
+from dho_nb.training.trainer import TrainingStopped
+from dho_nb.data.loaders import batch_loader
 
 POD = dict(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29533")
 
@@ -78,11 +78,11 @@ def same(found): return all(torch.equal(a, b) for k, batch in enumerate(found) f
 
 def test_batches_go_by_pipes_where_shared_memory_is_small(here, monkeypatch):
     monkeypatch.setattr(loaders, "_shared_memory", lambda: 100)
-    with pytest.warns(UserWarning, match="/dev/shm"): found = list(loader(Numbered(), workers=2))
+    with pytest.warns(UserWarning, match="/dev/shm"): found = list(batch_loader(Numbered(), workers=2))
     assert len(found) == 6 and same(found)
     monkeypatch.setenv("DHO_WORKERS", "2")
-    with pytest.raises(DhoError, match="/dev/shm.*--shm-size.*DHO_WORKERS=0"): list(loader(Numbered(), workers=2, strict=True))
-    with pytest.warns(UserWarning): assert same(loader(Numbered(), workers=2)), "an evaluation goes on"
+    with pytest.raises(DhoError, match="/dev/shm.*--shm-size.*DHO_WORKERS=0"): list(batch_loader(Numbered(), workers=2, strict=True))
+    with pytest.warns(UserWarning): assert same(batch_loader(Numbered(), workers=2)), "an evaluation goes on"
 
 
 def test_a_batch_that_shared_memory_refuses_is_sent_again(here, monkeypatch):
@@ -90,7 +90,7 @@ def test_a_batch_that_shared_memory_refuses_is_sent_again(here, monkeypatch):
     monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = list(loader(Numbered(), workers=2))
+        found = list(batch_loader(Numbered(), workers=2))
     assert len(found) == 6 and same(found)
 
 
@@ -103,9 +103,9 @@ class Sleeps(Numbered):
 
 
 def test_a_worker_that_is_killed_or_silent_is_said(here, monkeypatch):
-    with pytest.raises(MemoryError, match="an image worker was killed.*DHO_WORKERS"): list(loader(Ends(), workers=1))
+    with pytest.raises(MemoryError, match="an image worker was killed.*DHO_WORKERS"): list(batch_loader(Ends(), workers=1))
     monkeypatch.setenv("DHO_WAIT_SECONDS", "1")
-    with pytest.raises(TimeoutError, match="DHO_WAIT_SECONDS"): list(loader(Sleeps(), workers=1))
+    with pytest.raises(TimeoutError, match="DHO_WAIT_SECONDS"): list(batch_loader(Sleeps(), workers=1))
 
 
 def test_a_stop_while_waiting_for_a_batch_leaves_a_checkpoint(here, monkeypatch):
@@ -115,9 +115,9 @@ def test_a_stop_while_waiting_for_a_batch_leaves_a_checkpoint(here, monkeypatch)
         yield from (streams[k] for k in steps[:3])
         threading.Timer(.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
         time.sleep(30)
-    monkeypatch.setattr("dho_nb.training.trainer.loader", stuck)
+    monkeypatch.setattr("dho_nb.training.trainer.batch_loader", stuck)
     began = time.monotonic()
-    with pytest.raises(Stopped, match="after step 3"): run.train()
+    with pytest.raises(TrainingStopped, match="after step 3"): run.train()
     assert time.monotonic() - began < 25 and (here/"run"/"checkpoint.safetensors").exists()
     run.release()
 
@@ -129,7 +129,7 @@ def test_waiting_for_a_lock_names_its_holder_and_ends(here, monkeypatch, capsys)
     other.stdout.readline()
     try:
         with pytest.raises(DhoError, match="has held .*DHO_WAIT_SECONDS"):
-            with taking_turns(file_lock(here/".lock"), "works on a store", .1): pass
+            with hold_file_lock(file_lock(here/".lock"), "works on a store", .1): pass
         said = capsys.readouterr().err
         assert "waiting for" in said and (f"process {other.pid}" in said or "another process" in said)
     finally: other.kill(); other.wait()
@@ -204,7 +204,7 @@ def test_what_systems_leave_beside_files_is_passed_over(here, tree):
     before = Store("store").filled()
     for name in ("._still.npy", "._images.csv", "view000 (conflicted copy).npy", "still.sync-conflict-20261129-1.npy", "Thumbs.db",
                  ".DS_Store", "._head-0.safetensors"): Path("store", name).write_bytes(b"\0\5\26\7")
-    assert Store("store").filled() == before and join(["store"], "joined").filled() == before
+    assert Store("store").filled() == before and join_embedding_stores(["store"], "joined").filled() == before
     assert not [p for p in Path("joined").iterdir() if p.name.startswith("._")]
 
 
@@ -254,7 +254,7 @@ def test_a_run_as_a_notebook_is_this_python_and_needs_no_screen(here):
 
 @pytest.mark.parametrize("backend", ["nonsense", "TkAgg", "module://not_there.backend"])
 def test_figures_are_files_whatever_the_backend(here, backend):
-    draws = "import sys; from dho_nb.training.trainer import plot_history; plot_history([dict(epoch=1, step=1, lr=1, loss=2.)]).savefig('a.png')"
+    draws = "import sys; from dho_nb.training.trainer import plot_training_history; plot_training_history([dict(epoch=1, step=1, lr=1, loss=2.)]).savefig('a.png')"
     done = subprocess.run([sys.executable, "-c", draws], env=dict(os.environ, MPLBACKEND=backend), capture_output=True, text=True)
     assert done.returncode == 0 and Path("a.png").stat().st_size > 1000, done.stderr[-500:]
 

@@ -22,9 +22,9 @@ from dho_nb.sweeps.executors import run_sweep, slurm_script
 from dho_nb.sweeps.grid import make_grid, read_grid
 from dho_nb.core.errors import DhoError
 from dho_nb.core.files import read_json
-from dho_nb.sweeps.worker import Worker, run_one
+from dho_nb.sweeps.worker import Worker, run_notebook_in_worker
 from dho_nb.sweeps.sweep import Sweep, open_sweep
-from dho_nb.sweeps.state import state_of
+from dho_nb.sweeps.state import sweep_run_state
 from test_resume import same_run
 
 RUNS = int(os.environ.get("DHO_SWEEP_RUNS", 8))  # of each sweep; the figures of the benchmark were made with 100
@@ -145,7 +145,7 @@ def test_two_sweeps_share_the_work(grid, undisturbed, tmp_path):
 
 def test_a_run_by_itself_is_the_same(undisturbed, tmp_path):
     task = open_sweep(undisturbed).tasks[-1]
-    run_one(task.config, tmp_path/"run", Worker(threads=1))
+    run_notebook_in_worker(task.config, tmp_path/"run", Worker(threads=1))
     same_run(undisturbed/task.run, tmp_path/"run")
 
 
@@ -224,7 +224,7 @@ def test_a_slurm_job_does_its_run(grid, tmp_path):
                           env={**os.environ, "SLURM_ARRAY_TASK_ID": "1", "DHO_DEVICE": "cpu"}, capture_output=True,
                           text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert [state_of(sweep.place(t))["state"] for t in sweep.tasks][:3] == ["pending", "done", "pending"]
+    assert [sweep_run_state(sweep.place(t))["state"] for t in sweep.tasks][:3] == ["pending", "done", "pending"]
     assert "--array=0,2-" in slurm_script(grid, sweep)
 
 
@@ -260,18 +260,18 @@ def test_a_result_that_cannot_be_brought_does_not_stop_the_others(tmp_path):
 def test_images_without_an_embedding_are_left_out_of_plan_and_run_alike(tree, tmp_path):
     from dho_nb.runs.config import make_config
     from dho_nb.runs.run import Run
-    from dho_nb.sweeps.sweep import tasks_of
+    from dho_nb.sweeps.sweep import sweep_tasks
     paths = sorted(f"{p.parent.name}/{p.name}" for p in tree.rglob("*.png"))[2:]
     np.savez(tmp_path/"own.npz", paths=paths, embeddings=np.eye(len(paths), 8) + .1, classes=["cat", "dog"],
              text=np.eye(2, 8))
     base = dict(dataset=str(tree), embeddings=str(tmp_path/"own.npz"), student="tiny", student_weights="", size=16,
                 skip_broken=True)
-    (task,), _ = tasks_of(make_grid("own", base))
+    (task,), _ = sweep_tasks(make_grid("own", base))
     assert task.identity == Run(make_config(base), tmp_path/"run", "none").identity
 
 
 def test_a_far_sweep_brings_the_newer_checkpoint_and_its_plan(tmp_path):
-    from dho_nb.sweeps.remote import pull
+    from dho_nb.sweeps.remote import pull_remote
     far = f"memory://{tmp_path.name}"
     sweep = Sweep(make_grid("far", dict(preset="digits"), dict(seed=[0])), far).begin()
     from dho_nb.sweeps.remote import _far
@@ -281,18 +281,18 @@ def test_a_far_sweep_brings_the_newer_checkpoint_and_its_plan(tmp_path):
     assert fs.exists(f"{root}/sweep.json")
     fs.pipe_file(f"{root}/run/checkpoint.safetensors", b"step 900")
     (tmp_path/"checkpoint.safetensors").write_bytes(b"step 100")
-    pull(f"{far}/run", tmp_path, skip=())
+    pull_remote(f"{far}/run", tmp_path, skip=())
     assert (tmp_path/"checkpoint.safetensors").read_bytes() == b"step 900"
 
 
 def test_weights_of_a_teacher_that_were_replaced_are_seen(tmp_path, monkeypatch):
-    from dho_nb.sweeps.sweep import on_disk
+    from dho_nb.sweeps.sweep import sweep_files_hash
     monkeypatch.chdir(tmp_path)
     grid = make_grid("mine", dict(preset="digits", teacher="ViT-B-16/mine.safetensors"))
     (tmp_path/"mine.safetensors").write_bytes(b"one")
-    before = on_disk(grid)
+    before = sweep_files_hash(grid)
     (tmp_path/"mine.safetensors").write_bytes(b"another")
-    assert on_disk(grid) != before
+    assert sweep_files_hash(grid) != before
 
 
 def test_a_sweep_by_its_folder_is_checked_as_by_its_file(tmp_path, monkeypatch):
@@ -306,30 +306,30 @@ def test_a_sweep_by_its_folder_is_checked_as_by_its_file(tmp_path, monkeypatch):
 
 def test_a_result_that_never_arrived_is_carried_by_the_next_call(tmp_path, monkeypatch):
     from dho_nb.sweeps import remote
-    from dho_nb.sweeps.sweep import tasks_of
-    far, carry, sent = f"file://{tmp_path}/bucket/run", remote.push, []
+    from dho_nb.sweeps.sweep import sweep_tasks
+    far, carry, sent = f"file://{tmp_path}/bucket/run", remote.push_remote, []
     config = make_grid("far", dict(preset="digits", epochs=1, method="ce"), dict(seed=[0])).cells[0]
-    task = tasks_of(make_grid("far", config.parameters))[0][0]
+    task = sweep_tasks(make_grid("far", config.parameters))[0][0]
     set_everywhere(monkeypatch, "sweeps", CLAIM=.1, CARRY=1e6)
     def broken(local, url, known):
         if (local/"result.json").exists() and not sent:
             sent.append(1); raise OSError("the network is unreachable")
         carry(local, url, known)
-    set_everywhere(monkeypatch, "sweeps", push=broken)
-    with pytest.raises(OSError): run_one(task.config, far, Worker(threads=1))
+    set_everywhere(monkeypatch, "sweeps", push_remote=broken)
+    with pytest.raises(OSError): run_notebook_in_worker(task.config, far, Worker(threads=1))
     assert not (tmp_path/"bucket"/"run"/"result.json").exists()
-    found = run_one(task.config, far, Worker(threads=1))
+    found = run_notebook_in_worker(task.config, far, Worker(threads=1))
     assert read_json(tmp_path/"bucket"/"run"/"result.json") == found
     assert not (tmp_path/"bucket"/"run"/".heartbeat.json").exists()
 
 
 def test_a_far_run_that_another_machine_has_begun_is_left_to_it(tmp_path):
-    from dho_nb.sweeps.remote import mirrored
+    from dho_nb.sweeps.remote import mirror_remote
     from dho_nb.sweeps.state import Busy
     place = tmp_path/"bucket"/"run"
     place.mkdir(parents=True)
     (place/".heartbeat.json").write_text(json.dumps(dict(host="another", pid=1, began=time.time(), time=time.time())))
-    with pytest.raises(Busy, match="another is working on .*run"), mirrored(f"file://{place}", False):
+    with pytest.raises(Busy, match="another is working on .*run"), mirror_remote(f"file://{place}", False):
         raise AssertionError
     assert sorted(p.name for p in place.iterdir()) == [".heartbeat.json"]
     assert "another" in (place/".heartbeat.json").read_text()
@@ -337,15 +337,15 @@ def test_a_far_run_that_another_machine_has_begun_is_left_to_it(tmp_path):
 
 def test_a_newer_checkpoint_here_is_not_replaced_by_an_older_one(tmp_path):
     from safetensors.torch import save_file
-    from dho_nb.sweeps.remote import pull
+    from dho_nb.sweeps.remote import pull_remote
     made = lambda place, step: save_file(dict(x=torch.ones(step)), place/"checkpoint.safetensors",
                                          dict(state=json.dumps(dict(step=step))))
     (tmp_path/"far").mkdir(), (tmp_path/"near").mkdir()
     made(tmp_path/"far", 1), made(tmp_path/"near", 9)
-    assert pull(f"file://{tmp_path}/far", tmp_path/"near", skip=()) == {}
+    assert pull_remote(f"file://{tmp_path}/far", tmp_path/"near", skip=()) == {}
     assert len(load_file(tmp_path/"near"/"checkpoint.safetensors")["x"]) == 9
     made(tmp_path/"far", 10)
-    assert len(pull(f"file://{tmp_path}/far", tmp_path/"near", skip=())) == 1
+    assert len(pull_remote(f"file://{tmp_path}/far", tmp_path/"near", skip=())) == 1
     assert len(load_file(tmp_path/"near"/"checkpoint.safetensors")["x"]) == 10
 
 
@@ -360,13 +360,13 @@ def test_data_that_are_edited_while_a_sweep_works_are_not_mixed_in(tree, tmp_pat
     place = sweep.place(sweep.tasks[0])
     assert not (place/"result.json").exists() and len(list(place.glob("result-*.json"))) == 1
     with pytest.raises(DhoError, match="were changed while the sweep was at work"):
-        run_one(sweep.tasks[0].config, place, identity=sweep.tasks[0].identity)
+        run_notebook_in_worker(sweep.tasks[0].config, place, identity=sweep.tasks[0].identity)
 
 
 def test_an_axis_more_keeps_what_is_done(tmp_path):
     base = dict(preset="digits", epochs=1, method="ce")
     first = Sweep(make_grid("one", base, dict(lr=[.003])), tmp_path/"sweep").begin()
-    run_one(first.tasks[0].config, first.place(first.tasks[0]), Worker(threads=1))
+    run_notebook_in_worker(first.tasks[0].config, first.place(first.tasks[0]), Worker(threads=1))
     more = Sweep(make_grid("one", base, dict(lr=[.003], seed=[0, 1])), tmp_path/"sweep")
     assert list(more.states()["state"]) == ["done", "pending"]
     assert more.tasks[0].run == first.tasks[0].run != more.tasks[1].run
@@ -395,8 +395,8 @@ def test_every_set_up_goes_through_papermill_as_it_is(tmp_path):
     for name in PRESETS:
         place = tmp_path/name.replace("/", "-")
         with pytest.MonkeyPatch.context() as patched, pytest.raises(Failed):
-            set_everywhere(patched, "sweeps", run_supervised=instead)
-            run_one(preset(name), place)
+            set_everywhere(patched, "sweeps", run_worker_process=instead)
+            run_notebook_in_worker(preset(name), place)
         assert seen == json.loads(json.dumps(dict(asdict(preset(name)), out=str(place)))), name
 
 
@@ -475,9 +475,9 @@ def test_planning_for_one_run_looks_at_its_data_alone(tmp_path, tree, dho, monke
     other = shutil.copytree(tree, tmp_path/"other")
     grid = make_grid("g", dict(teacher="digits", student="tiny", student_weights="", size=16, epochs=1, shots=2, test=.25),
                      dict(dataset=[str(tree), str(other)], seed=[0, 1]))
-    opened, tried, open_data = [], [], inputs.open_data
-    set_everywhere(monkeypatch, open_data=lambda c: (opened.append(c.dataset), open_data(c))[1], _store_line=lambda c: c.dataset,
-                   try_student=lambda c, *a: (tried.append(c.seed), (.1, 10))[1])
+    opened, tried, open_dataset = [], [], inputs.open_dataset
+    set_everywhere(monkeypatch, open_dataset=lambda c: (opened.append(c.dataset), open_dataset(c))[1], _store_line=lambda c: c.dataset,
+                   dry_run_student=lambda c, *a: (tried.append(c.seed), (.1, 10))[1])
     part = Sweep(grid, tmp_path/"sweep", [3])
     said = part.estimate(1, [3])
     assert opened == [str(other)] and len(tried) == 1 and said["store 1"] == str(other) and "store 2" not in said

@@ -19,22 +19,22 @@ from safetensors.torch import save_file
 
 
 from dho_nb.runs.config import make_config
-from dho_nb.runs.dataset import open_data
-from dho_nb.runs.identity import identity, weights_file_hash
-from dho_nb.deploy.evaluate import Evaluation
+from dho_nb.runs.dataset import open_dataset
+from dho_nb.runs.identity import run_identity, identity_weights_hash
+from dho_nb.deploy.evaluate import CheckpointEvaluation
 from dho_nb.deploy.predictor import Predictor, load_pixels
-from dho_nb.deploy.checkpoints import zero_shot
-from dho_nb.teachers.embedding_store import CENTER_VIEW, Store, open_store, store_header
-from dho_nb.runs.teacher import fill_store, make_teacher_provider
+from dho_nb.deploy.checkpoints import zero_shot_checkpoint
+from dho_nb.teachers.embedding_store import CENTER_VIEW, Store, open_embedding_store, embedding_store_header
+from dho_nb.runs.teacher import fill_run_teacher_store, make_teacher_provider
 from dho_nb.data.image_cache import ImageMap, crop_resize, center_crops
 from dho_nb.core.errors import DhoError
-from dho_nb.core.settings import shipped
+from dho_nb.core.settings import shipped_file
 from dho_nb.students.backbones import build_backbone
-from dho_nb.students.dual_head import build_student, load_student, own_texts, save_student
-from dho_nb.teachers.clip import (Teacher, advice, preprocess_from_config, image_tower, load_teacher, resize_mode, teacher_identity,
-                                  error_kind, zero_shot_head)
+from dho_nb.students.dual_head import build_student, load_student, student_text_embeddings, save_student
+from dho_nb.teachers.clip import (Teacher, download_error_advice, clip_preprocess_from_config, clip_image_tower, load_teacher, clip_resize_mode, clip_teacher_identity,
+                                  download_error_kind, zero_shot_head)
 from dho_nb.core.files import files_hash
-from dho_nb.data.loaders import Images, EvalDataset, render
+from dho_nb.data.loaders import ImageLoader, EvalDataset, load_views
 from dho_nb.data.transforms import Preprocess, ViewSpec, center_boxes
 
 SQUARES = dict(squash=dict(resize_mode="squash"), longest=dict(resize_mode="longest", fill_color=127))
@@ -49,7 +49,7 @@ def says(call, *words):
 
 def teacher_folder(place, **preprocess):
     "The digits' teacher, with other words in its preprocess_cfg"
-    shutil.copytree(shipped("bundled/digits_teacher"), place)
+    shutil.copytree(shipped_file("bundled/digits_teacher"), place)
     config = json.loads((place/"open_clip_config.json").read_text())
     config["preprocess_cfg"].update(preprocess)
     (place/"open_clip_config.json").write_text(json.dumps(config))
@@ -86,7 +86,7 @@ def test_oblong_pictures_are_seen_as_open_clips_own_transform_shows_them(mode, o
     folder = teacher_folder(tmp_path/"teacher", **SQUARES[mode])
     config = make_config(dict(dataset=str(oblong), teacher=folder, student="tiny", student_weights="", shots=1, views=1,
                               epochs=1, size=16, test=.3))
-    data = open_data(config)
+    data = open_dataset(config)
     manifest, root = data.manifest, data.root
     files = [root/p for p in manifest.table["path"]]
     right = np.stack([own_pixels(folder, f) for f in files])
@@ -94,9 +94,9 @@ def test_oblong_pictures_are_seen_as_open_clips_own_transform_shows_them(mode, o
     teacher, rows = load_teacher(folder), np.arange(len(files))
     preprocess = teacher.preprocess
     assert near([preprocess.render(Image.open(f).convert("RGB"), center_boxes([Image.open(f).size])[0]) for f in files])
-    images = Images(manifest, root, preprocess.at_least)
+    images = ImageLoader(manifest, root, preprocess.at_least)
     assert near(torch.cat([EvalDataset(images, rows, preprocess, 5)[k] for k in range(5)]))
-    assert near(render(images, rows, [preprocess])[0]) and near(torch.cat([*center_crops(images, rows, preprocess, size=7)]))
+    assert near(load_views(images, rows, [preprocess])[0]) and near(torch.cat([*center_crops(images, rows, preprocess, size=7)]))
     assert near([load_pixels(f, preprocess).transpose(2, 0, 1) for f in files]) and near([load_pixels(Image.open(f), preprocess).transpose(2, 0, 1) for f in files])
     whole = [torch.from_numpy(np.asarray(Image.open(f)).transpose(2, 0, 1).copy())[None] for f in files]
     mirror = torch.tensor([False])
@@ -108,18 +108,18 @@ def test_oblong_pictures_are_seen_as_open_clips_own_transform_shows_them(mode, o
     assert np.abs(rough - right).mean() < 3 and np.abs(rough - right).max() < 80
     expected = teacher.encode_images(torch.from_numpy(right).round().to(torch.uint8))
     same = lambda found, which: (found.float()*expected[which]).sum(1).min() > .999
-    store = fill_store(config, mode="none").lookup
+    store = fill_run_teacher_store(config, mode="none").lookup
     seen = manifest.table["split"].isin(["test", "val"]).to_numpy().nonzero()[0]
     assert store.store.header["preprocess"]["resize_mode"] == mode and same(store(seen, np.full(len(seen), CENTER_VIEW)), seen)
     assert store.store.preprocess == preprocess
     live = make_teacher_provider(replace(config, views="live"), mode="none")
     assert same(live.center_embeddings(seen), seen)
-    scored = Evaluation(folder, config)
+    scored = CheckpointEvaluation(folder, config)
     head = zero_shot_head(teacher, manifest.classes, manifest.templates)
     assert torch.allclose(scored.outputs.ce, expected[scored.rows] @ head.T/.01, atol=1.5)
     square = Teacher(teacher.model, teacher.tokenizer, "", "fp32")
     square.preprocess = Preprocess(preprocess.size, preprocess.mean, preprocess.std, preprocess.interpolation)
-    assert not near(render(images, rows, [square.preprocess])[0])
+    assert not near(load_views(images, rows, [square.preprocess])[0])
 
 
 @pytest.mark.parametrize("mode", SQUARES)
@@ -157,31 +157,31 @@ def test_training_views_do_not_depend_on_the_mode():
 
 def test_stores_of_another_mode_are_refused_and_the_usual_ones_stay(tmp_path, monkeypatch, oblong):
     folder = teacher_folder(tmp_path/"plain")
-    assert teacher_identity(folder) == files_hash(folder) and "preprocess" not in store_header(folder, ViewSpec())
-    assert "resize_mode" not in store_header(folder, ViewSpec(), "fp32", load_teacher(folder))["preprocess"]
-    assert teacher_identity("ViT-B-16/openai") == "ViT-B-16/openai"
-    assert teacher_identity("ViT-B-16-SigLIP/webli") == "ViT-B-16-SigLIP/webli (squash)"
+    assert clip_teacher_identity(folder) == files_hash(folder) and "preprocess" not in embedding_store_header(folder, ViewSpec())
+    assert "resize_mode" not in embedding_store_header(folder, ViewSpec(), "fp32", load_teacher(folder))["preprocess"]
+    assert clip_teacher_identity("ViT-B-16/openai") == "ViT-B-16/openai"
+    assert clip_teacher_identity("ViT-B-16-SigLIP/webli") == "ViT-B-16-SigLIP/webli (squash)"
     # a model on the Hub: its identity is its name, so the header itself is compared
     monkeypatch.setattr("dho_nb.teachers.clip._cached_config", lambda name: {})
-    old = store_header("hf-hub:some/model", ViewSpec(), "fp32")
+    old = embedding_store_header("hf-hub:some/model", ViewSpec(), "fp32")
     header = dict(old, dim=64, chunk=64, at_least=64, weights="x", preprocess=dict(size=32, mean=[.5]*3, std=[.5]*3, interpolation="bicubic"))
     Store(tmp_path/"old", header)
-    assert open_store("d", "hf-hub:some/model", ViewSpec(), None, tmp_path/"old")
+    assert open_embedding_store("d", "hf-hub:some/model", ViewSpec(), None, tmp_path/"old")
     monkeypatch.setattr("dho_nb.teachers.clip._cached_config", lambda name: dict(preprocess_cfg=dict(resize_mode="squash")))
-    says(lambda: open_store("d", "hf-hub:some/model", ViewSpec(), None, tmp_path/"old"), "preprocess.resize_mode is None",
+    says(lambda: open_embedding_store("d", "hf-hub:some/model", ViewSpec(), None, tmp_path/"old"), "preprocess.resize_mode is None",
          "asked for 'squash'")
     squash = load_teacher(teacher_folder(tmp_path/"squash", resize_mode="squash"))
     config = make_config(dict(dataset=str(oblong), teacher=folder, student="tiny", student_weights="", shots=1, views=1, epochs=1, size=16))
-    lookup = fill_store(config, mode="none").lookup
+    lookup = fill_run_teacher_store(config, mode="none").lookup
     shutil.rmtree(lookup.store.folder/".claims", ignore_errors=True)
     for file in lookup.store.folder.glob("*.crc"): file.unlink()
     says(lambda: lookup.embed(np.arange(4), [0], oblong, lambda: squash, mode="none"), "preprocess.resize_mode")
 
 
 def test_identities_of_runs_say_how_oblong_pictures_are_seen(tmp_path):
-    of = lambda **c: identity(make_config(dict(dataset="digits", **c)), open_data(make_config(dict(dataset="digits"))).manifest)
+    of = lambda **c: run_identity(make_config(dict(dataset="digits", **c)), open_dataset(make_config(dict(dataset="digits"))).manifest)
     plain, squash = teacher_folder(tmp_path/"plain"), teacher_folder(tmp_path/"squash", resize_mode="squash")
-    assert of(teacher=plain) != of(teacher=squash) and of(teacher="digits") == of(teacher=str(shipped("bundled/digits_teacher")))
+    assert of(teacher=plain) != of(teacher=squash) and of(teacher="digits") == of(teacher=str(shipped_file("bundled/digits_teacher")))
     assert of(student="open_clip:ViT-B-16-SigLIP/webli", student_weights="") != of(student="open_clip:ViT-B-16/openai", student_weights="")
 
 
@@ -191,15 +191,15 @@ def test_identities_of_runs_say_how_oblong_pictures_are_seen(tmp_path):
     (dict(resize_mode="longest", fill_color=[1, 2, 3]), dict(resize_mode="longest", fill=(1, 2, 3)))])
 def test_a_configuration_is_taken_over_whole(preprocess, wanted):
     config = dict(size=32, mode="RGB", mean=[.5]*3, std=[.5]*3, interpolation="bicubic", resize_mode="shortest", fill_color=0)
-    assert preprocess_from_config({**config, **preprocess}) == Preprocess(**dict(dict(size=32, mean=(.5,)*3, std=(.5,)*3), **wanted))
+    assert clip_preprocess_from_config({**config, **preprocess}) == Preprocess(**dict(dict(size=32, mean=(.5,)*3, std=(.5,)*3), **wanted))
 
 
 def test_what_a_configuration_asks_and_cannot_be_done_is_refused():
     config = dict(size=32, mode="RGB", mean=[.5]*3, std=[.5]*3, interpolation="bicubic", resize_mode="shortest")
-    says(lambda: preprocess_from_config({**config, "size": [32, 64]}), "only squares")
-    says(lambda: preprocess_from_config({**config, "mode": "L"}), "not RGB")
-    says(lambda: preprocess_from_config({**config, "interpolation": "area"}), "unknown interpolation 'area'")
-    says(lambda: preprocess_from_config({**config, "resize_mode": "squish"}), "did you mean 'squash'")
+    says(lambda: clip_preprocess_from_config({**config, "size": [32, 64]}), "only squares")
+    says(lambda: clip_preprocess_from_config({**config, "mode": "L"}), "not RGB")
+    says(lambda: clip_preprocess_from_config({**config, "interpolation": "area"}), "unknown interpolation 'area'")
+    says(lambda: clip_preprocess_from_config({**config, "resize_mode": "squish"}), "did you mean 'squash'")
 
 
 def test_students_of_timm_keep_their_crop_mode():
@@ -237,7 +237,7 @@ def test_prompts_that_are_cut_off_and_still_differ_are_counted_once():
 
 def test_a_students_own_text_tower_refuses_them_too(tmp_path):
     folder = teacher_folder(tmp_path/"t")
-    says(lambda: own_texts(f"open_clip:{folder}", [TEXT + "grey", TEXT + "black"], ["{}"]), "cannot tell 2 classes apart")
+    says(lambda: student_text_embeddings(f"open_clip:{folder}", [TEXT + "grey", TEXT + "black"], ["{}"]), "cannot tell 2 classes apart")
 
 
 # -- Configurations beside weights
@@ -245,7 +245,7 @@ def test_a_students_own_text_tower_refuses_them_too(tmp_path):
 @pytest.fixture
 def tiny_clip(tmp_path):
     "An architecture of open_clip's by name, as small as the digits' teacher, and a CoCa of that size"
-    digits = json.loads((shipped("bundled/digits_teacher")/"open_clip_config.json").read_text())["model_cfg"]
+    digits = json.loads((shipped_file("bundled/digits_teacher")/"open_clip_config.json").read_text())["model_cfg"]
     digits["vision_cfg"] = dict(image_size=32, patch_size=8, width=32, layers=2, head_width=16)
     coca = dict(digits, text_cfg=dict(digits["text_cfg"], embed_cls=True, output_tokens=True), custom_text=True,
                 vision_cfg=dict(digits["vision_cfg"], attentional_pool=True, attn_pooler_heads=4, output_tokens=True),
@@ -282,13 +282,13 @@ def test_a_configuration_beside_weights_counts(tiny_clip, tmp_path):
     weights_alone(plain)
     usual = load_teacher(f"Tiny-clip/{plain/'w.safetensors'}")
     assert activation(usual) == "GELU" and usual.preprocess.mean[0] == pytest.approx(.48145466)
-    assert teacher_identity(f"Tiny-clip/{plain/'w.safetensors'}") == f"Tiny-clip/{files_hash(plain/'w.safetensors')}"
+    assert clip_teacher_identity(f"Tiny-clip/{plain/'w.safetensors'}") == f"Tiny-clip/{files_hash(plain/'w.safetensors')}"
     preprocess = dict(mean=[.1, .2, .3], std=[.4, .5, .6], interpolation="bilinear", resize_mode="squash", size=999)
     spec = beside(tmp_path/"own", tiny_clip, dict(quick_gelu=True), preprocess)
     made = load_teacher(spec)
     assert activation(made) == "QuickGELU"
     assert made.preprocess == Preprocess(usual.preprocess.size, (.1, .2, .3), (.4, .5, .6), "bilinear", "squash")
-    assert resize_mode(spec) == "squash" and teacher_identity(spec).endswith(" (squash)") and teacher_identity(spec).count("/") == 2
+    assert clip_resize_mode(spec) == "squash" and clip_teacher_identity(spec).endswith(" (squash)") and clip_teacher_identity(spec).count("/") == 2
     bare = load_teacher(beside(tmp_path/"bare", tiny_clip, None, dict(mean=[.5]*3)))
     assert activation(bare) == "GELU" and bare.preprocess.mean == (.5,)*3
     larger = dict(vision_cfg=dict(tiny_clip["vision_cfg"], image_size=2*tiny_clip["vision_cfg"]["image_size"]))
@@ -322,15 +322,15 @@ def test_a_student_of_such_weights_is_the_same_where_the_weights_are_not(tiny_cl
 
 
 def test_coca_answers_zero_shot_and_is_a_student(tiny_clip):
-    digits = open_data(make_config(dict(dataset="digits"))).manifest
-    student, facts = zero_shot("Tiny-coca/random", digits)
+    digits = open_dataset(make_config(dict(dataset="digits"))).manifest
+    student, facts = zero_shot_checkpoint("Tiny-coca/random", digits)
     pixels = torch.randn(2, 3, *[student.preprocess.size]*2)
     with torch.no_grad():
         teacher = load_teacher("Tiny-coca/random")
         wanted = torch.nn.functional.normalize(teacher.model.encode_image(pixels), dim=-1) @ student.model.ce_head.weight.T/.01
         assert torch.allclose(student.model(pixels)[0], wanted, atol=1e-3) and facts["heads"] == 1
         assert build_backbone("open_clip:Tiny-coca").module(pixels).shape == (2, teacher.dim)
-        assert image_tower(teacher)(pixels).shape == (2, teacher.dim)
+        assert clip_image_tower(teacher)(pixels).shape == (2, teacher.dim)
 
 
 # -- What is said where a teacher or a student's weights cannot be had
@@ -367,8 +367,8 @@ def hub_error(name, status=None):
     (lambda: ValueError("another thing"), "other", ["another thing"])])
 def test_the_reason_that_is_said_is_the_reason(error, kind, words, monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    assert error_kind(error())[0] == kind
-    told = advice(error(), "ADDRESS", "WAY", "MODEL")
+    assert download_error_kind(error())[0] == kind
+    told = download_error_advice(error(), "ADDRESS", "WAY", "MODEL")
     assert all(w in told for w in words), told
 
 
@@ -424,14 +424,14 @@ def test_a_file_is_hashed_once_until_it_changes(tmp_path, monkeypatch):
     file, count, real = tmp_path/"w.bin", [], hashlib.file_digest
     monkeypatch.setattr(hashlib, "file_digest", lambda *a: count.append(1) or real(*a))
     file.write_bytes(b"a"*1000)
-    first = [weights_file_hash(str(file)) for _ in range(12)] + [files_hash(file), files_hash(tmp_path)]
+    first = [identity_weights_hash(str(file)) for _ in range(12)] + [files_hash(file), files_hash(tmp_path)]
     assert len(count) == 1 and len(set(first[:13])) == 1
     file.write_bytes(b"b"*1000)
-    assert weights_file_hash(str(file)) != first[0] and len(count) == 2
+    assert identity_weights_hash(str(file)) != first[0] and len(count) == 2
     (tmp_path/"other.bin").write_bytes(b"c")
     assert files_hash(tmp_path) != first[-1] and len(count) == 3
-    teacher_identity("digits"), teacher_identity("digits")
-    assert len(count) <= 3 + len([*shipped("bundled/digits_teacher").iterdir()])
+    clip_teacher_identity("digits"), clip_teacher_identity("digits")
+    assert len(count) <= 3 + len([*shipped_file("bundled/digits_teacher").iterdir()])
 
 
 def test_openais_own_files_have_their_activation(tmp_path):

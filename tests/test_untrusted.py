@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from conftest import ROOT, picture
 from dho_nb.cli.main import main
 from dho_nb.runs.config import Config, preset
-from dho_nb.deploy.evaluate import Evaluation
-from dho_nb.deploy.predictor import Predictor, list_images, try_load_pixels
-from dho_nb.deploy.checkpoints import load_model
+from dho_nb.deploy.evaluate import CheckpointEvaluation
+from dho_nb.deploy.predictor import Predictor, images_to_predict, try_load_pixels
+from dho_nb.deploy.checkpoints import load_checkpoint
 from dho_nb.sweeps.grid import make_grid, read_grid
 from dho_nb.data.manifests import PHOTOS, SUFFIXES, Manifest, open_image
 from dho_nb.reports.tables import ResultTable
@@ -30,7 +30,7 @@ from dho_nb.core.errors import DhoError
 from dho_nb.core.files import read_json, write_json
 from dho_nb.students.dual_head import build_student, load_student, save_student
 from dho_nb.sweeps.sweep import Sweep, open_sweep
-from dho_nb.sweeps.remote import pull
+from dho_nb.sweeps.remote import pull_remote
 from dho_nb.teachers.clip import load_teacher
 from dho_nb.data.transforms import Preprocess, read_image
 
@@ -87,9 +87,9 @@ def test_a_model_file_calls_nothing(tmp_path, monkeypatch, name):
     asking(file, spec, args(mark))
     import huggingface_hub
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, name, **kw: str(file))
-    ways = {"load_student": lambda: load_student(file), "load_model": lambda: load_model(tmp_path),
+    ways = {"load_student": lambda: load_student(file), "load_model": lambda: load_checkpoint(tmp_path),
             "Predictor": lambda: Predictor.from_pretrained(file), "Hub": lambda: Predictor.from_pretrained("me/model"),
-            "Evaluation": lambda: Evaluation(file, Config(dataset="digits"))}
+            "Evaluation": lambda: CheckpointEvaluation(file, Config(dataset="digits"))}
     for way, do in ways.items():
         with pytest.raises(DhoError, match="--trust-remote-code"): do()
         assert not mark.exists(), way
@@ -283,8 +283,8 @@ def test_the_plan_in_a_sweeps_folder_cannot_put_other_runs_in_place_of_the_grids
         try: found = do().tasks[0].run
         except DhoError as e: assert "does not lie below" in str(e)
         else: assert found == sweep.tasks[0].run
-    from dho_nb.reports.results import expected, load
-    for do in (load, expected):
+    from dho_nb.reports.results import expected_results, load_results
+    for do in (load_results, expected_results):
         with pytest.raises(DhoError, match="does not lie below|holds no run"): do(tmp_path/"sweep")
 
 
@@ -294,7 +294,7 @@ def test_a_far_folder_brings_nothing_outside_its_copy(tmp_path):
     fs.pipe("/sweep/a/result.json", b"{}")
     fs.store["/sweep/../../outside.json"] = fs.store["/sweep/a/result.json"]
     try:
-        with pytest.raises(DhoError, match="does not lie below"): pull("memory://sweep", tmp_path/"copy")
+        with pytest.raises(DhoError, match="does not lie below"): pull_remote("memory://sweep", tmp_path/"copy")
     finally: fs.store.clear()
     assert not [*tmp_path.rglob("outside.json")]
 
@@ -311,8 +311,8 @@ def test_a_file_that_is_eps_inside_starts_no_program(tmp_path, monkeypatch):
     for name in ("a.jpg", "a.png", "a.tif", "a.eps"):
         with pytest.raises(DhoError, match="it is no image"): read_image(tmp_path/name)
         assert "no image" in try_load_pixels(tmp_path/name, preprocess)
-    with open(tmp_path/"a.jpg", "rb") as f: assert "cannot identify" in try_load_pixels(list_images(f)[0], preprocess)
-    assert "another program" in try_load_pixels(list_images(Image.open(tmp_path/"a.jpg"))[0], preprocess)  # lazily opened by the caller
+    with open(tmp_path/"a.jpg", "rb") as f: assert "cannot identify" in try_load_pixels(images_to_predict(f)[0], preprocess)
+    assert "another program" in try_load_pixels(images_to_predict(Image.open(tmp_path/"a.jpg"))[0], preprocess)  # lazily opened by the caller
     file = tmp_path/"m.safetensors"
     save_student(build_student("tiny", 2, size=16), file, spec="tiny", classes=["a", "b"], alpha=.5, beta=1.)
     said = Predictor.from_pretrained(file).predict([str(tmp_path/"a.jpg"), picture(tmp_path/"b.png")], mode="none")
@@ -321,15 +321,15 @@ def test_a_file_that_is_eps_inside_starts_no_program(tmp_path, monkeypatch):
 
 def test_a_dataset_with_such_a_file_is_refused_or_goes_on_without_it(tree, monkeypatch):
     from PIL import EpsImagePlugin
-    from dho_nb.runs.dataset import open_data
+    from dho_nb.runs.dataset import open_dataset
     from dho_nb.data.datasets import _decodes
-    from dho_nb.data.image_cache import map_side
+    from dho_nb.data.image_cache import image_cache_side
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: pytest.fail("Ghostscript was started"))
     (tree/"cat"/"0.png").write_bytes(EPS)
-    with pytest.raises(DhoError, match="cat/0.png: it is no image"): open_data(Config(dataset=str(tree)))
-    data = open_data(Config(dataset=str(tree), skip_broken=True))
+    with pytest.raises(DhoError, match="cat/0.png: it is no image"): open_dataset(Config(dataset=str(tree)))
+    data = open_dataset(Config(dataset=str(tree), skip_broken=True))
     assert data.skipped["path"].tolist() == ["cat/0.png"] and not _decodes(tree/"cat"/"0.png")
-    assert map_side(data.manifest, data.root, 64) == 40
+    assert image_cache_side(data.manifest, data.root, 64) == 40
 
 
 @pytest.mark.parametrize("save", [dict(format="JPEG"), dict(format="PNG"), dict(format="WEBP"), dict(format="TIFF"), dict(format="BMP"), dict(format="GIF"),
@@ -380,14 +380,14 @@ def test_the_script_beside_an_export_starts_no_program_either(tmp_path):
 
 
 def test_a_picture_too_large_to_be_one_is_a_problem_of_that_picture(tmp_path, monkeypatch):
-    from dho_nb.data.image_cache import map_side
+    from dho_nb.data.image_cache import image_cache_side
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # an error above 200
     files = [picture(tmp_path/"big.png", size=(40, 30)), picture(tmp_path/"small.png", size=(8, 8))]
     with pytest.raises(DhoError, match="decompression bomb"): read_image(files[0])
     assert "decompression bomb" in try_load_pixels(files[0], Preprocess(8))
-    with open(files[0], "rb") as f: assert "decompression bomb" in try_load_pixels(list_images([f])[0], Preprocess(8))
+    with open(files[0], "rb") as f: assert "decompression bomb" in try_load_pixels(images_to_predict([f])[0], Preprocess(8))
     manifest = Manifest("m", pd.DataFrame(dict(path=["big.png", "small.png"], label=[0, 1], split="train")), ("a", "b"))
-    assert map_side(manifest, tmp_path, 64) == 8
+    assert image_cache_side(manifest, tmp_path, 64) == 8
 
 
 # ----------------------------------------------------------------------------------------------------- teachers' folders
@@ -398,8 +398,8 @@ def test_a_picture_too_large_to_be_one_is_a_problem_of_that_picture(tmp_path, mo
     ("text_cfg", dict(tokenizer_kwargs=dict(code_revision="x"))), ("text_cfg", dict(tokenizer_kwargs=[1]))])
 def test_a_teachers_folder_names_no_code(tmp_path, monkeypatch, part, change):
     import open_clip
-    from dho_nb.core.settings import shipped
-    config = json.loads((shipped("bundled/digits_teacher")/"open_clip_config.json").read_text())
+    from dho_nb.core.settings import shipped_file
+    config = json.loads((shipped_file("bundled/digits_teacher")/"open_clip_config.json").read_text())
     config["model_cfg"][part].update(change)
     write_json(tmp_path/"teacher"/"open_clip_config.json", config)
     monkeypatch.setattr(open_clip, "create_model", lambda *a, **k: pytest.fail("it was built"))
@@ -498,12 +498,12 @@ def test_an_archive_leaves_nothing_outside(tmp_path, kind):
 
 @pytest.mark.parametrize("path", ["../out.png", "a/../../out.png", "/etc/passwd", "..\\out.png", "a/..", ".."])
 def test_a_list_of_images_does_not_leave_its_folder(tmp_path, path):
-    from dho_nb.data.manifests import from_coop, from_labels, read_manifest
+    from dho_nb.data.manifests import manifest_from_coop, manifest_from_labels, read_manifest
     picture(tmp_path/"photos"/"a.png")
     (tmp_path/"l.csv").write_text(f"path,label\n{path},x\na.png,y\n")
     write_json(tmp_path/"split_zhou_X.json", dict(train=[[path, 0, "x"], ["a.png", 1, "y"]], val=[], test=[]))
-    for do in (lambda: from_labels(tmp_path/"photos", tmp_path/"l.csv"), lambda: read_manifest(tmp_path/"l.csv"),
-               lambda: from_coop(tmp_path/"split_zhou_X.json")):
+    for do in (lambda: manifest_from_labels(tmp_path/"photos", tmp_path/"l.csv"), lambda: read_manifest(tmp_path/"l.csv"),
+               lambda: manifest_from_coop(tmp_path/"split_zhou_X.json")):
         try: found = do()
         except DhoError as e: assert "leaves the data root" in str(e)
         else: assert not path.startswith((".", "/", "a/..")) or all(not p.startswith(("/", "..")) for p in found.table["path"]), found.table

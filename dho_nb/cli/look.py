@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
-from .options import chosen, Configured, option, verb
-from .output import _tilde, print
+from .options import config_from_options, Configured, option, verb
+from .output import _tilde, print_output
 from .train import _expected
 from ..core.errors import DhoError
 from ..core.parameters import Folder
@@ -23,7 +23,7 @@ def _presets(args):
     from dho_nb.runs.presets import ALL
     found = [p for p in ALL.values() if args.containing.lower() in f"{p.name} {p.tables}".lower()]
     if not found: raise DhoError(f"no preset has {args.containing!r} in its name or tables: dho presets lists all")
-    print(*(f"{p.name:52} {p.tables:36} {p.takes}" for p in found), sep="\n")
+    print_output(*(f"{p.name:52} {p.tables:36} {p.takes}" for p in found), sep="\n")
 
 # %% ../../nbs/cli/02_look.ipynb #1e9ee8da
 @verb("presets", "reproduce", _presets)
@@ -38,38 +38,38 @@ class Presets:
 # %% ../../nbs/cli/02_look.ipynb #6af5bd0b
 def _check(args):
     "What `distill` would do, up to the first step: a run in a folder that is thrown away"
-    from dho_nb.runs.dataset import open_data
-    from dho_nb.runs.teacher import class_embeddings_fit
+    from dho_nb.runs.dataset import open_dataset
+    from dho_nb.runs.teacher import teacher_class_embeddings_fit
     from dho_nb.runs.run import Run
-    config = chosen(args)
+    config = config_from_options(args)
     with tempfile.TemporaryDirectory() as place:
         try: run = Run(config, Path(place)/"run", "none")
         except DhoError:
-            _print_data(config, open_data(config))
+            _print_data(config, open_dataset(config))
             raise
         _print_data(config, run.inputs.data)
         run.overview()
         if run.inputs.teacher.source == "own":
             lookup = run.open_teacher().lookup
-            print(f"class embeddings: {class_embeddings_fit(lookup)}")
+            print_output(f"class embeddings: {teacher_class_embeddings_fit(lookup)}")
             gone = getattr(lookup, "unmatched", ())
-            if len(gone): print(f"not matched: {gone['problem'].value_counts().to_dict()}, e.g. {gone['path'].iloc[0]}")
+            if len(gone): print_output(f"not matched: {gone['problem'].value_counts().to_dict()}, e.g. {gone['path'].iloc[0]}")
         run.release()
-    print(f"training time: {_expected(config, run.inputs)}")
+    print_output(f"training time: {_expected(config, run.inputs)}")
 
 # %% ../../nbs/cli/02_look.ipynb #95d35308
 def _print_data(config, data):
     "What `check` found: images, classes, labels, and what may be wrong with them"
-    from dho_nb.runs.config import data_notes
-    from dho_nb.runs.dataset import visible_labels
-    from dho_nb.data.manifests import summary
+    from dho_nb.runs.config import config_data_warnings
+    from dho_nb.runs.dataset import visible_dataset_labels
+    from dho_nb.data.manifests import manifest_summary
     from dho_nb.losses.methods import get_method
     manifest, where = data.manifest, _tilde(data.root)
-    print(f"{manifest.name}: {len(manifest)} images below {where}, {len(manifest.classes)} "
-          f"classes\n{summary(manifest).to_string()}\n{_class_lines(manifest)}{_duplicate_lines(manifest, data.keys)}")
-    for name, text in data_notes(config, manifest, data.root, data.skipped).items(): print(f"{name}: {text}")
-    subset = visible_labels(config, manifest, get_method(config.method))
-    print(f"labels for training ({subset.name}): {len(subset)}; images left out: {len(data.skipped)}", flush=True)
+    print_output(f"{manifest.name}: {len(manifest)} images below {where}, {len(manifest.classes)} "
+          f"classes\n{manifest_summary(manifest).to_string()}\n{_class_lines(manifest)}{_duplicate_lines(manifest, data.keys)}")
+    for name, text in config_data_warnings(config, manifest, data.root, data.skipped).items(): print_output(f"{name}: {text}")
+    subset = visible_dataset_labels(config, manifest, get_method(config.method))
+    print_output(f"labels for training ({subset.name}): {len(subset)}; images left out: {len(data.skipped)}", flush=True)
 
 # %% ../../nbs/cli/02_look.ipynb #7e0983c3
 def _class_lines(manifest, most=50):
@@ -110,36 +110,36 @@ class Check(Configured):
 def _data_list(args):
     "Print the datasets, their counts, and where their lists and images are"
     from dho_nb.data.datasets import DATASETS
-    from dho_nb.data.manifests import data_root, manifest_files
+    from dho_nb.data.manifests import manifest_root, manifest_files
     files = manifest_files()
-    print(f"{'':16} {'train':>9} {'val':>6} {'test':>6} {'classes':>7}  list      pictures")
+    print_output(f"{'':16} {'train':>9} {'val':>6} {'test':>6} {'classes':>7}  list      pictures")
     for d in DATASETS.values():
-        root, made = data_root(d.name), "shipped" if not d.builder else "built" if d.name in files else "to build"
-        print(f"{d.name:16} " + " ".join(f"{c:{w},}" for c, w in zip((*d.counts, d.classes), (9, 6, 6, 7)))
+        root, made = manifest_root(d.name), "shipped" if not d.builder else "built" if d.name in files else "to build"
+        print_output(f"{d.name:16} " + " ".join(f"{c:{w},}" for c, w in zip((*d.counts, d.classes), (9, 6, 6, 7)))
               + f"  {made:9} "
               + _tilde(root) + ("" if root.is_dir() else " (not there)"))
 
 def _data_get(args):
     "Download a dataset"
     from dho_nb.data.datasets import get_dataset
-    print(f"{args.name} is complete, in {get_dataset(args.name, args.root)}")
+    print_output(f"{args.name} is complete, in {get_dataset(args.name, args.root)}")
 
 # %% ../../nbs/cli/02_look.ipynb #38a33b23
 def _data_build(args):
     "Make the list of a dataset from its images"
     from dho_nb.data.datasets import build_manifest
-    from dho_nb.data.manifests import manifest_files, summary
+    from dho_nb.data.manifests import manifest_files, manifest_summary
     manifest = build_manifest(args.name, args.root)
-    print(f"{args.name}: the paper's counts\n{summary(manifest).to_string()}\nin {manifest_files()[args.name]}")
+    print_output(f"{args.name}: the paper's counts\n{manifest_summary(manifest).to_string()}\nin {manifest_files()[args.name]}")
 
 def _data_check(args):
     "Compare a copy with its list"
-    from dho_nb.data.datasets import check_files, check_report
-    from dho_nb.data.manifests import data_root, open_manifest
+    from dho_nb.data.datasets import check_dataset_files, dataset_check_report
+    from dho_nb.data.manifests import manifest_root, open_manifest
     manifest = open_manifest(args.name)
-    found = check_files(manifest, data_root(manifest, args.root), args.decode)
-    if args.all: print(found[["problem", "path"]].to_csv(index=False, header=False, sep="\t", lineterminator="\n"), end="")
-    print(check_report(manifest, found, args.decode))
+    found = check_dataset_files(manifest, manifest_root(manifest, args.root), args.decode)
+    if args.all: print_output(found[["problem", "path"]].to_csv(index=False, header=False, sep="\t", lineterminator="\n"), end="")
+    print_output(dataset_check_report(manifest, found, args.decode))
     return int((found["problem"] != "extra").any())
 
 # %% ../../nbs/cli/02_look.ipynb #5b5f181e
@@ -185,7 +185,7 @@ def _list(args):
     lists = {"methods": lambda: [f"{m.name:14} {m.about}" for m in METHODS.values()], "datasets": manifest_names,
              "teachers": lambda: ["digits", *("/".join(pair) for pair in open_clip.list_pretrained())],
              "students": lambda: ["tiny", *timm.list_models()]}
-    print("\n".join(n for n in lists[args.kind]() if args.containing.lower() in n.lower()))
+    print_output("\n".join(n for n in lists[args.kind]() if args.containing.lower() in n.lower()))
 
 # %% ../../nbs/cli/02_look.ipynb #071ce871
 @verb("list", "look", _list)

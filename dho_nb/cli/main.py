@@ -14,10 +14,10 @@ import dho_nb
 from . import look, stores, sweep, train, use
 from .options import add_options, Configured, STAGES, VERBS
 from .output import _GOES_ON, _KEEPS, _said
-from ..core.environment import alone, launched
-from ..core.errors import DhoError, memory_message, unknown_name
-from ..core.files import refusal_message
-from ..core.parameters import check_value, parameters
+from ..core.environment import single_process_environment, rank_and_world_from_environment
+from ..core.errors import DhoError, memory_error_message, unknown_name_error
+from ..core.files import file_access_message
+from ..core.parameters import check_parameter_value, declared_parameters
 from ..core.settings import load_settings
 
 # %% ../../nbs/cli/07_main.ipynb #d5b0a2a9
@@ -45,7 +45,7 @@ class VerbParser(argparse.ArgumentParser):
         raise DhoError(f"{message}; {self.prog} --help lists the options")
 
     def _check_value(self, action, value):
-        if action.choices and value not in action.choices: raise unknown_name("verb", value, action.choices)
+        if action.choices and value not in action.choices: raise unknown_name_error("verb", value, action.choices)
 
 # %% ../../nbs/cli/07_main.ipynb #fccca1da
 MODULES = (look, train, stores, use, sweep)  # of the verbs, in the order of work
@@ -90,7 +90,7 @@ def make_parser(
 def _usage(verb):
     "How a verb is called that has the parameters of `Config`; argparse says so for the other verbs"
     if not issubclass(verb.options, Configured): return None
-    words = [p.name.upper() for p in parameters(verb.options) if p.default is dataclasses.MISSING]
+    words = [p.name.upper() for p in declared_parameters(verb.options) if p.default is dataclasses.MISSING]
     images = [] if "PRESET" in words else ["--images DIR [--labels FILE] [--teacher NAME] [--student NAME]"]
     return " ".join(["dho", verb.name, *words, *images, "[options]"])
 
@@ -107,9 +107,9 @@ def main(
     try:
         args, rest = parser.parse_known_args(argv)
         if not (args.verb and args.verb.do): args.parser.print_help(); return 0
-        if rest: raise unknown_name("option", rest[0], _options(parser, argv or sys.argv[1:]))
-        for p in parameters(args.verb.options):
-            if (value := getattr(args, p.name, p.default)) != p.default: check_value(p, value)
+        if rest: raise unknown_name_error("option", rest[0], _options(parser, argv or sys.argv[1:]))
+        for p in declared_parameters(args.verb.options):
+            if (value := getattr(args, p.name, p.default)) != p.default: check_parameter_value(p, value)
         vars(args).update({k: os.path.expanduser(v) for k, v in vars(args).items()
                            if k in _WRITTEN and isinstance(v, str)})
         _bring(args)
@@ -119,18 +119,18 @@ def main(
     except DhoError as e: return _said(e, 2)
     except BrokenPipeError: return os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) and 0
     except (MemoryError, RuntimeError) as e:
-        if not (why := memory_message(e) or _homeless(e)): raise
+        if not (why := memory_error_message(e) or _homeless(e)): raise
         return _said(why, 2)
     except (OSError, SafetensorError) as e:
-        if why := isinstance(e, OSError) and refusal_message(e): return _said(why, 2)
+        if why := isinstance(e, OSError) and file_access_message(e): return _said(why, 2)
         return _said(f"{e}{_GOES_ON if {*_KEEPS} & {*(argv or sys.argv[1:])[:1]} else ''}", 2)
 
 # %% ../../nbs/cli/07_main.ipynb #96f04318
 def _part_of(args):
     "Only a training run is shared by the processes of a group, and only its first process prints"
     trains = args.verb.name in ("distill", "run") and not getattr(args, "dry", False)
-    if not trains or launched()[1] == 1: return alone()
-    return redirect_stdout(open(os.devnull, "w")) if launched()[0] else nullcontext()
+    if not trains or rank_and_world_from_environment()[1] == 1: return single_process_environment()
+    return redirect_stdout(open(os.devnull, "w")) if rank_and_world_from_environment()[0] else nullcontext()
 
 def _homeless(error):
     "Return the message for a path whose home folder is unknown"
@@ -148,8 +148,8 @@ def _bring(args):
             raise DhoError(f"--{name} is a place on this machine, not {value}: give a path, and carry it there. dho sweep "
                            "--out takes a URL")
         if name in ("model", "run", "config") and not value.startswith(("http:", "https:")):
-            from dho_nb.sweeps.remote import local_copy
-            setattr(args, name, str(local_copy(value, ("checkpoint",))))
+            from dho_nb.sweeps.remote import local_copy_of_remote
+            setattr(args, name, str(local_copy_of_remote(value, ("checkpoint",))))
 
 # %% ../../nbs/cli/07_main.ipynb #c2db0c70
 def _options(parser, argv):

@@ -9,19 +9,19 @@ __all__ = ['WHAT', 'EXPORTED']
 import builtins, os, sys
 from pathlib import Path
 from ..core.errors import DhoError
-from ..core.settings import visible
+from ..core.settings import escape_control_characters
 
 # %% ../../nbs/cli/00_output.ipynb #e64b5eec
-def print(*values, sep=" ", end="\n", file=None, flush=False):
+def print_output(*values, sep=" ", end="\n", file=None, flush=False):
     "Write as the built-in does; a terminal is shown control characters by their codes, a pipe gets them as they are"
     text = sep.join(map(str, values)) + end
     out = sys.stdout if file is None else file
-    builtins.print(visible(text) if out is not None and out.isatty() else text, end="", file=out, flush=flush)
+    builtins.print(escape_control_characters(text) if out is not None and out.isatty() else text, end="", file=out, flush=flush)
 
 class _Screen:
     "Where lines of data go that are meant for the eye"
     def writelines(self, lines):
-        for line in lines: print(line, end="")
+        for line in lines: print_output(line, end="")
 
 # %% ../../nbs/cli/00_output.ipynb #dca5ccf3
 def _there_already(file): return DhoError(f"{file} is there already: choose another file, or delete it")
@@ -61,5 +61,5 @@ _KEEPS = ("distill", "run", "sweep", "estimate", "demo", "store", "data")
 # %% ../../nbs/cli/00_output.ipynb #c856ab07
 def _said(message, code):
     "Say why it ended"
-    print(f"dho: {message}", file=sys.stderr)
+    print_output(f"dho: {message}", file=sys.stderr)
     return code

@@ -9,17 +9,17 @@ __all__ = ['StoreVerbs', 'FindStore', 'StoreFill', 'StoreVerify', 'StoreJoin', '
 import dataclasses
 from dataclasses import dataclass
 from typing import Annotated
-from .options import chosen, Configured, option, verb
-from .output import print
+from .options import config_from_options, Configured, option, verb
+from .output import print_output
 from ..core.errors import DhoError
 from ..core.parameters import File, Folder, PositiveInt
 
 # %% ../../nbs/cli/05_stores.ipynb #e07e0db6
 def _fill(args):
     "Compute what is missing from a store"
-    from dho_nb.runs.teacher import fill_store
-    provider = fill_store(_asks_teacher(chosen(args)), args.store, _part(args.part), args.repair)
-    print(f"{provider.num_encoded} embeddings computed\n{_about(provider.lookup.store)}")
+    from dho_nb.runs.teacher import fill_run_teacher_store
+    provider = fill_run_teacher_store(_asks_teacher(config_from_options(args)), args.store, _part(args.part), args.repair)
+    print_output(f"{provider.num_encoded} embeddings computed\n{_about(provider.lookup.store)}")
 
 def _asks_teacher(config):
     "Refuse a configuration without anything to store"
@@ -39,9 +39,9 @@ def _part(text):
 # %% ../../nbs/cli/05_stores.ipynb #6b26cadc
 def _about(store):
     "A store in a few lines"
-    from dho_nb.teachers.embedding_store import view_name
+    from dho_nb.teachers.embedding_store import embedding_view_name
     about, whole = store.header, len(store.bounds) - 1
-    made = [f"  {view_name(v):10} {int(store.done(view_name(v)).sum())} of {whole} chunks" for v in store.filled()]
+    made = [f"  {embedding_view_name(v):10} {int(store.done(embedding_view_name(v)).sum())} of {whole} chunks" for v in store.filled()]
     size = sum(p.stat().st_blocks*512 for p in store.folder.iterdir() if p.is_file())/1e6
     return "\n".join([f"store {store.folder}: {len(store.images)} images, {about['dim']} dimensions, "
                       f"{size:.1f} MB on disk",
@@ -50,36 +50,36 @@ def _about(store):
 # %% ../../nbs/cli/05_stores.ipynb #435aa8f2
 def _verify(args):
     "Compare a store with its checksums and its teacher"
-    from dho_nb.runs.teacher import verify_store
-    found = verify_store(_asks_teacher(chosen(args)), args.store, args.sample)
-    print(f"checksums are right; {len(found)} embeddings computed again, smallest cosine {found['cosine'].min():.6f}")
+    from dho_nb.runs.teacher import verify_run_teacher_store
+    found = verify_run_teacher_store(_asks_teacher(config_from_options(args)), args.store, args.sample)
+    print_output(f"checksums are right; {len(found)} embeddings computed again, smallest cosine {found['cosine'].min():.6f}")
 
 def _join(args):
     "Join parts of a store"
-    from dho_nb.teachers.embedding_store import join
-    print(_about(join(args.sources, args.out)))
+    from dho_nb.teachers.embedding_store import join_embedding_stores
+    print_output(_about(join_embedding_stores(args.sources, args.out)))
 
 # %% ../../nbs/cli/05_stores.ipynb #8e0ad598
 def _show(args):
     "Print what a store holds"
     from dho_nb.teachers.embedding_store import Store
-    print(_about(Store(args.store)))
+    print_output(_about(Store(args.store)))
 
 # %% ../../nbs/cli/05_stores.ipynb #7173546b
 def _import(args):
     "Make a store of embeddings from elsewhere"
-    from dho_nb.runs.dataset import open_data
+    from dho_nb.runs.dataset import open_dataset
     from dho_nb.teachers.import_embeddings import import_embeddings
-    from dho_nb.runs.teacher import class_embeddings_fit
+    from dho_nb.runs.teacher import teacher_class_embeddings_fit
     args.embeddings = args.file
-    config = chosen(args)
-    data = open_data(config)
+    config = config_from_options(args)
+    data = open_dataset(config)
     lookup = import_embeddings(data.manifest, data.root, args.file, config.texts, data.keys, args.out)
-    said, gone = class_embeddings_fit(lookup), lookup.unmatched
-    print(f"{(lookup.rows >= 0).sum()} of {len(data.manifest)} images have an embedding\nclass embeddings: {said}\n"
+    said, gone = teacher_class_embeddings_fit(lookup), lookup.unmatched
+    print_output(f"{(lookup.rows >= 0).sum()} of {len(data.manifest)} images have an embedding\nclass embeddings: {said}\n"
           f"{_about(lookup.store)}")
     if len(gone):
-        print(f"not matched ({len(gone)}):\n{gone.head(20).to_string(index=False)}" + ("\n…" if len(gone) > 20 else ""))
+        print_output(f"not matched ({len(gone)}):\n{gone.head(20).to_string(index=False)}" + ("\n…" if len(gone) > 20 else ""))
 
 # %% ../../nbs/cli/05_stores.ipynb #1d8b432b
 @verb("store", "train")

@@ -10,7 +10,7 @@ import argparse, dataclasses
 from pathlib import Path
 from typing import Annotated, Literal
 from .options import option, Trust, verb
-from .output import _there_already, print
+from .output import _there_already, print_output
 from ..core.errors import DhoError
 from ..core.files import atomic_path
 from ..core.parameters import File, Folder, NonNegativeFloat, NonNegativeInt, PositiveInt
@@ -25,9 +25,9 @@ def _sweep(args):
     sweep.elsewhere = _recorded(args.record)
     if not sweep.todo():
         return (_record(args, sweep)
-                or print(f"all {len(sweep.tasks)} runs of {sweep.grid.name} are done, in {sweep.folder}"))
+                or print_output(f"all {len(sweep.tasks)} runs of {sweep.grid.name} are done, in {sweep.folder}"))
     slots = local_workers(args.jobs or sweep.grid.jobs, args.per_gpu, args.cpus or sweep.grid.cpus)
-    print(*(f"  {name:20} {value}" for name, value in sweep.estimate(len(slots), args.only).items()), sep="\n", flush=True)
+    print_output(*(f"  {name:20} {value}" for name, value in sweep.estimate(len(slots), args.only).items()), sep="\n", flush=True)
     if args.dry: return
     if args.slurm: return _slurm(args, sweep, slurm_script)
     if args.stores: return _stores(sweep, slots, args.only)
@@ -36,29 +36,29 @@ def _sweep(args):
                            cpus=args.cpus, gpus=args.gpus, retry=args.retry,
                            only=args.only)
     finally: _record(args, sweep)
-    print(f"\n{_standing(states)}, in {sweep.folder}")
+    print_output(f"\n{_standing(states)}, in {sweep.folder}")
     mine = {t.run for t in sweep.chosen(args.only)}
     return int((states["state"][states["run"].isin(mine)] == "failed").any())
 
 # %% ../../nbs/cli/03_sweep.ipynb #92c7641e
 def _stores(sweep, slots, only):
     "The teachers' embeddings that a sweep needs, and nothing else"
-    from dho_nb.sweeps.executors import fill_stores
+    from dho_nb.sweeps.executors import fill_sweep_stores
     from dho_nb.training.trainer import stop_requests
     with stop_requests() as asked:
-        fill_stores(sweep.begin(), sweep.todo(only), [dataclasses.replace(s, stop=lambda: bool(asked)) for s in slots])
+        fill_sweep_stores(sweep.begin(), sweep.todo(only), [dataclasses.replace(s, stop=lambda: bool(asked)) for s in slots])
 
 def _recorded(record):
     "The runs that a record holds already"
-    from dho_nb.reports.results import load
-    return set(load(record)["identity"]) if record and Path(record, "runs.csv").exists() else set()
+    from dho_nb.reports.results import load_results
+    return set(load_results(record)["identity"]) if record and Path(record, "runs.csv").exists() else set()
 
 # %% ../../nbs/cli/03_sweep.ipynb #7200ef29
 def _record(args, sweep):
     "Bring the record up to date"
     if not args.record: return
-    from dho_nb.reports.results import record
-    if any(sweep.folder.glob("*/result.json")): record(sweep.folder, args.record)
+    from dho_nb.reports.results import record_results
+    if any(sweep.folder.glob("*/result.json")): record_results(sweep.folder, args.record)
 
 # %% ../../nbs/cli/03_sweep.ipynb #aa00a5a7
 def _slurm(args, sweep, script):
@@ -70,7 +70,7 @@ def _slurm(args, sweep, script):
         raise _there_already(args.slurm)
     with atomic_path(args.slurm) as temporary: temporary.write_text(said, encoding="utf-8")
     several = next((f" ({line[2:-1]})" for line in said.splitlines() if line.startswith("# MaxArraySize")), "")
-    print(f"{args.slurm} is a job array for what is missing{several}: read it, then sbatch {args.slurm}")
+    print_output(f"{args.slurm} is a job array for what is missing{several}: read it, then sbatch {args.slurm}")
 
 # %% ../../nbs/cli/03_sweep.ipynb #6d7e7507
 def _positions(text):
@@ -121,7 +121,7 @@ def _standing(states):
 # %% ../../nbs/cli/03_sweep.ipynb #a6008b5e
 def _status(args):
     "How a sweep stands; without a name, all that there are"
-    from dho_nb.sweeps.executors import progress_of
+    from dho_nb.sweeps.executors import executor_progress
     from dho_nb.sweeps.sweep import open_sweep
     found = [args.sweep] if args.sweep else sorted(p.parent for p in load_settings().runs.glob("*/sweep.json"))
     if not found: raise DhoError(f"there is no sweep below {load_settings().runs}: dho sweep GRID begins one")
@@ -129,11 +129,11 @@ def _status(args):
         try: sweep = open_sweep(place, trust_remote_code=True)  # it is looked at, and nothing of it is built
         except DhoError as e:
             if args.sweep: raise
-            print(f"{place}: {e}")
+            print_output(f"{place}: {e}")
             continue
         states = sweep.states()
-        print(f"{sweep.grid.name}, in {sweep.folder}\n{_standing(states)}")
-        print(*(f"  {r.state:11} {r.run}  {progress_of(sweep.folder/r.run)}" for r in states.itertuples()
+        print_output(f"{sweep.grid.name}, in {sweep.folder}\n{_standing(states)}")
+        print_output(*(f"  {r.state:11} {r.run}  {executor_progress(sweep.folder/r.run)}" for r in states.itertuples()
                 if r.state in ("running", "interrupted")), sep="\n")
 
 # %% ../../nbs/cli/03_sweep.ipynb #7c47ee31
@@ -156,7 +156,7 @@ def _logs(args):
     if len(found) > 1:
         raise DhoError(f"{args.run!r} is part of {len(found)} names, e.g. {found[0].name} and {found[1].name}: "
                        "give more of it")
-    print((found[0]/"log.txt").read_text(encoding="utf-8", errors="replace"), end="")
+    print_output((found[0]/"log.txt").read_text(encoding="utf-8", errors="replace"), end="")
 
 # %% ../../nbs/cli/03_sweep.ipynb #e819426a
 @verb("logs", "reproduce", _logs)
@@ -170,24 +170,24 @@ class Logs:
 # %% ../../nbs/cli/03_sweep.ipynb #7ae9dd54
 def _found(args):
     "The finished runs of sweeps, and what they ask for"
-    from dho_nb.reports.results import expected, load
-    from dho_nb.sweeps.remote import is_url, local_copy
-    places = [local_copy(s) if is_url(s) else next((p for p in (Path(s).expanduser(), load_settings().runs/s) if p.exists()), Path(s))
+    from dho_nb.reports.results import expected_results, load_results
+    from dho_nb.sweeps.remote import is_remote_url, local_copy_of_remote
+    places = [local_copy_of_remote(s) if is_remote_url(s) else next((p for p in (Path(s).expanduser(), load_settings().runs/s) if p.exists()), Path(s))
               for s in args.sweeps]
-    return places, load(*places), expected(*places)
+    return places, load_results(*places), expected_results(*places)
 
 # %% ../../nbs/cli/03_sweep.ipynb #b5c77025
 def _table(args):
     "A table of runs, as a paper has it or as data"
-    from dho_nb.reports.results import write_csv
+    from dho_nb.reports.results import write_results_csv
     from dho_nb.reports.tables import results_table
     places, found, wanted = _found(args)
     if args.runs and Path(args.runs).exists(): raise _there_already(args.runs)
-    if args.runs: return write_csv(found, args.runs) or print(f"{args.runs}: {len(found)} runs")
+    if args.runs: return write_results_csv(found, args.runs) or print_output(f"{args.runs}: {len(found)} runs")
     made = results_table(found, args.rows or "method", args.columns, args.value, wanted if len(wanted) else None,
                          against=args.against, average=args.average or (), teacher=not args.against)
     forms = {"text": lambda: f"{made}\n", "markdown": made.markdown, "latex": made.latex, "csv": made.csv}
-    print(forms[args.form](), end="")
+    print_output(forms[args.form](), end="")
 
 # %% ../../nbs/cli/03_sweep.ipynb #7fb41079
 @verb("table", "reproduce", _table)
@@ -223,7 +223,7 @@ def _report(args):
         raise DhoError(f"{file} is there already, and not from dho report: choose another file with --out, "
                        "or delete it")
     html_report(places, file, args.title)
-    print(f"{file}: open it in a browser; it needs nothing beside it")
+    print_output(f"{file}: open it in a browser; it needs nothing beside it")
 
 # %% ../../nbs/cli/03_sweep.ipynb #8ffe37ce
 @verb("report", "reproduce", _report)

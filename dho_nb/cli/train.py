@@ -9,11 +9,11 @@ __all__ = ['TrainOptions', 'Distill', 'RunPreset', 'Estimate', 'Demo']
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
-from .options import chosen, Configured, option, verb
-from .output import _left, print
+from .options import config_from_options, Configured, option, verb
+from .output import _left, print_output
 from .sweep import _standing
 from ..core.devices import pick_device
-from ..core.environment import launched
+from ..core.environment import rank_and_world_from_environment
 from ..core.errors import DhoError, require_extra
 from ..core.parameters import Folder, PositiveInt
 from ..core.progress import format_seconds
@@ -21,26 +21,26 @@ from ..core.settings import load_settings
 
 # %% ../../nbs/cli/04_train.ipynb #d8aaa12f
 def _distill(args):
-    from dho_nb.runs.run import Run, launch
-    from dho_nb.sweeps.worker import NOTEBOOKS, run_one
-    config = chosen(args)
-    if args.notebook and (args.processes > 1 or launched()[1] > 1):
+    from dho_nb.runs.run import Run, launch_run_processes
+    from dho_nb.sweeps.worker import NOTEBOOKS, run_notebook_in_worker
+    config = config_from_options(args)
+    if args.notebook and (args.processes > 1 or rank_and_world_from_environment()[1] > 1):
         raise DhoError("a notebook runs in one process: leave out --notebook, or --processes and the launcher")
     if args.notebook: require_extra("sweep", *NOTEBOOKS)
-    if args.processes > 1: return launch(config, args.out, args.processes)
+    if args.processes > 1: return launch_run_processes(config, args.out, args.processes)
     teacher = config.embeddings or config.teacher
-    print(f"looking at {config.dataset}, teacher {teacher}, student {config.student} …", flush=True)
+    print_output(f"looking at {config.dataset}, teacher {teacher}, student {config.student} …", flush=True)
     run = Run(config, args.out)
     told = run.overview() if run.done else {**run.overview(), "training time": _expected(config, run.inputs)}
-    print(*(f"  {name:20} {value}" for name, value in told.items()), sep="\n", flush=True)
+    print_output(*(f"  {name:20} {value}" for name, value in told.items()), sep="\n", flush=True)
     if args.notebook:
         run.release()
-        run_one(config, run.folder)
+        run_notebook_in_worker(config, run.folder)
     else:
-        print(*(f"  {name:20} {value}" for name, value in run.prepare().items()), sep="\n", flush=True)
+        print_output(*(f"  {name:20} {value}" for name, value in run.prepare().items()), sep="\n", flush=True)
         run.train()
         run.finish()
-    print(f"\n{_shown(run)}\n\nleft in {run.folder}:\n{_left(run.folder)}")
+    print_output(f"\n{_shown(run)}\n\nleft in {run.folder}:\n{_left(run.folder)}")
 
 # %% ../../nbs/cli/04_train.ipynb #75b00b0e
 @dataclass(kw_only=True)
@@ -76,8 +76,8 @@ class Distill(TrainOptions):
 # %% ../../nbs/cli/04_train.ipynb #8fbb01c9
 def _expected(config, inputs):
     "About how long it will train, and how to have it shorter where that is long"
-    from dho_nb.runs.dry_run import training_time
-    seconds = training_time(config, inputs, pick_device(load_settings().device))
+    from dho_nb.runs.dry_run import estimate_training_time
+    seconds = estimate_training_time(config, inputs, pick_device(load_settings().device))
     fewer = max(1, round(1800*config.epochs/max(seconds, 1)))
     shorter = (f"; --epochs {fewer} instead of {config.epochs} would take "
                f"{format_seconds(seconds*fewer/config.epochs)}" if seconds > 3600 and fewer < config.epochs else "")
@@ -87,21 +87,21 @@ def _run(args):
     "Train a preset; with --dry only do a dry run"
     if not args.dry: return _distill(args)
     from dho_nb.runs.dry_run import dry_run
-    print(f"dry run of {args.preset}: nothing is read, nothing is kept", flush=True)
-    print(*(f"  {name:24} {value}" for name, value in dry_run(chosen(args)).items()), sep="\n")
+    print_output(f"dry run of {args.preset}: nothing is read, nothing is kept", flush=True)
+    print_output(*(f"  {name:24} {value}" for name, value in dry_run(config_from_options(args)).items()), sep="\n")
 
 # %% ../../nbs/cli/04_train.ipynb #3e388ff0
 def _estimate(args):
     "The accuracy to expect, from labeled images that are held out in turn"
-    from dho_nb.runs.cross_fit import cross_fit, learning_curve
-    config = chosen(args)
-    print(f"training {args.folds} students on {config.dataset}, each without a part of the labels …", flush=True)
+    from dho_nb.runs.cross_fit import cross_fit, cross_fit_learning_curve
+    config = config_from_options(args)
+    print_output(f"training {args.folds} students on {config.dataset}, each without a part of the labels …", flush=True)
     fit = cross_fit(config, args.folds, args.out)
-    print(f"\n{fit.table.round(4).to_string()}\n\n{fit.by_class().to_string()}\n\n{fit.cost.to_string()}\n\n"
+    print_output(f"\n{fit.table.round(4).to_string()}\n\n{fit.by_class().to_string()}\n\n{fit.cost.to_string()}\n\n"
           f"a model's card shows these figures with: dho export RUN --estimate {fit.folder}", flush=True)
     if not args.curve: return
-    curve, labels = learning_curve(config, args.curve, args.folds, args.out), len(fit.outputs)
-    print(f"\n{curve.table.round(4).to_string(index=False)}\n\nwith more labels, if the error goes on falling as a "
+    curve, labels = cross_fit_learning_curve(config, args.curve, args.folds, args.out), len(fit.outputs)
+    print_output(f"\n{curve.table.round(4).to_string(index=False)}\n\nwith more labels, if the error goes on falling as a "
           "power of their number:\n"
           f"{curve.expect([2*labels, 4*labels, 8*labels]).round(4).to_string(index=False)}")
 
@@ -155,22 +155,22 @@ def _demo(args):
     "The shipped grid as a sweep, and its table and pictures as reports make them"
     from dho_nb.sweeps.executors import run_sweep
     from dho_nb.sweeps.grid import demo_grid
-    from dho_nb.reports.figures import plot_bars, save_figure
-    from dho_nb.reports.results import load, write_csv
+    from dho_nb.reports.figures import method_bars_figure, save_figure
+    from dho_nb.reports.results import load_results, write_results_csv
     from dho_nb.reports.tables import results_table
     grid, folder = demo_grid(args.seeds), Path(args.out or load_settings().runs/"demo").expanduser()
-    print(f"Dual-Head Optimization on scikit-learn's digits: {len(grid.cells)} runs, {args.jobs} at a time, "
+    print_output(f"Dual-Head Optimization on scikit-learn's digits: {len(grid.cells)} runs, {args.jobs} at a time, "
           f"into {folder}", flush=True)
     states = run_sweep(grid, folder, args.jobs)
-    found = load(folder)
+    found = load_results(folder)
     if len(found):
-        print(f"\n{results_table(found, value=_FIGURES, columns=(), teacher=True)}\n({found['labels'].iloc[0]} of the "
+        print_output(f"\n{results_table(found, value=_FIGURES, columns=(), teacher=True)}\n({found['labels'].iloc[0]} of the "
               f"labels, {found['labeled'].iloc[0]} images)\n")
     if (states["state"] != "done").any(): raise DhoError(_standing(states))
-    write_csv(found, folder/"table.csv")
-    save_figure(plot_bars(found), folder, "comparison")
+    write_results_csv(found, folder/"table.csv")
+    save_figure(method_bars_figure(found), folder, "comparison")
     best = folder/next(r.run for r in states.itertuples() if r.method == "dho" and r.seed == "0")
-    print("left behind:", *(f"  {str(place/name):<36} {what}" for place, names in ((folder, _DEMO), (best, _DEMO_RUN))
+    print_output("left behind:", *(f"  {str(place/name):<36} {what}" for place, names in ((folder, _DEMO), (best, _DEMO_RUN))
                             for name, what in names.items()), sep="\n")
 
 # %% ../../nbs/cli/04_train.ipynb #80d77514

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 from .options import option, Trust, verb
-from .output import _left, _said, _Screen, _there_already, EXPORTED, print
+from .output import _left, _said, _Screen, _there_already, EXPORTED, print_output
 from ..core.errors import DhoError
 from ..core.files import atomic_path, NOTE, read_json
 from ..core.parameters import File, Folder, Images, NonNegativeInt, PositiveFloat, PositiveInt, Share
@@ -21,24 +21,24 @@ def _evaluate(args):
     "A checkpoint on datasets"
     import pandas as pd
     from dho_nb.runs.config import make_config
-    from dho_nb.deploy.evaluate import Evaluation
-    from dho_nb.evaluation.interpolation import rows_for_method, shift_table
+    from dho_nb.deploy.evaluate import CheckpointEvaluation
+    from dho_nb.evaluation.interpolation import rows_for_method, interpolated_shift_scores
     if args.root and len(args.dataset) > 1:
         raise DhoError("--root is for one dataset: of several, have each below data in settings.ini")
     if args.labels and len(args.dataset) > 1:
         raise DhoError("--labels is for one folder of images: score the others by themselves")
     given = dict(root=args.root, labels=args.labels, skip_broken=args.skip_broken)
-    made = {name: Evaluation(args.model, make_config(dict(given, dataset=name)), args.split, args.alpha, args.beta,
+    made = {name: CheckpointEvaluation(args.model, make_config(dict(given, dataset=name)), args.split, args.alpha, args.beta,
                              args.classes, args.trust_remote_code) for name in args.dataset}
     for name, found in made.items():
         table = found.table.round(4).to_string()
-        print("\n".join([f"{name}: {len(found.rows)} images", *filter(None, [found.judged]), table, ""]), flush=True)
+        print_output("\n".join([f"{name}: {len(found.rows)} images", *filter(None, [found.judged]), table, ""]), flush=True)
     one = next(iter(made.values()))
     if len(made) > 1:
-        table = shift_table({n: e.outputs for n, e in made.items()}, one.alpha, one.beta, validation=args.dataset[0])
+        table = interpolated_shift_scores({n: e.outputs for n, e in made.items()}, one.alpha, one.beta, validation=args.dataset[0])
         shown = rows_for_method(table.drop(columns="images").T, *one.heads).T
-        print(pd.concat([table["images"], shown], axis=1).round(4).to_string())
-        print(f"({args.dataset[0]} counts as the set that is not shifted)")
+        print_output(pd.concat([table["images"], shown], axis=1).round(4).to_string())
+        print_output(f"({args.dataset[0]} counts as the set that is not shifted)")
 
 # %% ../../nbs/cli/06_use.ipynb #fde04e59
 @verb("evaluate", "judge", _evaluate)
@@ -62,13 +62,13 @@ class Evaluate(Trust):
 # %% ../../nbs/cli/06_use.ipynb #9c31cb97
 def _suggest(args):
     "Which images to label next"
-    from dho_nb.runs.cross_fit import label_next
+    from dho_nb.runs.cross_fit import images_to_label
     if args.out and Path(args.out).exists(): raise _there_already(args.out)
-    found = label_next(args.run, args.count)
+    found = images_to_label(args.run, args.count)
     found.insert(1, "label", "")
-    if not args.out: return print(found.to_csv(index=False, lineterminator="\n"), end="")
+    if not args.out: return print_output(found.to_csv(index=False, lineterminator="\n"), end="")
     with atomic_path(args.out) as temporary: found.to_csv(temporary, index=False, lineterminator="\n")
-    print(f"{args.out}: {len(found)} images; fill in the column label")
+    print_output(f"{args.out}: {len(found)} images; fill in the column label")
 
 # %% ../../nbs/cli/06_use.ipynb #0a2df65b
 @verb("suggest", "label", _suggest)
@@ -84,15 +84,15 @@ class Suggest:
 # %% ../../nbs/cli/06_use.ipynb #daf6b346
 def _predict(args):
     "What a model says about pictures, into a file or onto the screen"
-    from dho_nb.deploy.predictor import Predictor, form_of, skipped_names, write_predictions
-    form = form_of(args.out, args.format)
+    from dho_nb.deploy.predictor import Predictor, prediction_format, files_not_predicted, write_predictions
+    form = prediction_format(args.out, args.format)
     model = Predictor.from_pretrained(args.model, args.device, trust_remote_code=args.trust_remote_code)
     records = model.each(args.images, args.top, args.probabilities, args.batch,
                          mode=load_settings().progress if args.out else "none")
     count, bad = write_predictions(records, args.out or (_Screen() if sys.stdout.isatty() else sys.stdout), form)
-    if args.out: print(f"{args.out}: {count} pictures")
+    if args.out: print_output(f"{args.out}: {count} pictures")
     for place in args.images:
-        if left := skipped_names(place): print(f"dho: {place}: {left}", file=sys.stderr)
+        if left := files_not_predicted(place): print_output(f"dho: {place}: {left}", file=sys.stderr)
     return bad and _said(f"{bad} of {count} pictures could not be read: column 'problem' says why", 1)
 
 # %% ../../nbs/cli/06_use.ipynb #00694ce5
@@ -134,9 +134,9 @@ def _export(args):
     for kind in kinds:
         made = export(args.model, args.out, kind, config=config,
                       int8=args.int8 and ("onnx" not in kinds or kind == "onnx"), **given)
-        print(f"{made.T.to_string()}\n", flush=True)
+        print_output(f"{made.T.to_string()}\n", flush=True)
     folder = export_folder(args.model, args.out)
-    print(f"left in {folder}:\n{_left(folder, EXPORTED)}")
+    print_output(f"left in {folder}:\n{_left(folder, EXPORTED)}")
 
 # %% ../../nbs/cli/06_use.ipynb #30a31744
 @verb("export", "use", _export)
@@ -186,7 +186,7 @@ def _moved(model, root):
 def _push(args):
     "An export on the Hub"
     from dho_nb.deploy.export import push_to_hub
-    print(push_to_hub(args.folder, args.repo, private=not args.public))
+    print_output(push_to_hub(args.folder, args.repo, private=not args.public))
 
 # %% ../../nbs/cli/06_use.ipynb #1a98b922
 @verb("push", "use", _push)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PositiveInt', 'NonNegativeInt', 'PositiveFloat', 'NonNegativeFloat', 'Share', 'File', 'Folder', 'Images', 'Range',
-           'OneOf', 'Parameter', 'parameters', 'check_value', 'Parameters', 'sections', 'helps']
+           'OneOf', 'Parameter', 'declared_parameters', 'check_parameter_value', 'Parameters', 'parameter_sections',
+           'parameter_helps']
 
 # %% ../../nbs/core/02b_parameters.ipynb #310af21d
 import dataclasses, math, os
@@ -14,7 +15,7 @@ from html import escape
 from inspect import get_annotations
 from types import NoneType
 from typing import Annotated, get_args, get_origin, Literal
-from .errors import DhoError, unknown_name
+from .errors import DhoError, unknown_name_error
 
 # %% ../../nbs/core/02b_parameters.ipynb #3b383958
 @dataclass(frozen=True)
@@ -73,14 +74,14 @@ def _parameter(field):
     return Parameter(field.name, kind, default, first(Range), first(OneOf), first(str) or names.get(kind, "NAME"))
 
 @cache
-def parameters(
+def declared_parameters(
     cls,      # A dataclass
 )->tuple:     # Of `Parameter`, in order
     "List the declared parameters of a class"
     return tuple(map(_parameter, dataclasses.fields(cls)))
 
 # %% ../../nbs/core/02b_parameters.ipynb #a7b6ede7
-def check_value(
+def check_parameter_value(
     parameter:Parameter,  # What is declared
     value,                # What is given
 ):                        # The value, as plain Python
@@ -93,7 +94,7 @@ def check_value(
         raise DhoError(f"parameter {name} must be a finite number, not {value}")
     if not isinstance(value, (int, float) if kind is float else kind) or kind is not bool and isinstance(value, bool):
         raise DhoError(f"parameter {name} must be of type {getattr(kind, '__name__', kind)}, not {type(value).__name__} ({value!r})")
-    if parameter.choices and value not in (names := [*parameter.choices]): raise unknown_name(name, value, names)
+    if parameter.choices and value not in (names := [*parameter.choices]): raise unknown_name_error(name, value, names)
     if parameter.limits and value not in parameter.limits: raise DhoError(f"parameter {name}={value} must be {parameter.limits}")
     return float(value) if kind is float else value
 
@@ -106,16 +107,16 @@ class Parameters:
         known = [f.name for f in dataclasses.fields(cls)]
         for name in given:
             if name in cls.other_names: raise DhoError(f"parameter {name!r} is called {cls.other_names[name]} here")
-            if name not in known: raise unknown_name("parameter", name, known)
+            if name not in known: raise unknown_name_error("parameter", name, known)
         return super().__new__(cls)
 
     def __post_init__(self):
-        for p in parameters(type(self)): object.__setattr__(self, p.name, check_value(p, getattr(self, p.name)))
+        for p in declared_parameters(type(self)): object.__setattr__(self, p.name, check_parameter_value(p, getattr(self, p.name)))
 
     def _repr_html_(self): return _tables(self)
 
 # %% ../../nbs/core/02b_parameters.ipynb #fdb24f44
-def sections(
+def parameter_sections(
     cls,      # A dataclass of parameters
 )->dict:      # Docstring of each class of its chain to the names that are first declared there
     "List parameters by the class that declares them"
@@ -126,7 +127,7 @@ def sections(
         seen.update(names)
     return found
 
-def helps(
+def parameter_helps(
     cls,      # A dataclass of parameters, from a file
 )->dict:      # Name to help
     "Read the comment behind each declaration; that of the last class counts"
@@ -138,7 +139,7 @@ def helps(
 def _tables(given):
     "Tables of parameters: what differs from the defaults, then the rest folded"
     rows = {True: "", False: ""}
-    for p in parameters(type(given)):
+    for p in declared_parameters(type(given)):
         value = getattr(given, p.name)
         default = f"<td>{escape(repr(p.default))}</td>" if value != p.default else ""
         rows[value == p.default] += f"<tr><th>{p.name}</th><td>{escape(repr(value))}</td>{default}</tr>"

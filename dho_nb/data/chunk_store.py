@@ -15,13 +15,13 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from filelock import Timeout
-from ..core.errors import DhoError, short_reason
-from ..core.files import (atomic_path, clutter, digest, file_lock, lock_holder, read_json, remove_stale_temporaries,
-                               refusal_message, taking_turns, to_disk, with_fields, write_json)
-from ..core.progress import progress_mode, track
-from ..core.settings import load_settings, visible
+from ..core.errors import DhoError, short_error_reason
+from ..core.files import (atomic_path, is_clutter_file, json_hash, file_lock, lock_holder, read_json, remove_stale_temporaries,
+                               file_access_message, hold_file_lock, fsync_file, check_json_fields, write_json)
+from ..core.progress import progress_mode, track_progress
+from ..core.settings import load_settings, escape_control_characters
 from ..core.trust import _short
-from .loaders import loader
+from .loaders import batch_loader
 
 # %% ../../nbs/data/05_chunk_store.ipynb #c7ef0a81
 FLUSH = 2.0  # seconds between the moments that bring chunks to the disk
@@ -103,10 +103,10 @@ def put(self:Chunked,
 def flush(self:Chunked):
     "Bring written chunks to the disk, then their checksums"
     if not self.waiting: return
-    with open(self.file, "rb") as f: to_disk(f)
+    with open(self.file, "rb") as f: fsync_file(f)
     with open(self.sums, "r+b") as f:
         for chunk, value in self.waiting.items(): f.seek(4*chunk); f.write(value.to_bytes(4, "little"))
-        f.flush(); to_disk(f)
+        f.flush(); fsync_file(f)
     self.waiting, self.flushed = {}, time.time()
 
 # %% ../../nbs/data/05_chunk_store.ipynb #fc3462ec
@@ -148,8 +148,8 @@ class ChunkStore:
     ):
         self.folder, self.arrays = Path(folder).expanduser(), {}
         if not (self.folder/"header.json").exists(): self._create(required)
-        self.header = with_fields(read_json(self.folder/"header.json"), self.folder/"header.json")
-        with_fields({"images": {}, **self.header}, self.folder/"header.json", images=dict)
+        self.header = check_json_fields(read_json(self.folder/"header.json"), self.folder/"header.json")
+        check_json_fields({"images": {}, **self.header}, self.folder/"header.json", images=dict)
         self.agree(required)
         self._list()
 
@@ -161,11 +161,11 @@ def _create(self:ChunkStore, header):
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.locked():
             if (self.folder/"header.json").exists(): return
-            if any(not clutter(p.name) for p in self.folder.iterdir()):
+            if any(not is_clutter_file(p.name) for p in self.folder.iterdir()):
                 raise DhoError(f"{self.folder} holds other files and no store: choose another folder")
             write_json(self.folder/"header.json", header)
     except OSError as e:
-        raise DhoError(f"the store {self.folder} cannot be made ({refusal_message(e) or short_reason(e)}): set cache in "
+        raise DhoError(f"the store {self.folder} cannot be made ({file_access_message(e) or short_error_reason(e)}): set cache in "
                        "settings.ini or DHO_CACHE") from None
 
 @patch
@@ -173,7 +173,7 @@ def _create(self:ChunkStore, header):
 def locked(self:ChunkStore):
     "Keep other processes from changing the list of images within the block. Raises DhoError where the lock is refused."
     try:
-        with taking_turns(file_lock(self.folder/".lock", is_singleton=True), f"works on {self.folder.name}"): yield
+        with hold_file_lock(file_lock(self.folder/".lock", is_singleton=True), f"works on {self.folder.name}"): yield
     except OSError as e: raise self.write_error(e) from None
 
 # %% ../../nbs/data/05_chunk_store.ipynb #5542167f
@@ -182,7 +182,7 @@ def write_error(self:ChunkStore,
     error:OSError,   # That writing here raised
 )->Exception:        # To be raised
     "Return the error, or one that names the folder's owner"
-    message = refusal_message(error)
+    message = file_access_message(error)
     if not message: return error
     return DhoError(f"the store {self.folder.name} lacks something that this needs to add: {message}")
 
@@ -217,7 +217,7 @@ def _list(self:ChunkStore):
             self.images = pd.read_csv(file, dtype=kinds, keep_default_na=False, usecols=[*kinds])[[*kinds]]
             if not self.images["chunk"].between(0, len(self.images)).all(): raise ValueError("its chunks are not numbered")
         except (ValueError, OSError) as e:
-            raise DhoError(f"the list of images {file} is damaged ({short_reason(e)}): delete {self.folder}, "
+            raise DhoError(f"the list of images {file} is damaged ({short_error_reason(e)}): delete {self.folder}, "
                            "and what made it makes it anew") from None
     self.bounds = (np.concatenate([[0], np.cumsum(np.bincount(self.images["chunk"]))]) if len(self.images)
                    else np.zeros(1, np.int64))
@@ -305,7 +305,7 @@ def _tidy(self:ChunkStore):
     "Count the images in the header, and remove temporary files older than an hour"
     if self.header.get("images", {}).get("count", 0) != len(self.images):
         self.header["images"] = dict(count=len(self.images),
-                                     hash=digest(self.images[["id", "key"]].to_numpy().tolist(), 16))
+                                     hash=json_hash(self.images[["id", "key"]].to_numpy().tolist(), 16))
         write_json(self.folder/"header.json", self.header)
     for temporary in self.folder.glob(".tmp-*"):
         try:
@@ -384,8 +384,8 @@ def fill_chunks(
         while pieces := missing():
             free = (k for k, (chunk, names) in enumerate(pieces)
                     if claims.take(chunk) and not _is_filled(store, chunk, names))
-            items = loader(WorkItems(pieces, make), free, workers=workers, pin=pin, strict=True)
-            count = sum(1 for k, item in track(items, label, mode, len(pieces))
+            items = batch_loader(WorkItems(pieces, make), free, workers=workers, pin=pin, strict=True)
+            count = sum(1 for k, item in track_progress(items, label, mode, len(pieces))
                         if _write_piece(store, claims, put, pieces[k], item))
             _flush_and_release(store, claims, list(claims.held))
             wait([] if count else missing())
@@ -404,7 +404,7 @@ class _WaitForOthers:
         if self.left != before: self.since = time.monotonic()
         holder = lock_holder(self.store.folder/".claims"/f"{pieces[0][0]//8}.lock")
         if not before and progress_mode(self.mode) != "none":
-            print(f"waiting for {holder} that fills {visible(self.store.folder.name)}", flush=True)
+            print(f"waiting for {holder} that fills {escape_control_characters(self.store.folder.name)}", flush=True)
         if time.monotonic() - self.since > limit:
             raise DhoError(f"{holder} that fills {self.store.folder} has finished nothing for {limit/60:.0f} min: see to "
                            "that process, or wait longer (DHO_WAIT_SECONDS)")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_TEMPLATES', 'RESEARCH', 'DATASETS', 'SPLITS_AT', 'BUILDERS', 'ARCHIVES', 'SPLIT_BLOBS', 'WAYS', 'Dataset',
-           'paper_dataset', 'dataset_facts', 'class_positions', 'class_codes', 'split_counts', 'check_counts',
-           'build_manifest', 'published_keys', 'check_files', 'check_report', 'get_dataset', 'manifests_page']
+           'paper_dataset', 'dataset_facts', 'dataset_class_positions', 'find_class_codes', 'check_dataset_counts',
+           'build_manifest', 'check_dataset_files', 'dataset_check_report', 'get_dataset', 'manifests_page']
 
 # %% ../../nbs/data/02_datasets.ipynb #6806dea5
 import gzip, hashlib, random, re, shutil
@@ -14,13 +14,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 import urllib.request
-from ..core.errors import DhoError, short_reason, unknown_name
+from ..core.errors import DhoError, short_error_reason, unknown_name_error
 from ..core.files import atomic_path, read_json
-from ..core.progress import track
-from ..core.settings import download_limit, load_settings, shipped
+from ..core.progress import track_progress
+from ..core.settings import download_timeout, load_settings, shipped_file
 from .label_subsets import subset_lists
-from .manifests import (content_keys, data_root, FOLDERS, from_coop, image_paths, Manifest, missing_images,
-                                   open_image, open_manifest, read_manifest, SPLITS, threaded, write_manifest)
+from .manifests import (content_keys, manifest_root, FOLDERS, manifest_from_coop, image_paths, Manifest, missing_images,
+                                   open_image, open_manifest, read_manifest, SPLITS, map_in_threads, write_manifest)
 
 # %% ../../nbs/data/02_datasets.ipynb #b26f3221
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def paper_dataset(
     name:str,   # One of the fifteen
 )->Dataset:
     "Return the dataset called `name`. Raises DhoError for an unknown name, with the nearest one."
-    if name not in DATASETS: raise unknown_name("dataset of the paper", name, DATASETS)
+    if name not in DATASETS: raise unknown_name_error("dataset of the paper", name, DATASETS)
     return DATASETS[name]
 
 # %% ../../nbs/data/02_datasets.ipynb #ecfe70b6
@@ -135,10 +135,10 @@ def dataset_facts(
     name:str,   # One of the fifteen
 )->dict:        # classes, templates, source, license, counts; for ImageNet's family also wnids
     "Return what the package ships about a dataset besides its list"
-    return read_json(shipped(f"data_manifests/{paper_dataset(name).name}.json"))
+    return read_json(shipped_file(f"data_manifests/{paper_dataset(name).name}.json"))
 
 # %% ../../nbs/data/02_datasets.ipynb #60a028a0
-def class_positions(
+def dataset_class_positions(
     manifest:Manifest,   # A test set, e.g. ImageNet-A
     classes,             # Class names of the model's outputs, e.g. ImageNet's
 )->np.ndarray:           # int64 [len(manifest.classes)]
@@ -155,7 +155,7 @@ def class_positions(
 _CODES = re.compile(r"n\d{8}|\d+([ _]\d+)*|(?=.*\d)[0-9a-f]{8}[0-9a-f-]*")  # WordNet ids, numbers, hashes
 _COUNTED = re.compile(r"(class|cls|label|category|cat|cluster|group|id|type|folder|[a-z]{1,2})[ _-]?\d+", re.IGNORECASE)
 
-def class_codes(
+def find_class_codes(
     classes,        # Class names
     templates=(),   # Prompts; numbers are words in a prompt that speaks of a number or a digit
 )->dict[str, str]:  # Code to what ImageNet's list calls it; to "" where it is not in there
@@ -169,7 +169,7 @@ def class_codes(
     return {code: names.get(code, "") for code in codes}
 
 # %% ../../nbs/data/02_datasets.ipynb #ea32d603
-def split_counts(
+def _split_counts(
     manifest:Manifest,             # The dataset
 )->tuple[int, int, int]:
     "Count the images in train, val and test"
@@ -177,11 +177,11 @@ def split_counts(
     return tuple(int(counts.get(s, 0)) for s in SPLITS)
 
 # %% ../../nbs/data/02_datasets.ipynb #0151f623
-def check_counts(
+def check_dataset_counts(
     manifest:Manifest,   # One of the fifteen
 )->Manifest:             # The same
     "Return a manifest; refuse one that differs from the paper's. Raises DhoError with the counts that differ."
-    info, counts = paper_dataset(manifest.name), split_counts(manifest)
+    info, counts = paper_dataset(manifest.name), _split_counts(manifest)
     differences = [f"{s}: {f:,}, the paper has {c:,}" for s, f, c in zip(SPLITS, counts, info.counts) if f != c]
     if len(manifest.classes) != info.classes:
         differences.append(f"classes: {len(manifest.classes)}, the paper has {info.classes}")
@@ -197,7 +197,7 @@ def _from_split(info, root, classes):
     if not file.is_file():
         raise DhoError(f"{file} is missing: CoOp's split of {info.name} cannot be made from the official lists. "
                        f"dho data get {info.name} fetches it from {SPLITS_AT}/{info.split}")
-    return from_coop(file, info.name, info.prefix).table
+    return manifest_from_coop(file, info.name, info.prefix).table
 
 SPLITS_AT = "https://raw.githubusercontent.com/linzhiqiu/cross_modal_adaptation/main/splits"
 
@@ -321,7 +321,7 @@ def build_manifest(
 )->Manifest:            # Also below the cache, as `manifests/<name>.csv.gz`
     """Build the list of a dataset from its own files, compare its counts with the paper's, and write it.
     Raises DhoError where files are missing or counts differ."""
-    info, root = paper_dataset(name), data_root(name, root)
+    info, root = paper_dataset(name), manifest_root(name, root)
     if not info.builder: return open_manifest(name)
     if not root.is_dir():
         raise DhoError(f"data root {root} of {name} does not exist: dho data get {name}, or name its "
@@ -329,16 +329,16 @@ def build_manifest(
     facts = dataset_facts(name)
     table = BUILDERS[info.builder](info, root, facts["classes"])
     classes, templates = facts.pop("classes"), facts.pop("templates")
-    manifest = check_counts(Manifest(name, table, classes, templates))
+    manifest = check_dataset_counts(Manifest(name, table, classes, templates))
     write_manifest(manifest, load_settings().cache/"manifests", compress=True, **facts)
     return manifest
 
 # %% ../../nbs/data/02_datasets.ipynb #6d29afc4
-def published_keys(
+def _published_hashes(
     manifest:Manifest,   # The dataset
 )->np.ndarray|None:      # [N] strings of 8 hexadecimal characters
     "Return the first characters of `content_keys` of the published pictures; None where no hashes are shipped"
-    file = shipped("data_manifests")/"hashes"/f"{manifest.name}.txt.gz"
+    file = shipped_file("data_manifests")/"hashes"/f"{manifest.name}.txt.gz"
     if not file.is_file(): return None
     keys = gzip.decompress(file.read_bytes()).decode().split()
     order = np.argsort(manifest.table["path"].to_numpy(), kind="stable")
@@ -348,7 +348,7 @@ def published_keys(
     return keys_by_row
 
 # %% ../../nbs/data/02_datasets.ipynb #04b4f4a1
-def check_files(
+def check_dataset_files(
     manifest:Manifest,    # The dataset
     root:str|Path,        # Its data root
     decode:bool=False,    # Also decode every picture
@@ -357,16 +357,16 @@ def check_files(
     root, paths = Path(root), manifest.table["path"].to_numpy()
     missing = set(missing_images(manifest, root)["path"])
     problem = np.array(["missing" if p in missing else "" for p in paths], object)
-    sizes = threaded(lambda p: -1 if p in missing or not (root/p).exists() else (root/p).stat().st_size, paths)
-    size = np.array(list(track(sizes, "looking at files", total=len(paths))))
+    sizes = map_in_threads(lambda p: -1 if p in missing or not (root/p).exists() else (root/p).stat().st_size, paths)
+    size = np.array(list(track_progress(sizes, "looking at files", total=len(paths))))
     problem[size < 0] = "missing"  # also where a link leads nowhere
     problem[size == 0] = "empty"
-    keys = published_keys(manifest)
+    keys = _published_hashes(manifest)
     if keys is not None:
         actual = np.array([k[:8] for k in content_keys(manifest, root)], object)
         problem[(problem == "") & (actual != keys)] = "other content"
     if decode:
-        decodable = track(threaded(lambda p: p in missing or _decodes(root/p), paths), "decoding", total=len(paths))
+        decodable = track_progress(map_in_threads(lambda p: p in missing or _decodes(root/p), paths), "decoding", total=len(paths))
         problem[(problem == "") & ~np.array(list(decodable), bool)] = "broken"
     extra = sorted(set(image_paths(root)) - set(paths))
     faulty = problem != ""
@@ -383,13 +383,13 @@ def _decodes(file):
     except Exception: return False
 
 # %% ../../nbs/data/02_datasets.ipynb #ce7b71db
-def check_report(
+def dataset_check_report(
     manifest:Manifest,    # The dataset
-    problems:pd.DataFrame,   # From `check_files`
+    problems:pd.DataFrame,   # From `check_dataset_files`
     decoded:bool=False,   # Whether its pictures were decoded
 )->str:
     "Return the differences as a few lines of text"
-    counts = " / ".join(f"{c:,} {s}" for s, c in zip(SPLITS, split_counts(manifest)) if c)
+    counts = " / ".join(f"{c:,} {s}" for s, c in zip(SPLITS, _split_counts(manifest)) if c)
     scope = "sizes" + (", contents" if problems.attrs["hashed"] else "") + (", pictures" if decoded else "")
     size = f"{problems.attrs['bytes']/1e6:,.1f} MB"
     lines = [f"{manifest.name}: {counts} in {len(manifest.classes)} classes, {size}; looked at {scope}"]
@@ -412,7 +412,7 @@ def _torchvision(stage, info, name, inner, into=""):
         if f.is_dir() and not any(f.iterdir()): f.rmdir()
         elif f.is_file() and f.suffix not in ARCHIVES: f.unlink()
     files.mkdir(parents=True, exist_ok=True)
-    with download_limit(): getattr(torchvision.datasets, name)(files, download=True)
+    with download_timeout(): getattr(torchvision.datasets, name)(files, download=True)
     return _move(files/inner, stage/"whole"/into)
 
 # %% ../../nbs/data/02_datasets.ipynb #20cbf50a
@@ -447,7 +447,7 @@ def _download(url, file):
         size = int(response.headers.get("Content-Length") or 0)
         parts = iter(lambda: response.read(2**20), b"")
         with open(temporary, "wb") as f:
-            f.writelines(track(parts, f"fetching {file.name} (MiB)", total=size//2**20 + 1))
+            f.writelines(track_progress(parts, f"fetching {file.name} (MiB)", total=size//2**20 + 1))
         if size and temporary.stat().st_size != size:
             raise OSError(f"{url}: {temporary.stat().st_size:,} of {size:,} bytes came")
 
@@ -474,7 +474,7 @@ def _missing_parts(info, root):
     except DhoError:
         try: manifest = build_manifest(info.name, root)
         except DhoError as e: return str(e)
-    problems = check_files(manifest, root).query("problem != 'extra'")
+    problems = check_dataset_files(manifest, root).query("problem != 'extra'")
     kinds = ", ".join(f"{n:,} {kind}" for kind, n in problems["problem"].value_counts().items())
     return f"{kinds} of {len(manifest):,} pictures, e.g. {problems['path'].iloc[0]}" if len(problems) else ""
 
@@ -487,7 +487,7 @@ def get_dataset(
 )->Path:                # The data root, whole
     """Fetch a dataset's pictures to where its list expects them.
     Raises DhoError where no library downloads them or the copy is not complete."""
-    info, root = paper_dataset(name), data_root(name, root).resolve()  # the stage lies beside it, on the same disk
+    info, root = paper_dataset(name), manifest_root(name, root).resolve()  # the stage lies beside it, on the same disk
     if root.is_dir() and any(root.iterdir()): return _check_existing(info, root)
     if not info.download:
         raise DhoError(f"no library downloads {name} ({info.source}).\n" + info.by_hand.format(root=root))
@@ -498,7 +498,7 @@ def get_dataset(
         _fetch_split(info, whole)
     except DhoError: raise
     except Exception as e:
-        raise DhoError(f"{name} did not arrive whole ({short_reason(e)}): the same command goes on; what has come is in "
+        raise DhoError(f"{name} did not arrive whole ({short_error_reason(e)}): the same command goes on; what has come is in "
                        f"{stage}. By hand: {info.source}, unpacked so that the pictures are below "
                        f"{root/info.prefix}") from None
     missing = _missing_parts(info, whole)
@@ -535,7 +535,7 @@ def manifests_page(
     slashed = lambda counts: " / ".join(f"{c:,}" for c in counts)
     for name in ("digits", *DATASETS):
         facts, csv = read_json(folder/f"{name}.json"), next(folder.glob(f"{name}.csv*"), None)
-        ours = slashed(split_counts(read_manifest(csv))) if csv else "–"
+        ours = slashed(_split_counts(read_manifest(csv))) if csv else "–"
         papers = slashed(facts["counts"]) if "counts" in facts else "–"
         lines += [f"| `{name}` | {len(facts['classes']):,} | {ours} | {papers} | "
                   f"{'here' if csv else f'`dho data build {name}`'} | {facts['source']} | {facts['license']} |"]

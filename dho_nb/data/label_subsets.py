@@ -9,10 +9,10 @@ __all__ = ['LISTS', 'LabelSubset', 'val_images_per_class', 'labeled_subset', 'su
 from dataclasses import dataclass
 import numpy as np
 import pandas as pd
-from ..core.errors import DhoError, unknown_name
+from ..core.errors import DhoError, unknown_name_error
 from ..core.seeding import derive_seed
-from ..core.settings import shipped
-from .manifests import _rank_in_class, Manifest, read_table, rows
+from ..core.settings import shipped_file
+from .manifests import _rank_in_class, Manifest, read_manifest_table, manifest_rows
 
 # %% ../../nbs/data/01_label_subsets.ipynb #5caa9833
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ def labeled_subset(
     """Return labeled images by name: class-balanced and nested, a pure function of manifest and seed, or a published
     list.
     Raises DhoError for impossible sizes, unknown lists and classes without a label."""
-    if by not in LISTS: raise unknown_name("list of labels", by, LISTS)
+    if by not in LISTS: raise unknown_name_error("list of labels", by, LISTS)
     if shots and fraction: raise DhoError(f"give shots or fraction, not both (shots={shots}, fraction={fraction})")
     if shots < 0 or not 0 <= fraction <= 1:
         raise DhoError(f"shots must be positive and fraction in (0, 1], not shots={shots}, fraction={fraction}")
     name = f"{shots}-shot" if shots else f"{100*fraction:g}%" if fraction else "all"
-    candidates = rows(manifest, "train", labeled=True)
+    candidates = manifest_rows(manifest, "train", labeled=True)
     labels = manifest.table["label"].to_numpy()[candidates]
     counts = np.bincount(labels, minlength=len(manifest.classes))
     if (counts == 0).any() and not needed: return LabelSubset("all" if len(candidates) else "none", seed, candidates)
@@ -67,7 +67,7 @@ def labeled_subset(
 # %% ../../nbs/data/01_label_subsets.ipynb #7a7bef1f
 def _nested(manifest, candidates, labels, counts, shots, fraction, seed):
     "Return which rows come first in their class"
-    quota = (shots or (_quota(counts, fraction*len(rows(manifest, "train")), manifest.name, fraction) if fraction
+    quota = (shots or (_quota(counts, fraction*len(manifest_rows(manifest, "train")), manifest.name, fraction) if fraction
                        else counts.max()))
     return _rank_in_class(manifest.id_keys[candidates], labels, derive_seed(seed, "labels")) < quota
 
@@ -86,9 +86,9 @@ def subset_lists(
     name:str,          # A manifest's name
 )->dict[str, list]:    # List, e.g. "coop-4-1", to the paths or file names in it
     "Return the published lists of labeled images of a dataset; empty without any"
-    file = shipped("data_manifests")/"subsets"/f"{name}.csv.gz"
+    file = shipped_file("data_manifests")/"subsets"/f"{name}.csv.gz"
     if not file.is_file(): return {}
-    table = read_table(file)
+    table = read_manifest_table(file)
     table = table.assign(list=table["lists"].str.split(" ")).explode("list")
     return table.groupby("list")["path"].agg(list).to_dict()
 

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'TEMPLATES', 'SUFFIXES', 'RAW', 'SYSTEM', 'UNLABELED', 'SPLIT_FOLDERS', 'PHOTOS', 'DIGIT_NAMES',
-           'DIGIT_TEMPLATES', 'FOLDERS', 'Manifest', 'rows', 'manifest_hash', 'summary', 'read_table', 'read_manifest',
-           'write_manifest', 'image_paths', 'pictures_below', 'skipped_files', 'describe_skipped', 'from_folder',
-           'open_image', 'check_opened', 'from_labels', 'from_coop', 'digits_manifest', 'split_off', 'make_digits',
-           'manifest_files', 'manifest_names', 'open_manifest', 'data_root', 'missing_images', 'threaded',
-           'content_keys', 'fingerprint']
+           'DIGIT_TEMPLATES', 'FOLDERS', 'Manifest', 'manifest_rows', 'manifest_hash', 'manifest_summary',
+           'read_manifest_table', 'read_manifest', 'write_manifest', 'image_paths', 'pictures_below', 'skipped_files',
+           'describe_skipped', 'manifest_from_folder', 'open_image', 'check_image_format', 'manifest_from_labels',
+           'manifest_from_coop', 'digits_manifest', 'split_off', 'write_digits_images', 'manifest_files',
+           'manifest_names', 'open_manifest', 'manifest_root', 'missing_images', 'map_in_threads', 'content_keys',
+           'manifest_content_hash']
 
 # %% ../../nbs/data/00_manifests.ipynb #c3e1772d
 import csv, gzip, hashlib, io, os, shutil, unicodedata, uuid, warnings, zlib
@@ -20,10 +21,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
-from ..core.errors import DhoError, unknown_name
-from ..core.files import _HOST, atomic_path, clutter, is_running, read_json, write_json
-from ..core.seeding import derive_seed, key64, mix64, uniform
-from ..core.settings import clipped, load_settings, shipped
+from ..core.errors import DhoError, unknown_name_error
+from ..core.files import _HOST, atomic_path, is_clutter_file, process_is_running, read_json, write_json
+from ..core.seeding import derive_seed, string_keys, seeded_bits, seeded_uniform
+from ..core.settings import clip_file_name, load_settings, shipped_file
 
 # %% ../../nbs/data/00_manifests.ipynb #0d55e31a
 SPLITS = ("train", "val", "test")
@@ -39,7 +40,7 @@ class Manifest:
     templates:tuple[str, ...]=TEMPLATES  # Prompts with one {} for the class name
 
     def __post_init__(self):
-        object.__setattr__(self, "name", clipped(self.name, 120))  # it becomes a part of folders' names
+        object.__setattr__(self, "name", clip_file_name(self.name, 120))  # it becomes a part of folders' names
         object.__setattr__(self, "classes", tuple(map(str, self.classes)))
         object.__setattr__(self, "templates", tuple(self.templates))
         object.__setattr__(self, "table", _validate_table(self.table, self.classes, self.name))
@@ -49,15 +50,15 @@ class Manifest:
 
     @cached_property
     def id_keys(self)->np.ndarray:
-        "`key64` of the ids [N], by which orders, subsets and views are drawn: made once"
-        return key64(self.table["id"])
+        "`string_keys` of the ids [N], by which orders, subsets and views are drawn: made once"
+        return string_keys(self.table["id"])
 
 # %% ../../nbs/data/00_manifests.ipynb #eb134abd
 @patch
 def _repr_html_(self:Manifest)->str:
     "Return a small table: images of each split, and the first class names"
     names = ", ".join(self.classes[:10]) + (f", … ({len(self.classes)} classes)" if len(self.classes) > 10 else "")
-    return f"<p>{escape(self.name)}: {len(self):,} images, {escape(names)}</p>{summary(self).to_html()}"
+    return f"<p>{escape(self.name)}: {len(self):,} images, {escape(names)}</p>{manifest_summary(self).to_html()}"
 
 # %% ../../nbs/data/00_manifests.ipynb #998ff8d6
 def _check_names(name, classes, templates):
@@ -88,7 +89,7 @@ def _validate_table(table, classes, name):
     for row in table["path"][_outside_root(table["path"])]:
         raise DhoError(f"manifest {name}: path {row!r} leaves the data root; paths are relative to it and hold no '..'")
     unknown = sorted(set(table["split"].unique()) - set(SPLITS))
-    if unknown: raise unknown_name(f"split in manifest {name}:", unknown[0], SPLITS)
+    if unknown: raise unknown_name_error(f"split in manifest {name}:", unknown[0], SPLITS)
     try:
         labels = table["label"].astype(np.int64)
         if table["label"].dtype.kind == "f" and (labels != table["label"]).any():
@@ -106,13 +107,13 @@ def _outside_root(paths):
     return paths.str.startswith("/") | paths.str.contains(r"(?:^|[/\\])\.\.(?:[/\\]|$)")
 
 # %% ../../nbs/data/00_manifests.ipynb #db265869
-def rows(
+def manifest_rows(
     manifest:Manifest,       # The dataset
     split:str|None=None,     # "train", "val", "test"; all if None
     labeled:bool|None=None, # Only rows with (True) or without (False) a label
 )->np.ndarray:               # Positions in `manifest.table`, int64
     "Return the positions of the rows in a split. Raises DhoError for an unknown split."
-    if split is not None and split not in SPLITS: raise unknown_name("split", split, SPLITS)
+    if split is not None and split not in SPLITS: raise unknown_name_error("split", split, SPLITS)
     mask = np.ones(len(manifest), bool) if split is None else (manifest.table["split"] == split).to_numpy()
     has_label = (manifest.table["label"] >= 0).to_numpy()
     return np.flatnonzero(mask if labeled is None else mask & (has_label == labeled))
@@ -125,7 +126,7 @@ def manifest_hash(
     text = manifest.table.sort_values("id").to_csv(index=False, lineterminator="\n")
     return hashlib.sha256(("\n".join(manifest.classes) + "\n\n" + text).encode()).hexdigest()[:16]
 
-def summary(
+def manifest_summary(
     manifest:Manifest,  # The dataset
 )->pd.DataFrame:        # Splits by labeled and unlabeled
     "Count the images of each split, with and without a label"
@@ -134,7 +135,7 @@ def summary(
     return counts.reindex([s for s in SPLITS if s in counts.index]).rename_axis(columns=None)
 
 # %% ../../nbs/data/00_manifests.ipynb #e5d80234
-def read_table(
+def read_manifest_table(
     file:str|Path,  # A CSV with a header line, comma, semicolon or tab separated; `.gz` is unpacked
 )->pd.DataFrame:    # Strings, empty cells are ""; the index is the line in the file
     "Read a CSV whose first line names the columns, one of them `path`. Raises DhoError that names file and line."
@@ -185,7 +186,7 @@ def _labels(names, classes, where):
     numbers = {str(i): i for i in range(len(classes))}
     if not any(n in position for n in uniques) and all(n in numbers for n in uniques if n): position = numbers
     for n in uniques:
-        if n and n not in position: raise unknown_name(f"class in {where}, line {names.index[names == n][0]}:", n, classes)
+        if n and n not in position: raise unknown_name_error(f"class in {where}, line {names.index[names == n][0]}:", n, classes)
     return np.array([position[n] if n else -1 for n in uniques], np.int64)[codes]
 
 # %% ../../nbs/data/00_manifests.ipynb #cbb6a238
@@ -198,7 +199,7 @@ def read_manifest(
     Raises DhoError where they are invalid."""
     file = Path(file).expanduser()
     json_file = file.with_name(file.name.removesuffix(".gz")).with_suffix(".json")
-    table, facts = read_table(file), _read_facts(json_file) if json_file.exists() else {}
+    table, facts = read_manifest_table(file), _read_facts(json_file) if json_file.exists() else {}
     names = table["label"] if "label" in table else pd.Series("", index=table.index)
     classes = [*map(_class_name, classes or facts.get("classes") or sorted(set(names) - {""}))]
     split = table["split"].replace("", "train") if "split" in table else "train"
@@ -342,7 +343,7 @@ def describe_skipped(
             "suffix, such as .jpg.")
 
 # %% ../../nbs/data/00_manifests.ipynb #4a043744
-def from_folder(
+def manifest_from_folder(
     root:str|Path,        # The data root
     name:str="",          # Name of the dataset; the folder's if empty
     templates=TEMPLATES,  # Prompt templates
@@ -399,7 +400,7 @@ def open_image(
     return Image.open(file, formats=[f for f in PHOTOS if f in Image.OPEN])
 
 # %% ../../nbs/data/00_manifests.ipynb #2d230d99
-def check_opened(
+def check_image_format(
     picture,   # A `PIL.Image.Image` that somebody else opened
 ):             # The same
     "Return a picture; refuse one that only another program could decode. Raises DhoError for EPS and the like."
@@ -409,7 +410,7 @@ def check_opened(
                    "program: give it as PNG or JPEG")
 
 # %% ../../nbs/data/00_manifests.ipynb #a60b7774
-def from_labels(
+def manifest_from_labels(
     root:str|Path,        # The data root: every picture below it takes part
     labels:str|Path,      # CSV of `path,label[,split]`, paths relative to `root`; other columns are the user's own
     name:str="",          # Name of the dataset; the folder's if empty
@@ -420,7 +421,7 @@ def from_labels(
     Raises DhoError that names the line of a wrong path or label."""
     labels = Path(labels).expanduser()
     root = Path(root).expanduser()
-    table, paths = read_table(labels), image_paths(root)
+    table, paths = read_manifest_table(labels), image_paths(root)
     pictures = set(paths)
     if "label" not in table: raise DhoError(f"{labels}, line 1: expected columns path,label, found {list(table)}")
     bases = root.absolute(), root.resolve()
@@ -452,11 +453,11 @@ def _path_below(path, root, bases, pictures, labels, line):
         if other in pictures: return other
     if os.path.isfile(root/path): return path  # False where a name is too long for the disk, too
     near = [f for f in pictures if PurePosixPath(f).name.lower() == PurePosixPath(path).name.lower()] or pictures
-    raise DhoError(f"{labels}, line {line}: {unknown_name('image', path, sorted(near)[:1000])}"[:600] if pictures
+    raise DhoError(f"{labels}, line {line}: {unknown_name_error('image', path, sorted(near)[:1000])}"[:600] if pictures
                    else f"{root} holds no picture")
 
 # %% ../../nbs/data/00_manifests.ipynb #ea201538
-def from_coop(
+def manifest_from_coop(
     file:str|Path,        # `split_zhou_*.json`
     name:str="",          # Name of the dataset; from the file name if empty
     prefix:str="",        # Folder of the images below the data root, e.g. "2750" for EuroSAT
@@ -517,7 +518,7 @@ def split_off(
 )->Manifest:
     """Move labeled training images to another split, the same share of every class, chosen by a hash of their ids.
     Raises DhoError where too few would remain."""
-    candidates = rows(manifest, "train", labeled=True)
+    candidates = manifest_rows(manifest, "train", labeled=True)
     count = int(round(size*len(candidates))) if size < 1 else int(size)
     if not 0 < count < len(candidates):
         raise DhoError(f"cannot move {count} of {len(candidates)} labeled training images to {split!r}")
@@ -536,19 +537,19 @@ def split_off(
 # %% ../../nbs/data/00_manifests.ipynb #6e447817
 def _offset(labels):
     "Return a fixed fraction in [0, 1) per class, so that cuts between equal classes do not follow the labels' order"
-    return uniform(labels, 0x5EED)
+    return seeded_uniform(labels, 0x5EED)
 
 # %% ../../nbs/data/00_manifests.ipynb #f5808a36
 def _rank_in_class(keys, labels, seed):
     "Return the rank of each image in its class, ordered by a hash of (seed, id)"
-    order = np.lexsort((mix64(seed, keys), labels))
+    order = np.lexsort((seeded_bits(seed, keys), labels))
     rank = np.empty(len(keys), np.int64)
     counts = np.bincount(labels)
     rank[order] = np.arange(len(keys)) - np.repeat(np.cumsum(counts) - counts, counts)
     return rank
 
 # %% ../../nbs/data/00_manifests.ipynb #7f8bc6d5
-def make_digits(
+def write_digits_images(
     root:str|Path,  # Folder to fill; left alone if it exists
 )->Path:            # The data root
     "Write the embedded digits as 8 x 8 grey PNG files, all of them or none"
@@ -558,7 +559,7 @@ def make_digits(
     from PIL import Image
     root.parent.mkdir(parents=True, exist_ok=True)
     for stale in root.parent.glob(f".tmp-{_HOST}-*-{root.name}"):  # of a process that was killed
-        if not is_running(int(stale.name.split("-")[2])): shutil.rmtree(stale, ignore_errors=True)
+        if not process_is_running(int(stale.name.split("-")[2])): shutil.rmtree(stale, ignore_errors=True)
     building = root.with_name(f".tmp-{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{root.name}")
     for i, (picture, label) in enumerate(zip(*load_digits(return_X_y=True))):
         target = building/DIGIT_NAMES[label]/f"{i:04d}.png"
@@ -572,9 +573,9 @@ def make_digits(
 def manifest_files(
 )->dict[str, Path]:  # Name to CSV
     "Return the manifests of the package and those built on this machine"
-    folders = load_settings().cache/"manifests", shipped("data_manifests")
+    folders = load_settings().cache/"manifests", shipped_file("data_manifests")
     return {p.name.split(".")[0]: p for folder in folders for p in sorted(folder.glob("[!.]*.csv*"))
-            if p.name in (f"{p.name.split('.')[0]}{end}" for end in (".csv", ".csv.gz")) and not clutter(p.name)}
+            if p.name in (f"{p.name.split('.')[0]}{end}" for end in (".csv", ".csv.gz")) and not is_clutter_file(p.name)}
 
 def manifest_names(
 )->list[str]:
@@ -588,27 +589,27 @@ def open_manifest(
     "Return the manifest that `dataset` names. Raises DhoError for an unknown name or a list that must be built first."
     path, files = Path(dataset).expanduser(), manifest_files()
     if dataset in files: return read_manifest(files[dataset])
-    if path.is_dir() and not _needs_build(dataset): return from_folder(path)
-    if path.suffix == ".json" and path.exists(): return from_coop(path)
+    if path.is_dir() and not _needs_build(dataset): return manifest_from_folder(path)
+    if path.suffix == ".json" and path.exists(): return manifest_from_coop(path)
     if path.name.endswith((".csv", ".csv.gz")) and path.exists(): return read_manifest(path)
     if _needs_build(dataset):
         raise DhoError(f"{dataset}: its classes and prompts come with the package, its list of images is made from "
                        f"your copy: dho data build {dataset} --root FOLDER (dho data get {dataset} fetches the "
                        "pictures, or says where they are)")
-    raise unknown_name("dataset", dataset, [*files, "a folder", "a .csv", "a split_zhou_*.json"])
+    raise unknown_name_error("dataset", dataset, [*files, "a folder", "a .csv", "a split_zhou_*.json"])
 
 # %% ../../nbs/data/00_manifests.ipynb #bd08289f
 def _needs_build(dataset):
     "Tell whether the package ships this dataset's classes, but not its images' list"
     return (Path(dataset).name == dataset and dataset not in manifest_files()
-            and (shipped("data_manifests")/f"{dataset}.json").is_file())
+            and (shipped_file("data_manifests")/f"{dataset}.json").is_file())
 
 # %% ../../nbs/data/00_manifests.ipynb #e94555c4
 FOLDERS = {"caltech101": "caltech-101", "flowers102": "oxford_flowers", "food101": "food-101",
            "imagenet_v2": "imagenetv2", "imagenet_sketch": "imagenet-sketch", "imagenet_r": "imagenet-rendition",
            "imagenet_a": "imagenet-adversarial"}
 
-def data_root(
+def manifest_root(
     manifest:Manifest|str,  # The dataset, or its name
     root:str|Path="",       # Where its files are; from the settings if empty
 )->Path:
@@ -616,7 +617,7 @@ def data_root(
     settings = load_settings()
     if root: return Path(root).expanduser()
     name = getattr(manifest, "name", manifest)
-    if name == "digits": return make_digits(settings.cache/"digits")
+    if name == "digits": return write_digits_images(settings.cache/"digits")
     return settings.data/(name if (settings.data/name).is_dir() else FOLDERS.get(name, name))
 
 # %% ../../nbs/data/00_manifests.ipynb #89761b23
@@ -634,7 +635,7 @@ def missing_images(
     return manifest.table[missing]
 
 # %% ../../nbs/data/00_manifests.ipynb #73e084c3
-def threaded(
+def map_in_threads(
     work,            # Function of one item
     items,           # A sequence
     threads:int=4,   # At a time
@@ -655,7 +656,7 @@ def content_keys(
             with open(Path(root, path), "rb") as f:
                 return hashlib.blake2b(_sample_bytes(f, Path(path).suffix.lower()), digest_size=8).hexdigest()
         except OSError: return "unreadable"
-    return np.array(list(threaded(key, manifest.table["path"])), dtype=object)
+    return np.array(list(map_in_threads(key, manifest.table["path"])), dtype=object)
 
 # %% ../../nbs/data/00_manifests.ipynb #ce0004bc
 def _sample_bytes(file, suffix, part=2**16):
@@ -666,7 +667,7 @@ def _sample_bytes(file, suffix, part=2**16):
     file.seek(-part, 2)
     return f"{size}\0".encode() + head + file.read()
 
-def fingerprint(
+def manifest_content_hash(
     manifest:Manifest,   # Which images
     keys,                # [N] from `content_keys`
 )->str:                  # 16 hexadecimal characters

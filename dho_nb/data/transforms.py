@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from fastcore.basics import patch
-from ..core.errors import DhoError, unknown_name
-from ..core.seeding import derive_seed, uniform
+from ..core.errors import DhoError, unknown_name_error
+from ..core.seeding import derive_seed, seeded_uniform
 from .manifests import open_image
 
 # %% ../../nbs/data/03_transforms.ipynb #48b50812
@@ -132,7 +132,7 @@ class ViewSpec:
 # %% ../../nbs/data/03_transforms.ipynb #2e1c9aa4
 def crop_boxes(
     spec:ViewSpec,  # How views are drawn
-    keys,           # [N] uint64, `key64` of the image ids
+    keys,           # [N] uint64, `string_keys` of the image ids
     views,          # [N] view numbers
     sizes,          # [N, 2] width and height in pixels
     tries:int=10,   # Draws before falling back to the largest box
@@ -140,7 +140,7 @@ def crop_boxes(
     "Return crop boxes as a pure function of seed, image id and view number"
     wide = np.asarray(sizes, float)[:, :1]/np.asarray(sizes, float)[:, 1:]
     keys, views, seed = np.asarray(keys)[:, None], np.asarray(views)[:, None], derive_seed(spec.seed, "crop")
-    draw = lambda k: uniform(seed, keys, views, np.arange(tries)*4 + k)
+    draw = lambda k: seeded_uniform(seed, keys, views, np.arange(tries)*4 + k)
     area = wide*(spec.scale[0] + (spec.scale[1] - spec.scale[0])*draw(0))
     aspect = np.exp(np.log(spec.ratio[0]) + np.log(spec.ratio[1]/spec.ratio[0])*draw(1))
     w, h = np.sqrt(area*aspect), np.sqrt(area/aspect)
@@ -154,16 +154,16 @@ def crop_boxes(
 # %% ../../nbs/data/03_transforms.ipynb #70200c27
 def flips(
     spec:ViewSpec,  # How views are drawn
-    keys,           # [N] uint64, `key64` of the image ids
+    keys,           # [N] uint64, `string_keys` of the image ids
     views,          # [N] view numbers
 )->np.ndarray:      # [N] bool
     "Return which views are mirrored, as a pure function of seed, image id and view number"
-    return uniform(derive_seed(spec.seed, "flip"), keys, views) < spec.flip
+    return seeded_uniform(derive_seed(spec.seed, "flip"), keys, views) < spec.flip
 
 def center_boxes(
     sizes,       # [N, 2] width and height in pixels
 )->np.ndarray:   # [N, 4]
-    "Return the largest centered squares, the view of evaluation unless `resize_mode` says otherwise"
+    "Return the largest centered squares, the view of evaluation unless `clip_resize_mode` says otherwise"
     wide, high = np.asarray(sizes, float).T
     w, h = np.minimum(1, high/wide), np.minimum(1, wide/high)
     return np.stack([(1 - w)/2, (1 - h)/2, (1 + w)/2, (1 + h)/2], 1)
@@ -187,8 +187,8 @@ class Preprocess:
 
     def __post_init__(self):
         if str(self.interpolation) not in INTERPOLATION:
-            raise unknown_name("interpolation", self.interpolation, INTERPOLATION)
-        if str(self.resize_mode) not in RESIZE_MODES: raise unknown_name("resize_mode", self.resize_mode, RESIZE_MODES)
+            raise unknown_name_error("interpolation", self.interpolation, INTERPOLATION)
+        if str(self.resize_mode) not in RESIZE_MODES: raise unknown_name_error("resize_mode", self.resize_mode, RESIZE_MODES)
 
 # %% ../../nbs/data/03_transforms.ipynb #e6a7120c
 @patch
@@ -222,7 +222,7 @@ def normalize(self:Preprocess,
 def eval_boxes(self:Preprocess,
     sizes,       # [N, 2] width and height in pixels
 )->np.ndarray:   # [N, 4] left, top, right, bottom; below 0 and above 1 where a border is added
-    "Return evaluation's views, as open_clip's transform of that `resize_mode` makes them"
+    "Return evaluation's views, as open_clip's transform of that `clip_resize_mode` makes them"
     sizes = np.asarray(sizes, float).reshape(-1, 2)
     if self.resize_mode == "shortest": return center_boxes(sizes)
     if self.resize_mode == "squash": return np.tile([0., 0., 1., 1.], (len(sizes), 1))
@@ -266,7 +266,7 @@ def at_least(self:Preprocess)->int:
 # %% ../../nbs/data/03_transforms.ipynb #2e7bfe41
 @patch
 def plain(self:Preprocess)->dict:
-    "Return plain data for files; `resize_mode` and `fill` only where they differ from their defaults"
+    "Return plain data for files; `clip_resize_mode` and `fill` only where they differ from their defaults"
     usual = {f.name: f.default for f in fields(self) if f.name in ("resize_mode", "fill")}
     return {k: v for k, v in asdict(self).items() if k not in usual or v != usual[k]}
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import pandas as pd
 import torch
 from ..core.errors import DhoError
-from ..core.files import NOTE, read_json, RESULT, with_fields
-from ..core.trust import markdown_text
-from .checkpoints import load_model, model_file, head_weights
-from ..evaluation.interpolation import rows_for_method, head_table
-from ..evaluation.outputs import load_outputs, predicted
+from ..core.files import NOTE, read_json, RESULT, check_json_fields
+from ..core.trust import escape_markdown
+from .checkpoints import load_checkpoint, find_checkpoint_file, head_weights
+from ..evaluation.interpolation import rows_for_method, interpolation_scores
+from ..evaluation.outputs import load_outputs, read_output_predictions
 from ..losses.methods import get_method, METHODS
 from ..runs.config import make_config
-from ..runs.folder import differences
+from ..runs.folder import run_folder_differences
 
 # %% ../../nbs/deploy/03_model_card.ipynb #a1092300
 def _estimated(file):
@@ -27,8 +27,8 @@ def _estimated(file):
 
 def _crossfit(note, file):
     "Return a cross-fit's note; refuse one whose fields are missing or of another type"
-    with_fields(note, file, folds=int, labeled=int, table=dict)
-    for figures in note["table"].values(): with_fields(figures, file, accuracy=float, low=float, high=float, nll=float)
+    check_json_fields(note, file, folds=int, labeled=int, table=dict)
+    for figures in note["table"].values(): check_json_fields(figures, file, accuracy=float, low=float, high=float, nll=float)
     return note
 
 # %% ../../nbs/deploy/03_model_card.ipynb #2c2ff0a2
@@ -59,9 +59,9 @@ def _read_run(file):
     method, complete = get_method(result["method"]), all((folder/f).exists() for f in ("outputs.safetensors", "predictions.csv"))
     if not result["tested"] or not complete: return config, result, None
     outputs = load_outputs(folder/"outputs.safetensors")[0]
-    split = predicted(folder, usecols=["path", "split"], dtype=str, keep_default_na=False)["split"]
+    split = read_output_predictions(folder, usecols=["path", "split"], dtype=str, keep_default_na=False)["split"]
     tested = torch.from_numpy((split == "test").to_numpy(copy=True)) & (outputs.labels >= 0)
-    return config, result, rows_for_method(head_table(outputs.only(tested), result["alpha"], result["beta"]), method.heads,
+    return config, result, rows_for_method(interpolation_scores(outputs.only(tested), result["alpha"], result["beta"]), method.heads,
                                      method.answers)
 
 # %% ../../nbs/deploy/03_model_card.ipynb #88ad67ee
@@ -75,21 +75,21 @@ def _lines(table, head):
     rows = [[str(i), *("" if v is None or v != v else f"{v:.4g}" if isinstance(v, float) else str(v) for v in row)]
             for i, row in zip(table.index, table.to_numpy(dtype=object))]
     cells = [[head, *map(str, table.columns)], ["---"]*(1 + table.shape[1]), *rows]
-    return "\n".join("| " + " | ".join(markdown_text(c) for c in row) + " |" for row in cells)
+    return "\n".join("| " + " | ".join(escape_markdown(c) for c in row) + " |" for row in cells)
 
 # %% ../../nbs/deploy/03_model_card.ipynb #7e0ae593
 def model_card(
-    name:str|Path,         # As for `load_model`, or the folder of a run
+    name:str|Path,         # As for `load_checkpoint`, or the folder of a run
     files:dict|None=None,  # Exported files and what was found, as in `export.json`
     license:str="",        # Of the model, as the Hub names it
     estimate:str|Path="",  # As for `export`
-    backbone=None,         # As for `load_model`
+    backbone=None,         # As for `load_checkpoint`
     trust_remote_code:bool=False,  # As for `load_student`
 )->str:                    # Markdown under a YAML header
     """Return a description of a model: what it is, its training, its scores and its limits.
     Raises DhoError for a model without class names."""
-    file = model_file(name)
-    student, facts = load_model(name, backbone, trust_remote_code)
+    file = find_checkpoint_file(name)
+    student, facts = load_checkpoint(name, backbone, trust_remote_code)
     facts = dict(facts, preprocess=student.preprocess.plain())
     return _card(file, facts, files or {}, license, _expected(estimate, file) if estimate else None)
 
@@ -98,7 +98,7 @@ def _card(file, facts, files, license, expected):
     "Return the card's sections joined"
     if not facts.get("classes"): raise DhoError(f"{file} does not say what its classes are called: there is nothing to describe")
     config, result, figures = _read_run(file)
-    title = markdown_text(facts.get("run") or facts.get("source") or file.stem)
+    title = escape_markdown(facts.get("run") or facts.get("source") or file.stem)
     parts = [_header(title, result, license), f"# {title}\n\n{_about(facts)}", _use(files),
              _figures(facts, result, figures, expected), _files(files), _origin(facts, config, result),
              _limits(facts, result, figures), _licenses(config, result, license)]
@@ -137,7 +137,7 @@ def _about(facts):
     combination = (f"\n\nIts answer is α · softmax(CE head) + (1 − α) · softmax(KD head / β), with α = {alpha:g} and β "
              f"= {beta:g}." if two else "")
     more = f" … and {len(classes) - 50} more" if len(classes) > 50 else ""
-    return f"{network}{combination}\n\nClasses: {markdown_text(', '.join(classes[:50]))}{more}."
+    return f"{network}{combination}\n\nClasses: {escape_markdown(', '.join(classes[:50]))}{more}."
 
 # %% ../../nbs/deploy/03_model_card.ipynb #a6976be0
 def _use(files):
@@ -163,7 +163,7 @@ def _figures(facts, result, figures, expected):
         table.loc[teacher] = [result[f"teacher_{k}"] for k in ("accuracy", "nll", "ece")]
     note = "The KD head alone is at temperature 1. " if "both" in table.index else ""
     return (f"## Figures\n\nOn {result['tested']} test images of "
-            f"{markdown_text(result['dataset'])}:\n\n{_lines(table, 'answer of')}\n\n{note}The calibration error is how far a stated "
+            f"{escape_markdown(result['dataset'])}:\n\n{_lines(table, 'answer of')}\n\n{note}The calibration error is how far a stated "
             "probability is from how often it is right." + (f"\n\n{_crossed(expected)}" if expected else ""))
 
 # %% ../../nbs/deploy/03_model_card.ipynb #43e14f38
@@ -183,7 +183,7 @@ def _expected(estimate, file):
     if not result:
         raise DhoError(f"{estimate} is an estimate of a run's accuracy, and beside {file} is no finished run: leave "
                        "estimate out")
-    differs = (differences(estimate_note["config"], make_config(config))
+    differs = (run_folder_differences(estimate_note["config"], make_config(config))
                or [f"labeled images were {estimate_note['labeled']}, now {n}" for n in [result["labeled"]]
                    if n != estimate_note["labeled"]])
     mark = read_json(file.parent/"run.json", **NOTE).get("labels")  # of a run from before there was one, nothing is known
@@ -222,7 +222,7 @@ _CHOSEN = {"none": "fixed beforehand", "few": "chosen on a few labeled validatio
 def _origin(facts, config, result):
     "Return what the model was made from"
     if not result:
-        source = f", which was read from {markdown_text(facts['source'])}" if facts.get("source") else ""
+        source = f", which was read from {escape_markdown(facts['source'])}" if facts.get("source") else ""
         return f"## Origin\n\nNot recorded beside the model{source}."
     method, has_teacher = METHODS[result["method"]], METHODS[result["method"]].teacher
     rows = {

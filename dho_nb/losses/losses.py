@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['cross_entropy', 'kl_divergence', 'dho_loss', 'ce_loss', 'kd_loss', 'sskd_loss', 'binary_kl', 'dkd_divergence',
-           'class_costs', 'optimal_transport', 'wkd_divergence', 'with_target', 'feature_distance', 'kd_feature_loss',
-           'ce_kd_feature_loss', 'dho_plus_loss', 'self_training_loss']
+           'class_costs', 'optimal_transport', 'wkd_divergence', 'loss_with_target', 'feature_distance',
+           'kd_feature_loss', 'ce_kd_feature_loss', 'dho_plus_loss', 'self_training_loss']
 
 # %% ../../nbs/losses/00_losses.ipynb #9471005e
 import math
@@ -167,7 +167,7 @@ def wkd_divergence(
     return (target_part + weight*optimal_transport(*rest, cost.to(student.dtype))).sum()/max(total or len(student), 1)
 
 # %% ../../nbs/losses/00_losses.ipynb #3aca46bd
-def with_target(
+def loss_with_target(
     divergence:Callable,  # `dkd_divergence` or `wkd_divergence`
 )->Callable:              # An objective
     "Return an objective as `dho_loss`, with a divergence that needs a target class: the label, or the teacher's first choice"

@@ -11,9 +11,9 @@ from functools import partial
 from html import escape
 from typing import Callable
 from fastcore.basics import patch
-from ..core.errors import unknown_name
+from ..core.errors import unknown_name_error
 from .losses import (binary_kl, ce_loss, ce_kd_feature_loss, dho_loss, dho_plus_loss, dkd_divergence, kd_loss, kd_feature_loss,
-                                  self_training_loss, sskd_loss, with_target, wkd_divergence)
+                                  self_training_loss, sskd_loss, loss_with_target, wkd_divergence)
 
 # %% ../../nbs/losses/02_methods.ipynb #bd2fecc0
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _repr_html_(self:Method)->str:
     return f"<table><caption>{escape(self.name)}: {escape(self.about)}</caption>{cells}</table>"
 
 # %% ../../nbs/losses/02_methods.ipynb #a8066ece
-_dkd, _wkd, _features = with_target(dkd_divergence), with_target(wkd_divergence), ("features", "embeddings")
+_dkd, _wkd, _features = loss_with_target(dkd_divergence), loss_with_target(wkd_divergence), ("features", "embeddings")
 _dhkd = partial(dho_loss, distil=binary_kl)
 
 METHODS = {m.name: m for m in (
@@ -97,5 +97,5 @@ def get_method(
     name:str,  # One of `METHODS`
 )->Method:
     "Return a method by name. Raises DhoError for an unknown name, with the nearest one."
-    if name not in METHODS: raise unknown_name("method", name, METHODS)
+    if name not in METHODS: raise unknown_name_error("method", name, METHODS)
     return METHODS[name]

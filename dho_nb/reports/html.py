@@ -12,12 +12,12 @@ from pathlib import Path
 import pandas as pd
 from ..core.errors import DhoError
 from ..core.files import atomic_path
-from .figures import (plot_agreements, plot_conflicts, plot_reliabilities, plot_shots, plot_surfaces,
-                                    style)
-from .results import axes_of, expected, label_axis, load, ordered, result_of, shared_settings
-from .tables import counted, everywhere, gains, gains_table, label_free, results_table, UNTESTED
-from ..sweeps.grid import telling
-from ..sweeps.remote import local_copy
+from .figures import (agreements_figure, conflicts_figure, reliabilities_figure, shots_figure, surfaces_figure,
+                                    figure_style)
+from .results import result_axes, expected_results, result_label_axis, load_results, ordered_labels, result_column, shared_result_parameters
+from .tables import count_table_gains, repeat_label_free_rows, table_gains, gains_table, label_free_methods, results_table, UNTESTED
+from ..sweeps.grid import full_grid_axis_label
+from ..sweeps.remote import local_copy_of_remote
 
 # %% ../../nbs/reports/04_html.ipynb #9504a342
 _CSS = """:root{color-scheme:light dark;--ink:#1c1f23;--soft:#5c646e;--line:#d9dde2;--paper:#fff;--band:#f5f6f8;--mark:#b34700}
@@ -34,7 +34,7 @@ figure{margin:1rem 0}figure img{max-width:100%;height:auto;background:#fff;borde
 def _image(figure, caption=""):
     "A figure as part of a page"
     held = io.BytesIO()
-    with style(): figure.savefig(held, format="svg", metadata={"Date": None})
+    with figure_style(): figure.savefig(held, format="svg", metadata={"Date": None})
     data = base64.b64encode(held.getvalue()).decode()
     words = escape(caption)
     return (f'<figure><img alt="{words}" src="data:image/svg+xml;base64,{data}">'
@@ -53,39 +53,39 @@ def _listed_html(table, left=False):
 # %% ../../nbs/reports/04_html.ipynb #cc4d3522
 def _spread(frame, planned):
     "The methods that look at no labels and are asked for at no more than one number of them"
-    axis = label_axis(frame)
+    axis = result_label_axis(frame)
     often = planned.groupby("method")[axis].nunique() if {"method", axis} <= {*planned} else {}
-    return {m for m in label_free(frame) if not len(often) or often.get(m, 0) < 2}
+    return {m for m in label_free_methods(frame) if not len(often) or often.get(m, 0) < 2}
 
 # %% ../../nbs/reports/04_html.ipynb #7d1c4490
 def _accuracy_part(frame, planned):
     "A table for each dataset, student or whatever else varies, and the figure"
     if not frame["tested"].any(): return f"<p>{escape(UNTESTED)}</p>"
-    axis = label_axis(frame)
-    rest = [a for a in axes_of(frame) if a not in ("method", "seed", axis) and frame[a].nunique() > 1]
+    axis = result_label_axis(frame)
+    rest = [a for a in result_axes(frame) if a not in ("method", "seed", axis) and frame[a].nunique() > 1]
     parts = frame.groupby(rest, sort=False) if rest else [((), frame)]
     sections, free = [], _spread(frame, planned)
     for key, part in parts:
         here = planned
         for c in [c for c in rest if c in planned]: here = here[here[c] == key[rest.index(c)]]
-        here = everywhere(here, free, axis) if {"method", axis} <= {*here} else None
-        table = results_table(everywhere(part, free, axis), columns=axis, expected=here, teacher=True)
-        named = ", ".join(telling(a, k, " ") for a, k in zip(rest, key))
+        here = repeat_label_free_rows(here, free, axis) if {"method", axis} <= {*here} else None
+        table = results_table(repeat_label_free_rows(part, free, axis), columns=axis, expected=here, teacher=True)
+        named = ", ".join(full_grid_axis_label(a, k, " ") for a, k in zip(rest, key))
         sections.append(f"<h3>{escape(named)}</h3>" * bool(key) + f'<div class="wide">{table._repr_html_()}</div>')
     caption = "Accuracy against labeled images per class; bars: standard deviation over seeds"
-    return "".join(sections) + _tried(lambda: _image(plot_shots(frame[frame["tested"] > 0], *rest[:1]), caption))
+    return "".join(sections) + _tried(lambda: _image(shots_figure(frame[frame["tested"] > 0], *rest[:1]), caption))
 
 # %% ../../nbs/reports/04_html.ipynb #97a71fa9
 def _luck_part(frame, ours, planned):
     "What one method gains over the others"
     if ours not in set(frame["method"]) or frame["method"].nunique() < 2: return ""
-    pairs = gains(everywhere(frame, _spread(frame, planned)), ours)
+    pairs = table_gains(repeat_label_free_rows(frame, _spread(frame, planned)), ours)
     if not len(pairs): return ""
     few = pairs["seeds"].max() < 2
     alone = " No pair shares more than one seed, so that the intervals say nothing about seeds." if few else ""
     return (f"<p>What {escape(ours)} gains over each other method, in percentage points, with the 95 % interval of a "
-            f"paired bootstrap over seeds and test images.{alone}</p>" + _listed_html(gains_table(pairs, label_axis(frame)))
-            + _listed_html(counted(pairs).round(2)))
+            f"paired bootstrap over seeds and test images.{alone}</p>" + _listed_html(gains_table(pairs, result_label_axis(frame)))
+            + _listed_html(count_table_gains(pairs).round(2)))
 
 def _tried(make):
     "A part of the page, or why it cannot be made"
@@ -95,15 +95,15 @@ def _tried(make):
 # %% ../../nbs/reports/04_html.ipynb #86bb7a8c
 def _heads_part(frame, places, labels):
     "What the two heads know, where their gradients and their weights lie"
-    two = frame[result_of(frame, "method") == "dho"]
+    two = frame[result_column(frame, "method") == "dho"]
     compared = "agreement_both_right" in two and two["agreement_both_right"].notna().any()
     caption = "Which head is right where, on the test images"
-    html = _tried(lambda: _image(plot_agreements(two, two["method"].iloc[0]), caption)) if compared else ""
+    html = _tried(lambda: _image(agreements_figure(two, two["method"].iloc[0]), caption)) if compared else ""
     watched = frame["watched"].astype(bool).any() if len(frame) else False
     if watched or any((Path(p).expanduser()/"conflict.csv").exists() for p in places):
-        html += _tried(lambda: _image(plot_conflicts(*places, labels=labels),
+        html += _tried(lambda: _image(conflicts_figure(*places, labels=labels),
                                       "How the gradients of labels and teacher agree"))
-    for caption, plot in (("surface", plot_surfaces), ("reliability", plot_reliabilities)):
+    for caption, plot in (("surface", surfaces_figure), ("reliability", reliabilities_figure)):
         html += _many([_image(f, f"{name}: {caption}") for name, f in plot(*places, labels=labels).items()])
     return html
 
@@ -126,19 +126,19 @@ def _missing_part(planned, frame):
 MADE_BY = '<meta name="generator" content="dho_nb">'  # by which a page of ours is known, and may be made again
 
 def html_report(
-    places,              # As for `load`; one or several
+    places,              # As for `load_results`; one or several
     file:str|Path,       # Where the page goes
     title:str="",        # Its heading; the sweeps' names if empty
-    labels=None,         # As for `load`
+    labels=None,         # As for `load_results`
     ours:str="dho",      # The method that is compared with the others
 )->Path:                 # The file
     "Write one HTML page of tables, figures, gaps and settings, with nothing outside it. Raises `DhoError` where no run is finished"
-    places, file = [*map(local_copy, [places] if isinstance(places, (str, Path)) else places)], Path(file).expanduser()
-    frame, planned, shared = load(*places, labels=labels), expected(*places), shared_settings(*places)
+    places, file = [*map(local_copy_of_remote, [places] if isinstance(places, (str, Path)) else places)], Path(file).expanduser()
+    frame, planned, shared = load_results(*places, labels=labels), expected_results(*places), shared_result_parameters(*places)
     if not len(frame):
         raise DhoError(f"no run in {', '.join(map(str, places))} is finished: a report needs one at least")
     title = title or ", ".join(filter(None, dict.fromkeys(frame["sweep"]))) or Path(places[0]).resolve().name
-    shown = [*axes_of(frame), "accuracy", "ce_accuracy", "kd_accuracy", "ece", "alpha", "beta", "seconds", "run"]
+    shown = [*result_axes(frame), "accuracy", "ce_accuracy", "kd_accuracy", "ece", "alpha", "beta", "seconds", "run"]
     runs = frame[[c for c in dict.fromkeys(shown) if c in frame]].dropna(axis=1, how="all")
     settings = pd.DataFrame([(k, str(v)) for k, v in shared.items()], columns=["setting", "value"])
     parts = {"Accuracy": _tried(lambda: _accuracy_part(frame, planned)),
@@ -157,10 +157,10 @@ def _summary(frame, planned):
     failed = planned["reason"].str.startswith("failed").sum() if len(planned) else 0
     count = f"{len(planned) - missing} of {len(planned)} runs are there" if len(planned) else f"{len(frame)} runs"
     parts = [count + (f", {failed} failed" if failed else "")]
-    for a in axes_of(frame):
-        values = ordered(frame[a])
+    for a in result_axes(frame):
+        values = ordered_labels(frame[a])
         parts.append(f"{a}: {', '.join(map(str, values[:12]))}{' …'*(len(values) > 12)}")
-    if frame["dataset"].nunique() == 1 and "dataset" not in axes_of(frame):
+    if frame["dataset"].nunique() == 1 and "dataset" not in result_axes(frame):
         parts.append(f"dataset: {frame['dataset'].iloc[0]}")
     return " · ".join(parts)
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['StudentHead', 'DataConfig', 'LabelConfig', 'TeacherConfig', 'StudentConfig', 'BatchConfig', 'EvalConfig', 'Config',
-           'make_config', 'preset', 'config_from', 'plain_parameters', 'data_notes', 'own_sources']
+           'make_config', 'preset', 'config_from_notebook', 'parameters_from_notebook', 'config_data_warnings',
+           'config_own_sources']
 
 # %% ../../nbs/runs/01_config.ipynb #466775f7
 import dataclasses, json, shlex, sys
@@ -14,13 +15,13 @@ from typing import Annotated, Literal
 from ..core.errors import DhoError
 from ..core.parameters import (File, Folder, NonNegativeFloat, NonNegativeInt, OneOf, Parameters, PositiveFloat, PositiveInt, Range,
                                     Share)
-from ..core.sources import is_own, module_sources, source_hash
-from ..data.datasets import class_codes
+from ..core.sources import is_own_source, module_sources, source_hash
+from ..data.datasets import find_class_codes
 from ..data.label_subsets import LISTS
 from ..data.loaders import suspicious_images
 from ..data.manifests import image_paths, describe_skipped, Manifest, manifest_names
 from ..losses.methods import get_method, METHODS, SHIPPED
-from .presets import named
+from .presets import expand_preset
 from ..students.heads import HEADS
 from ..teachers.embedding_store import Store
 from ..teachers.import_embeddings import read_embeddings, READERS
@@ -155,26 +156,26 @@ def preset(
     **changes,   # Parameters to change
 )->Config:
     "Make a preset's configuration, with changes. Raises `DhoError` for an unknown name or a wrong value"
-    return Config(**named(dict(changes, preset=name)))
+    return Config(**expand_preset(dict(changes, preset=name)))
 
 # %% ../../nbs/runs/01_config.ipynb #e1707803
-def config_from(
+def config_from_notebook(
     namespace:dict,  # `globals()` of a notebook whose only variables so far are parameters
 )->Config:
     "Make the configuration that a notebook's parameters describe. Raises `DhoError` for an unknown name or a wrong value"
-    return Config(**plain_parameters(namespace))
+    return Config(**parameters_from_notebook(namespace))
 
-def plain_parameters(
-    namespace:dict,  # As for `config_from`
+def parameters_from_notebook(
+    namespace:dict,  # As for `config_from_notebook`
 )->dict:             # Names and values; `out` is none of them
     "Find the parameters among a notebook's variables"
     plain, known = (str, int, float, bool, list, dict, tuple, type(None)), {"In", "Out", "out"}
     return {k: v for k, v in namespace.items() if isinstance(v, plain) and not k.startswith("_") and k not in known}
 
 # %% ../../nbs/runs/01_config.ipynb #5a3445ec
-def data_notes(
+def config_data_warnings(
     config:Config,      # Which images
-    manifest:Manifest,  # From `open_data`
+    manifest:Manifest,  # From `open_dataset`
     root:str|Path,      # Likewise
     bad=None,           # What was left out, likewise
 )->dict:                # Name to text; only what there is to say
@@ -205,7 +206,7 @@ def _doubts(found):
 def _codes_text(config, manifest, most=3):
     "Class names that mean nothing to a teacher, and how to give others; nothing where no teacher reads them"
     if not get_method(config.method).teacher or config.texts or _brings_text(config.embeddings): return ""
-    codes = class_codes(manifest.classes, manifest.templates)
+    codes = find_class_codes(manifest.classes, manifest.templates)
     if not codes: return ""
     shown = [f"{code} is {word!r}" if word else code for code, word in codes.items()][:most]
     given = " ".join(shlex.quote(f"{code}={word or 'NAME'}") for code, word in [*codes.items()][:most])
@@ -223,7 +224,7 @@ def _brings_text(embeddings):
     return bool(Store(given).class_embeddings()) if given.is_dir() else "text" in read_embeddings(given)
 
 # %% ../../nbs/runs/01_config.ipynb #dbc24767
-def own_sources(
+def config_own_sources(
     parameters:dict,  # Of a configuration; what is not there has its default
 )->dict:              # Name to hash; empty where all code is this library's
     "Find the user's own code that a run calls: the student's modules, and registered functions"
@@ -236,7 +237,7 @@ def own_sources(
     pool = [*POOL_HEADS] if known["pool_head"] == "auto" else [known["pool_head"]]
     used = {f"pool head {n}": POOL_HEADS.get(n) for n in pool if method and "pool" in method.needs}
     if ending := Path(known["embeddings"] or "").suffix.lower(): used[f"reader of {ending}"] = READERS.get(ending)
-    return found | {name: source_hash(f) for name, f in used.items() if f and is_own(f)}
+    return found | {name: source_hash(f) for name, f in used.items() if f and is_own_source(f)}
 
 # %% ../../nbs/runs/01_config.ipynb #c0f62949
 def _student_sources(spec):

@@ -9,11 +9,11 @@ __all__ = ['TrainingData']
 import os, time
 import numpy as np
 from fastcore.basics import patch
-from ..data.image_cache import ImageMap, map_side
-from ..data.loaders import batch_plan, Images, render, SemiSupervisedBatches, show_pairs
+from ..data.image_cache import ImageMap, image_cache_side
+from ..data.loaders import batch_plan, ImageLoader, load_views, SemiSupervisedBatches, show_pairs
 from ..data.transforms import Preprocess
 from ..losses.methods import Method
-from .inputs import Inputs, Machine, stream_use
+from .inputs import Inputs, Machine, input_stream_use
 from .teacher import TeacherProvider
 
 # %% ../../nbs/runs/07_training_data.ipynb #d523628e
@@ -29,21 +29,21 @@ class TrainingData:
         self.live = provider.load_preprocess() if inputs.teacher.source == "live" else None
         sides = [p.at_least for p in (preprocess, self.live) if p]
         data = inputs.data
-        self.images = Images(data.manifest, data.root, at_least=max(sides)*all(sides))
+        self.images = ImageLoader(data.manifest, data.root, at_least=max(sides)*all(sides))
         self.pixels, self.batches = self._pixel_map(), {}
 
     def _pixel_map(self, most=64e9):
         "The decoded images, or None where the student's views come from files"
         c, data = self.inputs.config, self.inputs.data
         if c.pixels == "files" or c.pixels == "auto" and c.views == "live": return None
-        side = map_side(data.manifest, data.root, self.preprocess.size, c.crop)
+        side = image_cache_side(data.manifest, data.root, self.preprocess.size, c.crop)
         huge = c.pixels == "auto" and 3*side**2*len(data.manifest) > most
         return None if huge else ImageMap(data.manifest, data.root, side, data.keys)
 
     def streams(self,
         method:Method,   # Of one of the run's stages
     )->SemiSupervisedBatches:
-        "Training batches as a function of the step"
+        "Return training batches as a function of the step"
         if method.name not in self.batches: self.batches[method.name] = self._streams(method)
         return self.batches[method.name]
 
@@ -51,13 +51,13 @@ class TrainingData:
         i, plan, env = self.inputs, self.inputs.teacher, self.machine.dist_env
         return SemiSupervisedBatches(
             self.images, i.labels.rows, i.unlabeled, self.preprocess, self.live if method.asks else None, plan.spec,
-            i.sizes.batch, stream_use(i.config, method), i.config.seed, plan.cycle, self.pixels,
+            i.sizes.batch, input_stream_use(i.config, method), i.config.seed, plan.cycle, self.pixels,
             self.provider.lookup if method.asks else None, (env.rank, env.world))
 
 # %% ../../nbs/runs/07_training_data.ipynb #0d999db9
 @patch
 def needed(self:TrainingData)->tuple:
-    "Rows whose views the teacher encodes, and rows whose center crop it encodes"
+    "List the rows whose views the teacher encodes, and the rows whose center crop it encodes"
     return self.inputs.data.train, np.union1d(self.inputs.test, self.inputs.validation)
 
 @patch
@@ -81,7 +81,7 @@ def _decode(self:TrainingData, began):
 # %% ../../nbs/runs/07_training_data.ipynb #1c7a85e9
 @patch
 def exact_images(self:TrainingData):
-    "The prepared images for evaluation: an `ImageMap` without rescaled images, or files"
+    "Return the prepared images for evaluation: an `ImageMap` without rescaled images, or files"
     return self.pixels if self.pixels and (self.pixels.sizes == self.pixels.side).all() else self.images
 
 @patch
@@ -93,4 +93,4 @@ def show_views(self:TrainingData,
     rows, views, n = batch_plan(s, 0)
     take = [*range(min(5, n)), *range(n, min(n + 10 - min(5, n), len(rows)))]
     titles = [names[self.images.labels[rows[i]]] if i < n else "?" for i in take]
-    return show_pairs(*render(self.images, rows[take], [self.provider.load_preprocess(), s.student], s.spec, views[take]), titles)
+    return show_pairs(*load_views(self.images, rows[take], [self.provider.load_preprocess(), s.student], s.spec, views[take]), titles)

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 import torch
 from torch import nn
-from ..core.errors import DhoError, quiet, short_reason, unknown_name
-from ..core.settings import download_limit
+from ..core.errors import DhoError, silence_library_warnings, short_error_reason, unknown_name_error
+from ..core.settings import download_timeout
 from ..core.sources import module_sources
 from ..data.transforms import Preprocess
 from .weights import load_weights
-from ..teachers.clip import _adjacent_config, _lacks_quickgelu, advice, image_tower, load_teacher, error_kind
+from ..teachers.clip import _adjacent_config, _lacks_quickgelu, download_error_advice, clip_image_tower, load_teacher, download_error_kind
 
 # %% ../../nbs/students/01_backbones.ipynb #64231e03
 def tiny_cnn(
@@ -57,7 +57,7 @@ def feature_dim(
 def _timm(name, weights, size, args):
     "Return a timm model without classifier, with the preprocessing it was made for"
     import timm
-    if not timm.is_model(name): raise unknown_name("timm model", name, timm.list_models())
+    if not timm.is_model(name): raise unknown_name_error("timm model", name, timm.list_models())
     fixed = getattr(timm.get_pretrained_cfg(name, allow_unregistered=True), "fixed_input_size", False)
     args = {**args, **({"img_size": size} if size and fixed else {})}
     module = timm.create_model(name, pretrained=weights == "pretrained", num_classes=0, **args)
@@ -72,7 +72,7 @@ def _torchvision(name, weights, size, args):
     "Return a torchvision model without its last linear layer"
     import torchvision
     if name not in torchvision.models.list_models(torchvision.models):
-        raise unknown_name("torchvision model", name, torchvision.models.list_models(torchvision.models))
+        raise unknown_name_error("torchvision model", name, torchvision.models.list_models(torchvision.models))
     pretrained = weights == "pretrained"
     shifts_input = name in ("googlenet", "inception_v3")  # these shift their images to other means by themselves
     default, preprocess = torchvision.models.get_model_weights(name).DEFAULT, Preprocess(224, interpolation="bilinear")
@@ -82,7 +82,7 @@ def _torchvision(name, weights, size, args):
                           transforms.interpolation.value)
     if shifts_input and not pretrained: args = dict(aux_logits=False, init_weights=False, **args)
     if name.startswith("vit_") and not pretrained: args = dict(image_size=size or preprocess.size, **args)
-    with download_limit(): module = torchvision.models.get_model(name, weights=default if pretrained else None, **args)
+    with download_timeout(): module = torchvision.models.get_model(name, weights=default if pretrained else None, **args)
     if shifts_input and (weights or module.transform_input):
         module.transform_input, preprocess = False, replace(preprocess, mean=(.5,)*3, std=(.5,)*3)
     if getattr(module, "aux_logits", False): module.aux_logits, module.AuxLogits = False, None
@@ -105,7 +105,7 @@ def _open_clip(name, weights, size, args):
     try: teacher = load_teacher(spec, seed=torch.initial_seed(), size=size, **args)
     except DhoError as e:
         raise DhoError(f"{e}{f'; or size={size} is none that it can be given: leave it at 0' if size else ''}") from e
-    return image_tower(teacher).requires_grad_(True), teacher.preprocess
+    return clip_image_tower(teacher).requires_grad_(True), teacher.preprocess
 
 # %% ../../nbs/students/01_backbones.ipynb #3ca95627
 def _check_tower(name, file):
@@ -153,7 +153,7 @@ def build_backbone(
             raise DhoError("student 'tiny' has no pretrained weights: give student_weights='' or a file")
         elif spec == "tiny": module, preprocess = tiny_cnn(**args), Preprocess(size or 32, (0.5,)*3, (0.5,)*3)
         else:
-            with quiet() if pretrained else nullcontext():  # what is fetched is tried again and again, with a line each
+            with silence_library_warnings() if pretrained else nullcontext():  # what is fetched is tried again and again, with a line each
                 module, preprocess = _builder_of(spec)(_bare_name(spec), weights, size, args)
         if not isinstance(module, nn.Module):
             raise DhoError(f"student {spec!r} made a {type(module).__name__}, not a torch.nn.Module")
@@ -163,10 +163,10 @@ def build_backbone(
     except DhoError: raise
     except Exception as e:
         label = spec if isinstance(spec, str) else type(spec).__name__
-        if pretrained and error_kind(e)[0] != "other":
+        if pretrained and download_error_kind(e)[0] != "other":
             raise DhoError(f"student {label!r} cannot be built: "
-                           f"{advice(e, *_published(spec), f'the network {label}')}") from None
-        raise DhoError(f"student {label!r} cannot be built ({short_reason(e, 300)}); size was {size or 'its own'}, arguments "
+                           f"{download_error_advice(e, *_published(spec), f'the network {label}')}") from None
+        raise DhoError(f"student {label!r} cannot be built ({short_error_reason(e, 300)}); size was {size or 'its own'}, arguments "
                        f"were {args}") from None
 
 # %% ../../nbs/students/01_backbones.ipynb #a2d71cfc
@@ -208,7 +208,7 @@ def _builder_of(spec):
     if ":" in spec: return builders.get(spec.split(":")[0], _own)
     if timm.is_model(spec): return _timm
     if spec in torchvision.models.list_models(torchvision.models): return _torchvision
-    raise unknown_name("student", spec, ["tiny", *timm.list_models(), *torchvision.models.list_models(torchvision.models)])
+    raise unknown_name_error("student", spec, ["tiny", *timm.list_models(), *torchvision.models.list_models(torchvision.models)])
 
 # %% ../../nbs/students/01_backbones.ipynb #246d9a84
 def _has_hidden_quickgelu(spec, backbone):

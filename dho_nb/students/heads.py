@@ -9,8 +9,8 @@ __all__ = ['HEADS', 'CosineHead', 'ReferenceHead', 'ZeroShotHead', 'MlpHead', 'm
 import torch
 import torch.nn.functional as F
 from torch import nn
-from ..core.devices import autocast
-from ..core.errors import DhoError, unknown_name
+from ..core.devices import device_autocast
+from ..core.errors import DhoError, unknown_name_error
 
 # %% ../../nbs/students/00_heads.ipynb #2595e1cf
 class CosineHead(nn.Linear):
@@ -27,7 +27,7 @@ class CosineHead(nn.Linear):
         features:torch.Tensor,  # [N, dim]
     )->torch.Tensor:            # [N, classes] float32 logits
         "Return cosines over ζ"
-        with autocast(features.device, "fp32"): return self.scores(F.normalize(features.float(), dim=-1))/self.zeta
+        with device_autocast(features.device, "fp32"): return self.scores(F.normalize(features.float(), dim=-1))/self.zeta
 
     def scores(self,
         unit:torch.Tensor,  # [N, dim] of length 1
@@ -83,6 +83,6 @@ def make_head(
     zeta:float=0.01,  # Temperature ζ of the kinds that have one
 )->nn.Module:         # [N, dim] to [N, classes]; has `out_features`
     "Return a head by name. Raises DhoError for an unknown one."
-    if kind not in HEADS: raise unknown_name("head", kind, HEADS)
+    if kind not in HEADS: raise unknown_name_error("head", kind, HEADS)
     if kind in ("linear", "mlp"): return (nn.Linear if kind == "linear" else MlpHead)(dim, classes)
     return {"cosine": CosineHead, "reference": ReferenceHead, "zero-shot": ZeroShotHead}[kind](dim, classes, zeta)

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from ..core.errors import DhoError, short_reason
-from ..teachers.clip import _is_torchscript, HARMLESS, weights_fault
+from ..core.errors import DhoError, short_error_reason
+from ..teachers.clip import _is_torchscript, HARMLESS, clip_weights_fault
 
 # %% ../../nbs/students/02_weights.ipynb #df8b66dc
 def read_weights(
@@ -27,7 +27,7 @@ def read_weights(
         raise DhoError(f"weights {file} do not exist; give 'pretrained', nothing, or an existing file")
     if not file.is_file(): raise DhoError(f"weights {file} are a folder: give the file that is in it")
     if file.name.endswith(".index.json"): return _shards(file)
-    if strange := weights_fault(file): raise DhoError(f"weights {file}: the file {strange}")
+    if strange := clip_weights_fault(file): raise DhoError(f"weights {file}: the file {strange}")
     try:
         with open(file, "rb") as f: head = f.read(9)
         if head[8:] == b"{": return load_file(file)
@@ -36,7 +36,7 @@ def read_weights(
     except DhoError: raise
     except Exception as e:
         half = "; it is cut short: download or copy it again" if "EOF" in f"{type(e).__name__} {e}" else ""
-        raise DhoError(f"weights {file} cannot be read ({short_reason(e)}){half}") from None
+        raise DhoError(f"weights {file} cannot be read ({short_error_reason(e)}){half}") from None
 
 # %% ../../nbs/students/02_weights.ipynb #825d8a0d
 def _is_npz(file):
@@ -47,7 +47,7 @@ def _shards(file):
     "The tensors of a model that is saved in several files, by their list"
     try: parts = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise DhoError(f"weights {file} are no list of a model's files ({short_reason(e)})") from None
+        raise DhoError(f"weights {file} are no list of a model's files ({short_error_reason(e)})") from None
     lacking = [p for p in parts if p != Path(p).name or not file.with_name(p).is_file()]
     if lacking: raise DhoError(f"weights {file} are in {len(parts)} files, and {', '.join(lacking[:3])} is not beside it")
     return {k: v for p in parts for k, v in read_weights(file.with_name(p)).items()}
@@ -72,7 +72,7 @@ def _objects(file, error):
     whole = any(n.startswith("torch.nn.modules") for n in names)
     way = ".state_dict()" if whole else "['state_dict']"
     what = "a whole pickled model" if whole else "Python objects besides tensors"
-    return DhoError(f"weights {file} hold {what} ({', '.join(names[:3]) or short_reason(error)}), and loading it could run code: "
+    return DhoError(f"weights {file} hold {what} ({', '.join(names[:3]) or short_error_reason(error)}), and loading it could run code: "
                     f"where you trust it, save its tensors alone, torch.save(torch.load(FILE, weights_only=False){way}, "
                     "NEW_FILE)")
 
@@ -136,7 +136,7 @@ def load_weights(
     module:nn.Module,  # A backbone; changed in place
     file:str|Path,     # As for `read_weights`
 )->nn.Module:
-    "Put a file's tensors into a backbone, by name. Raises `DhoError` where they are for another network"
+    "Load a file's tensors into a backbone, by name. Raises `DhoError` where they are for another network"
     own = {k: v for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
     stored = {k: v for k, v in read_weights(file).items() if not k.endswith("num_batches_tracked")}
     tensors = _converted(module, _pick_submodel(_renamed(stored, own), own, file), own)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from ..core.errors import require_extra, unknown_name
+from ..core.errors import require_extra, unknown_name_error
 from ..core.files import atomic_path
 from .clip import teacher_logits, tip_adapter_f
 
@@ -266,7 +266,7 @@ def select_head(
     near=None,              # From `neighbors`; computed if None
 )->HeadSelection:
     "Return the head that is likeliest on held-out labeled images, calibrated. Raises DhoError for an unknown name."
-    if name not in ("auto", *POOL_HEADS): raise unknown_name("pool head", name, ["auto", *POOL_HEADS])
+    if name not in ("auto", *POOL_HEADS): raise unknown_name_error("pool head", name, ["auto", *POOL_HEADS])
     near, names = near or neighbors(pool), [name] if name != "auto" else list(POOL_HEADS)
     pool_logits = lambda n: POOL_HEADS[n](pool, text, zeta, labeled, labels, near, slice(None))
     if len(labels) == 0 or torch.bincount(labels, minlength=len(text)).min() < 2:
