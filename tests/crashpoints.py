@@ -137,7 +137,7 @@ def list_map(here):
 
 def fill_views(here, views):
     from dho_nb.runs.config import make_config
-    from dho_nb.runs.teacher import fill_run_teacher_store
+    from dho_nb.runs.teacher_provider import fill_run_teacher_store
     fill_run_teacher_store(make_config(dict(dataset=str(here/"tree"), shots=2, teacher="digits", student="tiny", student_weights="",
                                 size=16, views=views)), here/"out", mode="none")
 

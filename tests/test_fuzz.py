@@ -36,7 +36,7 @@ from dho_nb.runs.config import make_config, preset
 from dho_nb.deploy.predictor import Predictor
 from dho_nb.deploy.checkpoints import load_checkpoint, load_published_checkpoint, random_checkpoint
 from dho_nb.teachers.embedding_store import Store
-from dho_nb.teachers.import_embeddings import import_embeddings, read_embeddings
+from dho_nb.teachers.import_embeddings import import_embeddings, read_imported_embeddings
 from dho_nb.evaluation.outputs import load_outputs, read_output_predictions
 from dho_nb.deploy.model_card import model_card
 from dho_nb.sweeps.grid import read_grid
@@ -201,7 +201,7 @@ def model(place, text):
 def tensors(place, given):
     "The header of a .safetensors: a student's, and weights"
     file = place.file("work/w.safetensors", safetensors_bytes(given[0], place.body[:None if given[1] else -8]))
-    each(lambda: load_checkpoint(file), lambda: load_weights(tiny_cnn(), file), lambda: read_embeddings(file), lambda: load_outputs(file))
+    each(lambda: load_checkpoint(file), lambda: load_weights(tiny_cnn(), file), lambda: read_imported_embeddings(file), lambda: load_outputs(file))
 
 
 @target(8, lambda place: documents(place.facts, place.facts, dict(place.facts, heads=1)).map(json_text).map(str.encode).flatmap(damaged))
@@ -489,7 +489,7 @@ def embeddings(place, given):
     file = place.file(f"work/v{kind}", data)
     if kind == ".npy": place.file("work/v.txt", beside)
     shutil.rmtree(place.folder/"work"/"store", ignore_errors=True)
-    each(lambda: read_embeddings(file),
+    each(lambda: read_imported_embeddings(file),
          lambda: import_embeddings(place.pets, place.folder/"pets", file, folder=place.folder/"work"/"store"))
     shutil.rmtree(place.folder/"work"/"store", ignore_errors=True)
     each(lambda: import_embeddings(place.pets, place.folder/"pets", place.folder/"e.npz", file, folder=place.folder/"work"/"store"))

@@ -375,7 +375,7 @@ def test_a_method_without_labels_that_stands_at_every_amount_keeps_the_pages_tab
     relabeled(sweep, lambda l: {**l, "method": l["method"].replace("ce", "kd")})
     text = html_report(sweep, tmp_path/"page.html").read_text()
     frame = records.load_results(sweep)
-    assert reports.label_free_methods(frame) == {"kd"} and len(reports.repeat_label_free_rows(frame)) == len(frame)
+    assert reports.label_free_table_methods(frame) == {"kd"} and len(reports.repeat_label_free_rows(frame)) == len(frame)
     assert "bad" not in [w for w in text.split('"')] and text.count("<th>kd</th>") == 1 and "(1/2)" in text
 
 

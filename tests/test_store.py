@@ -18,7 +18,7 @@ from conftest import ROOT, drawn_seed, picture
 from dho_nb.runs.identity import run_identity
 from dho_nb.runs.config import make_config, preset
 from dho_nb.teachers.embedding_store import Lookup, match_class_embeddings, open_embedding_store
-from dho_nb.runs.teacher import fill_run_teacher_store, make_teacher_provider
+from dho_nb.runs.teacher_provider import fill_run_teacher_store, make_teacher_provider
 from dho_nb.data.manifests import Manifest, manifest_root, open_manifest, manifest_rows
 from dho_nb.data.label_subsets import labeled_subset
 from dho_nb.data.chunk_store import Chunked, ChunkStore
@@ -138,12 +138,12 @@ def test_parts_are_joined(dho, tmp_path):
 @pytest.fixture
 def asked(monkeypatch):
     "Counts how often a teacher is loaded, and how many images it looks at"
-    import dho_nb.runs.teacher
+    import dho_nb.runs.teacher_provider
     teachers = []
     def load(*args, **kwargs):
         teachers.append(load_teacher(*args, **kwargs))
         return teachers[-1]
-    monkeypatch.setattr(dho_nb.runs.teacher, "load_teacher", load)
+    monkeypatch.setattr(dho_nb.runs.teacher_provider, "load_teacher", load)
     return teachers
 
 
@@ -198,7 +198,7 @@ def embeddings_file(folder, config, **texts):
 def test_own_embeddings_need_no_teacher(tmp_path, monkeypatch):
     monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
     file = embeddings_file(tmp_path, preset("digits"))
-    monkeypatch.setattr("dho_nb.runs.teacher.load_teacher", lambda *a, **k: pytest.fail("the teacher was asked for"))
+    monkeypatch.setattr("dho_nb.runs.teacher_provider.load_teacher", lambda *a, **k: pytest.fail("the teacher was asked for"))
     config = preset("digits", epochs=8, embeddings=str(file), teacher="ViT-B-16/openai")
     run = distill(config, tmp_path/"run")
     assert run.result["teacher_accuracy"] == pytest.approx(.78, abs=.005) and run.result["accuracy"] > .6

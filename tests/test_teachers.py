@@ -25,7 +25,7 @@ from dho_nb.deploy.evaluate import CheckpointEvaluation
 from dho_nb.deploy.predictor import Predictor, load_pixels
 from dho_nb.deploy.checkpoints import zero_shot_checkpoint
 from dho_nb.teachers.embedding_store import CENTER_VIEW, Store, open_embedding_store, embedding_store_header
-from dho_nb.runs.teacher import fill_run_teacher_store, make_teacher_provider
+from dho_nb.runs.teacher_provider import fill_run_teacher_store, make_teacher_provider
 from dho_nb.data.image_cache import ImageMap, crop_resize, center_crops
 from dho_nb.core.errors import DhoError
 from dho_nb.core.settings import shipped_file

@@ -39,7 +39,7 @@ class Presets:
 def _check(args):
     "What `distill` would do, up to the first step: a run in a folder that is thrown away"
     from dho_nb.runs.dataset import open_dataset
-    from dho_nb.runs.teacher import teacher_class_embeddings_fit
+    from dho_nb.runs.teacher_provider import teacher_class_embeddings_fit
     from dho_nb.runs.run import Run
     config = config_from_options(args)
     with tempfile.TemporaryDirectory() as place:

@@ -17,7 +17,7 @@ from ..core.parameters import File, Folder, PositiveInt
 # %% ../../nbs/cli/05_stores.ipynb #e07e0db6
 def _fill(args):
     "Compute what is missing from a store"
-    from dho_nb.runs.teacher import fill_run_teacher_store
+    from dho_nb.runs.teacher_provider import fill_run_teacher_store
     provider = fill_run_teacher_store(_asks_teacher(config_from_options(args)), args.store, _part(args.part), args.repair)
     print_output(f"{provider.num_encoded} embeddings computed\n{_about(provider.lookup.store)}")
 
@@ -50,7 +50,7 @@ def _about(store):
 # %% ../../nbs/cli/05_stores.ipynb #435aa8f2
 def _verify(args):
     "Compare a store with its checksums and its teacher"
-    from dho_nb.runs.teacher import verify_run_teacher_store
+    from dho_nb.runs.teacher_provider import verify_run_teacher_store
     found = verify_run_teacher_store(_asks_teacher(config_from_options(args)), args.store, args.sample)
     print_output(f"checksums are right; {len(found)} embeddings computed again, smallest cosine {found['cosine'].min():.6f}")
 
@@ -70,7 +70,7 @@ def _import(args):
     "Make a store of embeddings from elsewhere"
     from dho_nb.runs.dataset import open_dataset
     from dho_nb.teachers.import_embeddings import import_embeddings
-    from dho_nb.runs.teacher import teacher_class_embeddings_fit
+    from dho_nb.runs.teacher_provider import teacher_class_embeddings_fit
     args.embeddings = args.file
     config = config_from_options(args)
     data = open_dataset(config)

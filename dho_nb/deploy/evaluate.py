@@ -24,7 +24,7 @@ from ..evaluation.interpolation import rows_for_method, interpolation_scores, in
 from ..evaluation.outputs import collect_head_outputs, HeadOutputs
 from ..losses.methods import METHODS
 from ..runs.config import Config, make_config, parameters_from_notebook
-from ..runs.dataset import open_dataset, rename_classes
+from ..runs.dataset import open_dataset, rename_dataset_classes
 from ..teachers.clip import is_clip_teacher, clip_teacher_identity
 
 # %% ../../nbs/deploy/01_evaluate.ipynb #b39b9e16
@@ -41,7 +41,7 @@ class CheckpointEvaluation:
     ):
         self.config, self.split = config, split
         data = open_dataset(config)
-        self.manifest, self.root = rename_classes(data.manifest, classes), data.root
+        self.manifest, self.root = rename_dataset_classes(data.manifest, classes), data.root
         path = Path(checkpoint).expanduser()
         teacher = not path.is_file() and not any((path/f).is_file() for f in MODELS) and is_clip_teacher(checkpoint)
         self.student, self.facts = (zero_shot_checkpoint(str(checkpoint), self.manifest) if teacher

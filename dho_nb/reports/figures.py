@@ -17,7 +17,7 @@ from ..core.files import atomic_path, read_json, RESULT
 from ..core.plotting import load_matplotlib, subplots
 from .results import (result_axes, result_conflicts, result_label_axis, load_results_with_folders, deduplicate_results, ordered_labels, result_column,
                                     read_scored_outputs, result_surfaces, check_no_hidden_result_axis)
-from .tables import label_free_methods, zero_shot_values
+from .tables import label_free_table_methods, zero_shot_table_values
 from ..sweeps.grid import full_grid_axis_label
 
 # %% ../../nbs/reports/03_figures.ipynb #9e63ae06
@@ -73,7 +73,7 @@ def method_bars_figure(
         figure, axis = subplots(figsize=(1.6 + .75*len(by), 3), layout="constrained")
         axis.bar(by.index, by["mean"], yerr=None if by["std"].isna().all() else by["std"].fillna(0),
                  color=[_line_styles(by.index)[m]["color"] for m in by.index])
-        for level in 100*zero_shot_values(frame).drop_duplicates():
+        for level in 100*zero_shot_table_values(frame).drop_duplicates():
             axis.axhline(level, color="#555555", ls="--", lw=1, label="teacher, zero-shot")
         axis.set(ylabel="test accuracy, %", ylim=(0, 100), title=title or setting)
         if max(map(len, by.index)) > 9:
@@ -125,13 +125,13 @@ def shots_figure(
     check_no_hidden_result_axis(frame, result_axes(frame), [rows, result_label_axis(frame), panels])
     parts = _panels(frame, panels, rows)
     names = ordered_labels(frame[rows], order)
-    free = label_free_methods(frame) if rows == "method" else set()
+    free = label_free_table_methods(frame) if rows == "method" else set()
     with figure_style():
         columns = min(4, len(parts))
         lines = -(-len(parts)//columns)
         figure, axes = subplots(lines, columns, figsize=(.6 + 3.6*columns, 3.3*lines + .7), squeeze=False,
                                     sharey=panels == "student", layout="constrained")
-        zero = {title: 100*zero_shot_values(part).groupby(level=0).mean().mean() for title, part in parts.items()}
+        zero = {title: 100*zero_shot_table_values(part).groupby(level=0).mean().mean() for title, part in parts.items()}
         if "average" in parts: zero["average"] = np.mean([zero[t] for t in parts if t != "average"])
         for axis, (title, part) in zip(axes.flat, parts.items()):
             _shots(axis, part, rows, names, free, zero[title]); axis.set_title(title)

@@ -15,7 +15,7 @@ from ..core.files import atomic_path
 from .figures import (agreements_figure, conflicts_figure, reliabilities_figure, shots_figure, surfaces_figure,
                                     figure_style)
 from .results import result_axes, expected_results, result_label_axis, load_results, ordered_labels, result_column, shared_result_parameters
-from .tables import count_table_gains, repeat_label_free_rows, table_gains, gains_table, label_free_methods, results_table, UNTESTED
+from .tables import count_table_gains, repeat_label_free_rows, table_gains, gains_table, label_free_table_methods, results_table, UNTESTED
 from ..sweeps.grid import full_grid_axis_label
 from ..sweeps.remote import local_copy_of_remote
 
@@ -55,7 +55,7 @@ def _spread(frame, planned):
     "The methods that look at no labels and are asked for at no more than one number of them"
     axis = result_label_axis(frame)
     often = planned.groupby("method")[axis].nunique() if {"method", axis} <= {*planned} else {}
-    return {m for m in label_free_methods(frame) if not len(often) or often.get(m, 0) < 2}
+    return {m for m in label_free_table_methods(frame) if not len(often) or often.get(m, 0) < 2}
 
 # %% ../../nbs/reports/04_html.ipynb #7d1c4490
 def _accuracy_part(frame, planned):

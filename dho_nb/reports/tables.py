@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNTESTED', 'paired_bootstrap_table', 'table_gains', 'gains_table', 'count_table_gains', 'add_best_variant',
-           'repeat_label_free_rows', 'label_free_methods', 'ResultTable', 'results_table', 'zero_shot_values']
+           'repeat_label_free_rows', 'label_free_table_methods', 'ResultTable', 'results_table',
+           'zero_shot_table_values']
 
 # %% ../../nbs/reports/02_tables.ipynb #b92a8469
 import re
@@ -168,7 +169,7 @@ def repeat_label_free_rows(
     "Repeat runs that look at no labels and stand at one number of them, once for every number that the others have"
     axis = axis or result_label_axis(frame)
     beside = [a for a in result_axes(frame) if a not in (axis, "labels", "seed", "method")]
-    free = (frame["method"].isin(label_free_methods(frame) if methods is None else list(methods))
+    free = (frame["method"].isin(label_free_table_methods(frame) if methods is None else list(methods))
             & (frame.groupby(["method", *beside])[axis].transform("nunique") == 1))
     rest = frame[~free]
     if not len(rest): return frame
@@ -176,7 +177,7 @@ def repeat_label_free_rows(
     return _concat_frames([rest, *(frame[free].assign(**amounts[a]) for a in ordered_labels(rest[axis]))], frame)
 
 # %% ../../nbs/reports/02_tables.ipynb #2b1598f2
-def label_free_methods(
+def label_free_table_methods(
     frame:pd.DataFrame,  # From `load_results` or `expected_results`
 )->set:
     "Return the names of the methods that look at no labeled image"
@@ -451,14 +452,14 @@ def _with_teacher(cells, parts, keys, heads, core, name):
     for block, those in groupby(keys, key=lambda k: k[:-1]):
         row = (*block, "teacher, zero-shot")
         for h in heads:
-            accuracies = [zero_shot_values(p, name(h)) for (k, c), p in parts.items() if k[:-1] == block and c == core(h)]
+            accuracies = [zero_shot_table_values(p, name(h)) for (k, c), p in parts.items() if k[:-1] == block and c == core(h)]
             accuracies = pd.concat([pd.Series(dtype=float), *accuracies])
             if len(accuracies): cells[row, h] = dict(mean=accuracies.groupby(level=0).mean().mean(), std=np.nan, runs=1, wanted=1)
         rows += [row]*any((row, h) in cells for h in heads) + list(those)
     return rows
 
 # %% ../../nbs/reports/02_tables.ipynb #2e1970fe
-def zero_shot_values(
+def zero_shot_table_values(
     frame:pd.DataFrame,     # From `load_results`
     figure:str="accuracy",  # Or any other that the teacher has
 )->pd.Series:               # By dataset and teacher; a run per row

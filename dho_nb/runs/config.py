@@ -24,7 +24,7 @@ from ..losses.methods import get_method, METHODS, SHIPPED
 from .presets import expand_preset
 from ..students.heads import HEADS
 from ..teachers.embedding_store import Store
-from ..teachers.import_embeddings import read_embeddings, READERS
+from ..teachers.import_embeddings import read_imported_embeddings, READERS
 from ..teachers.pool_heads import POOL_HEADS
 from ..training.trainer import TrainConfig
 
@@ -221,7 +221,7 @@ def _brings_text(embeddings):
     "Do own embeddings come with those of the classes?"
     if not embeddings: return False
     given = Path(embeddings).expanduser()
-    return bool(Store(given).class_embeddings()) if given.is_dir() else "text" in read_embeddings(given)
+    return bool(Store(given).class_embeddings()) if given.is_dir() else "text" in read_imported_embeddings(given)
 
 # %% ../../nbs/runs/01_config.ipynb #dbc24767
 def config_own_sources(

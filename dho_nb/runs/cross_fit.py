@@ -30,7 +30,7 @@ from .dataset import open_dataset
 from .identity import identity_labels_hash
 from .inputs import resolve, resolve_on
 from .run import distill, Run
-from .teacher import run_teacher_plan, TeacherProvider
+from .teacher_provider import run_teacher_plan, TeacherProvider
 from ..teachers.clip import teacher_logits
 
 # %% ../../nbs/runs/12_cross_fit.ipynb #d6a63b4f

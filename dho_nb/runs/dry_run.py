@@ -27,7 +27,7 @@ from .config import Config
 from .dataset import open_dataset, RunData
 from .inputs import check_input_share, Inputs, resolve_on, training_stages, input_stream_sizes, input_stream_use
 from .staged_trainer import new_stage_student
-from .teacher import run_teacher_plan
+from .teacher_provider import run_teacher_plan
 from ..students.dual_head import dual_head_overhead
 from ..teachers.clip import load_teacher, resolve_teacher, teacher_logits
 from ..teachers.targets import cached_teacher

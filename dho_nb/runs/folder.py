@@ -17,7 +17,7 @@ from ..core.errors import DhoError, short_error_reason
 from ..core.files import is_clutter_file, file_lock, NOTE, read_json, RESULT, write_json
 from ..data.manifests import manifest_names
 from .config import Config, config_own_sources
-from .identity import IGNORED, identity_labels_hash, with_defaults
+from .identity import IGNORED, identity_labels_hash, identity_with_defaults
 from .inputs import Inputs, Stage
 
 # %% ../../nbs/runs/06_folder.ipynb #a89cd1c2
@@ -26,7 +26,7 @@ def run_folder_differences(
     config:Config,  # The configuration now
 )->list:            # Strings
     "List the parameters that differ from the recorded ones, in words"
-    old, new = with_defaults(old), with_defaults(asdict(config))
+    old, new = identity_with_defaults(old), identity_with_defaults(asdict(config))
     return [f"{k} was {old.get(k)!r}, now {v!r}" for k, v in new.items() if k not in IGNORED and old.get(k) != v]
 
 # %% ../../nbs/runs/06_folder.ipynb #f0c80f8a

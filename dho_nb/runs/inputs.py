@@ -21,8 +21,8 @@ from ..data.manifests import manifest_rows
 from ..losses.methods import get_method, Method
 from .config import Config
 from .dataset import open_dataset, RunData, dataset_validation_rows, visible_dataset_labels
-from .identity import run_identity, with_defaults
-from .teacher import drop_without_embedding, run_teacher_plan, TeacherPlan
+from .identity import run_identity, identity_with_defaults
+from .teacher_provider import drop_without_embedding, run_teacher_plan, TeacherPlan
 from ..training.trainer import check_warmup, TrainConfig, validate_batch_share
 
 # %% ../../nbs/runs/05_inputs.ipynb #1b2ceea2
@@ -44,7 +44,7 @@ def training_stages(
     method:Method,   # Its method
 )->list[Stage]:
     "List the stages of training, in order"
-    c, m, known = config, method, with_defaults(asdict(config))
+    c, m, known = config, method, identity_with_defaults(asdict(config))
     whole = TrainConfig(**{f.name: known[f.name] for f in dataclasses.fields(TrainConfig)})
     if m.first:
         half = max(c.epochs//2, 1)

@@ -25,7 +25,7 @@ from .folder import find_run_folder, RunFolder, TooEarly
 from .inputs import check_input_machine, current_machine, resolve
 from .result import draw_run_figures, read_run_outputs, run_result_facts, RunResult, write_run_outputs, write_run_result
 from .staged_trainer import StagedTrainer, trained_stage_student
-from .teacher import TeacherProvider
+from .teacher_provider import TeacherProvider
 from ..students.dual_head import dual_head_overhead, Student
 from ..teachers.clip import is_clip_teacher
 from ..training.trainer import plot_training_history, stop_requests, TrainingStopped, Trainer

@@ -23,7 +23,7 @@ from ..losses.methods import Method
 from .config import Config
 from .folder import RunFolder
 from .inputs import Inputs, Machine
-from .teacher import TeacherProvider
+from .teacher_provider import TeacherProvider
 from .training_data import TrainingData
 from ..students.backbones import build_backbone
 from ..students.dual_head import build_student, language_init, load_student, student_text_embeddings, Student

@@ -14,7 +14,7 @@ from ..data.loaders import batch_plan, ImageLoader, load_views, SemiSupervisedBa
 from ..data.transforms import Preprocess
 from ..losses.methods import Method
 from .inputs import Inputs, Machine, input_stream_use
-from .teacher import TeacherProvider
+from .teacher_provider import TeacherProvider
 
 # %% ../../nbs/runs/07_training_data.ipynb #d523628e
 class TrainingData:

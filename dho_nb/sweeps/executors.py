@@ -302,7 +302,7 @@ def fill_sweep_stores(
     tell=print,    # Called with a line about each
 ):
     "Fill every store that some runs need. Raises `DhoError` where that fails"
-    from dho_nb.runs.teacher import missing_teacher_embeddings
+    from dho_nb.runs.teacher_provider import missing_teacher_embeddings
     for config in sweep_stores(tasks):
         missing, whole = missing_teacher_embeddings(config)
         if not missing: continue

@@ -312,7 +312,7 @@ def sweep_stores(
     tasks:list,   # Of `Task`
 )->list:          # One `Config` for every store that they need, with all its views
     "Return the teachers' stores that some runs share"
-    from dho_nb.runs.teacher import run_teacher_plan
+    from dho_nb.runs.teacher_provider import run_teacher_plan
     found = {}
     for config in (t.config for t in tasks):
         if config.embeddings or run_teacher_plan(config).source != "store": continue
@@ -374,7 +374,7 @@ def _estimate(self:Sweep, todo, took):
 # %% ../../nbs/sweeps/05_sweep.ipynb #184d7dc4
 def _store_line(config):
     "What a store lacks"
-    from dho_nb.runs.teacher import missing_teacher_embeddings
+    from dho_nb.runs.teacher_provider import missing_teacher_embeddings
     from dho_nb.runs.dry_run import format_bytes, dry_run_teacher_shape
     missing, whole = missing_teacher_embeddings(config)
     what = f"{config.dataset}, {config.views} view{'s'*(config.views != 1)} by {config.teacher}"
