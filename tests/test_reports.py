@@ -248,7 +248,7 @@ def test_the_interval_is_that_of_drawing_one_by_one(seeds):
 
 def test_gains_follow_the_bits(sweep):
     frame = records.load_results(sweep)
-    found = reports.table_gains(frame).set_index("amount")
+    found = reports.method_gains(frame).set_index("amount")
     bits = lambda m: {l["seed"]: np.unpackbits(l["right"])[:l["tested"]].astype(bool)
                       for l in frame[frame["amount"] == "1-shot"].to_dict("records") if l["method"] == m}
     by_hand = slowly(bits("dho"), bits("ce"), 3000, np.random.default_rng(0))
@@ -278,7 +278,7 @@ def test_only_what_the_bootstrap_supports_is_bold():
 def test_mixed_test_images_are_refused():
     frame = made_up(dict(dho=.8, ce=.6))
     frame.loc[frame["method"] == "ce", "test"] = "other"
-    for ask in (reports.table_gains, reports.results_table):
+    for ask in (reports.method_gains, reports.results_table):
         with pytest.raises(DhoError, match="dho-0 and ce-0 were tested on different images"): ask(frame)
     with pytest.raises(DhoError, match="different images"): reports.paired_bootstrap_table({0: np.ones(5)}, {0: np.ones(4)})
 
@@ -293,7 +293,7 @@ def test_what_varies_within_a_cell_is_refused_or_averaged():
     assert table.std["4-shot"].to_dict() == pytest.approx(by_hand["std"].to_dict())
     incomplete = reports.results_table(frame.drop(index=frame.index[-1]), average="dataset")
     assert incomplete.runs.loc["ce", "4-shot"] == 2 and "(2/3)" in incomplete.markdown()
-    gain = reports.table_gains(frame, average="dataset").iloc[0]
+    gain = reports.method_gains(frame, average="dataset").iloc[0]
     assert gain["gain"] == pytest.approx(by_hand.loc["dho", "mean"] - by_hand.loc["ce", "mean"])
     assert gain["low"] < gain["gain"] < gain["high"]
     with pytest.raises(DhoError, match="two runs are both .*dho-0 and dho-0"):
@@ -409,7 +409,7 @@ def test_the_committed_results_are_a_record(tmp_path):
     right = [np.unpackbits(b)[:n].mean() for b, n in zip(frame["right"], frame["tested"])]
     assert len(frame) >= 39 and frame["identity"].is_unique and np.allclose(right, frame["accuracy"], atol=1e-6)
     assert {"student", "method", "labels", "seed"} <= set(frame.attrs["axes"])
-    assert (reports.table_gains(reports.repeat_label_free_rows(frame)).set_index("method").loc["ce", "low"] > 0).any()
+    assert (reports.method_gains(reports.repeat_label_free_rows(frame)).set_index("method").loc["ce", "low"] > 0).any()
     assert Page(html_report(RESULTS, tmp_path/"page.html").read_text()).open == []
 
 

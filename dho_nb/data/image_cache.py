@@ -209,14 +209,14 @@ def crop(self:ImageMap,
 def center_crops(
     source,               # `ImageLoader` or an `ImageMap`
     rows,                 # Positions in the manifest
-    preprocess:Preprocess,      # Of the model; `clip_resize_mode` says how an oblong picture becomes square
+    preprocess:Preprocess,      # Of the model; `resize_mode` says how an oblong picture becomes square
     device="cpu",         # Device of the result
     workers:int=0,        # Processes that decode, from files
     mode:str="auto",      # Progress, as in `Settings.progress`
     label:str="looking",  # Of the progress bar
     size:int=256,         # Images per batch
 ):                        # Yields uint8 [size, 3, S, S]
-    "Yield the center view of each picture, batch by batch: its centered square, or as `clip_resize_mode` says"
+    "Yield the center view of each picture, batch by batch: its centered square, or as `resize_mode` says"
     rows, device = np.asarray(rows), torch.device(device)
     parts = [rows[k:k + size] for k in range(0, len(rows), size)]
     if not isinstance(source, ImageMap):

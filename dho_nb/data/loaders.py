@@ -349,8 +349,8 @@ def _timeout_error(limit):
 
 # %% ../../nbs/data/04_loaders.ipynb #06185a8f
 class EvalDataset(torch.utils.data.Dataset):
-    """Make evaluation batches: the center view of each image (a centered square, or as `clip_resize_mode` says), in the
-    order of `manifest_rows`"""
+    """Make evaluation batches: the center view of each image (a centered square, or as `resize_mode` says), in the
+    order of `rows`"""
     def __init__(self,
         images:ImageLoader,        # Where pictures come from
         rows,                 # Positions in the manifest

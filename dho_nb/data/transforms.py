@@ -163,7 +163,7 @@ def flips(
 def center_boxes(
     sizes,       # [N, 2] width and height in pixels
 )->np.ndarray:   # [N, 4]
-    "Return the largest centered squares, the view of evaluation unless `clip_resize_mode` says otherwise"
+    "Return the largest centered squares, the view of evaluation unless `resize_mode` says otherwise"
     wide, high = np.asarray(sizes, float).T
     w, h = np.minimum(1, high/wide), np.minimum(1, wide/high)
     return np.stack([(1 - w)/2, (1 - h)/2, (1 + w)/2, (1 + h)/2], 1)
@@ -222,7 +222,7 @@ def normalize(self:Preprocess,
 def eval_boxes(self:Preprocess,
     sizes,       # [N, 2] width and height in pixels
 )->np.ndarray:   # [N, 4] left, top, right, bottom; below 0 and above 1 where a border is added
-    "Return evaluation's views, as open_clip's transform of that `clip_resize_mode` makes them"
+    "Return evaluation's views, as open_clip's transform of that `resize_mode` makes them"
     sizes = np.asarray(sizes, float).reshape(-1, 2)
     if self.resize_mode == "shortest": return center_boxes(sizes)
     if self.resize_mode == "squash": return np.tile([0., 0., 1., 1.], (len(sizes), 1))
@@ -266,7 +266,7 @@ def at_least(self:Preprocess)->int:
 # %% ../../nbs/data/03_transforms.ipynb #2e7bfe41
 @patch
 def plain(self:Preprocess)->dict:
-    "Return plain data for files; `clip_resize_mode` and `fill` only where they differ from their defaults"
+    "Return plain data for files; `resize_mode` and `fill` only where they differ from their defaults"
     usual = {f.name: f.default for f in fields(self) if f.name in ("resize_mode", "fill")}
     return {k: v for k, v in asdict(self).items() if k not in usual or v != usual[k]}
 

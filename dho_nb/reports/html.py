@@ -15,7 +15,7 @@ from ..core.files import atomic_path
 from .figures import (agreements_figure, conflicts_figure, reliabilities_figure, shots_figure, surfaces_figure,
                                     figure_style)
 from .results import result_axes, expected_results, result_label_axis, load_results, ordered_labels, result_column, shared_result_parameters
-from .tables import count_table_gains, repeat_label_free_rows, table_gains, gains_table, label_free_table_methods, results_table, UNTESTED
+from .tables import count_method_gains, repeat_label_free_rows, method_gains, gains_table, label_free_table_methods, results_table, UNTESTED
 from ..sweeps.grid import full_grid_axis_label
 from ..sweeps.remote import local_copy_of_remote
 
@@ -79,13 +79,13 @@ def _accuracy_part(frame, planned):
 def _luck_part(frame, ours, planned):
     "What one method gains over the others"
     if ours not in set(frame["method"]) or frame["method"].nunique() < 2: return ""
-    pairs = table_gains(repeat_label_free_rows(frame, _spread(frame, planned)), ours)
+    pairs = method_gains(repeat_label_free_rows(frame, _spread(frame, planned)), ours)
     if not len(pairs): return ""
     few = pairs["seeds"].max() < 2
     alone = " No pair shares more than one seed, so that the intervals say nothing about seeds." if few else ""
     return (f"<p>What {escape(ours)} gains over each other method, in percentage points, with the 95 % interval of a "
             f"paired bootstrap over seeds and test images.{alone}</p>" + _listed_html(gains_table(pairs, result_label_axis(frame)))
-            + _listed_html(count_table_gains(pairs).round(2)))
+            + _listed_html(count_method_gains(pairs).round(2)))
 
 def _tried(make):
     "A part of the page, or why it cannot be made"

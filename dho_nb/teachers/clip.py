@@ -78,7 +78,7 @@ def _grey_or_color(color):
 def clip_resize_suffix(
     spec:str,      # As in the table above, or a student's by open_clip
 )->str:            # To be put behind a name: " (squash)", or nothing
-    "Return what an identity adds for `clip_resize_mode`; empty where it is the usual one or only the loaded model tells"
+    "Return what an identity adds for `resize_mode`; empty where it is the usual one or only the loaded model tells"
     try: mode = "shortest" if spec.startswith("hf-hub:") else clip_resize_mode(spec)
     except DhoError: mode = "shortest"  # a bare architecture
     return "" if mode == "shortest" else f" ({mode})"

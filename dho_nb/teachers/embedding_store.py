@@ -250,7 +250,7 @@ def enter(self:Lookup,
     views,              # Numbers of views that are wanted
     rows=slice(None),   # Positions in the manifest
 ):
-    "List all images in the store, each split apart, and prepare the chunks of `manifest_rows` for filling"
+    "List all images in the store, each split apart, and prepare the chunks of `rows` for filling"
     split, mask = self.manifest.table["split"].map(SPLITS.index), np.zeros(len(self.rows), bool)
     mask[rows] = True
     self.store.add(self.manifest.table["id"], self.keys, split, [self.store.name(v) for v in views], mask)
