@@ -109,7 +109,8 @@ def test_pages_of_the_repository_are_made_from_notebooks(name):
 def test_llms_txt_names_every_module():
     modules = {f"{p.parent.name}.{p.stem}" for p in (ROOT/"dho_nb").glob("*/*.py") if not p.stem.startswith("_")}
     assert len(modules) > 50 and set(re.findall(r"Module `dho_nb\.([\w.]+)`", (ROOT/"llms.txt").read_text())) == modules
-    assert all((ROOT/link).exists() for link in re.findall(r"\]\(([^)]+)\)", (ROOT/"llms.txt").read_text()))
+    links = re.findall(r"\]\(([^)]+)\)", (ROOT/"llms.txt").read_text())
+    assert len(links) > len(modules) and all((ROOT/link).exists() for link in links)
 
 
 README = (ROOT/"README.md").read_text(encoding="utf-8")
