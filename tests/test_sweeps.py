@@ -194,7 +194,7 @@ def test_starved_of_disk(grid, undisturbed, small_disk):
     ballast.unlink()
     again = start(grid, small_disk/"sweep")
     assert again.wait(600 + 20*RUNS) == 0, again.stdout.read()
-    assert all(p.read_bytes() == held for p, held in done.items())
+    assert done and all(p.read_bytes() == held for p, held in done.items())
     same_sweep(undisturbed, small_disk/"sweep")
 
 
@@ -267,11 +267,13 @@ def test_images_without_an_embedding_are_left_out_of_plan_and_run_alike(tree, tm
     base = dict(dataset=str(tree), embeddings=str(tmp_path/"own.npz"), student="tiny", student_weights="", size=16,
                 skip_broken=True)
     (task,), _ = sweep_tasks(make_grid("own", base))
-    assert task.identity == Run(make_config(base), tmp_path/"run", "none").identity
+    run = Run(make_config(base), tmp_path/"run", "none")
+    assert task.identity == run.identity and run.manifest.table["path"].tolist() == paths
 
 
-def test_a_far_sweep_brings_the_newer_checkpoint_and_its_plan(tmp_path):
+def test_a_far_sweep_brings_the_newer_checkpoint_and_its_plan(tmp_path, monkeypatch):
     from dho_nb.sweeps.remote import pull_remote
+    monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
     far = f"memory://{tmp_path.name}"
     sweep = Sweep(make_grid("far", dict(preset="digits"), dict(seed=[0])), far).begin()
     from dho_nb.sweeps.remote import _far
@@ -307,25 +309,29 @@ def test_a_sweep_by_its_folder_is_checked_as_by_its_file(tmp_path, monkeypatch):
 def test_a_result_that_never_arrived_is_carried_by_the_next_call(tmp_path, monkeypatch):
     from dho_nb.sweeps import remote
     from dho_nb.sweeps.sweep import sweep_tasks
+    monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
     far, carry, sent = f"file://{tmp_path}/bucket/run", remote.push_remote, []
     config = make_grid("far", dict(preset="digits", epochs=1, method="ce"), dict(seed=[0])).cells[0]
     task = sweep_tasks(make_grid("far", config.parameters))[0][0]
     set_everywhere(monkeypatch, "sweeps", CLAIM=.1, CARRY=1e6)
     def broken(local, url, known):
         if (local/"result.json").exists() and not sent:
+            (tmp_path/"bucket"/"run"/"log.txt").write_text("half way")  # carried while it was at work
             sent.append(1); raise OSError("the network is unreachable")
         carry(local, url, known)
     set_everywhere(monkeypatch, "sweeps", push_remote=broken)
     with pytest.raises(OSError): run_notebook_in_worker(task.config, far, Worker(threads=1))
-    assert not (tmp_path/"bucket"/"run"/"result.json").exists()
+    assert {p.name for p in (tmp_path/"bucket"/"run").iterdir()} == {".heartbeat.json", "log.txt"}
     found = run_notebook_in_worker(task.config, far, Worker(threads=1))
     assert read_json(tmp_path/"bucket"/"run"/"result.json") == found
     assert not (tmp_path/"bucket"/"run"/".heartbeat.json").exists()
+    assert (tmp_path/"bucket"/"run"/"log.txt").read_text() != "half way", "what is here is newer"
 
 
-def test_a_far_run_that_another_machine_has_begun_is_left_to_it(tmp_path):
+def test_a_far_run_that_another_machine_has_begun_is_left_to_it(tmp_path, monkeypatch):
     from dho_nb.sweeps.remote import mirror_remote
     from dho_nb.sweeps.state import Busy
+    monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
     place = tmp_path/"bucket"/"run"
     place.mkdir(parents=True)
     (place/".heartbeat.json").write_text(json.dumps(dict(host="another", pid=1, began=time.time(), time=time.time())))
@@ -476,17 +482,19 @@ def test_planning_for_one_run_looks_at_its_data_alone(tmp_path, tree, dho, monke
     grid = make_grid("g", dict(teacher="digits", student="tiny", student_weights="", size=16, epochs=1, shots=2, test=.25),
                      dict(dataset=[str(tree), str(other)], seed=[0, 1]))
     opened, tried, open_dataset = [], [], inputs.open_dataset
-    set_everywhere(monkeypatch, open_dataset=lambda c: (opened.append(c.dataset), open_dataset(c))[1], _store_line=lambda c: c.dataset,
-                   dry_run_student=lambda c, *a: (tried.append(c.seed), (.1, 10))[1])
+    set_everywhere(monkeypatch, open_dataset=lambda c: (opened.append(c.dataset), open_dataset(c))[1], _store_line=lambda c: c.dataset)
+    monkeypatch.setattr("dho_nb.runs.dry_run.dry_run_student", lambda c, *a: (tried.append(c.seed), (.1, 10))[1])
     part = Sweep(grid, tmp_path/"sweep", [3])
     said = part.estimate(1, [3])
     assert opened == [str(other)] and len(tried) == 1 and said["store 1"] == str(other) and "store 2" not in said
     assert [bool(t.identity) for t in part.tasks] == [False, False, False, True] and not (tmp_path/"sweep").exists()
+    late = Sweep(grid, tmp_path/"sweep", [0])
     part.begin()
     assert part.begin().place(part.tasks[3]).name.endswith(part.tasks[3].identity[:8])
-    Sweep(grid, tmp_path/"sweep", [0]).begin()
+    late.begin()
     cells = read_json(tmp_path/"sweep"/"sweep.json")["cells"]
     assert [bool(c["identity"]) for c in cells] == [True, False, False, True], "nothing that was found out is forgotten"
+    assert [bool(t.identity) for t in Sweep(grid, tmp_path/"sweep", [1]).tasks] == [True, True, False, True]
     whole = Sweep(grid, tmp_path/"sweep").begin()
     assert [t.identity for t in whole.tasks][3] == part.tasks[3].identity and all(t.identity for t in whole.tasks)
     opened.clear()
