@@ -24,11 +24,6 @@ class Page(HTMLParser):
         if tag == "div" and "cell_input" in (given.get("class") or "").split(): self.inputs.append("")
         if tag not in ("img", "br", "hr", "meta", "link", "input", "source", "wbr", "col"): self.stack.append((tag, given.get("class") or ""))
 
-    def handle_startendtag(self, tag, attrs):
-        before = [*self.stack]
-        self.handle_starttag(tag, attrs)
-        self.stack = before
-
     def handle_endtag(self, tag):
         if tag in (name for name, _ in self.stack):
             while self.stack.pop()[0] != tag: pass

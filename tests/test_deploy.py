@@ -441,10 +441,11 @@ def test_the_hub_out_of_reach_is_said_plainly(tree, tmp_path):
 
 
 def test_a_student_of_the_exported_safetensors_is_the_student(tree, tmp_path):
-    export(saved(tmp_path/"s.safetensors", "tiny", 16), tmp_path/"out", "safetensors", images=tree)
+    export(saved(tmp_path/"s.safetensors", "tiny", 16, beta=.7), tmp_path/"out", "safetensors", images=tree)
     (one, facts), (other, again) = load_student(tmp_path/"s.safetensors"), load_checkpoint(tmp_path/"out")
-    assert all(torch.equal(a, b) for a, b in zip(one.model.state_dict().values(), other.model.state_dict().values()))
-    assert facts["alpha"] == again["alpha"]
+    weights, exported = one.model.state_dict(), other.model.state_dict()
+    assert weights.keys() == exported.keys() and all(torch.equal(weights[k], exported[k]) for k in weights)
+    assert [facts[k] for k in ("alpha", "beta", "classes", "spec")] == [again[k] for k in ("alpha", "beta", "classes", "spec")]
 
 
 def test_a_card_of_a_published_checkpoint_and_a_teacher_with_other_prompts(tmp_path, monkeypatch):

@@ -26,7 +26,8 @@ for k, changes in enumerate(json.loads(sys.argv[2])):
     for step in range(4):
         trainer.train_step(trainer.streams[trainer.step])
         cosines = trainer.conflict[step] if trainer.conflict is not None else []
-        losses.append([v.item() for v in [*trainer._epoch_sums().values(), *cosines]])
+        size = torch.stack([kept["exp_avg"].norm() for kept in trainer.optimizer.state.values()]).norm()  # of the gradients: Adam's steps hide it
+        losses.append([v.item() for v in [*trainer._epoch_sums().values(), *cosines, size]])
     if run.machine.dist_env.is_main: print(json.dumps(losses))
 """
 CHANGES = [{}, dict(method="ce-kd-feature"), dict(accumulate=2), dict(method="dkd-dho", batch_labeled=1),
@@ -59,7 +60,8 @@ def test_several_processes_and_one_have_the_same_losses(tmp_path):
     one, two, three = steps(1, CHANGES), steps(2, CHANGES), steps(3, CHANGES[:1])
     assert len(one) == len(two) == len(CHANGES) and len(one[0]) == 4 and len(three) == 1
     for a, b, close in zip(one + one[:1], two + three, CLOSE + CLOSE[:1]):
-        pd.testing.assert_frame_equal(a, b, rtol=close)
+        pd.testing.assert_frame_equal(a.iloc[:, :-1], b.iloc[:, :-1], rtol=close)
+        pd.testing.assert_series_equal(a.iloc[:, -1], b.iloc[:, -1], rtol=.05)
 
 
 def begun(folder, process):
@@ -113,6 +115,7 @@ def test_nobody_keeps_a_folder_after_the_launcher_was_killed(tmp_path):
     process = together(1, *run, DHO_CHECKPOINT_SECONDS="0.2")
     begun(tmp_path/"run", process)
     family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 3, "the launcher's own process, and two that train"
     process.kill()
     process.communicate()
     assert psutil.wait_procs(family, timeout=30)[1] == []

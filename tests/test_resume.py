@@ -30,7 +30,7 @@ def same_run(a, b):
     one, other = load_file(a/"model.safetensors"), load_file(b/"model.safetensors")
     assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
     kept, again = load_file(a/"outputs.safetensors"), load_file(b/"outputs.safetensors")
-    assert all(torch.equal(kept[k], again[k]) for k in kept)
+    assert kept.keys() == again.keys() and all(torch.equal(kept[k], again[k]) for k in kept)
     pd.testing.assert_frame_equal(pd.read_csv(a/"history.csv"), pd.read_csv(b/"history.csv"), rtol=0, atol=0)
     assert (a/"predictions.csv").read_bytes() == (b/"predictions.csv").read_bytes()
     timeless = lambda f: {k: v for k, v in json.loads((f/"result.json").read_text())

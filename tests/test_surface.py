@@ -98,7 +98,7 @@ def test_bound():
 def test_errors():
     o = heads("random", 4, 3)
     bad = [(o.only(slice(0, 0)), ALPHAS, BETAS), (HeadOutputs(o.ce, o.kd, o.labels - 5, o.rows), ALPHAS, BETAS),
-           (o, (1.2,), BETAS), (o, (-.1, .5), BETAS), (o, ALPHAS, (0., 1.)), (o, (float("nan"),), BETAS)]
+           (o, (1.2,), BETAS), (o, (-.1, .5), BETAS), (o, ALPHAS, (0., 1.)), (o, (1.,), (-1.,)), (o, (float("nan"),), BETAS)]
     for arguments in bad:
         try: made.alpha_beta_grid(*arguments)
         except DhoError: pass

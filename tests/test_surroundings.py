@@ -73,13 +73,15 @@ class Numbered:
     def __getitem__(self, k): return big(k)
 
 
-def same(found): return all(torch.equal(a, b) for k, batch in enumerate(found) for a, b in zip(batch, big(k)))
+def same(found):
+    found = list(found)
+    return len(found) == 6 and all(torch.equal(a, b) for k, batch in enumerate(found) for a, b in zip(batch, big(k), strict=True))
 
 
 def test_batches_go_by_pipes_where_shared_memory_is_small(here, monkeypatch):
     monkeypatch.setattr(loaders, "_shared_memory", lambda: 100)
     with pytest.warns(UserWarning, match="/dev/shm"): found = list(batch_loader(Numbered(), workers=2))
-    assert len(found) == 6 and same(found)
+    assert same(found)
     monkeypatch.setenv("DHO_WORKERS", "2")
     with pytest.raises(DhoError, match="/dev/shm.*--shm-size.*DHO_WORKERS=0"): list(batch_loader(Numbered(), workers=2, strict=True))
     with pytest.warns(UserWarning): assert same(batch_loader(Numbered(), workers=2)), "an evaluation goes on"
@@ -91,7 +93,7 @@ def test_a_batch_that_shared_memory_refuses_is_sent_again(here, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = list(batch_loader(Numbered(), workers=2))
-    assert len(found) == 6 and same(found)
+    assert same(found)
 
 
 class Ends(Numbered):
