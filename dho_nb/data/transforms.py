@@ -114,6 +114,7 @@ def _tiff_reason(path):
             tags = ImageFileDirectory_v2(head + f.read(12 if b"+" in head else 4))
             f.seek(tags.next)
             tags.load(f)
+        if 256 not in tags: return ""  # not even a width
         bands, bits = int(np.max(tags.get(277, 1))), int(np.max(tags.get(258, 1)))
     except Exception: return ""
     remedy = (f"; one of 1, 3 or 4 is: keep three of them, e.g. gdal_translate -b 1 -b 2 -b 3 {Path(path).name} NEW.tif"
