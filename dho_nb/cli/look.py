@@ -178,14 +178,16 @@ class DataCheck(OneDataset):
 
 # %% ../../nbs/cli/02_look.ipynb #42bfcaa0
 def _list(args):
-    "Print names that exist"
+    "Print names that exist, the library's and those of installed packages"
+    from dho_nb.core.extensions import extension_names
     from dho_nb.data.manifests import manifest_names
     from dho_nb.losses.methods import METHODS
     import open_clip, timm
     lists = {"methods": lambda: [f"{m.name:14} {m.about}" for m in METHODS.values()], "datasets": manifest_names,
              "teachers": lambda: ["digits", *("/".join(pair) for pair in open_clip.list_pretrained())],
              "students": lambda: ["tiny", *timm.list_models()]}
-    print_output("\n".join(n for n in lists[args.kind]() if args.containing.lower() in n.lower()))
+    offered = [f"{name:14} {spec}" for name, spec in extension_names(args.kind.rstrip("s")).items()]
+    print_output("\n".join(n for n in [*lists[args.kind](), *offered] if args.containing.lower() in n.lower()))
 
 # %% ../../nbs/cli/02_look.ipynb #071ce871
 @verb("list", "look", _list)

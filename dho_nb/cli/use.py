@@ -20,7 +20,7 @@ from ..core.settings import load_settings
 def _evaluate(args):
     "A checkpoint on datasets"
     import pandas as pd
-    from dho_nb.runs.config import make_config
+    from dho_nb.runs.config import Config
     from dho_nb.deploy.evaluate import CheckpointEvaluation
     from dho_nb.evaluation.interpolation import rows_for_method, interpolated_shift_scores
     if args.root and len(args.dataset) > 1:
@@ -28,7 +28,7 @@ def _evaluate(args):
     if args.labels and len(args.dataset) > 1:
         raise DhoError("--labels is for one folder of images: score the others by themselves")
     given = dict(root=args.root, labels=args.labels, skip_broken=args.skip_broken)
-    made = {name: CheckpointEvaluation(args.model, make_config(dict(given, dataset=name)), args.split, args.alpha, args.beta,
+    made = {name: CheckpointEvaluation(args.model, Config(**dict(given, dataset=name)), args.split, args.alpha, args.beta,
                              args.classes, args.trust_remote_code) for name in args.dataset}
     for name, found in made.items():
         table = found.table.round(4).to_string()
@@ -123,13 +123,13 @@ class Predict(Trust):
 # %% ../../nbs/cli/06_use.ipynb #d7846411
 def _export(args):
     "A model as files that are checked, measured and described"
-    from dho_nb.runs.config import make_config
+    from dho_nb.runs.config import Config
     from dho_nb.deploy.export import export, export_folder
     kinds = [k for k in ("onnx", "torch-export", "safetensors") if getattr(args, k.replace("-", "_"))] or ["onnx"]
     given = dict(images=args.images, calibrate=args.calibrate, opset=args.opset, check=args.check, license=args.license,
                  estimate=args.estimate, trust_remote_code=args.trust_remote_code)
     if args.classes and not args.dataset: raise DhoError("--classes says what the model calls the classes of --dataset")
-    config = (make_config(dict(dataset=args.dataset, root=args.root, classes=list(args.classes))) if args.dataset
+    config = (Config(dataset=args.dataset, root=args.root, classes=list(args.classes)) if args.dataset
               else _moved(args.model, args.root) if args.root else None)
     for kind in kinds:
         made = export(args.model, args.out, kind, config=config,
@@ -180,7 +180,7 @@ def _moved(model, root):
     config = read_json(note, **NOTE)["config"]
     folder = (config.get("labels") or not (config["dataset"] in manifest_names()
                                            or config["dataset"].endswith((".csv", ".csv.gz", ".json"))))
-    return make_config({**config, "dataset" if folder else "root": root})
+    return make_config({**config, "dataset" if folder else "root": root}, note)
 
 # %% ../../nbs/cli/06_use.ipynb #de9b97ee
 def _push(args):

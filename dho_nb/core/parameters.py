@@ -40,9 +40,10 @@ Share = Annotated[float, Range(0, 1)]
 class OneOf:
     "Words, and the names in a table as it is when a value is checked"
     def __init__(self,
-        *names,   # Words; tables and tuples whose names count
+        *names,      # Words; tables and tuples whose names count
+        also=None,   # A function that tells whether any other word is allowed, too
     ):
-        self.names = names
+        self.names, self.also = names, also
 
     def __iter__(self):
         for name in self.names: yield from ([name] if isinstance(name, str) else name)
@@ -94,7 +95,8 @@ def check_parameter_value(
         raise DhoError(f"parameter {name} must be a finite number, not {value}")
     if not isinstance(value, (int, float) if kind is float else kind) or kind is not bool and isinstance(value, bool):
         raise DhoError(f"parameter {name} must be of type {getattr(kind, '__name__', kind)}, not {type(value).__name__} ({value!r})")
-    if parameter.choices and value not in (names := [*parameter.choices]): raise unknown_name_error(name, value, names)
+    if parameter.choices and value not in (names := [*parameter.choices]):
+        if not (parameter.choices.also and parameter.choices.also(value)): raise unknown_name_error(name, value, names)
     if parameter.limits and value not in parameter.limits: raise DhoError(f"parameter {name}={value} must be {parameter.limits}")
     return float(value) if kind is float else value
 

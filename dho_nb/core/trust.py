@@ -10,6 +10,7 @@ __all__ = ['OWN', 'is_trusted_student', 'is_plain_argument', 'check_trusted_stud
 import re
 from pathlib import Path
 from .errors import DhoError
+from .extensions import extension_spec
 
 # %% ../../nbs/core/01_trust.ipynb #7f63fde2
 OWN = ("tiny", "dho_nb.deploy.checkpoints:clip_vit")  # architectures of this library
@@ -20,6 +21,7 @@ def is_trusted_student(
     "Tell whether a name chooses an architecture of timm, torchvision, open_clip or this library, and nothing else"
     if not isinstance(spec, str): return False
     if spec in (*OWN, "open_clip:digits"): return True
+    if extension_spec("student", spec): return False
     if re.fullmatch(r"(timm:|torchvision:)?\w[\w.-]*", spec, re.ASCII): return True
     if not spec.startswith("open_clip:"): return False
     import open_clip
@@ -83,8 +85,11 @@ def check_trusted_parameters(
     if "student" in parameters or parameters.get("student_args"):
         check_trusted_student(parameters.get("student", "tiny"), parameters.get("student_args"), file)
     teacher = parameters.get("teacher", "")
-    if isinstance(teacher, str) and teacher.startswith("hf-hub:"):
+    if isinstance(teacher, str) and teacher.startswith(("hf-hub:", "transformers:")):
         raise DhoError(f"{file} names the teacher {_short(teacher)}, a repository that would be fetched. {_WORD}")
+    for kind in ("method", "teacher", "dataset"):
+        if extension_spec(kind, name := parameters.get(kind, "")):
+            raise DhoError(f"{file} names the {kind} {_short(name)}, and making it would run code. {_WORD}")
 
 # %% ../../nbs/core/01_trust.ipynb #b1192148
 def check_trusted_clip_config(

@@ -8,8 +8,8 @@ __all__ = ['SPLITS', 'TEMPLATES', 'SUFFIXES', 'RAW', 'SYSTEM', 'UNLABELED', 'SPL
            'read_manifest_table', 'read_manifest', 'write_manifest', 'image_paths', 'pictures_below', 'skipped_files',
            'describe_skipped', 'manifest_from_folder', 'open_image', 'check_image_format', 'manifest_from_labels',
            'manifest_from_coop', 'digits_manifest', 'split_off', 'write_digits_images', 'manifest_files',
-           'manifest_names', 'open_manifest', 'manifest_root', 'missing_images', 'map_in_threads', 'content_keys',
-           'manifest_content_hash']
+           'manifest_names', 'open_manifest', 'own_dataset', 'manifest_root', 'missing_images', 'map_in_threads',
+           'content_keys', 'manifest_content_hash']
 
 # %% ../../nbs/data/00_manifests.ipynb #c3e1772d
 import csv, gzip, hashlib, io, os, shutil, unicodedata, uuid, warnings, zlib
@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from ..core.errors import DhoError, unknown_name_error
+from ..core.extensions import extension_names, extension_spec, load_extension
 from ..core.files import _HOST, atomic_path, is_clutter_file, process_is_running, read_json, write_json
 from ..core.seeding import derive_seed, string_keys, seeded_bits, seeded_uniform
 from ..core.settings import clip_file_name, load_settings, shipped_file
@@ -584,7 +585,7 @@ def manifest_names(
 
 # %% ../../nbs/data/00_manifests.ipynb #4eee6d37
 def open_manifest(
-    dataset:str,  # Name of a manifest, or path of a CSV, a CoOp JSON or a class-per-folder tree
+    dataset:str,  # Name of a manifest, path of a CSV, a CoOp JSON or a class-per-folder tree, or `package.module:name`
 )->Manifest:
     "Return the manifest that `dataset` names. Raises DhoError for an unknown name or a list that must be built first."
     path, files = Path(dataset).expanduser(), manifest_files()
@@ -596,7 +597,20 @@ def open_manifest(
         raise DhoError(f"{dataset}: its classes and prompts come with the package, its list of images is made from "
                        f"your copy: dho data build {dataset} --root FOLDER (dho data get {dataset} fetches the "
                        "pictures, or says where they are)")
-    raise unknown_name_error("dataset", dataset, [*files, "a folder", "a .csv", "a split_zhou_*.json"])
+    if extension_spec("dataset", dataset): return own_dataset(dataset)[0]
+    raise unknown_name_error("dataset", dataset, [*files, *extension_names("dataset"), "a folder", "a .csv", "a split_zhou_*.json"])
+
+# %% ../../nbs/data/00_manifests.ipynb #d0a10fd8
+def own_dataset(
+    name:str,   # `package.module:name`, or a short name of an installed package
+)->tuple:       # Manifest, and the folder of its images or None
+    "Return the dataset that a function of the user's own makes. Raises `DhoError` where it makes anything else"
+    made = load_extension("dataset", name)
+    if callable(made): made = made()
+    made, root = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if isinstance(made, (str, Path)): made, root = open_manifest(str(made)), root or (made if Path(made).is_dir() else None)
+    if isinstance(made, Manifest): return made, None if root is None else Path(root)
+    raise DhoError(f"dataset {name!r} made a {type(made).__name__}, not a Manifest, a path, or one of them with a folder")
 
 # %% ../../nbs/data/00_manifests.ipynb #bd08289f
 def _needs_build(dataset):

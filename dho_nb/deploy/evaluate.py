@@ -23,7 +23,7 @@ from .checkpoints import checkpoint_class_columns, load_checkpoint, find_checkpo
 from ..evaluation.interpolation import rows_for_method, interpolation_scores, interpolate
 from ..evaluation.outputs import collect_head_outputs, HeadOutputs
 from ..losses.methods import METHODS
-from ..runs.config import Config, make_config, parameters_from_notebook
+from ..runs.config import Config, parameters_from_notebook
 from ..runs.dataset import open_dataset, rename_dataset_classes
 from ..teachers.clip import is_clip_teacher, clip_teacher_identity
 
@@ -125,4 +125,4 @@ def evaluation_from_notebook(
     options = {k: parameters.pop(k, None) for k in names}
     options["trust_remote_code"] = options["trust_remote_code"] is True
     weights = {k: options[k] for k in ("alpha", "beta") if options[k] is not None}
-    return CheckpointEvaluation(config=make_config({**parameters, **weights}), **options)
+    return CheckpointEvaluation(config=Config(**parameters, **weights), **options)

@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'OUTPUTS', 'LAYERS', 'TOLERANCE', 'SHARED', 'write_onnx', 'S
            'largest_export_difference', 'quantize', 'export', 'export_folder', 'push_to_hub']
 
 # %% ../../nbs/deploy/04_export.ipynb #66488d39
-import io, json, os, re, shutil, tempfile, time
+import dataclasses, io, json, os, re, shutil, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -26,7 +26,7 @@ from .model_card import _card, _crossfit, _expected
 from .predictor import Fused, images_to_predict, try_load_pixels, onnx_predictor_session, torch_predictor
 from ..evaluation.interpolation import interpolate
 from ..evaluation.outputs import HeadOutputs
-from ..runs.config import Config, make_config
+from ..runs.config import Config, DataConfig, make_config
 from ..runs.dataset import open_dataset, RunData
 from ..students.dual_head import load_student, save_student, Student
 
@@ -345,13 +345,18 @@ def _mark_folder(folder, file):
     if not (folder/"export.json").exists():
         write_json(folder/"export.json", dict(model=files_hash(file), source=file.name, files={}))
 
+def _recorded_images(note):
+    "The configuration of a run's images alone"
+    images = {f.name for f in dataclasses.fields(DataConfig)}
+    return make_config({k: v for k, v in read_json(note, **NOTE)["config"].items() if k in images}, note)
+
 def _data(file, config):
     "Return the dataset of a configuration, or of the run beside a model"
     note = file.parent/"run.json"
     if config is None and not note.exists():
         raise DhoError("an export is checked on real pictures, and int8 takes its ranges from some: give them with "
                        "images and calibrate, or name a dataset")
-    try: return open_dataset(config or make_config(read_json(note, **NOTE)["config"]))
+    try: return open_dataset(config or _recorded_images(note))
     except DhoError as e:
         raise DhoError(f"the pictures to check on are not at hand ({str(e).splitlines()[0]}): give others with images, "
                        "or name a dataset") from None

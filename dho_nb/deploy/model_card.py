@@ -16,7 +16,7 @@ from ..core.trust import escape_markdown
 from .checkpoints import load_checkpoint, find_checkpoint_file, head_weights
 from ..evaluation.interpolation import rows_for_method, interpolation_scores
 from ..evaluation.outputs import load_outputs, read_output_predictions
-from ..losses.methods import get_method, METHODS
+from ..losses.methods import METHODS, recorded_method
 from ..runs.config import make_config
 from ..runs.folder import run_folder_differences
 
@@ -51,12 +51,17 @@ def teacher_license(
     return terms + (f"; see huggingface.co/{page}" if page else "; ask whoever made the weights")
 
 # %% ../../nbs/deploy/03_model_card.ipynb #43f78b74
+def _recorded(parameters):
+    "A run's parameters with defaults, checked; code that they name is not imported"
+    own = {k: v for k, v in parameters.items() if k in ("teacher", "dataset") or k == "method" and v not in METHODS}
+    return {**vars(make_config({**parameters, **dict.fromkeys(own, "digits"), **({"method": "dho"} if "method" in own else {})})), **own}
+
 def _read_run(file):
     "Return the configuration, result and scores of the run beside a model"
     folder = file.parent
     if not (folder/"result.json").exists(): return {}, {}, None
-    config, result = vars(make_config(read_json(folder/"run.json", **NOTE)["config"])), read_json(folder/"result.json", **RESULT)
-    method, complete = get_method(result["method"]), all((folder/f).exists() for f in ("outputs.safetensors", "predictions.csv"))
+    config, result = _recorded(read_json(folder/"run.json", **NOTE)["config"]), read_json(folder/"result.json", **RESULT)
+    method, complete = recorded_method(result), all((folder/f).exists() for f in ("outputs.safetensors", "predictions.csv"))
     if not result["tested"] or not complete: return config, result, None
     outputs = load_outputs(folder/"outputs.safetensors")[0]
     split = read_output_predictions(folder, usecols=["path", "split"], dtype=str, keep_default_na=False)["split"]
@@ -183,7 +188,7 @@ def _expected(estimate, file):
     if not result:
         raise DhoError(f"{estimate} is an estimate of a run's accuracy, and beside {file} is no finished run: leave "
                        "estimate out")
-    differs = (run_folder_differences(estimate_note["config"], make_config(config))
+    differs = (run_folder_differences(estimate_note["config"], config)
                or [f"labeled images were {estimate_note['labeled']}, now {n}" for n in [result["labeled"]]
                    if n != estimate_note["labeled"]])
     mark = read_json(file.parent/"run.json", **NOTE).get("labels")  # of a run from before there was one, nothing is known
@@ -224,7 +229,7 @@ def _origin(facts, config, result):
     if not result:
         source = f", which was read from {escape_markdown(facts['source'])}" if facts.get("source") else ""
         return f"## Origin\n\nNot recorded beside the model{source}."
-    method, has_teacher = METHODS[result["method"]], METHODS[result["method"]].teacher
+    method, has_teacher = recorded_method(result), recorded_method(result).teacher
     rows = {
         "data": result["dataset"], "labels used": f"{result['labeled']} images ({result['labels']})",
         "unlabeled images": result["unlabeled"], "method": f"{result['method']}: {method.about}",
@@ -246,7 +251,7 @@ def _limits(facts, result, figures):
             "measured again." if figures is not None else
             "No figures stand behind its probabilities: measure them on your own labeled pictures before you "
             "rely on them.", "What the teacher takes for granted about pictures and words, the student has "
-                             "learnt as well." if result and METHODS[result["method"]].teacher else ""]
+                             "learnt as well." if result and recorded_method(result).teacher else ""]
     return "## Limits\n\n" + "\n".join(f"- {t}" for t in limits if t)
 
 # %% ../../nbs/deploy/03_model_card.ipynb #3ed67100
@@ -254,7 +259,7 @@ def _licenses(config, result, license):
     "Return whose terms apply"
     imported = config.get("embeddings") and "embeddings made elsewhere: ask whoever made them"
     terms = {"this model": license or "not stated by whoever exported it"}
-    if result and METHODS[result["method"]].teacher:
+    if result and recorded_method(result).teacher:
         terms[f"teacher's weights, {_bare(result['teacher'])}"] = imported or teacher_license(result["teacher"])
     if config.get("student_weights") == "pretrained":
         terms[f"student's first weights, {config['student']}"] = _student_license(config["student"])

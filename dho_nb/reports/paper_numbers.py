@@ -13,7 +13,7 @@ from ..core.files import read_json
 from ..core.settings import load_settings, shipped_file
 from ..core.trust import check_folder_name
 from ..deploy.evaluate import CheckpointEvaluation
-from ..losses.methods import get_method
+from ..losses.methods import recorded_method
 from .results import BASIC, load_results, result_column
 from .tables import ResultTable
 from ..runs.config import make_config
@@ -97,7 +97,7 @@ def shifted_paper_numbers(
     if (alpha is None) != (beta is None): raise DhoError("give alpha and beta, or neither: they are fixed as a pair")
     def accuracy(run, name):
         folder = load_settings().runs.joinpath(*(check_folder_name(run[k], "runs.csv") for k in ("sweep", "run")))
-        pair = (alpha, beta) if get_method(result_column(run, "method")).weighs else (None, None)
+        pair = (alpha, beta) if recorded_method(dict(method=result_column(run, "method"))).weighs else (None, None)
         file = folder/"shifts"/name/("" if None in pair else "{:g}-{:g}".format(*pair))/"evaluation.json"
         if evaluate and not file.exists():
             CheckpointEvaluation(folder/"model.safetensors", make_config(dict(dataset=name)), "test", *pair).write(file.parent)

@@ -10,12 +10,15 @@ __all__ = ['StudentHead', 'DataConfig', 'LabelConfig', 'TeacherConfig', 'Student
 # %% ../../nbs/runs/01_config.ipynb #466775f7
 import dataclasses, json, shlex, sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 from ..core.errors import DhoError
+from ..core.extensions import extension_spec
 from ..core.parameters import (File, Folder, NonNegativeFloat, NonNegativeInt, OneOf, Parameters, PositiveFloat, PositiveInt, Range,
                                     Share)
 from ..core.sources import is_own_source, module_sources, source_hash
+from ..core.trust import check_trusted_parameters
 from ..data.datasets import find_class_codes
 from ..data.label_subsets import LISTS
 from ..data.loaders import suspicious_images
@@ -44,7 +47,7 @@ class DataConfig(Parameters):
 @dataclass(frozen=True, kw_only=True)
 class LabelConfig(Parameters):
     "Method and labels"
-    method:Annotated[str, OneOf(METHODS)]="dho"      # Training method: dho, or a baseline that dho list methods names
+    method:Annotated[str, OneOf(METHODS, also=partial(extension_spec, "method"))]="dho"  # Training method: dho, a baseline that dho list methods names, or package.module:name
     shots:NonNegativeInt=0                           # Labeled images per class; if 0, fraction or all labels
     fraction:Share=0.0                               # Labeled share of the training images; if 0, shots or all labels
     labels_by:Annotated[str, OneOf(LISTS)]="nested"  # Label subset: ours (nested), CoOp's (seeds 1-3), SimCLR's (ImageNet 1 %, 10 %) or the reference code's
@@ -146,8 +149,13 @@ def _check_training(config):
 # %% ../../nbs/runs/01_config.ipynb #06abad33
 def make_config(
     given:dict,     # Parameter names and values
+    file="the configuration",      # Where they are from, for messages
+    trust_remote_code:bool=False,  # Allow names of code outside the known libraries, as for `check_trusted_parameters`
 )->Config:
-    "Make a configuration of names and values, as a file has them. Raises `DhoError` for an unknown name or a wrong value"
+    """Make a configuration of names and values, as a file has them.
+    Raises `DhoError` for an unknown name, a wrong value, or a method, teacher or dataset that would run code."""
+    own = {k: given[k] for k in ("method", "teacher", "dataset") if k in given and not str(given[k]).startswith("hf-hub:")}
+    check_trusted_parameters(own, file, trust_remote_code)
     return Config(**given)
 
 # %% ../../nbs/runs/01_config.ipynb #336b266d
@@ -229,20 +237,21 @@ def config_own_sources(
 )->dict:              # Name to hash; empty where all code is this library's
     "Find the user's own code that a run calls: the student's modules, and registered functions"
     known = {f.name: parameters.get(f.name, f.default) for f in dataclasses.fields(Config)}
-    found, method = _student_sources(known["student"]), METHODS.get(known["method"])
+    found, method = _extension_sources("student", known["student"]), METHODS.get(known["method"])
+    found |= {} if method else _extension_sources("method", known["method"])
     for name in filter(None, (known["method"], method and method.first)):
         m = METHODS.get(name)
-        if m != SHIPPED.get(name):
+        if m and m != SHIPPED.get(name):
             found[f"method {name}"] = source_hash({f.name: getattr(m, f.name) for f in dataclasses.fields(m) if f.name != "about"})
     pool = [*POOL_HEADS] if known["pool_head"] == "auto" else [known["pool_head"]]
-    used = {f"pool head {n}": POOL_HEADS.get(n) for n in pool if method and "pool" in method.needs}
+    used = {f"pool head {n}": POOL_HEADS.get(n) for n in pool if not method or "pool" in method.needs}
     if ending := Path(known["embeddings"] or "").suffix.lower(): used[f"reader of {ending}"] = READERS.get(ending)
     return found | {name: source_hash(f) for name, f in used.items() if f and is_own_source(f)}
 
 # %% ../../nbs/runs/01_config.ipynb #c0f62949
-def _student_sources(spec):
-    "The modules of a student `package.module:function`; the function itself where it is of no file"
-    where, colon, what = spec.partition(":")
-    if not colon or where in ("timm", "torchvision", "open_clip") or where.split(".")[0] == "dho_nb": return {}
+def _extension_sources(kind, spec):
+    "The modules of `package.module:name`, without importing them; the object itself where it is of no file"
+    where, _, what = extension_spec(kind, spec).partition(":")
+    if not where or where.split(".")[0] == "dho_nb": return {}
     made = getattr(sys.modules.get(where), what, None)
     return (where != "__main__" and module_sources(where)) or ({spec: source_hash(made)} if made else {})

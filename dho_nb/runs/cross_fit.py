@@ -24,7 +24,7 @@ from ..data.manifests import content_keys, Manifest, manifest_rows, write_manife
 from ..evaluation.interpolation import interpolate
 from ..evaluation.metrics import classification_metrics
 from ..evaluation.outputs import HeadOutputs, load_outputs, read_output_predictions
-from ..losses.methods import get_method
+from ..losses.methods import recorded_method
 from .config import Config
 from .dataset import open_dataset
 from .identity import identity_labels_hash
@@ -102,7 +102,7 @@ def weights(self:CrossFit)->tuple[float, float]:
 @patch(as_prop=True)
 def answers(self:CrossFit)->dict:  # Name to probabilities [N, C]
     "What everybody says"
-    method, (alpha, beta) = get_method(self.results[0]["method"]), self.weights
+    method, (alpha, beta) = recorded_method(self.results[0]), self.weights
     two = {"CE head": self.outputs.ce.softmax(-1), "KD head": self.outputs.kd.softmax(-1)} if method.weighs else {}
     taught = {"teacher": self.teacher.softmax(-1)} if self.teacher is not None else {}
     return {**taught, **two, "student": interpolate(self.outputs, alpha, beta)}
@@ -339,7 +339,7 @@ def images_to_label(
     names = ("label", "prediction", "ce_prediction", "kd_prediction")  # as text: 07 is a name, too
     result = read_json(folder/"result.json", **RESULT)
     said = read_output_predictions(folder, keep_default_na=False, dtype=dict.fromkeys(("path", *names), str))
-    if not get_method(result["method"]).weighs:
+    if not recorded_method(result).weighs:
         raise DhoError(f"{result['method']} has no two heads that could disagree: use a run of dho")
     said["disagreement"] = _head_disagreement(load_outputs(folder/"outputs.safetensors")[0], result["beta"]).numpy().round(4)
     left = said[(said["label"] == "") & (said["split"] == "train")]

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from ..core.errors import DhoError, unknown_name_error
+from ..core.extensions import extension_spec
 from ..core.files import atomic_path, remove_stale_temporaries
 from ..core.settings import load_settings
 from ..data.label_subsets import val_images_per_class, labeled_subset, LabelSubset
 from ..data.loaders import broken_images
 from ..data.manifests import (content_keys, manifest_root, manifest_content_hash, manifest_from_labels, Manifest, manifest_names,
-                                   manifest_hash, missing_images, open_manifest, pictures_below, manifest_rows, split_off)
+                                   manifest_hash, missing_images, open_manifest, own_dataset, pictures_below, manifest_rows, split_off)
 from ..losses.methods import Method
 from .config import Config
 
@@ -68,11 +69,10 @@ def open_dataset(
     known = by_name and not config.root
     if config.labels and not own.is_dir():
         raise DhoError(f"labels={config.labels!r} needs dataset to be a folder of images; {config.dataset!r} is no folder")
-    manifest = (manifest_from_labels(own, config.labels, classes=config.classes) if config.labels
-                else open_manifest(config.dataset))
+    manifest, own_root = _listed(config, own)
     manifest = rename_dataset_classes(manifest, [] if config.labels else config.classes, config.templates)
     root = (Path(config.root).expanduser() if config.root else own if own.is_dir() and not by_name
-            else manifest_root(manifest))
+            else own_root or manifest_root(manifest))
     if known and own.is_dir() and own.resolve() != Path(root).resolve() and pictures_below(own):
         raise DhoError(f"{own} is the name of a dataset, and of a folder with pictures here: say ./{own} for the "
                        f"folder, or --root {root} for the dataset")
@@ -80,6 +80,14 @@ def open_dataset(
     manifest, keys = _drop_images(manifest, bad), None
     if config.skip_broken or not known: manifest, keys, bad = _whole(manifest, root, bad, config.skip_broken)
     return RunData(split_off(manifest, "test", config.test) if config.test else manifest, root, bad, None if known else keys)
+
+# %% ../../nbs/runs/02_dataset.ipynb #832a3cdc
+def _listed(config, own):
+    "The manifest, and the folder of its images where a function of the user's own says it"
+    if config.labels: return manifest_from_labels(own, config.labels, classes=config.classes), None
+    named = config.dataset in manifest_names() or own.exists()
+    if not named and extension_spec("dataset", config.dataset): return own_dataset(config.dataset)
+    return open_manifest(config.dataset), None
 
 # %% ../../nbs/runs/02_dataset.ipynb #40e3d7a4
 def _missing(manifest, root, skip, hint):

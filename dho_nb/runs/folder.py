@@ -22,11 +22,11 @@ from .inputs import Inputs, Stage
 
 # %% ../../nbs/runs/06_folder.ipynb #a89cd1c2
 def run_folder_differences(
-    old:dict,       # Parameters as they were written down
-    config:Config,  # The configuration now
-)->list:            # Strings
+    old:dict,            # Parameters as they were written down
+    config:Config|dict,  # The configuration now, or its parameters
+)->list:                 # Strings
     "List the parameters that differ from the recorded ones, in words"
-    old, new = identity_with_defaults(old), identity_with_defaults(asdict(config))
+    old, new = identity_with_defaults(old), identity_with_defaults(config if isinstance(config, dict) else asdict(config))
     return [f"{k} was {old.get(k)!r}, now {v!r}" for k, v in new.items() if k not in IGNORED and old.get(k) != v]
 
 # %% ../../nbs/runs/06_folder.ipynb #f0c80f8a

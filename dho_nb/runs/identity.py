@@ -13,7 +13,7 @@ import dho_nb
 from ..core.errors import DhoError
 from ..core.files import json_hash, files_hash
 from ..data.manifests import manifest_content_hash, Manifest, manifest_hash
-from ..losses.methods import METHODS
+from ..losses.methods import get_method, METHODS
 from .config import Config, config_own_sources
 from ..teachers.clip import clip_resize_suffix, clip_teacher_identity
 from ..teachers.embedding_store import Store
@@ -65,7 +65,7 @@ def run_identity(
     "Hash everything that a run's numbers depend on. Raises `DhoError` where a file is missing or own code was edited since"
     what = {HASHED_AS.get(k, k): v for k, v in identity_with_defaults(asdict(config)).items()
             if k not in IGNORED and (k, v) not in ADDED_LATER.items()}
-    method = METHODS[config.method]
+    method = get_method(config.method)
     what["teacher"] = _teacher_of(config) if method.teacher else ""
     if method.lambdas: what["lambdas"] = method.lambdas
     if config.student.startswith("open_clip:"):

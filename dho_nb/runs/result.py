@@ -20,6 +20,7 @@ from ..evaluation.interpolation import (head_agreement, alpha_beta_grid, best_al
                                              interpolated_class_accuracy, plot_alpha_beta_grid, plot_reliability, interpolated_predictions, rows_for_method)
 from ..evaluation.metrics import classification_metrics
 from ..evaluation.outputs import HeadOutputs, load_outputs, save_outputs
+from ..losses.methods import METHODS, RECORDED
 from .folder import RunFolder, run_folder_sources
 from .inputs import Inputs
 from .staged_trainer import fixed_alpha_beta, StagedTrainer
@@ -127,13 +128,17 @@ def run_result_facts(
         dataset=i.data.manifest.name, method=c.method, labels=i.labels.name, seed=c.seed, **_score_facts(result),
         **_teacher_facts(i, training.provider), alpha=result.alpha, beta=result.beta, validation=c.validation,
         labeled=len(i.labels), unlabeled=len(i.unlabeled), validated=len(i.validation), tested=len(i.test),
-        teacher=c.embeddings or c.teacher, teacher_head=c.teacher_head, **pool,
+        teacher=c.embeddings or c.teacher, teacher_head=c.teacher_head, **pool, **_own_method(i.method, c.method),
         teacher_looked=training.num_encoded, views=c.views, student=c.student, ce_weight=trainer.recipe.ce_weight,
         parameters=int(dual_head_overhead(training.student.model)["total"]), seconds=round(training.seconds, 1),
         steps=sum(s.recipe.epochs for s in i.stages)*i.sizes.epoch_steps, identity=i.identity,
         machine=_machine_facts(training))
 
 # %% ../../nbs/runs/09_result.ipynb #cb3511a2
+def _own_method(method, name):
+    "What readers of a result have to know of a method that is not this library's"
+    return {} if name in METHODS else dict(own_method={k: getattr(method, k) for k in RECORDED})
+
 def _score_facts(result):
     "Scores of the test images; null for what could not be measured"
     table = result.table()

@@ -24,7 +24,7 @@ from ..data.image_cache import center_crops
 from ..data.loaders import ImageLoader, load_views
 from ..data.manifests import manifest_rows
 from ..data.transforms import Preprocess, ViewSpec
-from ..losses.methods import METHODS
+from ..losses.methods import get_method
 from .config import Config
 from .dataset import list_dataset_problems, open_dataset, RunData, without_dataset_images
 from ..teachers.clip import (load_teacher, Teacher, clip_teacher_identity, teacher_logits, tip_adapter_f,
@@ -48,7 +48,7 @@ def run_teacher_plan(
     "Tell from a configuration where its teacher embeddings come from, without loading or opening anything else"
     header = Path(config.embeddings or ".").expanduser()/"header.json"
     views = config.embeddings and header.exists() and check_json_fields(read_json(header), header).get("views")
-    source = ("none" if not METHODS[config.method].teacher else "own" if config.embeddings and not views
+    source = ("none" if not get_method(config.method).teacher else "own" if config.embeddings and not views
               else "live" if config.views == "live" else "store")
     cycle = min(config.views, config.epochs) if source == "store" else 0
     return TeacherPlan(source, cycle, ViewSpec(0 if cycle else config.seed, (config.crop, 1.0), flip=config.flip))

@@ -6,7 +6,7 @@
 __all__ = ['tiny_cnn', 'Backbone', 'feature_dim', 'build_backbone']
 
 # %% ../../nbs/students/01_backbones.ipynb #397771ee
-import importlib, os, re, sys
+import re
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from ..core.errors import DhoError, silence_library_warnings, short_error_reason, unknown_name_error
 from ..core.settings import download_timeout
-from ..core.sources import module_sources
+from ..core.extensions import extension_spec, load_extension
 from ..data.transforms import Preprocess
 from .weights import load_weights
 from ..teachers.clip import _adjacent_config, _lacks_quickgelu, download_error_advice, clip_image_tower, load_teacher, download_error_kind
@@ -119,13 +119,7 @@ def _check_tower(name, file):
 # %% ../../nbs/students/01_backbones.ipynb #40535521
 def _own(spec, weights, size, args):
     "Return a module made by a function named as `package.module:function`"
-    module_name, _, function_name = spec.partition(":")
-    if os.getcwd() not in sys.path: sys.path.append(os.getcwd())  # last: its files take no library's place
-    try: module = getattr(importlib.import_module(module_name), function_name)(**args)
-    except (ImportError, AttributeError) as e:
-        raise DhoError(f"student {spec!r}: {e}; it should name a function of an importable module, "
-                       "or begin with timm:, torchvision: or open_clip:") from None
-    if module_name != "__main__": module_sources(module_name)  # remembers what was read: an edit from now on is refused
+    module = load_extension("student", spec)(**args)
     return module, _own_preprocess(module, size)
 
 # %% ../../nbs/students/01_backbones.ipynb #4ee948f5
@@ -208,6 +202,7 @@ def _builder_of(spec):
     if ":" in spec: return builders.get(spec.split(":")[0], _own)
     if timm.is_model(spec): return _timm
     if spec in torchvision.models.list_models(torchvision.models): return _torchvision
+    if extension_spec("student", spec): return _own
     raise unknown_name_error("student", spec, ["tiny", *timm.list_models(), *torchvision.models.list_models(torchvision.models)])
 
 # %% ../../nbs/students/01_backbones.ipynb #246d9a84

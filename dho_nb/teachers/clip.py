@@ -23,6 +23,7 @@ from ..core.seeding import derive_seed
 from ..core.settings import shipped_file
 from ..core.trust import check_trusted_clip_config
 from ..data.transforms import Preprocess
+from .encoders import encoder_identity, is_encoder, load_encoder
 
 # %% ../../nbs/teachers/00_clip.ipynb #e1a4d0b8
 def resolve_teacher(
@@ -31,6 +32,7 @@ def resolve_teacher(
     """Return the model and weights that `spec` names.
     Raises DhoError for a name or weights that do not exist, with the nearest name."""
     if spec in ("digits", "bundled:digits"): return f"local-dir:{shipped_file('bundled/digits_teacher')}", None
+    if is_encoder(spec): return spec, None
     if spec.startswith(("hf-hub:", "local-dir:")): return spec, None
     if Path(spec).expanduser().joinpath("open_clip_config.json").is_file():
         return f"local-dir:{Path(spec).expanduser()}", None
@@ -91,6 +93,7 @@ def clip_resize_mode(
     Raises DhoError for a name that does not exist or a configuration that cannot be read."""
     import open_clip
     name, weights = resolve_teacher(spec)
+    if is_encoder(spec): return "shortest"
     if name.startswith("local-dir:"): config = _read_config(Path(name.removeprefix("local-dir:"))/"open_clip_config.json")
     elif name.startswith("hf-hub:"): config = _cached_config(name.removeprefix("hf-hub:"))
     elif weights and Path(weights).is_file(): config = _read_config(Path(weights).with_name("open_clip_config.json"))
@@ -183,6 +186,7 @@ def load_teacher(
     Raises DhoError where it does not exist, cannot be fetched or read, or would run code."""
     import open_clip
     name, weights = resolve_teacher(spec)
+    if is_encoder(spec): return _load_encoder(spec, device, precision)
     _check_config(name, spec)
     random = weights == "random"
     quick = quick_gelu or bool(weights) and not random and _lacks_quickgelu(name, weights)
@@ -200,6 +204,15 @@ def load_teacher(
         return Teacher(model.to(memory_format=torch.channels_last), tokenizer, spec, precision)
     except DhoError: raise
     except Exception as e: raise _load_error(spec, name, weights, e) from e
+
+# %% ../../nbs/teachers/00_clip.ipynb #e16601d8
+def _load_encoder(spec, device, precision):
+    "Load a teacher that is not open_clip's; a download that failed says how to do without"
+    try: return load_encoder(spec, device, precision)
+    except DhoError: raise
+    except Exception as e:
+        if not spec.startswith("transformers:"): raise
+        raise _load_error(spec, spec.removeprefix("transformers:"), None, e) from e
 
 # %% ../../nbs/teachers/00_clip.ipynb #9ee3b59f
 MEASURES = dict(vision_cfg=("layers", "width", "head_width", "mlp_ratio", "patch_size", "timm_model_name"),
@@ -374,7 +387,7 @@ def clip_image_tower(
     teacher:Teacher,     # Whose encoder; a CoCa's answers by features alone from then on
 )->torch.nn.Module:      # [N, 3, S, S] float32 to [N, D]
     "Return the image encoder as a network of its own"
-    tower = teacher.model.visual
+    tower = getattr(teacher.model, "visual", teacher.model)
     if getattr(tower, "output_tokens", False): tower.output_tokens = False  # CoCa's returns its tokens, too
     return tower
 
@@ -464,10 +477,16 @@ def zero_shot_head(
         raise DhoError(f"class names are texts, at least one and none of them empty, not {empty[0] if empty else classes!r}: "
                        "rename with classes, as old=new")
     prompts = [t.replace("{}", c.replace("_", " ")) for c in classes for t in templates]
+    means = _encode_prompts(teacher, classes, prompts, unit).view(len(classes), len(templates), -1).mean(1)
+    return F.normalize(means, dim=-1) if unit else means
+
+# %% ../../nbs/teachers/00_clip.ipynb #28ca2bb8
+def _encode_prompts(teacher, classes, prompts, unit):
+    "Embed the prompts of all classes; refuse classes that the text encoder cannot tell apart"
+    if teacher.tokenizer is None: return teacher.encode_texts(prompts, unit=unit)
     tokens = teacher.tokenizer(prompts)
     _check_prompts(teacher, classes, prompts, tokens)
-    means = teacher.encode_tokens(tokens, unit=unit).view(len(classes), len(templates), -1).mean(1)
-    return F.normalize(means, dim=-1) if unit else means
+    return teacher.encode_tokens(tokens, unit=unit)
 
 # %% ../../nbs/teachers/00_clip.ipynb #390cc301
 def teacher_logits(
@@ -588,6 +607,7 @@ def clip_teacher_identity(
 )->str:        # The spec itself, or the hash of the files that it names
     "Return what a result depends on: a name and tag, or the content of local files, wherever they lie"
     name, weights = resolve_teacher(spec)
+    if is_encoder(spec): return encoder_identity(spec)
     mode = clip_resize_suffix(spec)
     if name.startswith("local-dir:"): return files_hash(name.removeprefix("local-dir:")) + mode
     if not (weights and Path(weights).is_file()): return spec + mode
