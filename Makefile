@@ -7,10 +7,12 @@ STAMP := $(VENV)/.dho_nb-installed
 
 install: $(STAMP)
 
+# nbdev-export touches pyproject.toml: what was installed is compared by content
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || python3 -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev]" -c constraints.txt
-	touch $(STAMP)
+	cat pyproject.toml constraints.txt | cmp -s - $(STAMP) || \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev]" -c constraints.txt
+	cat pyproject.toml constraints.txt > $(STAMP)
 
 demo: $(STAMP)        ## the paper's comparison on embedded data, about two minutes on two cores
 	$(BIN)/dho demo

@@ -1,7 +1,9 @@
 "A package outside the repository brings a method, a teacher, a student and a dataset"
 import json
+import sys
 
 import pytest
+import torch
 
 from dho_nb.cli.main import main
 from dho_nb.core.errors import DhoError
@@ -10,6 +12,7 @@ from dho_nb.deploy.export import export
 from dho_nb.runs.config import preset
 from dho_nb.runs.run import distill, Run
 from dho_nb.sweeps.grid import read_grid
+from dho_nb.teachers.clip import clip_teacher_identity, load_teacher
 
 LOSS = '''
 import torch
@@ -89,7 +92,6 @@ def site(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(folder))
     monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
     yield folder
-    import sys
     for name in [n for n in sys.modules if n.partition(".")[0] == "outside"]: del sys.modules[name]
 
 
@@ -142,14 +144,12 @@ def test_an_edited_loss_is_another_run(site, tmp_path):
     before = Run(config, tmp_path/"run", "none").identity
     (site/"outside"/"losses.py").write_text(LOSS.replace("0.05", "0.06"))
     with pytest.raises(DhoError, match="was edited after"): Run(config, tmp_path/"other", "none")
-    import sys
     for name in [n for n in sys.modules if n.partition(".")[0] == "outside"]: del sys.modules[name]
     assert Run(config, tmp_path/"another", "none").identity != before
 
 
 def test_reading_a_run_imports_nothing(site, tmp_path, capsys):
     run = distill(preset("digits", method="outside.losses:method", epochs=1), tmp_path/"run", "none")
-    import sys
     for name in [n for n in sys.modules if n.partition(".")[0] == "outside"]: del sys.modules[name]
     (site/"outside"/"losses.py").write_text("raise SystemExit('imported')\n")
     export(tmp_path/"run", tmp_path/"model", "safetensors")
@@ -161,6 +161,43 @@ def test_reading_a_run_imports_nothing(site, tmp_path, capsys):
                                     dict(dataset="outside.datasets:stripes"), dict(teacher="transformers:a/b"), dict(method="smooth")])
 def test_a_file_that_names_own_code_takes_the_word(site, tmp_path, capsys, change):
     (tmp_path/"run.json").write_text(json.dumps(dict(dataset="digits") | change))
-    import sys
     assert main(["check", "--config", str(tmp_path/"run.json")]) == 2 and "--trust-remote-code" in capsys.readouterr().err
     assert not any(n.startswith("outside.") for n in sys.modules)
+
+
+def hugging_face_model(folder, kind):
+    "A random CLIP or SigLIP model of the transformers library with tokenizer and image processor, as its save_pretrained writes them"
+    import transformers as t
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    words = {w: i for i, w in enumerate(["<pad>", "<unk>", "a", "photo", "of", "the", "digit", "number", ":", ".", "\"", *map(str, range(10)),
+                                         "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "<eos>"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    text = dict(vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+                max_position_embeddings=64, pad_token_id=0, bos_token_id=2, eos_token_id=len(words) - 1, projection_size=16)
+    vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8)
+    half = dict(image_mean=[.5]*3, image_std=[.5]*3, resample=3)
+    if kind == "clip":
+        model = t.CLIPModel(t.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
+        processor = t.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}, **half)
+    else:
+        model = t.SiglipModel(t.SiglipConfig(text_config=text, vision_config=vision))
+        processor = t.SiglipImageProcessor(size={"height": 16, "width": 16}, **half)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    t.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>").save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind, mode", [("clip", "shortest"), ("siglip", "squash")])
+def test_a_model_of_the_transformers_library_teaches(tmp_path, monkeypatch, kind, mode):
+    transformers = pytest.importorskip("transformers", reason="the extra siglip is not installed")
+    if not hasattr(transformers, "AutoModel"): pytest.skip("another test put an empty transformers in its place")
+    monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
+    folder = hugging_face_model(tmp_path/"model", kind)
+    teacher = load_teacher(f"transformers:{folder}")
+    assert (teacher.preprocess.size, teacher.preprocess.resize_mode, teacher.dim) == (16, mode, 16)
+    assert teacher.encode_texts(["a photo of the digit seven", "a photo of the digit one"]).norm(dim=-1).allclose(torch.ones(2))
+    result = distill(preset("digits", teacher=f"transformers:{folder}", epochs=1, views=1), tmp_path/"run", "none").result
+    assert result["teacher_accuracy"] is not None and result["teacher_looked"] > 0
+    assert clip_teacher_identity(f"transformers:{folder}") != clip_teacher_identity("transformers:another/model")

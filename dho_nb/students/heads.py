@@ -6,6 +6,7 @@
 __all__ = ['HEADS', 'CosineHead', 'ReferenceHead', 'ZeroShotHead', 'MlpHead', 'make_head']
 
 # %% ../../nbs/students/00_heads.ipynb #64c623c9
+import inspect
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -74,7 +75,7 @@ class MlpHead(nn.Sequential):
         self.out_features = classes
 
 # %% ../../nbs/students/00_heads.ipynb #be366a91
-HEADS = ("linear", "mlp", "cosine", "reference", "zero-shot")
+HEADS = {"linear": nn.Linear, "mlp": MlpHead, "cosine": CosineHead, "reference": ReferenceHead, "zero-shot": ZeroShotHead}
 
 def make_head(
     kind:str,         # One of `HEADS`
@@ -84,5 +85,5 @@ def make_head(
 )->nn.Module:         # [N, dim] to [N, classes]; has `out_features`
     "Return a head by name. Raises DhoError for an unknown one."
     if kind not in HEADS: raise unknown_name_error("head", kind, HEADS)
-    if kind in ("linear", "mlp"): return (nn.Linear if kind == "linear" else MlpHead)(dim, classes)
-    return {"cosine": CosineHead, "reference": ReferenceHead, "zero-shot": ZeroShotHead}[kind](dim, classes, zeta)
+    own = dict(zeta=zeta) if "zeta" in inspect.signature(HEADS[kind]).parameters else {}
+    return HEADS[kind](dim, classes, **own)
