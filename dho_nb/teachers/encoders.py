@@ -53,7 +53,7 @@ def encoder_preprocess(
 
 # %% ../../nbs/teachers/00a_encoders.ipynb #37109a13
 class EncoderTeacher:
-    "Encode images, and texts if the encoder can, as [`Teacher`](00_clip.ipynb) does"
+    "Encode images, and texts if the encoder can, with the methods of `Teacher`"
     tokenizer = None
     def __init__(self,
         encoder,                # As in the table above
