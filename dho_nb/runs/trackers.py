@@ -55,7 +55,11 @@ class Tracker:
     def log(self, step, values): "Log numbers by name at a step"
     def show(self, step, name, picture): "Log a picture, a `PIL.Image.Image`, at a step"
     def close(self): "Write what is left"
-    def remember(self, **changes): self.note |= changes; write_json(self.file, self.note)
+
+    def remember(self, **changes):
+        "Keep facts for the processes after this one"
+        self.note |= changes
+        write_json(self.file, self.note)
 
 # %% ../../nbs/runs/00b_trackers.ipynb #e02d4e32
 class CsvTracker(Tracker):
@@ -63,16 +67,19 @@ class CsvTracker(Tracker):
     name = "csv"
 
     def open(self):
+        "Read the table"
         self.table, self.written = self.run.folder/"metrics.csv", 0.0
         rows = pd.read_csv(self.table).to_dict("records") if self.table.exists() else []
         self.rows = {int(row["step"]): row for row in rows if row["step"] <= self.covered}
         self.last = max(self.rows, default=0)
 
     def log(self, step, values):
+        "Log numbers at a step"
         self.rows.setdefault(step, dict(step=step)).update(values)
         if time.monotonic() - self.written > 1: self.close()
 
     def close(self):
+        "Write the table"
         with atomic_path(self.table) as temporary: pd.DataFrame([*self.rows.values()]).to_csv(temporary, index=False)
         self.written = time.monotonic()
 
@@ -82,6 +89,7 @@ class TensorBoardTracker(Tracker):
     name, modules = "tensorboard", ("tensorboard",)
 
     def open(self):
+        "Open what is there"
         from torch.utils.tensorboard import SummaryWriter
         folder = self.run.folder/"tensorboard"
         before = folder.exists() and any(folder.iterdir())
@@ -90,14 +98,18 @@ class TensorBoardTracker(Tracker):
         if not before: _log_hyperparameters(self.writer, self.run.params)
 
     def log(self, step, values):
+        "Log numbers at a step"
         for name, value in values.items(): self.writer.add_scalar(name, value, step)
         self.writer.flush()
 
     def show(self, step, name, picture):
+        "Log a picture at a step"
         import numpy as np
         self.writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
 
-    def close(self): self.writer.close()
+    def close(self):
+        "Close the files"
+        self.writer.close()
 
 # %% ../../nbs/runs/00b_trackers.ipynb #a8f45a35
 def _last_event_step(folder):
@@ -126,6 +138,7 @@ class TrackioTracker(Tracker):
     name, modules = "trackio", ("trackio",)
 
     def open(self):
+        "Open what is there"
         with _local_trackio(self.run.folder/"trackio") as (trackio, remote):
             from trackio.sqlite_storage import SQLiteStorage
             project, name = self.run.group or "dho_nb", self.run.name
@@ -135,12 +148,16 @@ class TrackioTracker(Tracker):
             self.remote, self.trackio = remote, trackio
 
     def log(self, step, values):
+        "Log numbers at a step"
         self.tracked.log(values, step)
         if self.remote: self.remember(step=step)
 
-    def show(self, step, name, picture): self.tracked.log({name: self.trackio.Image(picture)}, step)
+    def show(self, step, name, picture):
+        "Log a picture at a step"
+        self.tracked.log({name: self.trackio.Image(picture)}, step)
 
     def close(self):
+        "Close the files"
         current = self.trackio.context_vars.current_run.get() is self.tracked
         with redirect_stdout(io.StringIO()): (self.trackio if current else self.tracked).finish()
 
@@ -165,6 +182,7 @@ class WandbTracker(Tracker):
     name, modules = "wandb", ("wandb",)
 
     def open(self):
+        "Open what is there"
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
         self.last, self.image = self.note["step"], wandb.Image
@@ -175,11 +193,16 @@ class WandbTracker(Tracker):
         self.remember()
 
     def log(self, step, values):
+        "Log numbers at a step"
         self.tracked.log(values, step=step)
         self.remember(step=step)
 
-    def show(self, step, name, picture): self.tracked.log({name: self.image(picture)}, step=step)
-    def close(self): self.tracked.finish()
+    def show(self, step, name, picture):
+        "Log a picture at a step"
+        self.tracked.log({name: self.image(picture)}, step=step)
+    def close(self):
+        "Close the files"
+        self.tracked.finish()
 
 # %% ../../nbs/runs/00b_trackers.ipynb #d68a6fca
 class MlflowTracker(Tracker):
@@ -187,6 +210,7 @@ class MlflowTracker(Tracker):
     name, modules = "mlflow", ("mlflow",)
 
     def open(self):
+        "Open what is there"
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow import MlflowClient
         uri = os.environ.get("MLFLOW_TRACKING_URI")
@@ -206,10 +230,15 @@ class MlflowTracker(Tracker):
         return run
 
     def log(self, step, values):
+        "Log numbers at a step"
         for name, value in values.items(): self.client.log_metric(self.id, name, value, step=step)
 
-    def show(self, step, name, picture): self.client.log_image(self.id, picture, f"{name}.png")
-    def close(self): self.client.set_terminated(self.id)
+    def show(self, step, name, picture):
+        "Log a picture at a step"
+        self.client.log_image(self.id, picture, f"{name}.png")
+    def close(self):
+        "Close the files"
+        self.client.set_terminated(self.id)
 
 # %% ../../nbs/runs/00b_trackers.ipynb #6fff4814
 TRACKERS = {t.name: t for t in (TensorBoardTracker, TrackioTracker, WandbTracker, MlflowTracker, CsvTracker)}
