@@ -51,7 +51,7 @@ class TrainConfig(Parameters):
     precision:Annotated[str, OneOf(PRECISIONS)]="auto"  # Number format of training; auto chooses by device
     seed:NonNegativeInt=0              # Seed of all that is random: label subset, initial weights, order, views and dropout
     conflict:bool=False                # Record at every step how the gradients of labels and teacher agree
-    compile:bool=False                 # Train by torch.compile: the first steps wait for a compiler, later ones may be faster; same losses up to rounding
+    compile:bool=False                 # Compile the student for training by torch.compile: a wait of up to minutes first, then often faster steps; same losses up to rounding
 
 # %% ../../nbs/training/00_trainer.ipynb #1538bad7
 def learning_rate(
