@@ -47,7 +47,7 @@ ROOMS = {  # folders of nbs/ whose notebooks make modules, from the ground up
     "cli": "The command line: every verb is a function of the other rooms.",
 }
 ORDER = {"paper": ["setups", "eurosat", "beyond", "eurosat_data", "eurosat_teacher", "cifar10_data", "cost"],
-         "howto": ["own_images", "own_teacher", "sweep", "paper_table", "after_a_crash"],
+         "howto": ["own_images", "own_teacher", "sweep", "paper_table", "watch", "after_a_crash"],
          "explain": ["two_heads", "conflict", "alpha_beta", "store", "limits"]}
 
 

@@ -123,3 +123,58 @@ def test_what_begins_like_a_tiff_and_is_none_is_no_image(tmp_path):
     for i, rest in enumerate((b"", b"\xff"*60, bytes(60))):
         (tmp_path/f"{i}.tif").write_bytes(b"II*\0" + rest)
         fails(lambda i=i: read_image(tmp_path/f"{i}.tif"), "cannot be decoded (it is no image)")
+
+
+# HEIC, the format of phones
+
+def heic(file, size=(48, 32), **how):
+    pillow_heif = pytest.importorskip("pillow_heif", reason="needs the extra heic (pillow-heif)")
+    noise = np.kron(np.random.default_rng(0).integers(0, 255, (size[1]//8, size[0]//8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    pillow_heif.from_pillow(Image.fromarray(noise)).save(file, quality=-1, **how)
+    return noise
+
+
+def test_a_heic_is_read_by_its_content_upright(tmp_path):
+    for name in ("phone.heic", "phone.jpg"):  # phones send them under both
+        pixels = heic(tmp_path/name)
+        seen = read_image(tmp_path/name)
+        assert seen.mode == "RGB" and np.abs(np.asarray(seen).astype(int) - pixels).max() <= 3
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    heic(tmp_path/"turned.heic", exif=turned.tobytes())
+    seen = read_image(tmp_path/"turned.heic")
+    assert seen.size == seen.info["whole"] == (32, 48)
+
+
+def test_a_heic_is_predicted_on_the_command_line_and_by_the_exported_script(tmp_path, dho):
+    from dho_nb.students.dual_head import build_student, save_student
+    save_student(build_student("tiny", 2, 2, size=16), tmp_path/"model.safetensors", spec="tiny", args={}, classes=["a", "b"], alpha=.5, beta=.5,
+                 method="dho")
+    heic(tmp_path/"phone.heic")
+    code, said, err = dho("predict", tmp_path/"model.safetensors", tmp_path/"phone.heic")
+    assert code == 0 and "phone.heic" in said, err
+
+
+WITHOUT = """
+import sys; sys.modules["pillow_heif"] = None
+from dho_nb.data.transforms import read_image
+from dho_nb.data.manifests import open_image
+for ask in (lambda: read_image(sys.argv[1]), lambda: open_image(open(sys.argv[1], "rb"))):
+    try: ask()
+    except ValueError as e: print(e)
+"""
+
+
+def test_without_the_extra_a_heic_names_the_way_out(tmp_path):
+    import subprocess, sys
+    (tmp_path/"phone.jpg").write_bytes(b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + bytes(64))
+    done = subprocess.run([sys.executable, "-c", WITHOUT, str(tmp_path/"phone.jpg")], capture_output=True, text=True)
+    said = done.stdout.splitlines()
+    assert len(said) == 2 and all("pip install 'dho_nb[heic]'" in line for line in said), done
+    assert f"image {tmp_path}/phone.jpg cannot be decoded" in said[0]
+
+
+def test_a_broken_heic_is_a_problem_of_that_picture(tmp_path):
+    heic(tmp_path/"whole.heic")
+    (tmp_path/"half.heic").write_bytes((tmp_path/"whole.heic").read_bytes()[:200])
+    fails(lambda: read_image(tmp_path/"half.heic"), "half.heic cannot be decoded", "skip_broken")

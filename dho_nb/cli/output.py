@@ -35,7 +35,7 @@ WHAT = {"model.safetensors": "the student, with everything needed to use it",
         "surface.png": "accuracy for every α and β", "reliability.png": "confidence against accuracy",
         "agreement.png": "which head is right where", "per_class.csv": "accuracy, class by class",
         "notebook.ipynb": "the executed notebook", "skipped.csv": "images that could not be used",
-        "outputs.safetensors": "both heads' logits"}
+        "outputs.safetensors": "both heads' logits", "trackers": "the curves, as report_to asked"}
 
 # %% ../../nbs/cli/00_output.ipynb #2c1af56b
 EXPORTED = {"model.onnx": "pixels in, probabilities out, for any runtime of ONNX",

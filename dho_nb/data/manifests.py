@@ -395,10 +395,37 @@ PHOTOS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JP
 def open_image(
     file,   # A path or an open file
 ):          # A `PIL.Image.Image`, not decoded yet
-    "Open a picture in a format of photographs; anything else is Pillow's `UnidentifiedImageError`"
-    from PIL import Image
+    """Open a picture in a format of photographs; anything else is Pillow's `UnidentifiedImageError`.
+    Raises DhoError for HEIC without pillow-heif."""
+    from PIL import Image, UnidentifiedImageError
     Image.init()
-    return Image.open(file, formats=[f for f in PHOTOS if f in Image.OPEN])
+    known = [f for f in PHOTOS if f in Image.OPEN]
+    try: return Image.open(file, formats=known)
+    except UnidentifiedImageError:
+        if "HEIF" in known or not _is_heif(file): raise
+    _register_heif()
+    return Image.open(file, formats=[*known, "HEIF"])
+
+# %% ../../nbs/data/00_manifests.ipynb #3cdf8a54
+_HEIF = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"))  # brands of ISO/IEC 23008-12
+
+def _is_heif(file):
+    "Tell whether a path or an open file begins as HEIC does"
+    try:
+        if not hasattr(file, "read"):
+            with open(file, "rb") as f: return _is_heif(f)
+        file.seek(0)
+        head = file.read(12)
+        file.seek(0)
+    except (OSError, ValueError): return False
+    return head[4:8] == b"ftyp" and head[8:] in _HEIF
+
+def _register_heif():
+    "Register HEIC with Pillow. Raises DhoError where pillow-heif is not installed."
+    try: from pillow_heif import register_heif_opener
+    except ImportError:
+        raise DhoError("HEIC needs pillow-heif: pip install 'dho_nb[heic]', or convert it to JPEG") from None
+    register_heif_opener()
 
 # %% ../../nbs/data/00_manifests.ipynb #2d230d99
 def check_image_format(

@@ -101,7 +101,7 @@ def _orientation(picture):
 def _reason(path, error):
     "Return why a file could not be decoded, in a few words"
     if Path(path).stat().st_size == 0: return "the file is empty"
-    if Path(path).suffix.lower() in (".heic", ".heif"): return "HEIC needs another library: convert it to JPEG"
+    if isinstance(error, DhoError): return str(error)
     return (_tiff_reason(path) or "it is no image") if isinstance(error, UnidentifiedImageError) else str(error)
 
 # %% ../../nbs/data/03_transforms.ipynb #481174ad

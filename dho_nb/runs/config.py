@@ -25,6 +25,7 @@ from ..data.loaders import suspicious_images
 from ..data.manifests import image_paths, describe_skipped, Manifest, manifest_names
 from ..losses.methods import get_method, METHODS, SHIPPED
 from .presets import expand_preset
+from .trackers import TrackerConfig
 from ..students.heads import HEADS
 from ..teachers.embedding_store import Store
 from ..teachers.import_embeddings import read_imported_embeddings, READERS
@@ -102,7 +103,7 @@ class EvalConfig(Parameters):
 
 # %% ../../nbs/runs/01_config.ipynb #7b3b8007
 @dataclass(frozen=True, kw_only=True)
-class Config(EvalConfig, TrainConfig, BatchConfig, StudentConfig, TeacherConfig, LabelConfig, DataConfig):
+class Config(TrackerConfig, EvalConfig, TrainConfig, BatchConfig, StudentConfig, TeacherConfig, LabelConfig, DataConfig):
     "One run: the same configuration on the same images gives the same numbers"
     head_lr:NonNegativeFloat=0.0   # Learning rate of the heads as a multiple of lr; if 0, the method's own: 1, or 0.1 for dho-plus unless frozen
 

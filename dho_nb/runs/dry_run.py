@@ -92,7 +92,7 @@ def _step(inputs, stage, student, dim):
     "The loss of one small step of a stage on noise, with its backward pass"
     manifest, method = inputs.data.manifest, stage.method
     count, head = len(manifest.classes), _head(len(manifest.classes), dim)
-    recipe = replace(stage.recipe, epochs=1, warmup_steps=0, accumulate=1, precision="fp32")
+    recipe = replace(stage.recipe, epochs=1, warmup_steps=0, accumulate=1, precision="fp32", compile=False)
     cost = {"cost": class_costs(head)} if "cost" in method.needs else {}
     streams = _streams(inputs, method, student.preprocess, dim, (2, 2))
     pool = torch.full((len(manifest), count), 1/count) if "pool" in method.needs else None

@@ -22,6 +22,7 @@ from ..losses.methods import get_method, Method
 from .config import Config
 from .dataset import open_dataset, RunData, dataset_validation_rows, visible_dataset_labels
 from .identity import run_identity, identity_with_defaults
+from .trackers import check_trackers
 from .teacher_provider import drop_without_embedding, run_teacher_plan, TeacherPlan
 from ..training.trainer import check_warmup, TrainConfig, validate_batch_share
 
@@ -197,6 +198,8 @@ def check_input_machine(
     inputs:Inputs,     # What to do
     machine:Machine,   # Where
 ):
-    "Refuse a precision that the device lacks, and batches that are too small for its processes"
+    """Refuse a precision that the device lacks, and batches that are too small for its processes.
+    Raises DhoError for these, and for a tracker that is not installed."""
     pick_precision(machine.device, inputs.config.precision)
+    check_trackers(inputs.config.report_to)
     check_input_share(inputs, machine.dist_env.world)

@@ -210,7 +210,10 @@ def finish(self:Run)->dict:  # The content of `result.json`
                        "train() first")
     self.evaluate()
     facts = run_result_facts(self.evaluation, self.training)
-    if env.is_main: write_run_result(self.evaluation, self.training, facts, self.figures())
+    if env.is_main:
+        figures = self.figures()
+        self.training.trackers.finish(facts["steps"], facts, figures)
+        write_run_result(self.evaluation, self.training, facts, figures)
     env.wait()
     return self.result
 

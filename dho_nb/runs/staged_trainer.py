@@ -24,6 +24,7 @@ from .config import Config
 from .folder import RunFolder
 from .inputs import Inputs, Machine
 from .teacher_provider import TeacherProvider
+from .trackers import RunTrackers, TrackedRun
 from .training_data import TrainingData
 from ..students.backbones import build_backbone
 from ..students.dual_head import build_student, language_init, load_student, student_text_embeddings, Student
@@ -85,6 +86,9 @@ class StagedTrainer:
         for stage in self.inputs.stages: self.data.streams(stage.method)
         self.prepared, self.encoded_before = {}, 0  # images that the teacher encoded in earlier processes
         self.pool, self.accuracies = None, None     # the selected pool head; λ to accuracy and negative likelihood
+        tracked = folder.path.absolute()
+        self.trackers = RunTrackers(self.inputs.config.report_to if machine.dist_env.is_main else [],
+                                    TrackedRun(tracked/"trackers", tracked.name, tracked.parent.name, dataclasses.asdict(self.inputs.config)))
         self._restart()
 
     def _restart(self):
@@ -149,7 +153,7 @@ def _trainer_of(self:StagedTrainer, stage)->Trainer:
         self.student, method, self.data.streams(method), stage.recipe,
         head and self.provider.teacher_fn(head, self._pool_probabilities(method)), m.device,
         self.folder.checkpoint(stage), i.identity + stage.suffix, m.workers,
-        self._check if len(i.validation) else None, max(1, stage.recipe.epochs//20), m.dist_env, self._checkpoint_notes,
+        self._check if len(i.validation) else None, max(1, stage.recipe.epochs//20), m.dist_env, self._checkpoint_notes, self._report,
         **self._constants(method))
     trainer.load()
     if trainer.notes.get("process", _PROCESS) != _PROCESS: self.encoded_before = max(self.encoded_before, trainer.notes["looked"])
@@ -191,10 +195,28 @@ def train(self:StagedTrainer)->pd.DataFrame:  # The history, one row per epoch
     if self.trainer and self.trainer.step_incomplete:
         self.student = _initial_student(self.inputs, self.provider, self.machine.device)
         self._restart()
-    while not (trainer := self.build()).done:
-        trainer.train(mode=self.machine.mode, every=self.machine.settings.checkpoint_seconds)
+    try:
+        while not (trainer := self.build()).done:
+            self._report()
+            trainer.train(mode=self.machine.mode, every=self.machine.settings.checkpoint_seconds)
+        self._report()
+    except BaseException: self.trackers.close(); raise
     self.select_lambda()
     return self.history()
+
+# %% ../../nbs/runs/08_staged_trainer.ipynb #57f40b9c
+@patch
+def _report(self:StagedTrainer, history=None):
+    "Log the finished epochs to the trackers"
+    if not self.trackers.names: return
+    separate = bool(self.inputs.method.lambdas)
+    before = self.stage*self.trainer.steps if separate else sum(t.steps for t in self.past)
+    covered, prefix = before + self.trainer.step, f"{self.inputs.stages[self.stage].name}/" if separate else ""
+    steps = 0
+    for t in self.past:
+        self.trackers.log(t.history, steps, covered)
+        steps += t.steps
+    self.trackers.log(self.trainer.history, before, covered, prefix)
 
 # %% ../../nbs/runs/08_staged_trainer.ipynb #7d7d702c
 @patch

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from ..core.devices import device_autocast, pick_precision, PRECISIONS
 from ..core.distributed import synced_batch_norm, current_dist_env, wrap_ddp, DistEnv
-from ..core.errors import DhoError, memory_error_message
+from ..core.errors import DhoError, memory_error_message, short_error_reason
 from ..core.files import atomic_path, parse_json, check_json_fields
 from ..core.parameters import NonNegativeFloat, NonNegativeInt, OneOf, Parameters, PositiveFloat, PositiveInt
 from ..core.plotting import subplots
@@ -51,6 +51,7 @@ class TrainConfig(Parameters):
     precision:Annotated[str, OneOf(PRECISIONS)]="auto"  # Number format of training; auto chooses by device
     seed:NonNegativeInt=0              # Seed of all that is random: label subset, initial weights, order, views and dropout
     conflict:bool=False                # Record at every step how the gradients of labels and teacher agree
+    compile:bool=False                 # Compile the student for training by torch.compile: a wait of up to minutes first, then often faster steps; same losses up to rounding
 
 # %% ../../nbs/training/00_trainer.ipynb #1538bad7
 def learning_rate(
@@ -214,6 +215,7 @@ class Trainer:
         check_every:int=0,             # Epochs between checks; 0 for never
         dist_env:DistEnv|None=None,    # The processes that train together; from the environment if None
         on_save:Callable|None=None,    # Called before a checkpoint is written; may return a dict that is kept in it as `notes`
+        on_epoch:Callable|None=None,   # Called with the history after each epoch, in the main process
         **constants,                   # More arguments of the objective, e.g. `cost`
     ):
         self.device, self.recipe, self.method, self.streams = torch.device(device), recipe, method, streams
@@ -225,7 +227,7 @@ class Trainer:
         self.identity = identity or _default_identity(method, recipe, self.model)
         self.workers = workers
         self.check, self.check_every, self.dist_env = check, check_every, dist_env or current_dist_env()
-        self.on_save, self.constants, self.notes = on_save, constants, {}
+        self.on_save, self.on_epoch, self.constants, self.notes = on_save, on_epoch, constants, {}
         _validate_batches(streams, recipe, self.dist_env)
         _validate_student(method, self.model, teacher_fn)
         self._prepare()
@@ -250,6 +252,14 @@ def _prepare(self:Trainer):
     self.awaits_batch = False
     self.conflict = torch.full((self.steps, len(CONFLICT)), torch.nan) if recipe.conflict and self.method.both else None
     self.sum_type = torch.float32 if self.device.type == "mps" else torch.float64
+    self.forward = self.model if self._separates() else self.net
+    if recipe.compile: self.forward = _compiled(self.forward, self._separates())
+
+def _compiled(net, keep_graph):
+    "Wrap a network in `torch.compile`, with PyTorch's own dropout; its weights keep their names"
+    torch.compiler.reset()  # of students before this one, which would use up the limit of recompilations
+    if keep_graph: torch._functorch.config.donated_buffer = False  # two backward passes over one forward pass
+    return torch.compile(net, options=dict(fallback_random=True))
 
 # %% ../../nbs/training/00_trainer.ipynb #fe3980ad
 def _full_batch_sizes(batch):
@@ -288,17 +298,19 @@ def losses(self:Trainer,
 # %% ../../nbs/training/00_trainer.ipynb #d9be0a27
 @patch
 def _outputs(self:Trainer, images):
-    "Run the student, through its DDP wrapper where one backward pass shares the gradients"
-    net = self.model if self._separates() else self.net
+    """Run the student, through its DDP wrapper where one backward pass shares the gradients.
+    Raises DhoError where batch norm, several processes or the compiler cannot work."""
     options = dict(features=True) if "features" in self.method.needs else {}
     try:
         with device_autocast(self.device, self.precision), synced_batch_norm(self.dist_env, self.device):
-            return net(images, **options)
+            return self.forward(images, **options)
     except ValueError as e:
         if "more than 1 value per channel" not in str(e): raise
         raise DhoError(f"batch norm cannot work on {len(images)} image: use larger batches, or a "
                        "smaller accumulate") from None
     except RuntimeError as e:
+        if self.recipe.compile and isinstance(e, torch._dynamo.exc.TorchDynamoException):
+            raise DhoError(f"torch.compile does not work here ({short_error_reason(e)}): leave compile out") from None
         if "finished reduction in the prior iteration" not in str(e): raise
         unused = [n for n, p in self.model.named_parameters() if p.requires_grad and p not in self.optimizer.state]
         raise DhoError(f"parameter(s) {', '.join(unused[:3])} take no part in the student's output; several processes "
@@ -524,6 +536,7 @@ def train(self:Trainer,
             self._next_step(batches)
             self.seconds = time.monotonic() - since  # over all sessions
             progress(self.step, self.history)
+            if self.on_epoch and self.dist_env.is_main and self.step % self.streams.epoch_steps == 0: self.on_epoch(self.history)
             if self.dist_env.world > 1 and self.step % 8: continue  # all processes decide together, every few steps
             if self.dist_env.any_rank(signals): self._stop()
             if self.dist_env.any_rank(time.monotonic() - saved > wait):

@@ -1,5 +1,7 @@
 "What an exported model says: python predict_onnx.py model.onnx photo.jpg … (needs onnxruntime, numpy and pillow, not dho_nb)"
 import json, sys, numpy, onnxruntime, PIL.Image, PIL.ImageOps
+try: import pillow_heif; pillow_heif.register_heif_opener()  # HEIC, where it is installed
+except ImportError: pass
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 about = json.loads(session.get_modelmeta().custom_metadata_map["dho_nb"])
 PHOTOS = "JPEG MPO PNG WEBP TIFF BMP GIF PPM AVIF JPEG2000 HEIF".split()  # Pillow would start another program for EPS, whatever the file is called
