@@ -520,7 +520,7 @@ def test_no_string_becomes_code_in_the_library():
             assert name != "torch.load" or words.get("weights_only") == "True", where
             assert name != "np.load" or words.get("allow_pickle") == "False", where
             assert words.get("shell", "False") == "False", where
-            assert not name.endswith("import_module") or (file.name, ast.unparse(call.args[0])) in {("backbones.py", "module_name"), ("fork_server.py", "name")}, where
+            assert not name.endswith("import_module") or (file.name, ast.unparse(call.args[0])) in {("extensions.py", "module"), ("fork_server.py", "name")}, where
             assert not name.endswith((".query", ".format", ".format_map")) or name == "_MARKS[form][mark == 'italic'].format" or isinstance(
                 call.func.value, ast.Constant) or name in ("_OURS.format", "_LOW.format", "info.by_hand.format") or isinstance(call.args[0], ast.Constant), where
 

@@ -84,6 +84,6 @@ def make_head(
     zeta:float=0.01,  # Temperature ζ of the kinds that have one
 )->nn.Module:         # [N, dim] to [N, classes]; has `out_features`
     "Return a head by name. Raises DhoError for an unknown one."
-    if kind not in HEADS: raise unknown_name_error("head", kind, HEADS)
+    if kind not in [*HEADS]: raise unknown_name_error("head", kind, HEADS)
     own = dict(zeta=zeta) if "zeta" in inspect.signature(HEADS[kind]).parameters else {}
     return HEADS[kind](dim, classes, **own)
