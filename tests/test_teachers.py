@@ -2,6 +2,7 @@
 import errno
 import hashlib
 import json
+import math
 import shutil
 import socket
 import subprocess
@@ -15,12 +16,13 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 
-from dho_nb.runs.config import make_config
+from dho_nb.runs.config import make_config, preset
 from dho_nb.runs.dataset import open_dataset
 from dho_nb.runs.identity import run_identity, identity_weights_hash
+from dho_nb.runs.run import distill
 from dho_nb.deploy.evaluate import CheckpointEvaluation
 from dho_nb.deploy.predictor import Predictor, load_pixels
 from dho_nb.deploy.checkpoints import zero_shot_checkpoint
@@ -441,3 +443,22 @@ def test_openais_own_files_have_their_activation(tmp_path):
     torch.save({}, tmp_path/"other.pt")
     assert _lacks_quickgelu("RN50", str(tmp_path/"RN50.pt")) and not _lacks_quickgelu("RN50-quickgelu", str(tmp_path/"RN50.pt"))
     assert not _lacks_quickgelu("RN50", str(tmp_path/"other.pt")) and not _lacks_quickgelu("RN50", "yfcc15m/other.pt")
+
+
+def test_zeta_auto_is_the_one_that_the_teacher_was_trained_with(tmp_path, monkeypatch):
+    monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
+    folder = shutil.copytree(shipped_file("bundled/digits_teacher"), tmp_path/"teacher")
+    file = next(folder.glob("*.safetensors"))
+    weights = load_file(file)
+    weights["logit_scale"] = torch.tensor(math.log(20.0))
+    save_file(weights, file)
+    config = preset("digits", teacher=str(folder), zeta="auto", epochs=1, views=1)
+    assert load_teacher(str(folder)).zeta == pytest.approx(.05)
+    runs = {z: distill(replace(config, zeta=z), tmp_path/f"zeta-{z}", "none").result for z in ("auto", .05, .01)}
+    assert runs["auto"]["zeta"] == pytest.approx(.05) and runs[.01]["zeta"] == .01
+    assert runs["auto"]["teacher_nll"] == pytest.approx(runs[.05]["teacher_nll"], rel=1e-5) != runs[.01]["teacher_nll"]
+    live = make_teacher_provider(replace(config, views="live"), mode="none")
+    assert live.zeta() == make_teacher_provider(config, mode="none").zeta() == pytest.approx(.05)
+    assert preset("paper/fewshot-resnet18").zeta == .01
+    for wrong in (0, -1, "many", True, float("nan")):
+        with pytest.raises(DhoError, match="zeta"): preset("digits", zeta=wrong)

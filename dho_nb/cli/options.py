@@ -62,6 +62,11 @@ class Configured(Trust):
 # %% ../../nbs/cli/01_options.ipynb #1d9a47f0
 def _whole_or_word(text): return int(text) if text.lstrip("-").isdigit() else text
 
+def _number_or_word(text):
+    "A number given as an option, or a word"
+    try: return float(text)
+    except ValueError: return text
+
 def _json(text):
     "A JSON object given as an option"
     try: value = json.loads(text)
@@ -77,7 +82,7 @@ def _value(parameter, parse=None):
     kind = parameter.kind
     choices = [c for c in parameter.choices or () if c]
     metavar = "{" + ",".join(choices) + "}" if 0 < len(choices) < 6 else parameter.metavar
-    of = parse or {int | str: _whole_or_word, dict: _json, list: str}.get(kind, kind)
+    of = parse or {int | str: _whole_or_word, float | str: _number_or_word, dict: _json, list: str}.get(kind, kind)
     return dict(type=of, metavar=metavar, **(dict(nargs="+") if kind is list else {}))
 
 # %% ../../nbs/cli/01_options.ipynb #9a8a95f4

@@ -56,7 +56,7 @@ File, Folder, Images = Annotated[str, "FILE"], Annotated[str, "DIR"], Annotated[
 class Parameter:
     "A declared parameter"
     name:str          # In Python; an option has - in place of _
-    kind:type         # int, float, str, bool, list, dict or int|str
+    kind:type         # int, float, str, bool, list, dict, int|str or float|str
     default:object    # Its value if none is given; `dataclasses.MISSING` if it has none
     limits:Range|None  # Allowed numbers
     choices:OneOf|None  # Allowed words
@@ -91,7 +91,8 @@ def check_parameter_value(
     if value is None and parameter.default is None: return None
     if hasattr(value, "dtype") and value.shape == (): value = value.item()
     if kind is str and isinstance(value, os.PathLike): value = os.fspath(value)
-    if kind is float and isinstance(value, float) and not math.isfinite(value):
+    if kind == float | str and isinstance(value, int) and not isinstance(value, bool): value = float(value)
+    if kind in (float, float | str) and isinstance(value, float) and not math.isfinite(value):
         raise DhoError(f"parameter {name} must be a finite number, not {value}")
     if not isinstance(value, (int, float) if kind is float else kind) or kind is not bool and isinstance(value, bool):
         raise DhoError(f"parameter {name} must be of type {getattr(kind, '__name__', kind)}, not {type(value).__name__} ({value!r})")

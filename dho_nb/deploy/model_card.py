@@ -234,7 +234,7 @@ def _origin(facts, config, result):
         "data": result["dataset"], "labels used": f"{result['labeled']} images ({result['labels']})",
         "unlabeled images": result["unlabeled"], "method": f"{result['method']}: {method.about}",
         "teacher": _bare(result["teacher"]) if has_teacher else "none",
-        "teacher's head": f"{result['teacher_head']}, ζ = {config['zeta']:g}" if has_teacher else None,
+        "teacher's head": f"{result['teacher_head']}, ζ = {result.get('zeta', config['zeta'])}" if has_teacher else None,
         "student's first weights": _bare(config["student_weights"]) or "random", "epochs": config["epochs"],
         "seed": result["seed"], "α and β": _CHOSEN.get(result["validation"]) if method.weighs else None,
         "made with": "dho_nb {dho_nb}, torch {torch}, {precision}".format(

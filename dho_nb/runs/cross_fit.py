@@ -224,7 +224,7 @@ def cross_fit_teachers(
                         texts="", conflict=False)
         provider = TeacherProvider(asked, inputs.data, run_teacher_plan(asked), device, pick_loader_workers(s.workers, device), mode)
         head, began = provider.class_embeddings(), time.time()
-        said = teacher_logits(provider.center_embeddings(labeled), head, config.zeta).softmax(-1).cpu()
+        said = teacher_logits(provider.center_embeddings(labeled), head, provider.zeta()).softmax(-1).cpu()
         took = 1e3*(time.time() - began)/len(labels)
         right = int((said.argmax(-1) == labels).sum())
         low, high = wilson_interval(right, len(labels))

@@ -23,7 +23,7 @@ from ..data.manifests import Manifest, manifest_rows
 from ..data.transforms import ViewSpec
 from ..losses.losses import class_costs
 from ..losses.methods import get_method
-from .config import Config
+from .config import Config, fixed_zeta
 from .dataset import open_dataset, RunData
 from .inputs import check_input_share, Inputs, resolve_on, training_stages, input_stream_sizes, input_stream_use
 from .staged_trainer import new_stage_student
@@ -76,7 +76,7 @@ def _student(config, method, classes, dim, weights=""):
     name, _, tag = config.student.removeprefix("open_clip:").partition("/")
     spec = (f"open_clip:{name}/random"
             if config.student.startswith("open_clip:") and tag and name in open_clip.list_models() else config.student)
-    return new_stage_student(replace(config, student=spec, student_weights=weights), method, classes, lambda: _head(classes, dim))
+    return new_stage_student(replace(config, student=spec, student_weights=weights), method, classes, lambda: _head(classes, dim), fixed_zeta(config))
 
 # %% ../../nbs/runs/11_dry_run.ipynb #1f6bc8cd
 def _streams(inputs, method, preprocess, dim, batch):
@@ -96,7 +96,7 @@ def _step(inputs, stage, student, dim):
     cost = {"cost": class_costs(head)} if "cost" in method.needs else {}
     streams = _streams(inputs, method, student.preprocess, dim, (2, 2))
     pool = torch.full((len(manifest), count), 1/count) if "pool" in method.needs else None
-    teacher_fn = cached_teacher(partial(teacher_logits, head=head, zeta=inputs.config.zeta), pool=pool)
+    teacher_fn = cached_teacher(partial(teacher_logits, head=head, zeta=fixed_zeta(inputs.config)), pool=pool)
     trainer = Trainer(student, method, streams, recipe, teacher_fn, **cost)
     trainer.train_step(streams[0])
     return trainer.sums["loss"].item()

@@ -13,13 +13,13 @@ from ..core.errors import unknown_name_error
 # %% ../../nbs/runs/00_presets.ipynb #14c27ede
 FEWSHOT = dict(
     dataset="caltech101", shots=1, teacher="RN50/openai", epochs=200, batch_labeled=64, batch_unlabeled=64, lr=1e-3,
-    weight_decay=1e-2, validation="full")
+    weight_decay=1e-2, zeta=0.01, validation="full")
 IMAGENET = dict(
     dataset="imagenet", shots=1, teacher="RN50/openai", epochs=20, batch_labeled=256, batch_unlabeled=256, lr=1e-3,
-    weight_decay=1e-2, alpha=0.4, beta=0.5, predict="test")
+    weight_decay=1e-2, zeta=0.01, alpha=0.4, beta=0.5, predict="test")
 LOWSHOT = dict(
     dataset="imagenet", fraction=0.01, labels_by="reference", epochs=32, batch_labeled=256, batch_unlabeled=256,
-    lr=5e-5, weight_decay=5e-2, warmup_steps=5000, ce_weight=1.0, kd_weight=1.0, alpha=0.5, beta=0.5,
+    lr=5e-5, weight_decay=5e-2, zeta=0.01, warmup_steps=5000, ce_weight=1.0, kd_weight=1.0, alpha=0.5, beta=0.5,
     student_weights="pretrained", head_init="text", kd_head="cosine", predict="test")
 
 # %% ../../nbs/runs/00_presets.ipynb #cb2d3f5e
@@ -52,7 +52,7 @@ _OURS = "ImageNet; 4 RTX 4090, {} h"
 _LOW = "ImageNet; 8 RTX 4090, {} h"
 _MAIN = (
     Preset("digits", dict(dataset="digits", fraction=0.01, teacher="digits", student="tiny", student_weights="",
-                          size=16, epochs=20, lr=3e-3, flip=0.0, views=20, precision="fp32"),
+                          size=16, epochs=20, lr=3e-3, flip=0.0, zeta=0.01, views=20, precision="fp32"),
            "", "nothing; one CPU core, 20 s"),
     Preset("paper/fewshot-resnet18", {**FEWSHOT, **STUDENTS["resnet18"]}, "tables 13, 15, 18; figures 3, 4, 6", _TEN),
     Preset("paper/fewshot-mobilenetv2", {**FEWSHOT, **STUDENTS["mobilenetv2"]}, "figure 5", _TEN),

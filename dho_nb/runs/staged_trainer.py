@@ -20,7 +20,7 @@ from ..evaluation.interpolation import interpolation_scores
 from ..evaluation.outputs import collect_head_outputs, HeadOutputs
 from ..losses.losses import class_costs
 from ..losses.methods import Method
-from .config import Config
+from .config import Config, DEFAULT_ZETA
 from .folder import RunFolder
 from .inputs import Inputs, Machine
 from .teacher_provider import TeacherProvider
@@ -36,11 +36,12 @@ def new_stage_student(
     method:Method,      # Its method
     classes:int,        # Number of classes
     class_embeddings=None,  # () to the teacher's class embeddings [C, D], for methods that compare features
+    zeta:float=DEFAULT_ZETA,  # ζ of heads that have one, as a number
 )->Student:
     "Build the student before its first step, without initialization from text embeddings"
     c, width = config, class_embeddings().shape[1] if "features" in method.needs else 0
     student = build_student(c.student, classes, method.heads, c.student_weights, c.size, c.student_args, c.seed, c.ce_head,
-                            method.kd_head or c.kd_head, width, c.zeta, c.frozen)
+                            method.kd_head or c.kd_head, width, zeta, c.frozen)
     if method.kd_head: language_init(student.model, class_embeddings(), "kd")
     if method.answers == "kd": student.model.ce_head.requires_grad_(False)
     return student
@@ -52,7 +53,7 @@ def _initial_student(
 )->Student:
     "The student before its first step"
     c, method, manifest = inputs.config, inputs.method, inputs.data.manifest
-    student = new_stage_student(c, method, len(manifest.classes), provider.class_embeddings)
+    student = new_stage_student(c, method, len(manifest.classes), provider.class_embeddings, provider.zeta())
     if c.head_init:
         texts = (provider.class_embeddings() if c.head_init == "teacher"
                  else student_text_embeddings(c.student, manifest.classes, manifest.templates, c.kd_head == "reference", device))

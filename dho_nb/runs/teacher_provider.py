@@ -25,7 +25,7 @@ from ..data.loaders import ImageLoader, load_views
 from ..data.manifests import manifest_rows
 from ..data.transforms import Preprocess, ViewSpec
 from ..losses.methods import get_method
-from .config import Config
+from .config import Config, DEFAULT_ZETA
 from .dataset import list_dataset_problems, open_dataset, RunData, without_dataset_images
 from ..teachers.clip import (load_teacher, Teacher, clip_teacher_identity, teacher_logits, tip_adapter_f,
                                   zero_shot_head)
@@ -195,6 +195,15 @@ def class_embeddings(self:TeacherProvider)->torch.Tensor:
         self._class_embeddings = head.to(self.device)
     return self._class_embeddings
 
+# %% ../../nbs/runs/04_teacher_provider.ipynb #98f5353b
+@patch
+def zeta(self:TeacherProvider)->float:
+    "Return the softmax temperature ζ of the teacher's head, a number"
+    if self.config.zeta != "auto": return self.config.zeta
+    if self.lookup is None and self.plan.source == "none": return DEFAULT_ZETA
+    known = self.lookup.store.header.get("zeta") if self.lookup else self.load().zeta
+    return float(known) if isinstance(known, (int, float)) and 0 < known < 1e3 else DEFAULT_ZETA
+
 # %% ../../nbs/runs/04_teacher_provider.ipynb #b2ada28c
 @patch
 def center_embeddings(self:TeacherProvider,
@@ -237,9 +246,9 @@ def fit_head(self:TeacherProvider,
 @patch
 def _fit_head(self:TeacherProvider, labeled, validation):
     c, truth = self.config, torch.from_numpy(self.manifest.table["label"].to_numpy(np.int64, copy=True)).to(self.device)
-    if c.teacher_head == "zero-shot": return partial(teacher_logits, head=self.class_embeddings(), zeta=c.zeta)
+    if c.teacher_head == "zero-shot": return partial(teacher_logits, head=self.class_embeddings(), zeta=self.zeta())
     chosen = (self.center_embeddings(validation), truth[validation]) if len(validation) else None
-    return tip_adapter_f(self.view_embeddings(labeled), truth[labeled], self.class_embeddings(), c.zeta, chosen, seed=c.seed)
+    return tip_adapter_f(self.view_embeddings(labeled), truth[labeled], self.class_embeddings(), self.zeta(), chosen, seed=c.seed)
 
 # %% ../../nbs/runs/04_teacher_provider.ipynb #fcb3d4cb
 @patch
@@ -276,7 +285,7 @@ def select_pool_head(self:TeacherProvider,
     where = torch.from_numpy(np.searchsorted(train, labeled)).to(self.device)
     pool = F.normalize(embeddings, dim=-1)
     near = cached_neighbors(pool, load_settings().cache/"neighbors")
-    return select_head(pool, self.class_embeddings(), self.config.zeta, where, truth, self.config.pool_head, near=near)
+    return select_head(pool, self.class_embeddings(), self.zeta(), where, truth, self.config.pool_head, near=near)
 
 # %% ../../nbs/runs/04_teacher_provider.ipynb #fbc39c28
 def make_teacher_provider(

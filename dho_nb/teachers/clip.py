@@ -141,6 +141,12 @@ class Teacher:
         "Width of its embeddings"
         return self.encode_texts(["a"]).shape[1]
 
+    @property
+    def zeta(self)->float|None:
+        "The softmax temperature ζ that the model was trained with, 1 / its logit scale; None where it has none"
+        scale = getattr(self.model, "logit_scale", None)
+        return None if scale is None else round(1/float(scale.detach().float().exp()), 8)
+
     @torch.no_grad()
     def encode_images(self,
         pixels:torch.Tensor,  # [N, 3, S, S] uint8 at the teacher's own size

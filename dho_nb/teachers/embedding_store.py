@@ -52,7 +52,7 @@ def embedding_store_header(
     mode = clip_resize_mode(spec)  # of a model on the Hub, whose identity is its name alone
     if teacher is None: return required if mode == "shortest" else dict(required, preprocess=dict(resize_mode=mode))
     preprocess, versions = teacher.preprocess, {n: importlib.metadata.version(n) for n in ("torch", "open_clip_torch")}
-    facts = dict(weights=weights_hash(teacher.model), dim=teacher.dim, at_least=preprocess.at_least, chunk=CHUNK,
+    facts = dict(weights=weights_hash(teacher.model), dim=teacher.dim, at_least=preprocess.at_least, chunk=CHUNK, zeta=teacher.zeta,
                  preprocess=dict(preprocess.plain(), mean=list(preprocess.mean), std=list(preprocess.std)))
     return dict(required, **facts, made_with=dict(name=spec, device=teacher.device.type, **versions))
 

@@ -103,6 +103,11 @@ def encode_texts(self:EncoderTeacher,
     return F.normalize(embeddings, dim=-1) if unit else embeddings
 
 @patch(as_prop=True)
+def zeta(self:EncoderTeacher)->float|None:
+    "The softmax temperature ζ that the encoder says; None where it says none"
+    return getattr(self.encoder, "zeta", None)
+
+@patch(as_prop=True)
 def dim(self:EncoderTeacher)->int:
     "Width of its embeddings"
     side = self.preprocess.size
@@ -122,7 +127,8 @@ class TransformersEncoder:
             processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
         if not hasattr(self.model, "get_text_features"):
             raise DhoError(f"transformers:{name} is a {type(self.model).__name__}, which has no text encoder beside the images'")
-        self.preprocess = _processor_preprocess(processor)
+        self.preprocess, scale = _processor_preprocess(processor), getattr(self.model, "logit_scale", None)
+        self.zeta = None if scale is None else round(1/float(scale.detach().exp()), 8)
 
     def encode_images(self, images): return _features(self.model.get_image_features(pixel_values=images))
 
