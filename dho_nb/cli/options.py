@@ -67,6 +67,7 @@ def _number_or_word(text):
     try: return float(text)
     except ValueError: return text
 
+# %% ../../nbs/cli/01_options.ipynb #1e1649f4
 def _json(text):
     "A JSON object given as an option"
     try: value = json.loads(text)

@@ -345,6 +345,7 @@ def _mark_folder(folder, file):
     if not (folder/"export.json").exists():
         write_json(folder/"export.json", dict(model=files_hash(file), source=file.name, files={}))
 
+# %% ../../nbs/deploy/04_export.ipynb #a1e2cc68
 def _recorded_images(note):
     "The configuration of a run's images alone"
     images = {f.name for f in dataclasses.fields(DataConfig)}

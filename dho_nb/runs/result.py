@@ -139,6 +139,7 @@ def _own_method(method, name):
     "What readers of a result have to know of a method that is not this library's"
     return {} if name in METHODS else dict(own_method={k: getattr(method, k) for k in RECORDED})
 
+# %% ../../nbs/runs/09_result.ipynb #dac87a05
 def _score_facts(result):
     "Scores of the test images; null for what could not be measured"
     table = result.table()

@@ -126,6 +126,7 @@ def _log_hyperparameters(writer, params):
     writer.add_text("configuration", f"```\n{json.dumps(params, indent=1, ensure_ascii=False)}\n```")
     writer.flush()
 
+# %% ../../nbs/runs/00b_trackers.ipynb #c5bc8a6d
 def plain_params(
     params:dict,   # Of a configuration
 )->dict:

@@ -102,6 +102,7 @@ def encode_texts(self:EncoderTeacher,
                             for p in parts])
     return F.normalize(embeddings, dim=-1) if unit else embeddings
 
+# %% ../../nbs/teachers/00a_encoders.ipynb #cb9e0fde
 @patch(as_prop=True)
 def zeta(self:EncoderTeacher)->float|None:
     "The softmax temperature ζ that the encoder says; None where it says none"
@@ -130,9 +131,16 @@ class TransformersEncoder:
         self.preprocess, scale = _processor_preprocess(processor), getattr(self.model, "logit_scale", None)
         self.zeta = None if scale is None else round(1/float(scale.detach().exp()), 8)
 
-    def encode_images(self, images): return _features(self.model.get_image_features(pixel_values=images))
+    def encode_images(self,
+        images:torch.Tensor,   # [N, 3, S, S] float32, normalized
+    )->torch.Tensor:           # [N, D]
+        "Encode images by the model's projected features"
+        return _features(self.model.get_image_features(pixel_values=images))
 
-    def encode_texts(self, texts):
+    def encode_texts(self,
+        texts:list[str],       # N sentences
+    )->torch.Tensor:           # [N, D]
+        "Encode sentences by the model's projected features"
         padding = "max_length" if self.model.config.model_type.startswith("siglip") else True
         length = 64 if padding == "max_length" else self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(texts, padding=padding, truncation=True, max_length=length, return_tensors="pt")
