@@ -231,7 +231,7 @@ def dho_plus_loss(
     Raises DhoError where `pool` is missing."""
     if pool is None:
         raise DhoError("dho-plus needs pool=, probabilities of the unlabeled images by their structure: softmax of "
-                       "select_head(…).logits")
+                       "pool_logits(…)")
     parts = dho_loss(ce_logits, kd_logits, teacher, labels, ce_weight, kd_weight, tau, totals)
     logits = _float32(ce_logits[len(labels):])
     target = (logits.detach().log_softmax(-1) + pool.clamp_min(1e-8).log()).softmax(-1)
