@@ -169,7 +169,7 @@ def mixture_head(
     labeled:torch.Tensor,     # [L] positions of the labeled images in the pool
     labels:torch.Tensor,      # [L] int64
     near=None,                # From `neighbors`; computed if None
-    likelihood_weight:float=0.3,  # γ
+    likelihood_weight:float=0.5,  # γ
     rounds:int=10,            # Of means and shares
     block:int=65536,          # Images at a time
 )->torch.Tensor:              # [N, C] logits of every image of the pool
