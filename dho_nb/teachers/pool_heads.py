@@ -97,7 +97,7 @@ def linear_head(
     labels:torch.Tensor,      # [L] int64
     text:torch.Tensor,        # [C, D] the zero-shot head
     zeta:float=0.01,          # Temperature ζ of the zero-shot head
-    hold:float=1e-3,          # Weight of the distance from the zero-shot head, per class
+    hold:float=3e-3,          # Weight of the squared distance from the zero-shot head, beside the sum of the labels' losses
     steps:int=100,            # Of L-BFGS
 )->torch.Tensor:              # [C, D] to multiply embeddings with
     "Return a linear probe that begins as the zero-shot head and is penalized for its distance from it"
@@ -107,7 +107,7 @@ def linear_head(
     solver = torch.optim.LBFGS([probe], max_iter=steps, line_search_fn="strong_wolfe")
     def loss():
         solver.zero_grad()
-        value = F.cross_entropy(embeddings @ probe.T, labels) + hold*(probe - start).square().sum()/len(start)
+        value = F.cross_entropy(embeddings @ probe.T, labels) + hold*(probe - start).square().sum()/len(labels)
         value.backward()
         return value
     solver.step(loss)
