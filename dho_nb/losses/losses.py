@@ -225,13 +225,13 @@ def ce_kd_feature_loss(
 def dho_plus_loss(
     ce_logits, kd_logits, teacher, labels, ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None),  # As for `dho_loss`
     pool=None,  # [U, C] probabilities of the unlabeled images by the pool's structure
-    sure=0.9,   # Least probability of a confident target
+    sure=0.7,   # Least probability of a confident target
 )->dict:  # loss, ce, ce_pool, kd_labeled, kd_unlabeled
     """Return `dho_loss` plus cross-entropy to the confident product of the pool's and the CE head's probabilities.
     Raises DhoError where `pool` is missing."""
     if pool is None:
         raise DhoError("dho-plus needs pool=, probabilities of the unlabeled images by their structure: softmax of "
-                       "select_head(…).logits")
+                       "pool_head_logits(…)")
     parts = dho_loss(ce_logits, kd_logits, teacher, labels, ce_weight, kd_weight, tau, totals)
     logits = _float32(ce_logits[len(labels):])
     target = (logits.detach().log_softmax(-1) + pool.clamp_min(1e-8).log()).softmax(-1)

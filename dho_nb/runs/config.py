@@ -63,7 +63,7 @@ class TeacherConfig(Parameters):
     "Teacher"
     teacher:str="ViT-B-16/openai"  # open_clip NAME/TAG or NAME/FILE, a model's folder, hf-hub:OWNER/NAME, or digits
     teacher_head:Literal["zero-shot", "tip-adapter-f"]="zero-shot"  # Classifier on the teacher's embeddings; tip-adapter-f learns from labels
-    pool_head:Annotated[str, OneOf("auto", POOL_HEADS)]="auto"  # Classifier of dho-plus on unlabeled embeddings; auto cross-validates all
+    pool_head:Annotated[str, OneOf("auto", POOL_HEADS)]="auto"  # Classifier of dho-plus on unlabeled embeddings; auto is combined
     zeta:Annotated[float|str, "X"]="auto"  # ζ, softmax temperature of the teacher; auto is the one that it was trained with, 0.01 where that is unknown
     views:Annotated[int|str, "N"]=8  # Stored augmented views per training image; live encodes every batch instead
     embeddings:File=""             # Embeddings in place of a teacher: .npz, .npy, .safetensors, .parquet, or the folder of a store
@@ -107,7 +107,7 @@ class EvalConfig(Parameters):
 @dataclass(frozen=True, kw_only=True)
 class Config(TrackerConfig, EvalConfig, TrainConfig, BatchConfig, StudentConfig, TeacherConfig, LabelConfig, DataConfig):
     "One run: the same configuration on the same images gives the same numbers"
-    head_lr:NonNegativeFloat=0.0   # Learning rate of the heads as a multiple of lr; if 0, the method's own: 1, or 0.1 for dho-plus unless frozen
+    head_lr:NonNegativeFloat=0.0   # Learning rate of the heads as a multiple of lr; if 0, the method's own, which is 1 for all that come with the library
 
     other_names = {"images": "dataset"}
 
@@ -254,8 +254,8 @@ def config_own_sources(
         m = METHODS.get(name)
         if m and m != SHIPPED.get(name):
             found[f"method {name}"] = source_hash({f.name: getattr(m, f.name) for f in dataclasses.fields(m) if f.name != "about"})
-    pool = [*POOL_HEADS] if known["pool_head"] == "auto" else [known["pool_head"]]
-    used = {f"pool head {n}": POOL_HEADS.get(n) for n in pool if not method or "pool" in method.needs}
+    pool_head = "combined" if known["pool_head"] == "auto" else known["pool_head"]
+    used = {f"pool head {pool_head}": POOL_HEADS.get(pool_head)} if not method or "pool" in method.needs else {}
     if ending := Path(known["embeddings"] or "").suffix.lower(): used[f"reader of {ending}"] = READERS.get(ending)
     return found | {name: source_hash(f) for name, f in used.items() if f and is_own_source(f)}
 

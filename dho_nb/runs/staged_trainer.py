@@ -162,12 +162,12 @@ def _trainer_of(self:StagedTrainer, stage)->Trainer:
 
 # %% ../../nbs/runs/08_staged_trainer.ipynb #cc359b0d
 @patch
-def select_pool_head(self:StagedTrainer):
-    "Fit the heads on the training images' embeddings and select one, at the first call"
+def pool_logits(self:StagedTrainer)->torch.Tensor:
+    "Return the pool head's logits of the training images, computed at the first call"
     if self.pool is None:
         self.prepare()
-        began, self.pool = time.monotonic(), self.provider.select_pool_head(self.inputs.data.train, self.inputs.labels.rows)
-        self.prepared["pool"] = f"{self.pool.chosen} head, in {time.monotonic() - began:.1f} s"
+        began, self.pool = time.monotonic(), self.provider.pool_logits(self.inputs.data.train, self.inputs.labels.rows)
+        self.prepared["pool"] = f"in {time.monotonic() - began:.1f} s"
     return self.pool
 
 @patch
@@ -175,7 +175,6 @@ def _constants(self:StagedTrainer, method)->dict:
     "Arguments of an objective that are the same for all batches"
     constants = {}
     if "cost" in method.needs: constants["cost"] = class_costs(self.provider.class_embeddings())
-    if "pool" in method.needs: constants["sure"] = self.select_pool_head().sure
     return constants
 
 # %% ../../nbs/runs/08_staged_trainer.ipynb #a9407f8d
@@ -183,7 +182,7 @@ def _constants(self:StagedTrainer, method)->dict:
 def _pool_probabilities(self:StagedTrainer, method):
     "The pool head's probabilities [rows of the manifest, C], where a method needs them"
     if "pool" not in method.needs: return None
-    data, device, logits = self.inputs.data, self.machine.device, self.select_pool_head().logits
+    data, device, logits = self.inputs.data, self.machine.device, self.pool_logits()
     probabilities = torch.zeros(len(data.manifest), len(data.manifest.classes), device=device)
     train = torch.from_numpy(data.train).to(device)
     for at, part in zip(train.split(65536), logits.split(65536)): probabilities[at] = part.float().softmax(1)

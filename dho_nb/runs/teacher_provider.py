@@ -31,7 +31,7 @@ from ..teachers.clip import (load_teacher, Teacher, clip_teacher_identity, teach
                                   zero_shot_head)
 from ..teachers.embedding_store import Lookup, open_embedding_store, CENTER_VIEW, Store, embedding_store_header
 from ..teachers.import_embeddings import import_embeddings
-from ..teachers.pool_heads import select_head, HeadSelection, cached_neighbors
+from ..teachers.pool_heads import cached_neighbors, pool_head_logits
 from ..teachers.targets import online_teacher, cached_teacher
 
 # %% ../../nbs/runs/04_teacher_provider.ipynb #3d703588
@@ -272,11 +272,11 @@ def teacher_fn(self:TeacherProvider,
 
 # %% ../../nbs/runs/04_teacher_provider.ipynb #aa12c618
 @patch
-def select_pool_head(self:TeacherProvider,
-    train,       # Rows of the pool
-    labeled,    # Those of them whose labels may be used
-)->HeadSelection:       # About the rows of `train`
-    "Fit the head that the configuration names on the training images' embeddings, or select one by the labels"
+def pool_logits(self:TeacherProvider,
+    train,         # Rows of the pool
+    labeled,       # Those of them whose labels may be used
+)->torch.Tensor:   # [N, C] of the rows of `train`
+    "Return the logits of the pool head that the configuration names, fitted on the training images' embeddings"
     of = lambda part, v: self.lookup(part, np.full(len(part), v)).to(self.device).float()
     parts = np.array_split(train, max(1, -(-len(train)//65536)))
     embeddings = (torch.cat([sum(of(part, v) for v in range(self.plan.cycle)) for part in parts]) if self.plan.cycle
@@ -285,7 +285,7 @@ def select_pool_head(self:TeacherProvider,
     where = torch.from_numpy(np.searchsorted(train, labeled)).to(self.device)
     pool = F.normalize(embeddings, dim=-1)
     near = cached_neighbors(pool, load_settings().cache/"neighbors")
-    return select_head(pool, self.class_embeddings(), self.zeta(), where, truth, self.config.pool_head, near=near)
+    return pool_head_logits(pool, self.class_embeddings(), self.zeta(), where, truth, self.config.pool_head, near)
 
 # %% ../../nbs/runs/04_teacher_provider.ipynb #fbc39c28
 def make_teacher_provider(
