@@ -140,7 +140,7 @@ def test_a_tutorial_is_stopped_and_taken_up_again(browser, lab):
     page.run_all()
     page.finished()
     assert not page.errors() and len(list(runs.glob("*/result.json"))) == 2
-    for source in ("run.show_views()", "run.train()", "plot_history(", "plot_agreement(", "plot_alpha_beta_grid("):
+    for source in ("run.show_views()", "run.train()", "plot_training_history(", "plot_agreement(", "plot_alpha_beta_grid("):
         assert page.outputs(source), source
     page.shoot("finished", ".jp-CodeCell:last-of-type")
 

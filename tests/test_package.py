@@ -112,7 +112,7 @@ def test_without_extras_it_distils_from_the_command_line_and_from_python(bare):
     code = ("import json, dho_nb; from dho_nb import distill, preset; from "
             "dho_nb.core.settings import shipped_file\n"
             "run = distill(preset('digits', epochs=1, method='ce'), 'python', 'none'); "
-            "print(json.dumps([dho_nb.__file__, str(shipped('experiments')), run.result['tested']]))")
+            "print(json.dumps([dho_nb.__file__, str(shipped_file('experiments')), run.result['tested']]))")
     done = bare("python", "-c", code)
     assert done.returncode == 0, done.stderr
     package, experiments, tested = json.loads(done.stdout)

@@ -327,7 +327,7 @@ def deduplicate_results(
         pair = same[same[axes].eq(same[same.duplicated(axes)].iloc[0][axes]).all(axis=1)]
         runs = " and ".join(pair["run"].astype(str)) if "run" in pair else f"{len(pair)} rows"
         raise DhoError(f"two runs are both {', '.join(f'{a} {v}' for a, v in pair.iloc[0][axes].items())}: {runs}; "
-                       "leave one of their folders out, or in Python give load(…, labels=…) an axis that tells them "
+                       "leave one of their folders out, or in Python give load_results(…, labels=…) an axis that tells them "
                        "apart")
     return frame[~twice].sort_index()
 
