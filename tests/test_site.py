@@ -98,7 +98,7 @@ def test_every_public_function_is_in_the_reference(site):
 def test_backticked_names_lead_to_the_reference(site):
     links = Page((site/"benchmarks"/"surface.html").read_text()).links
     assert "../reference/evaluation/interpolation.html#dho-nb-evaluation-interpolation-alpha-beta-grid" in links
-    assert "#dho-nb-evaluation-diagnostics-part-gradients" in Page((site/"reference"/"evaluation"/"diagnostics.html").read_text()).links
+    assert "#dho-nb-evaluation-diagnostics-diagnose-gradient-conflict" in Page((site/"reference"/"evaluation"/"diagnostics.html").read_text()).links
 
 
 @pytest.mark.parametrize("text, fault", [
