@@ -186,7 +186,7 @@ def _list(args):
     lists = {"methods": lambda: [f"{m.name:14} {m.about}" for m in METHODS.values()], "datasets": manifest_names,
              "teachers": lambda: ["digits", *("/".join(pair) for pair in open_clip.list_pretrained())],
              "students": lambda: ["tiny", *timm.list_models()]}
-    offered = [f"{name:14} {spec}" for name, spec in extension_names(args.kind.rstrip("s")).items()]
+    offered = [f"{name:14} {spec}" for name, spec in extension_names(args.kind.removesuffix("s")).items()]
     print_output("\n".join(n for n in [*lists[args.kind](), *offered] if args.containing.lower() in n.lower()))
 
 # %% ../../nbs/cli/02_look.ipynb #071ce871

@@ -15,8 +15,9 @@ from ..core.settings import escape_control_characters
 def print_output(*values, sep=" ", end="\n", file=None, flush=False):
     "Write as the built-in does; a terminal is shown control characters by their codes, a pipe gets them as they are"
     text = sep.join(map(str, values)) + end
-    out = sys.stdout if file is None else file
-    builtins.print(escape_control_characters(text) if out is not None and out.isatty() else text, end="", file=out, flush=flush)
+    out = file or sys.stdout  # a program without a terminal may have no stdout
+    terminal = out is not None and out.isatty()
+    builtins.print(escape_control_characters(text) if terminal else text, end="", file=out, flush=flush)
 
 class _Screen:
     "Where lines of data go that are meant for the eye"

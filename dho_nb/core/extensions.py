@@ -7,6 +7,7 @@ __all__ = ['KINDS', 'PREFIXES', 'extension_names', 'extension_spec', 'load_exten
 
 # %% ../../nbs/core/05b_extensions.ipynb #4f39ae00
 import importlib, operator, os, re, sys
+from functools import cache
 from importlib.metadata import entry_points
 from .errors import DhoError, unknown_name_error
 from .sources import module_sources
@@ -19,6 +20,11 @@ def extension_names(
     kind:str,   # One of `KINDS`
 )->dict:        # Short name to `package.module:name`
     "List the short names that installed packages offer"
+    return _offered(kind, tuple(sys.path))
+
+@cache
+def _offered(kind, path):
+    "The entry points of a kind, looked for once per search path: a grid asks for every cell"
     return {e.name: e.value for e in entry_points(group=f"dho_nb.{kind}s")}
 
 # %% ../../nbs/core/05b_extensions.ipynb #f277ba8b

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OWN', 'is_trusted_student', 'is_plain_argument', 'check_trusted_student', 'check_trusted_parameters',
-           'check_trusted_clip_config', 'check_folder_name', 'escape_markdown']
+           'check_trusted_names', 'check_trusted_clip_config', 'check_folder_name', 'escape_markdown']
 
 # %% ../../nbs/core/01_trust.ipynb #02160255
 import re
@@ -87,8 +87,16 @@ def check_trusted_parameters(
     teacher = parameters.get("teacher", "")
     if isinstance(teacher, str) and teacher.startswith(("hf-hub:", "transformers:")):
         raise DhoError(f"{file} names the teacher {_short(teacher)}, a repository that would be fetched. {_WORD}")
+    check_trusted_names(parameters, file)
+
+def check_trusted_names(
+    parameters:dict,    # Of a `Config`, as a file has them
+    file,               # That file, for the message
+    trust_remote_code:bool=False,  # The user's word
+):
+    "Refuse a method, teacher or dataset that is code outside this library. Raises DhoError."
     for kind in ("method", "teacher", "dataset"):
-        if extension_spec(kind, name := parameters.get(kind, "")):
+        if not trust_remote_code and extension_spec(kind, name := parameters.get(kind, "")):
             raise DhoError(f"{file} names the {kind} {_short(name)}, and making it would run code. {_WORD}")
 
 # %% ../../nbs/core/01_trust.ipynb #b1192148

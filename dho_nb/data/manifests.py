@@ -635,8 +635,10 @@ def own_dataset(
     made = load_extension("dataset", name)
     if callable(made): made = made()
     made, root = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-    if isinstance(made, (str, Path)): made, root = open_manifest(str(made)), root or (made if Path(made).is_dir() else None)
-    if isinstance(made, Manifest): return made, None if root is None else Path(root)
+    if isinstance(made, (str, Path)):
+        if Path(made).is_dir(): root = root or made
+        made = open_manifest(str(made))
+    if isinstance(made, Manifest): return made, root and Path(root)
     raise DhoError(f"dataset {name!r} made a {type(made).__name__}, not a Manifest, a path, or one of them with a folder")
 
 # %% ../../nbs/data/00_manifests.ipynb #bd08289f

@@ -53,8 +53,8 @@ def teacher_license(
 # %% ../../nbs/deploy/03_model_card.ipynb #43f78b74
 def _recorded(parameters):
     "A run's parameters with defaults, checked; code that they name is not imported"
-    own = {k: v for k, v in parameters.items() if k in ("teacher", "dataset") or k == "method" and v not in METHODS}
-    return {**vars(make_config({**parameters, **dict.fromkeys(own, "digits"), **({"method": "dho"} if "method" in own else {})})), **own}
+    own = {k: v for k, v in parameters.items() if k == "method" and v not in METHODS}  # a `Config` imports its method alone
+    return {**vars(make_config({**parameters, **dict.fromkeys(own, "dho")}, trust_remote_code=True)), **own}
 
 def _read_run(file):
     "Return the configuration, result and scores of the run beside a model"
@@ -229,12 +229,13 @@ def _origin(facts, config, result):
     if not result:
         source = f", which was read from {escape_markdown(facts['source'])}" if facts.get("source") else ""
         return f"## Origin\n\nNot recorded beside the model{source}."
-    method, has_teacher = recorded_method(result), recorded_method(result).teacher
+    method, zeta = recorded_method(result), result.get("zeta", config["zeta"])
+    has_teacher = method.teacher
     rows = {
         "data": result["dataset"], "labels used": f"{result['labeled']} images ({result['labels']})",
         "unlabeled images": result["unlabeled"], "method": f"{result['method']}: {method.about}",
         "teacher": _bare(result["teacher"]) if has_teacher else "none",
-        "teacher's head": f"{result['teacher_head']}, ζ = {result.get('zeta', config['zeta'])}" if has_teacher else None,
+        "teacher's head": f"{result['teacher_head']}, ζ = {f'{zeta:.4g}' if isinstance(zeta, float) else zeta}" if has_teacher else None,
         "student's first weights": _bare(config["student_weights"]) or "random", "epochs": config["epochs"],
         "seed": result["seed"], "α and β": _CHOSEN.get(result["validation"]) if method.weighs else None,
         "made with": "dho_nb {dho_nb}, torch {torch}, {precision}".format(

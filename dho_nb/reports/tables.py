@@ -169,7 +169,8 @@ def repeat_label_free_rows(
     "Repeat runs that look at no labels and stand at one number of them, once for every number that the others have"
     axis = axis or result_label_axis(frame)
     beside = [a for a in result_axes(frame) if a not in (axis, "labels", "seed", "method")]
-    free = (frame["method"].isin(label_free_table_methods(frame) if methods is None else list(methods))
+    if methods is None: methods = label_free_table_methods(frame)
+    free = (frame["method"].isin(list(methods))
             & (frame.groupby(["method", *beside])[axis].transform("nunique") == 1))
     rest = frame[~free]
     if not len(rest): return frame
@@ -369,7 +370,8 @@ def results_table(
     "Tabulate means and standard deviations over seeds, the best marked where the bootstrap supports it. Raises `DhoError` for unknown columns"
     listed = lambda v: [v] if isinstance(v, str) else list(v)
     rows, average = listed(rows), _axes(average)
-    columns = [a for a in [result_label_axis(frame)] if a not in average] if columns is None else listed(columns)
+    if columns is None: columns = [a for a in [result_label_axis(frame)] if a not in average]
+    columns = listed(columns)
     values = value if isinstance(value, dict) else {"": value}
     order = order if isinstance(order, dict) else {rows[-1]: order} if order else {}
     _check_columns(frame, [*rows, *columns], average, values, against)

@@ -18,7 +18,7 @@ from ..core.extensions import extension_spec
 from ..core.parameters import (File, Folder, NonNegativeFloat, NonNegativeInt, OneOf, Parameters, PositiveFloat, PositiveInt, Range,
                                     Share)
 from ..core.sources import is_own_source, module_sources, source_hash
-from ..core.trust import check_trusted_parameters
+from ..core.trust import check_trusted_names
 from ..data.datasets import find_class_codes
 from ..data.label_subsets import LISTS
 from ..data.loaders import suspicious_images
@@ -161,12 +161,11 @@ def fixed_zeta(
 def make_config(
     given:dict,     # Parameter names and values
     file="the configuration",      # Where they are from, for messages
-    trust_remote_code:bool=False,  # Allow names of code outside the known libraries, as for `check_trusted_parameters`
+    trust_remote_code:bool=False,  # Allow names of code outside the known libraries, as for `check_trusted_names`
 )->Config:
     """Make a configuration of names and values, as a file has them.
     Raises `DhoError` for an unknown name, a wrong value, or a method, teacher or dataset that would run code."""
-    own = {k: given[k] for k in ("method", "teacher", "dataset") if k in given and not str(given[k]).startswith("hf-hub:")}
-    check_trusted_parameters(own, file, trust_remote_code)
+    check_trusted_names(given, file, trust_remote_code)
     return Config(**given)
 
 # %% ../../nbs/runs/01_config.ipynb #336b266d

@@ -201,6 +201,7 @@ class WandbTracker(Tracker):
     def show(self, step, name, picture):
         "Log a picture at a step"
         self.tracked.log({name: self.image(picture)}, step=step)
+
     def close(self):
         "Close the files"
         self.tracked.finish()
@@ -237,6 +238,7 @@ class MlflowTracker(Tracker):
     def show(self, step, name, picture):
         "Log a picture at a step"
         self.client.log_image(self.id, picture, f"{name}.png")
+
     def close(self):
         "Close the files"
         self.client.set_terminated(self.id)

@@ -16,14 +16,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from ..core.devices import device_autocast
 from ..core.errors import DhoError, silence_library_warnings, require_extra, short_error_reason, unknown_name_error
 from ..core.files import files_hash
 from ..core.seeding import derive_seed
 from ..core.settings import shipped_file
 from ..core.trust import check_trusted_clip_config
 from ..data.transforms import Preprocess
-from .encoders import encoder_identity, is_encoder, load_encoder
+from .encoders import embed_pixels, encoder_identity, is_encoder, load_encoder, trained_zeta
 
 # %% ../../nbs/teachers/00_clip.ipynb #e1a4d0b8
 def resolve_teacher(
@@ -143,19 +142,15 @@ class Teacher:
 
     @property
     def zeta(self)->float|None:
-        "The softmax temperature ζ that the model was trained with, 1 / its logit scale; None where it has none"
-        scale = getattr(self.model, "logit_scale", None)
-        return None if scale is None else round(1/float(scale.detach().float().exp()), 8)
+        "The softmax temperature ζ that the model was trained with; None where it has no logit scale"
+        return trained_zeta(self.model)
 
     @torch.no_grad()
     def encode_images(self,
         pixels:torch.Tensor,  # [N, 3, S, S] uint8 at the teacher's own size
     )->torch.Tensor:          # [N, D] float32 of length 1
         "Return image embeddings"
-        self.num_encoded += len(pixels)
-        images = self.preprocess.normalize(pixels.to(self.device, non_blocking=True))
-        with device_autocast(self.device, self.precision): embeddings = self.model.encode_image(images)
-        return F.normalize(embeddings.float(), dim=-1)
+        return embed_pixels(self, self.model.encode_image, pixels)
 
 # %% ../../nbs/teachers/00_clip.ipynb #b29f77d0
 @patch
