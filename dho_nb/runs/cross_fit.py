@@ -339,8 +339,9 @@ def images_to_label(
     names = ("label", "prediction", "ce_prediction", "kd_prediction")  # as text: 07 is a name, too
     result = read_json(folder/"result.json", **RESULT)
     said = read_output_predictions(folder, keep_default_na=False, dtype=dict.fromkeys(("path", *names), str))
-    if not recorded_method(result).weighs:
-        raise DhoError(f"{result['method']} has no two heads that could disagree: use a run of dho")
+    method = recorded_method(result)
+    if method.heads == 1 or not method.labeled:
+        raise DhoError(f"{result['method']} has no two heads that could disagree: use a run of dho or dho-plus")
     said["disagreement"] = _head_disagreement(load_outputs(folder/"outputs.safetensors")[0], result["beta"]).numpy().round(4)
     left = said[(said["label"] == "") & (said["split"] == "train")]
     left = left.sort_values("disagreement", ascending=False, kind="stable")
