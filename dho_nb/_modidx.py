@@ -102,6 +102,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'dho_nb.cli.train._distill': ('cli/train.html#_distill', 'dho_nb/cli/train.py'),
                                   'dho_nb.cli.train._estimate': ('cli/train.html#_estimate', 'dho_nb/cli/train.py'),
                                   'dho_nb.cli.train._expected': ('cli/train.html#_expected', 'dho_nb/cli/train.py'),
+                                  'dho_nb.cli.train._recipe_note': ('cli/train.html#_recipe_note', 'dho_nb/cli/train.py'),
                                   'dho_nb.cli.train._run': ('cli/train.html#_run', 'dho_nb/cli/train.py'),
                                   'dho_nb.cli.train._shown': ('cli/train.html#_shown', 'dho_nb/cli/train.py')},
             'dho_nb.cli.use': { 'dho_nb.cli.use.Evaluate': ('cli/use.html#evaluate', 'dho_nb/cli/use.py'),

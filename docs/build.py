@@ -14,6 +14,7 @@ from nbdev.serve import proc_nbs
 
 from api import Module
 from check import problems, external
+from verbs import page_name, verb_index, verb_page, verbs
 
 ROOT = Path(__file__).parent.parent
 NBS, PAGES, SITE = ROOT/"nbs", ROOT/"_docs", ROOT/"_site"
@@ -46,9 +47,9 @@ ROOMS = {  # folders of nbs/ whose notebooks make modules, from the ground up
     "reports": "From runs to tables, figures and pages.",
     "cli": "The command line: every verb is a function of the other rooms.",
 }
-ORDER = {"paper": ["setups", "eurosat", "beyond", "eurosat_data", "eurosat_teacher", "cifar10_data", "cost"],
-         "howto": ["own_images", "own_teacher", "sweep", "paper_table", "watch", "after_a_crash"],
-         "explain": ["two_heads", "conflict", "alpha_beta", "store", "limits"]}
+ORDER = {"paper": ["finder", "setups", "eurosat", "beyond", "eurosat_data", "eurosat_teacher", "cifar10_data", "cost"],
+         "howto": ["own_images", "own_teacher", "sweep", "paper_table", "watch", "extend", "after_a_crash", "faq"],
+         "explain": ["two_heads", "conflict", "alpha_beta", "store", "limits", "glossary"]}
 
 
 def number(stem): return [int(n) if n.isdigit() else n for n in re.split(r"(\d+)", stem)]
@@ -244,18 +245,25 @@ def sources():
         if path.endswith(".md"): write(f"{name}.md", links((NBS/path).read_text(encoding="utf-8"), path)); continue
         book = page(path)
         if name == "index":
-            book["cells"].append({**markdown(toctree([f"{s}/index" for s in SECTIONS if inside(s)]) + "\n"
+            book["cells"].append({**markdown(toctree([f"{s}/index" for s in _sections()]) + "\n"
                                              + toctree([n for n in ("contributing", "changelog") if n == "changelog"
                                                         or n in plan().values()], "Project")), "id": "pages"})
         write(f"{name}.ipynb", json.dumps(book, ensure_ascii=False, indent=1))
     for section, (title, _, line) in SECTIONS.items():
         if section != "reference" and inside(section): write(f"{section}/index.md", contents(title, line, section))
+    write("commands/index.md", verb_index(toctree))
+    for name, parser in verbs(): write(f"commands/{page_name(name)}.md", verb_page(name, parser))
     for room, line in ROOMS.items(): write(f"reference/{room}/index.md", contents(room, line, f"reference/{room}"))
     title, _, line = SECTIONS["reference"]
     listed = "\n".join(f"[{room}]({room}/index)\n: {about}\n" for room, about in ROOMS.items())
     write("reference/index.md", f"# {title}\n\n{line}\n\n{listed}\n{toctree([f'{room}/index' for room in ROOMS])}")
     write("changelog.md", (ROOT/"CHANGELOG.md").read_text(encoding="utf-8"))
     write("conf.py", (ROOT/"docs"/"conf.py").read_text(encoding="utf-8"))
+
+def _sections():
+    "Folders of the site in the sidebar's order"
+    found = [s for s in SECTIONS if inside(s)]
+    return [*found[:found.index("reference")], "commands", *found[found.index("reference"):]] if "reference" in found else [*found, "commands"]
 
 def contents(title, line, folder):
     "The index page of a folder of the site"

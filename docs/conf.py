@@ -22,6 +22,7 @@ html_theme = "furo"  # search, light and dark, previous and next, phones; all it
 html_title = "dho_nb"
 html_static_path = [str(static), str(mathjax)]
 html_css_files = ["site.css"]
+html_search_scorer = str(static/"scorer.js")
 html_favicon = html_logo = str(static/"icon.svg")
 html_copy_source = False
 html_show_sphinx = False

@@ -351,3 +351,14 @@ def test_a_trainers_own_name_tells_of_own_code():
     own = build_student(Net(), 2).model
     assert _default_identity(get_method("dho"), recipe, ours) == "dho()"
     assert len({_default_identity(m, recipe, n) for m in (mine, get_method("dho")) for n in (own, ours)}) == 4
+
+
+def test_the_recipe_of_a_method_is_part_of_the_identity(monkeypatch):
+    "A constant that a shipped method sets is in no source that is hashed"
+    import dho_nb.losses.methods as methods
+    config, digits = preset("digits", method="dho-plus"), digits_manifest()
+    before, others = identity_of(config, digits), identity_of(preset("digits"), digits)
+    changed = replace(METHODS["dho-plus"], recipe="targets of 0.9 and more")
+    for registry in (methods.METHODS, methods.SHIPPED): monkeypatch.setitem(registry, "dho-plus", changed)
+    assert identity_of(config, digits) != before
+    assert identity_of(preset("digits"), digits) == others

@@ -19,6 +19,7 @@ pytest.importorskip("myst_nb", reason="needs the extra docs: pip install \"dho_n
 from api import Module  # noqa: E402
 from build import ROOMS  # noqa: E402
 from check import Page, external, problems  # noqa: E402
+from verbs import page_name, verbs  # noqa: E402
 
 
 def build(project):
@@ -42,9 +43,22 @@ def test_every_notebook_is_a_page(project, site):
     notebooks = [p for p in (project/"nbs").rglob("*.ipynb")]
     pages = [p for p in site.rglob("*.html") if p.name not in ("genindex.html", "search.html", "changelog.html")
              and (p.name != "index.html" or p.parent == site)]
-    assert len(pages) == len(notebooks) > 50
+    assert len([p for p in pages if p.parent.name != "commands"]) == len(notebooks) > 50
     assert {p.name for p in site.iterdir()} >= {"index.html", "search.html", "howto", "explain", "reference",
                                                 "paper", "llms.txt"}
+
+
+def test_every_verb_has_a_page_with_its_options_and_examples(site):
+    found = dict(verbs())
+    assert {page_name(name) for name in found} == {p.stem for p in (site/"commands").glob("*.html")} - {"index"}
+    for name, parser in found.items():
+        page = "".join(Page((site/"commands"/f"{page_name(name)}.html").read_text()).text)
+        options = [flag for a in parser._actions for flag in a.option_strings if flag not in ("-h", "--help")]
+        assert [o for o in options if o not in page] == [] and parser.description in page.replace("’", "'")
+        examples = re.findall(r"^ +(dho .*)$", parser.epilog or "", re.M)
+        assert [e for e in examples if re.sub(r"\s+", " ", e) not in re.sub(r"\s+", " ", page).replace("’", "'")] == []
+    listed = re.findall(r'href="([a-z-]+)\.html"', (site/"commands"/"index.html").read_text().split("<article")[1].split("</article")[0])
+    assert listed.index("check") < listed.index("suggest") < listed.index("distill") < listed.index("predict") < listed.index("sweep")
 
 
 def test_nothing_is_wrong_on_any_page(site):
@@ -202,12 +216,19 @@ def test_figures_are_seen(browser):
     assert len(seen) >= 2 and all(alt and width > 300 for alt, width in seen)
 
 
+SEARCHES = {"own images": "own_images", "resume": "howto/", "dual head": "students/", "cite": "howto/faq", "license": "howto/faq",
+            "GPU": "howto/faq", "quickstart": "howto/faq", "FAQ": "howto/faq", "glossary": "explain/glossary",
+            "distill": "commands/distill", "find a row": "paper/finder"}  # what a newcomer types: part of a page that answers it
+
+
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_search_for_dual_head_finds_the_students(browser, width):
-    chrome = browser("search.html?q=dual+head", width)
-    wait(chrome, "document.querySelectorAll('ul.search li a').length >= 5")
+@pytest.mark.parametrize("words", SEARCHES)
+def test_a_search_finds_the_right_page_among_the_first_three(browser, words, width):
+    chrome = browser(f"search.html?q={words.replace(' ', '+')}", width)
+    wait(chrome, "document.querySelectorAll('ul.search li a').length >= 1")
     found = [a.get_attribute("href") for a in chrome.find_elements("css selector", "ul.search li a")]
-    assert any("reference/students/" in link for link in found) and complaints(chrome) == []
+    assert any(SEARCHES[words] in link for link in found[:3]), found[:8]
+    assert complaints(chrome) == []
 
 
 def test_the_figure_of_the_conflict_can_be_moved(browser):

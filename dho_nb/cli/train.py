@@ -6,6 +6,7 @@
 __all__ = ['TrainOptions', 'Distill', 'RunPreset', 'Estimate', 'Demo']
 
 # %% ../../nbs/cli/04_train.ipynb #fa1a4def
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -85,10 +86,23 @@ def _expected(config, inputs):
 
 def _run(args):
     "Train a preset; with --dry only do a dry run"
+    if note := _recipe_note(args.preset, getattr(args, "dataset", "")): print_output(note, file=sys.stderr, flush=True)
     if not args.dry: return _distill(args)
     from dho_nb.runs.dry_run import dry_run
     print_output(f"dry run of {args.preset}: nothing is read, nothing is kept", flush=True)
     print_output(*(f"  {name:24} {value}" for name, value in dry_run(config_from_options(args)).items()), sep="\n")
+
+# %% ../../nbs/cli/04_train.ipynb #c7486359
+def _recipe_note(name, dataset):
+    "Return a note where a preset of the paper is asked for on a dataset that the paper did not use it on"
+    from dho_nb.runs.presets import ALL
+    preset = ALL.get(name)
+    if not (preset and dataset and name.startswith("paper/")) or dataset == preset.parameters["dataset"]: return ""
+    few = preset.takes.startswith("one of ten datasets")
+    if few and dataset != "imagenet": return ""
+    epochs, other = preset.parameters["epochs"], "paper/imagenet-fewshot-resnet18" if few else "paper/fewshot-resnet18"
+    return (f"dho: {name} keeps the recipe that the paper used on {'its ten datasets' if few else 'ImageNet'} ({epochs} epochs). "
+            f"For {dataset} the paper's recipe is {other}")
 
 # %% ../../nbs/cli/04_train.ipynb #3e388ff0
 def _estimate(args):

@@ -34,6 +34,7 @@ class Method:
     head_lr:float=1.0        # The heads' learning rate as a multiple of the trunk's, by default
     lambdas:tuple=()         # Values of λ between which validation chooses
     first:str=""             # Method of the first half of the epochs
+    recipe:str=""            # Constants of the objective and its inputs; another text is another identity
     @property
     def asks(self)->bool:
         "Whether each step needs the teacher"
@@ -86,7 +87,8 @@ METHODS = {m.name: m for m in (
     Method("wkd-dho", _wkd, 2, True, True, "DHO with optimal transport on the KD head: WKD+DHO", needs=("cost",)),
     Method("sho-tuned", dho_loss, 1, True, True, "one head, λ chosen on validation images", lambdas=(.1, .5, .9, .99)),
     Method("dho-plus", dho_plus_loss, 2, True, True,
-           "DHO, and what the CE head and the pool's own structure are sure of as labels for it: ours", "ce", ("pool",)),
+           "DHO, and what the CE head and the pool's own structure are sure of as labels for it: ours", "ce", ("pool",),
+           recipe="combined pool head, targets of 0.7 and more, heads at the trunk's rate"),
     Method("kd-then-ssl", self_training_loss, 1, True, True,
            "the teacher first, then labels and own sure answers", first="kd"))}
 

@@ -68,6 +68,7 @@ def run_identity(
     method = get_method(config.method)
     what["teacher"] = _teacher_of(config) if method.teacher else ""
     if method.lambdas: what["lambdas"] = method.lambdas
+    if method.recipe: what["recipe"] = method.recipe
     if config.student.startswith("open_clip:"):
         what["student"] = f"open_clip:{_student_of(config.student.removeprefix('open_clip:'))}"
     if config.student_weights not in ("", "pretrained"):
