@@ -174,7 +174,7 @@ def test_methods_from_a_module_follow_its_file(home, monkeypatch):
 def test_what_a_method_is_made_of_counts(monkeypatch):
     def identity(): return identity_of(preset("digits", method="mine"), digits_manifest())
     def other(s, t, tau, total, target, sharp=1.0): return sharp*(s - t).sum()
-    kinds = [dict(objective=dho_loss), dict(objective=dho_loss, head_lr=.3), dict(objective=dho_loss, answers="ce"),
+    kinds = [dict(objective=dho_loss), dict(objective=dho_loss, recipe="another"), dict(objective=dho_loss, answers="ce"),
              dict(objective=functools.partial(dho_loss, distil=other)),
              dict(objective=functools.partial(dho_loss, distil=functools.partial(other, sharp=2.0))),
              dict(objective=loss_with_target(other)), dict(objective=loss_with_target(lambda s, t, tau, total, target: (s - t).sum()))]

@@ -31,7 +31,6 @@ class Method:
     surgery:bool=False       # Whether `pcgrad` joins the gradients
     kd_head:str=""           # Kind of the KD head; the configuration's if empty
     teacher_head:str=""      # Kind of the teacher's head; the configuration's if empty
-    head_lr:float=1.0        # The heads' learning rate as a multiple of the trunk's, by default
     lambdas:tuple=()         # Values of λ between which validation chooses
     first:str=""             # Method of the first half of the epochs
     recipe:str=""            # Constants of the objective and its inputs; another text is another identity

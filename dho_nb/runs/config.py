@@ -107,7 +107,7 @@ class EvalConfig(Parameters):
 @dataclass(frozen=True, kw_only=True)
 class Config(TrackerConfig, EvalConfig, TrainConfig, BatchConfig, StudentConfig, TeacherConfig, LabelConfig, DataConfig):
     "One run: the same configuration on the same images gives the same numbers"
-    head_lr:NonNegativeFloat=0.0   # Learning rate of the heads as a multiple of lr; if 0, the method's own, which is 1 for all that come with the library
+    head_lr:PositiveFloat=1.0      # Learning rate of the heads as a multiple of lr
 
     other_names = {"images": "dataset"}
 

@@ -37,11 +37,9 @@ ADDED_LATER = {"pool_head": "auto", "head_lr": 1.0, "compile": False}  # paramet
 def identity_with_defaults(
     parameters:dict,  # Of a configuration, as they are or were written down
 )->dict:              # The same, each as the numbers depend on it
-    "Return parameters with defaults of later versions, and with the method's own values as numbers"
+    "Return parameters with defaults of later versions"
     known = {**ADDED_LATER, **parameters}
-    method = METHODS.get(str(known.get("method")))  # in a file it may be a list
-    own = method.head_lr if method and not known.get("frozen") else 1.0
-    return dict(known, head_lr=known["head_lr"] or own)
+    return dict(known, head_lr=known["head_lr"] or 1.0)  # 0 once meant the method's own
 
 # %% ../../nbs/runs/03_identity.ipynb #bab94d52
 def identity_result_params(

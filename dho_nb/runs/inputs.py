@@ -8,7 +8,7 @@ __all__ = ['Stage', 'training_stages', 'StreamSizes', 'input_stream_sizes', 'inp
 
 # %% ../../nbs/runs/05_inputs.ipynb #7f15616b
 import dataclasses
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 import numpy as np
@@ -21,7 +21,7 @@ from ..data.manifests import manifest_rows
 from ..losses.methods import get_method, Method
 from .config import Config
 from .dataset import open_dataset, RunData, dataset_validation_rows, visible_dataset_labels
-from .identity import run_identity, identity_with_defaults
+from .identity import run_identity
 from .trackers import check_trackers
 from .teacher_provider import drop_without_embedding, run_teacher_plan, TeacherPlan
 from ..training.trainer import check_warmup, TrainConfig, validate_batch_share
@@ -45,8 +45,8 @@ def training_stages(
     method:Method,   # Its method
 )->list[Stage]:
     "List the stages of training, in order"
-    c, m, known = config, method, identity_with_defaults(asdict(config))
-    whole = TrainConfig(**{f.name: known[f.name] for f in dataclasses.fields(TrainConfig)})
+    c, m = config, method
+    whole = TrainConfig(**{f.name: getattr(c, f.name) for f in dataclasses.fields(TrainConfig)})
     if m.first:
         half = max(c.epochs//2, 1)
         return [Stage(m.first, get_method(m.first), replace(whole, epochs=half)),

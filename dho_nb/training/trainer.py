@@ -39,7 +39,7 @@ class TrainConfig(Parameters):
     "Training"
     epochs:PositiveInt=200             # Passes over the unlabeled images
     lr:PositiveFloat=1e-3              # Peak learning rate of AdamW
-    head_lr:NonNegativeFloat=1.0       # Learning rate of the heads as a multiple of lr
+    head_lr:PositiveFloat=1.0          # Learning rate of the heads as a multiple of lr
     weight_decay:NonNegativeFloat=1e-2  # Weight decay of AdamW
     warmup_steps:NonNegativeFloat=0.0  # Steps of linear warm-up from 0; below 1 a share of all steps
     schedule:Literal["cosine", "linear"]="cosine"  # How the learning rate falls to 0 after the warm-up
