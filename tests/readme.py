@@ -27,7 +27,7 @@ def page(name) -> str:
     text, _ = MarkdownExporter().from_notebook_node(notebook)
     text = text.replace("](images/", "](nbs/images/").replace('src="images/', 'src="nbs/images/')
     text = text.replace("](contributing.ipynb)", "](CONTRIBUTING.md)")
-    text = re.sub(r"\]\((?!http|nbs/|#)([\w/]+\.ipynb)\)", r"](nbs/\1)", text)
+    text = re.sub(r"\]\((?!http|nbs/|#)(\w+/[\w/]+\.(?:ipynb|md))\)", r"](nbs/\1)", text)
     return (f"<!-- Made from nbs/{name}.ipynb by `make readme`; edit that. -->\n\n"
             + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
 

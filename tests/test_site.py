@@ -40,7 +40,7 @@ def site(project): return project/"_site"
 
 
 def test_every_notebook_is_a_page(project, site):
-    notebooks = [p for p in (project/"nbs").rglob("*.ipynb")]
+    notebooks = [p for p in (project/"nbs").rglob("*") if p.suffix in (".ipynb", ".md")]
     pages = [p for p in site.rglob("*.html") if p.name not in ("genindex.html", "search.html", "changelog.html")
              and (p.name != "index.html" or p.parent == site)]
     assert len([p for p in pages if p.parent.name != "commands"]) == len(notebooks) > 50
