@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.dho_nb-installed
 
-.PHONY: install demo test docs bench readme lab clean
+.PHONY: install demo test docs bench gpu wheels readme lab clean
 
 install: $(STAMP)
 
@@ -29,6 +29,12 @@ bench: $(STAMP)       ## speed and memory, as ratios within one run; about a qua
 	for name in store surface online_step sweep; do \
 	  $(BIN)/papermill nbs/benchmarks/$$name.ipynb runs/bench/$$name.ipynb -k python3 --no-progress-bar -p out $(CURDIR)/runs/bench/$$name.json || exit 1; \
 	done
+
+gpu:                  ## every GPU check and benchmark, within 8 minutes, nothing is fetched; without a GPU at toy size
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,python3) nbs/benchmarks/gpu.py $(GPU)
+
+wheels:               ## packages for make gpu on a machine without internet (Python 3.12), into wheels/
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,python3) nbs/benchmarks/gpu.py --collect wheels $(if $(PACKAGES),--packages $(PACKAGES))
 
 readme: $(STAMP)      ## README.md, CONTRIBUTING.md and llms.txt from the notebooks
 	$(BIN)/python tests/readme.py
