@@ -21,6 +21,7 @@ from ..core.settings import load_settings
 
 # %% ../../nbs/cli/04_train.ipynb #d8aaa12f
 def _distill(args):
+    from dho_nb.runs.config import config_teachers
     from dho_nb.runs.run import Run, launch_run_processes
     from dho_nb.sweeps.worker import NOTEBOOKS, run_notebook_in_worker
     config = config_from_options(args)
@@ -28,7 +29,7 @@ def _distill(args):
         raise DhoError("a notebook runs in one process: leave out --notebook, or --processes and the launcher")
     if args.notebook: require_extra("sweep", *NOTEBOOKS)
     if args.processes > 1: return launch_run_processes(config, args.out, args.processes)
-    teacher = config.embeddings or config.teacher
+    teacher = config.embeddings or " + ".join(config_teachers(config))
     print_output(f"looking at {config.dataset}, teacher {teacher}, student {config.student} …", flush=True)
     run = Run(config, args.out)
     told = run.overview() if run.done else {**run.overview(), "training time": _expected(config, run.inputs)}

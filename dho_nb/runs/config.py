@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_ZETA', 'StudentHead', 'DataConfig', 'LabelConfig', 'TeacherConfig', 'StudentConfig', 'BatchConfig',
-           'EvalConfig', 'Config', 'fixed_zeta', 'make_config', 'preset', 'config_from_notebook',
+           'EvalConfig', 'Config', 'config_teachers', 'fixed_zeta', 'make_config', 'preset', 'config_from_notebook',
            'parameters_from_notebook', 'config_data_warnings', 'config_own_sources']
 
 # %% ../../nbs/runs/01_config.ipynb #466775f7
@@ -61,7 +61,7 @@ DEFAULT_ZETA = 0.01  # ζ of a teacher that does not say which it was trained wi
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig(Parameters):
     "Teacher"
-    teacher:str="ViT-B-16/openai"  # open_clip NAME/TAG or NAME/FILE, a model's folder, hf-hub:OWNER/NAME, or digits
+    teacher:Annotated[str|list, "NAME"]="ViT-B-16/openai"  # open_clip NAME/TAG or NAME/FILE, a model's folder, hf-hub:OWNER/NAME, or digits; of several names the mean of their probabilities
     teacher_head:Literal["zero-shot", "tip-adapter-f"]="zero-shot"  # Classifier on the teacher's embeddings; tip-adapter-f learns from labels
     pool_head:Annotated[str, OneOf("auto", POOL_HEADS)]="auto"  # Classifier of dho-plus on unlabeled embeddings; auto is combined
     zeta:Annotated[float|str, "X"]="auto"  # ζ, softmax temperature of the teacher; auto is the one that it was trained with, 0.01 where that is unknown
@@ -113,6 +113,7 @@ class Config(TrackerConfig, EvalConfig, TrainConfig, BatchConfig, StudentConfig,
 
     def __post_init__(self):
         super().__post_init__()
+        object.__setattr__(self, "teacher", _one_or_several(self.teacher))
         _check_data(self)
         _check_training(self)
         method = get_method(self.method)
@@ -134,6 +135,8 @@ def _check_data(config):
         raise DhoError(f"zeta={config.zeta!r} is neither a number above 0 nor 'auto'")
     if config.embeddings and config.views == "live":
         raise DhoError("views='live' encodes images with a teacher, and embeddings were given in its place: leave one of them out")
+    if config.embeddings and isinstance(config.teacher, list):
+        raise DhoError(f"embeddings are those of one teacher, and {len(config.teacher)} teachers are named: leave out embeddings, or all but one teacher")
     if config.texts and not config.embeddings:
         raise DhoError("texts are class embeddings to go with embeddings of images: give those, too")
 
@@ -150,6 +153,20 @@ def _check_training(config):
     if config.conflict and not any(get_method(m).both for m in (config.method, method.first) if m):
         raise DhoError(f"conflict compares the gradients of labels and teacher, and {config.method} has not both in "
                        "one step: leave it out, or take sho or dho")
+
+# %% ../../nbs/runs/01_config.ipynb #e0dee9c7
+def _one_or_several(teacher):
+    "Return one name, or a list of several different ones"
+    names = teacher if isinstance(teacher, list) else [teacher]
+    if not names or not all(isinstance(n, str) for n in names) or len({*names}) < len(names):
+        raise DhoError(f"teacher={teacher!r} is neither a name nor a list of different names")
+    return names if len(names) > 1 else names[0]
+
+def config_teachers(
+    config:Config,  # Any
+)->list[str]:
+    "List the names of a configuration's teachers"
+    return config.teacher if isinstance(config.teacher, list) else [config.teacher]
 
 # %% ../../nbs/runs/01_config.ipynb #06abad33
 def fixed_zeta(

@@ -30,7 +30,7 @@ from .dataset import open_dataset
 from .identity import identity_labels_hash
 from .inputs import resolve, resolve_on
 from .run import distill, Run
-from .teacher_provider import run_teacher_plan, TeacherProvider
+from .teacher_provider import new_teacher_provider, run_teacher_plan, TeacherProvider
 from ..teachers.clip import teacher_logits
 
 # %% ../../nbs/runs/12_cross_fit.ipynb #d6a63b4f
@@ -178,7 +178,7 @@ def _embed_pool(inputs, mode):
     s, began, data = load_settings(), time.time(), inputs.data
     device = pick_device(s.device)
     keyed = replace(data, keys=content_keys(data.manifest, data.root))  # the folds' lists are found by content
-    provider = TeacherProvider(inputs.config, keyed, inputs.teacher, device, pick_loader_workers(s.workers, device),
+    provider = new_teacher_provider(inputs.config, keyed, inputs.teacher, device, pick_loader_workers(s.workers, device),
                                s.progress if mode == "auto" else mode).open()
     provider.prepare(data.train, np.union1d(inputs.labels.rows, manifest_rows(data.manifest, "val", labeled=True)))
     return provider.num_encoded, time.time() - began

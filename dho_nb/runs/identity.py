@@ -14,7 +14,7 @@ from ..core.errors import DhoError
 from ..core.files import json_hash, files_hash
 from ..data.manifests import manifest_content_hash, Manifest, manifest_hash
 from ..losses.methods import get_method, METHODS
-from .config import Config, config_own_sources
+from .config import Config, config_own_sources, config_teachers
 from ..teachers.clip import clip_resize_suffix, clip_teacher_identity
 from ..teachers.embedding_store import Store
 from ..teachers.import_embeddings import imported_embeddings_identity, read_imported_embeddings
@@ -79,9 +79,11 @@ def run_identity(
 
 # %% ../../nbs/runs/03_identity.ipynb #1ec650c5
 def _teacher_of(config):
-    "Whose embeddings: a teacher's, or a file's content"
+    "Whose embeddings: a teacher's, those of several, or a file's content"
     given = Path(config.embeddings).expanduser()
-    if not config.embeddings: return clip_teacher_identity(config.teacher)
+    if not config.embeddings:
+        teachers = [clip_teacher_identity(name) for name in config_teachers(config)]
+        return teachers if len(teachers) > 1 else teachers[0]
     if given.is_dir() and config.texts:
         raise DhoError(f"{given} is a store, which keeps its own class embeddings: leave texts out, or "
                        "import them anew")
