@@ -23,7 +23,7 @@ from dho_nb.runs.teacher_provider import (fill_run_teacher_store, make_teacher_p
                                           verify_run_teacher_store)
 from dho_nb.sweeps.grid import make_grid
 from dho_nb.sweeps.sweep import Sweep, sweep_stores
-from dho_nb.teachers.clip import load_teacher, teacher_logits, zero_shot_head
+from dho_nb.teachers.clip import teacher_logits
 
 SECOND = str(ROOT/"nbs"/"howto"/"second_digits_teacher")
 BOTH = ["digits", SECOND]
@@ -120,7 +120,7 @@ def test_the_command_line_takes_several_names(tmp_path, capsys):
     assert main(["check", *words]) in (0, None)
     assert main(["check", *words[:-1], "ViT-B-16/opena"]) == 2 and "did you mean 'openai'" in capsys.readouterr().err
     assert main(["distill", *words, "--out", str(tmp_path/"run")]) in (0, None)
-    assert f"digits, 1 stored views of 1097 images" in (said := capsys.readouterr().out) and f"{SECOND}, 1 stored views" in said
+    assert "digits, 1 stored views of 1097 images" in (said := capsys.readouterr().out) and f"{SECOND}, 1 stored views" in said
     assert read_json(tmp_path/"run"/"run.json")["config"]["teacher"] == BOTH
     assert "digits + " in str(dry_run(preset("digits", teacher=BOTH))["teacher"])
     export(tmp_path/"run", tmp_path/"model", "safetensors")

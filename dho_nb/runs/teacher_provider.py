@@ -361,9 +361,13 @@ class TeacherEnsemble(_SeveralStores):
         if self.config.zeta != "auto": return self.config.zeta
         return round(math.sqrt(len(self.members)/sum(m.zeta()**-2 for m in self.members)), 8)
 
-    def center_embeddings(self, wanted): return torch.cat([m.center_embeddings(wanted) for m in self.members], 1)
+    def center_embeddings(self, wanted):
+        "Return embeddings of center crops [N, sum of widths]"
+        return torch.cat([m.center_embeddings(wanted) for m in self.members], 1)
 
-    def view_embeddings(self, wanted, most=10): return torch.cat([m.view_embeddings(wanted, most) for m in self.members], 2)
+    def view_embeddings(self, wanted, most=10):
+        "Return embeddings of training views [V, N, sum of widths]"
+        return torch.cat([m.view_embeddings(wanted, most) for m in self.members], 2)
 
     def _fit_head(self, labeled, validation):
         widths = [m.class_embeddings().shape[1] for m in self.members]

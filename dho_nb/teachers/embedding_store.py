@@ -7,7 +7,7 @@ __all__ = ['CENTER_VIEW', 'embedding_view_name', 'embedding_store_header', 'Stor
            'join_embedding_stores', 'match_class_embeddings']
 
 # %% ../../nbs/teachers/02_embedding_store.ipynb #9202550e
-import json, re, unicodedata
+import json, math, re, unicodedata
 from collections import Counter
 from dataclasses import asdict, fields
 from html import escape
@@ -348,9 +348,10 @@ def head(self:Store,
         if self.single: self._check_text_encoder(teacher)
         else: self.agree(dict(weights=weights_hash(teacher.model)))
         tensor = zero_shot_head(teacher, classes, templates).cpu().contiguous()
+        zeta = dict(zeta=torch.tensor(teacher.zeta or math.nan, dtype=torch.float64)) if self.single else {}
         try:
             with atomic_path(file) as temporary:
-                save_file(dict(head=tensor), temporary, dict(prompts=json.dumps([[*classes], [*templates]]), zeta=str(teacher.zeta)))
+                save_file(dict(head=tensor, **zeta), temporary, dict(prompts=json.dumps([[*classes], [*templates]])))
         except OSError as e:
             if not file_access_message(e): raise
             return tensor  # a store that cannot be written to
@@ -369,9 +370,9 @@ def head_zeta(self:Store,
     "Return the ζ that the text encoder of a head was trained with; None where it has none"
     file = self._head_file(classes, templates, texts)
     if not file.exists(): return load().zeta
-    with safe_open(file, "pt") as archive: known = (archive.metadata() or {}).get("zeta", "")
-    if not known: return load().zeta  # a file of an earlier version
-    return None if known == "None" else float(known)
+    known = load_file(file).get("zeta")
+    if known is None: return load().zeta  # a file of an earlier version
+    return None if known.isnan() else float(known)
 
 # %% ../../nbs/teachers/02_embedding_store.ipynb #ae1c3d25
 @patch
