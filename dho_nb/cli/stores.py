@@ -19,7 +19,7 @@ def _fill(args):
     "Compute what is missing from a store"
     from dho_nb.runs.teacher_provider import fill_run_teacher_store
     provider = fill_run_teacher_store(_asks_teacher(config_from_options(args)), args.store, _part(args.part), args.repair)
-    print_output(f"{provider.num_encoded} embeddings computed\n{_about(provider.lookup.store)}")
+    print_output("\n".join([f"{provider.num_encoded} embeddings computed", *(_about(m.lookup.store) for m in provider.members)]))
 
 def _asks_teacher(config):
     "Refuse a configuration without anything to store"

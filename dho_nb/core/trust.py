@@ -84,9 +84,9 @@ def check_trusted_parameters(
     if trust_remote_code: return
     if "student" in parameters or parameters.get("student_args"):
         check_trusted_student(parameters.get("student", "tiny"), parameters.get("student_args"), file)
-    teacher = parameters.get("teacher", "")
-    if isinstance(teacher, str) and teacher.startswith(("hf-hub:", "transformers:")):
-        raise DhoError(f"{file} names the teacher {_short(teacher)}, a repository that would be fetched. {_WORD}")
+    for teacher in _names(parameters, "teacher"):
+        if isinstance(teacher, str) and teacher.startswith(("hf-hub:", "transformers:")):
+            raise DhoError(f"{file} names the teacher {_short(teacher)}, a repository that would be fetched. {_WORD}")
     check_trusted_names(parameters, file)
 
 def check_trusted_names(
@@ -96,8 +96,14 @@ def check_trusted_names(
 ):
     "Refuse a method, teacher or dataset that is code outside this library. Raises DhoError."
     for kind in ("method", "teacher", "dataset"):
-        if not trust_remote_code and extension_spec(kind, name := parameters.get(kind, "")):
-            raise DhoError(f"{file} names the {kind} {_short(name)}, and making it would run code. {_WORD}")
+        for name in _names(parameters, kind):
+            if not trust_remote_code and extension_spec(kind, name):
+                raise DhoError(f"{file} names the {kind} {_short(name)}, and making it would run code. {_WORD}")
+
+def _names(parameters, kind):
+    "Return a parameter's names; there may be several teachers"
+    value = parameters.get(kind, "")
+    return value if isinstance(value, list) else [value]
 
 # %% ../../nbs/core/01_trust.ipynb #b1192148
 def check_trusted_clip_config(

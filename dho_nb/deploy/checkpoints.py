@@ -16,6 +16,7 @@ from ..core.errors import DhoError, short_error_reason, unknown_name_error
 from ..data.datasets import dataset_facts
 from ..data.manifests import Manifest
 from ..data.transforms import Preprocess
+from ..runs.config import DEFAULT_ZETA
 from ..students.dual_head import build_student, DualHead, language_init, load_student, Student
 from ..teachers.clip import clip_image_tower, load_teacher, zero_shot_head
 
@@ -212,8 +213,8 @@ def zero_shot_checkpoint(
     spec:str,           # As for `load_teacher`
     manifest:Manifest,  # Whose classes and prompts
 )->tuple[Student, dict]:  # As for `load_checkpoint`
-    "Return a teacher's zero-shot classifier as a student of one head"
+    "Return a teacher's zero-shot classifier, with the ζ that it was trained with, as a student of one head"
     teacher = load_teacher(spec)
-    model = DualHead(clip_image_tower(teacher), teacher.dim, len(manifest.classes), 1, "zero-shot")
+    model = DualHead(clip_image_tower(teacher), teacher.dim, len(manifest.classes), 1, "zero-shot", zeta=teacher.zeta or DEFAULT_ZETA)
     language_init(model, zero_shot_head(teacher, manifest.classes, manifest.templates))
     return Student(model.eval(), teacher.preprocess), dict(classes=list(manifest.classes), heads=1, spec=spec)

@@ -23,7 +23,7 @@ from .checkpoints import checkpoint_class_columns, load_checkpoint, find_checkpo
 from ..evaluation.interpolation import rows_for_method, interpolation_scores, interpolate
 from ..evaluation.outputs import collect_head_outputs, HeadOutputs
 from ..losses.methods import METHODS
-from ..runs.config import Config, parameters_from_notebook
+from ..runs.config import Config, DEFAULT_ZETA, parameters_from_notebook
 from ..runs.dataset import open_dataset, rename_dataset_classes
 from ..teachers.clip import is_clip_teacher, clip_teacher_identity
 
@@ -57,7 +57,8 @@ class CheckpointEvaluation:
         if not len(self.rows):
             raise DhoError(f"{self.manifest.name} has no labeled images in its {split} split: choose another")
         self.alpha, self.beta = head_weights(self.facts, alpha, beta)
-        source = [self.mark, list(self.manifest.templates)] if teacher else files_hash(self.file)
+        own = [z for z in [self.student.model.options["zeta"]] if teacher and z != DEFAULT_ZETA]
+        source = [self.mark, list(self.manifest.templates), *own] if teacher else files_hash(self.file)
         self.identity = json_hash([source, manifest_hash(self.manifest), data.files, split, self.alpha, self.beta,
                                 config.precision, dho_nb.__version__])
 

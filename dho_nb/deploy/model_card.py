@@ -234,7 +234,7 @@ def _origin(facts, config, result):
     rows = {
         "data": result["dataset"], "labels used": f"{result['labeled']} images ({result['labels']})",
         "unlabeled images": result["unlabeled"], "method": f"{result['method']}: {method.about}",
-        "teacher": _bare(result["teacher"]) if has_teacher else "none",
+        "teacher": " + ".join(map(_bare, result["teacher"].split(" + "))) if has_teacher else "none",
         "teacher's head": f"{result['teacher_head']}, ζ = {f'{zeta:.4g}' if isinstance(zeta, float) else zeta}" if has_teacher else None,
         "student's first weights": _bare(config["student_weights"]) or "random", "epochs": config["epochs"],
         "seed": result["seed"], "α and β": _CHOSEN.get(result["validation"]) if method.weighs else None,
@@ -261,7 +261,8 @@ def _licenses(config, result, license):
     imported = config.get("embeddings") and "embeddings made elsewhere: ask whoever made them"
     terms = {"this model": license or "not stated by whoever exported it"}
     if result and recorded_method(result).teacher:
-        terms[f"teacher's weights, {_bare(result['teacher'])}"] = imported or teacher_license(result["teacher"])
+        for teacher in result["teacher"].split(" + "):
+            terms[f"teacher's weights, {_bare(teacher)}"] = imported or teacher_license(teacher)
     if config.get("student_weights") == "pretrained":
         terms[f"student's first weights, {config['student']}"] = _student_license(config["student"])
     elif config.get("student_weights"):

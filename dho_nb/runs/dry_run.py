@@ -23,7 +23,7 @@ from ..data.manifests import Manifest, manifest_rows
 from ..data.transforms import ViewSpec
 from ..losses.losses import class_costs
 from ..losses.methods import get_method
-from .config import Config, fixed_zeta
+from .config import Config, config_teachers, fixed_zeta
 from .dataset import open_dataset, RunData
 from .inputs import check_input_share, Inputs, resolve_on, training_stages, input_stream_sizes, input_stream_use
 from .staged_trainer import new_stage_student
@@ -55,9 +55,12 @@ class _Noise(ImageLoader):
 
 # %% ../../nbs/runs/11_dry_run.ipynb #aacc14cc
 def dry_run_teacher_shape(
-    spec:str,        # As in `load_teacher`
-)->tuple[int, int]:  # Width of its embeddings, side of its pictures in pixels
+    spec:str|list,   # As in `load_teacher`; several names
+)->tuple[int, int]:  # Width of its embeddings, side of its pictures in pixels; of several teachers all widths together, the largest side
     "Return the sizes of a teacher's embeddings and pictures, without loading its weights"
+    if isinstance(spec, list):
+        widths, sides = zip(*map(dry_run_teacher_shape, spec))
+        return sum(widths), max(sides)
     import open_clip
     name, _ = resolve_teacher(spec)
     known = open_clip.get_model_config(name) if ":" not in name else None
@@ -129,7 +132,7 @@ def _what_it_takes(inputs, student, dim, side):
         "student": f"{c.student} at {student.preprocess.size} px",
         "parameters": f"{int(size['total']):,}, of which {trainable:,} learn",
         "second head adds": f"{size['overhead_percent']} %",
-        "teacher": f"{c.teacher} at {side} px" if method.teacher else "none",
+        "teacher": f"{' + '.join(config_teachers(c))} at {side} px" if method.teacher else "none",
         "teacher's store": stored if method.teacher else "none",
         "steps": f"{sum(s.recipe.epochs for s in inputs.stages)*sizes.epoch_steps:,} ({sizes.epoch_steps:,} an epoch)"}
 

@@ -21,6 +21,7 @@ from ..evaluation.interpolation import (head_agreement, alpha_beta_grid, best_al
 from ..evaluation.metrics import classification_metrics
 from ..evaluation.outputs import HeadOutputs, load_outputs, save_outputs
 from ..losses.methods import METHODS, RECORDED
+from .config import config_teachers
 from .folder import RunFolder, run_folder_sources
 from .inputs import Inputs
 from .staged_trainer import fixed_alpha_beta, StagedTrainer
@@ -128,7 +129,7 @@ def run_result_facts(
         dataset=i.data.manifest.name, method=c.method, labels=i.labels.name, seed=c.seed, **_score_facts(result),
         **_teacher_facts(i, training.provider), alpha=result.alpha, beta=result.beta, validation=c.validation,
         labeled=len(i.labels), unlabeled=len(i.unlabeled), validated=len(i.validation), tested=len(i.test),
-        teacher=c.embeddings or c.teacher, teacher_head=c.teacher_head, zeta=training.provider.zeta(), **pool, **_own_method(i.method, c.method),
+        teacher=c.embeddings or " + ".join(config_teachers(c)), teacher_head=c.teacher_head, zeta=training.provider.zeta(), **pool, **_own_method(i.method, c.method),
         teacher_looked=training.num_encoded, views=c.views, student=c.student, ce_weight=trainer.recipe.ce_weight,
         parameters=int(dual_head_overhead(training.student.model)["total"]), seconds=round(training.seconds, 1),
         steps=sum(s.recipe.epochs for s in i.stages)*i.sizes.epoch_steps, identity=i.identity,

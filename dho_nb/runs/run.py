@@ -20,12 +20,12 @@ from ..core.errors import DhoError
 from ..core.files import write_json
 from ..core.settings import load_settings
 from ..evaluation.outputs import HeadOutputs
-from .config import Config, config_data_warnings
+from .config import Config, config_data_warnings, config_teachers
 from .folder import find_run_folder, RunFolder, TooEarly
 from .inputs import check_input_machine, current_machine, resolve
 from .result import draw_run_figures, read_run_outputs, run_result_facts, RunResult, write_run_outputs, write_run_result
 from .staged_trainer import StagedTrainer, trained_stage_student
-from .teacher_provider import TeacherProvider
+from .teacher_provider import new_teacher_provider, TeacherProvider
 from ..students.dual_head import dual_head_overhead, Student
 from ..teachers.clip import is_clip_teacher
 from ..training.trainer import plot_training_history, stop_requests, TrainingStopped, Trainer
@@ -87,7 +87,7 @@ def open_teacher(self:Run)->TeacherProvider:
     "Open the teacher's embeddings, at the first call"
     if self._provider is None:
         i, m = self.inputs, self.machine
-        self._provider = TeacherProvider(i.config, i.data, i.teacher, m.device, m.workers, m.mode).open()
+        self._provider = new_teacher_provider(i.config, i.data, i.teacher, m.device, m.workers, m.mode).open()
     return self._provider
 
 @patch
@@ -137,8 +137,9 @@ def overview(self:Run)->pd.Series:
 def _teacher_text(inputs):
     "The teacher and the source of its embeddings, in words"
     c, plan = inputs.config, inputs.teacher
-    return dict(none="none", live=f"{c.teacher}, live", own=f"embeddings from {Path(c.embeddings).name}",
-                store=f"{c.teacher}, {plan.cycle} stored views")[plan.source]
+    names = " + ".join(config_teachers(c))
+    return dict(none="none", live=f"{names}, live", own=f"embeddings from {Path(c.embeddings).name}",
+                store=f"{names}, {plan.cycle} stored views")[plan.source]
 
 # %% ../../nbs/runs/10_run.ipynb #6b78812d
 def _weights_text(config):

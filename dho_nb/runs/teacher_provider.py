@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['TeacherPlan', 'run_teacher_plan', 'TeacherProvider', 'drop_without_embedding', 'teacher_class_embeddings_fit',
-           'make_teacher_provider', 'fill_run_teacher_store', 'verify_run_teacher_store', 'missing_teacher_embeddings']
+           'TeacherStack', 'TeacherEnsemble', 'new_teacher_provider', 'make_teacher_provider', 'fill_run_teacher_store',
+           'verify_run_teacher_store', 'missing_teacher_embeddings']
 
 # %% ../../nbs/runs/04_teacher_provider.ipynb #7da583db
-import time
+import math, time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,14 +26,14 @@ from ..data.loaders import ImageLoader, load_views
 from ..data.manifests import manifest_rows
 from ..data.transforms import Preprocess, ViewSpec
 from ..losses.methods import get_method
-from .config import Config, DEFAULT_ZETA
+from .config import Config, config_teachers, DEFAULT_ZETA
 from .dataset import list_dataset_problems, open_dataset, RunData, without_dataset_images
 from ..teachers.clip import (load_teacher, Teacher, clip_teacher_identity, teacher_logits, tip_adapter_f,
                                   zero_shot_head)
 from ..teachers.embedding_store import Lookup, open_embedding_store, CENTER_VIEW, Store, embedding_store_header
 from ..teachers.import_embeddings import import_embeddings
 from ..teachers.pool_heads import cached_neighbors, pool_head_logits
-from ..teachers.targets import online_teacher, cached_teacher
+from ..teachers.targets import online_teacher, cached_teacher, mean_head
 
 # %% ../../nbs/runs/04_teacher_provider.ipynb #3d703588
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class TeacherProvider:
         self.config, self.data, self.plan, self.manifest, self.root = config, data, plan, data.manifest, Path(data.root)
         self.device, self.workers, self.mode = torch.device(device), workers, mode
         self.teacher, self.lookup, self.head, self.num_released = None, None, None, 0  # images encoded by a teacher that was released
+        self.members = [self]  # one provider per teacher
         self.precision = pick_precision(self.device, config.precision)
         header = Path(config.embeddings).expanduser()/"header.json"
         if config.embeddings and header.exists(): self.precision = str(read_json(header).get("precision", self.precision))
@@ -189,11 +191,15 @@ def _text_source(self:TeacherProvider)->str:
 def class_embeddings(self:TeacherProvider)->torch.Tensor:
     "Compute the zero-shot head [C, D] at the first call, and return it"
     if "_class_embeddings" not in vars(self):
-        names = self.manifest.classes, self.manifest.templates
-        texts = clip_teacher_identity(self.config.teacher) if self.plan.source == "own" else ""
-        head = self.lookup.store.head(*names, self.load, texts) if self.lookup else zero_shot_head(self.load(), *names)
+        head = self.lookup.store.head(*self._prompts()) if self.lookup else zero_shot_head(self.load(), *self._prompts()[:2])
         self._class_embeddings = head.to(self.device)
     return self._class_embeddings
+
+@patch
+def _prompts(self:TeacherProvider):
+    "Classes, prompts, how to load the text encoder, and its identity where it is not the store's teacher"
+    texts = clip_teacher_identity(self.config.teacher) if self.plan.source == "own" else ""
+    return self.manifest.classes, self.manifest.templates, self.load, texts
 
 # %% ../../nbs/runs/04_teacher_provider.ipynb #98f5353b
 @patch
@@ -201,8 +207,16 @@ def zeta(self:TeacherProvider)->float:
     "Return the softmax temperature ζ of the teacher's head, a number"
     if self.config.zeta != "auto": return self.config.zeta
     if self.lookup is None and self.plan.source == "none": return DEFAULT_ZETA
-    known = self.lookup.store.header.get("zeta") if self.lookup else self.load().zeta
+    known = self._trained_zeta()
     return float(known) if isinstance(known, (int, float)) and 0 < known < 1e3 else DEFAULT_ZETA
+
+@patch
+def _trained_zeta(self:TeacherProvider):
+    "The ζ of the teacher: a store's header has it; of embeddings made elsewhere, the text encoder's where one is named"
+    if not self.lookup: return self.load().zeta
+    store = self.lookup.store
+    if self.plan.source == "own" and not store.class_embeddings(): return store.head_zeta(*self._prompts())
+    return store.header.get("zeta")
 
 # %% ../../nbs/runs/04_teacher_provider.ipynb #b2ada28c
 @patch
@@ -287,6 +301,86 @@ def pool_logits(self:TeacherProvider,
     near = cached_neighbors(pool, load_settings().cache/"neighbors")
     return pool_head_logits(pool, self.class_embeddings(), self.zeta(), where, truth, self.config.pool_head, near)
 
+# %% ../../nbs/runs/04_teacher_provider.ipynb #cb00683e
+class TeacherStack:
+    "Encode the same images by several teachers"
+    def __init__(self,
+        teachers,   # Loaded
+    ): self.teachers, self.sides = teachers, [t.preprocess.size for t in teachers]
+
+    def encode_images(self,
+        pixels:torch.Tensor,   # [N, pixels] uint8: each teacher's views, flattened, one behind the other
+    )->torch.Tensor:           # [N, sum of widths] float32; each teacher's part of length 1
+        "Return the teachers' embeddings side by side"
+        parts = pixels.split([3*side**2 for side in self.sides], 1)
+        return torch.cat([t.encode_images(p.unflatten(1, (3, side, side))) for t, p, side in zip(self.teachers, parts, self.sides)], 1)
+
+def _side_by_side(lookups, rows, views):
+    "Stored embeddings of several teachers"
+    return torch.cat([lookup(rows, views) for lookup in lookups], 1)
+
+# %% ../../nbs/runs/04_teacher_provider.ipynb #a904d0d4
+class _SeveralStores(TeacherProvider):
+    "Load, open and fill several teachers"
+    def __init__(self, config, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        self.members = [TeacherProvider(replace(config, teacher=name), *args, **kwargs) for name in config.teacher]
+
+    def load(self): return TeacherStack([m.load() for m in self.members])
+
+    @property
+    def num_encoded(self): return sum(m.num_encoded for m in self.members)  # an image counts once for each teacher
+
+    def release(self):
+        for m in self.members: m.release()
+
+    def open(self, folder=""):
+        if folder: raise DhoError(f"{folder} is the folder of one teacher's store, and {len(self.members)} teachers are named: name one of them, or leave the folder out")
+        for m in self.members: m.open()
+        if self.plan.source == "store": self.lookup = partial(_side_by_side, [m.lookup for m in self.members])
+        return self
+
+    def load_preprocess(self):
+        return None if self.plan.source == "none" else tuple(m.load_preprocess() for m in self.members)
+
+    def missing(self, train, scored): return sum(m.missing(train, scored) for m in self.members)
+
+    def prepare(self, train, scored, part=(1, 1)):
+        lines = [m.prepare(train, scored, part) for m in self.members]
+        return {name: "; ".join(line[name] for line in lines) for name in lines[0]}
+
+# %% ../../nbs/runs/04_teacher_provider.ipynb #66d25961
+class TeacherEnsemble(_SeveralStores):
+    "The teachers of a run as one, with the methods of `TeacherProvider`"
+    def class_embeddings(self):
+        "Return [C, sum of widths] of length 1, whose cosines over `zeta()` are the mean of the teachers' logits"
+        return F.normalize(torch.cat([m.class_embeddings()/m.zeta() for m in self.members], 1), dim=1)
+
+    def zeta(self):
+        "Return the softmax temperature ζ that belongs to `class_embeddings`; the teachers' own where they have the same"
+        if self.config.zeta != "auto": return self.config.zeta
+        return round(math.sqrt(len(self.members)/sum(m.zeta()**-2 for m in self.members)), 8)
+
+    def center_embeddings(self, wanted):
+        "Return embeddings of center crops [N, sum of widths]"
+        return torch.cat([m.center_embeddings(wanted) for m in self.members], 1)
+
+    def view_embeddings(self, wanted, most=10):
+        "Return embeddings of training views [V, N, sum of widths]"
+        return torch.cat([m.view_embeddings(wanted, most) for m in self.members], 2)
+
+    def _fit_head(self, labeled, validation):
+        widths = [m.class_embeddings().shape[1] for m in self.members]
+        return mean_head([m.fit_head(labeled, validation) for m in self.members], widths)
+
+# %% ../../nbs/runs/04_teacher_provider.ipynb #73d5e316
+def new_teacher_provider(
+    config:Config,      # Names one teacher or several
+    *args, **kwargs,    # As for `TeacherProvider`
+)->TeacherProvider:
+    "Make the provider of a run's teacher, or of its teachers"
+    return (TeacherEnsemble if isinstance(config.teacher, list) else TeacherProvider)(config, *args, **kwargs)
+
 # %% ../../nbs/runs/04_teacher_provider.ipynb #fbc39c28
 def make_teacher_provider(
     config:Config,       # Which images, teacher and views
@@ -296,7 +390,7 @@ def make_teacher_provider(
     "Open the teacher of a configuration, with all its views, without a student"
     return _unopened(config, mode).open(folder)
 
-def _unopened(config, mode, kind=TeacherProvider):
+def _unopened(config, mode, kind=new_teacher_provider):
     settings = load_settings()
     device = pick_device(settings.device)
     whole = config if config.views == "live" else replace(config, epochs=max(config.epochs, config.views))
@@ -318,7 +412,7 @@ def fill_run_teacher_store(
 )->TeacherProvider:
     "Compute the embeddings that runs with this configuration need"
     provider = make_teacher_provider(config, folder, mode)
-    if repair: provider.lookup.store.repair()
+    for m in provider.members if repair else (): m.lookup.store.repair()
     provider.prepare(*_rows_to_embed(provider.manifest), part)
     provider.class_embeddings()  # so that no run has to load the teacher
     return provider
@@ -333,7 +427,7 @@ def verify_run_teacher_store(
     if folder and not (Path(folder).expanduser()/"header.json").exists():
         raise DhoError(f"{folder} is no store: it has no header.json")
     provider = make_teacher_provider(config, folder)
-    return provider.lookup.verify(provider.root, provider.load(), sample)
+    return pd.concat([m.lookup.verify(m.root, m.load(), sample) for m in provider.members], ignore_index=True)
 
 # %% ../../nbs/runs/04_teacher_provider.ipynb #ccad906b
 class _NotStored(Exception): pass
@@ -348,6 +442,11 @@ def missing_teacher_embeddings(
     folder:str|Path="",  # As for `make_teacher_provider`
 )->tuple[int, int]:      # Missing, and all
     "Count the embeddings that runs with this configuration need and the store lacks"
+    counts = [_count_missing(replace(config, teacher=name), folder) for name in config_teachers(config)]
+    return tuple(map(sum, zip(*counts)))
+
+def _count_missing(config, folder):
+    "Count one teacher's embeddings"
     provider = _unopened(config, "none", _NeverLoaded)
     train, scored = _rows_to_embed(provider.manifest)
     whole = config.views*len(train) + len(scored)

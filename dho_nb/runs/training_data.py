@@ -27,7 +27,8 @@ class TrainingData:
     ):
         self.inputs, self.machine, self.provider, self.preprocess = inputs, machine, provider, preprocess
         self.live = provider.load_preprocess() if inputs.teacher.source == "live" else None
-        sides = [p.at_least for p in (preprocess, self.live) if p]
+        teachers = self.live if isinstance(self.live, tuple) else (self.live,)
+        sides = [p.at_least for p in (preprocess, *teachers) if p]
         data = inputs.data
         self.images = ImageLoader(data.manifest, data.root, at_least=max(sides)*all(sides))
         self.pixels, self.batches = self._pixel_map(), {}
@@ -88,9 +89,10 @@ def exact_images(self:TrainingData):
 def show_views(self:TrainingData,
     method:Method,   # Of one of the run's stages
 ):                   # A matplotlib figure
-    "Show images of the first batch, as teacher and student see them"
+    "Show images of the first batch, as teacher and student see them; of several teachers the first"
     s, names = self.streams(method), [*self.inputs.data.manifest.classes, "?"]
     rows, views, n = batch_plan(s, 0)
     take = [*range(min(5, n)), *range(n, min(n + 10 - min(5, n), len(rows)))]
     titles = [names[self.images.labels[rows[i]]] if i < n else "?" for i in take]
-    return show_pairs(*load_views(self.images, rows[take], [self.provider.load_preprocess(), s.student], s.spec, views[take]), titles)
+    teacher = self.provider.members[0].load_preprocess()
+    return show_pairs(*load_views(self.images, rows[take], [teacher, s.student], s.spec, views[take]), titles)

@@ -22,6 +22,7 @@ def grid_axis_label(
     value,     # Of an axis: plain, or a table of parameters
 )->str:
     "Return what a value of an axis is called"
+    if isinstance(value, list): return " + ".join(map(grid_axis_label, value))
     if not isinstance(value, dict): return f"{value:g}" if isinstance(value, float) else str(value)
     if "name" in value: return str(value["name"])
     if list(value) == ["shots"]: return f"{value['shots']}-shot"

@@ -215,9 +215,9 @@ def sweep_files_hash(
     "Hash size and time of every file that a grid's parameters name, of its datasets' lists, and of the user's own code"
     from dho_nb.runs.config import config_own_sources
     lists = manifest_files()
-    named = {str(v) for c in grid.cells for k, v in c.parameters.items()
+    named = {v for c in grid.cells for k, given in c.parameters.items()
              if k in ("dataset", "root", "labels", "teacher", "student", "student_weights", "embeddings",
-                      "texts") and v}
+                      "texts") for v in _strings_in(given)}
     named |= {v for c in grid.cells for v in _strings_in(c.parameters.get("student_args", {}))}
     seen = {}
     for name in sorted(named):
@@ -312,9 +312,10 @@ def sweep_stores(
     tasks:list,   # Of `Task`
 )->list:          # One `Config` for every store that they need, with all its views
     "Return the teachers' stores that some runs share"
+    from dho_nb.runs.config import config_teachers
     from dho_nb.runs.teacher_provider import run_teacher_plan
     found = {}
-    for config in (t.config for t in tasks):
+    for config in (replace(t.config, teacher=name) for t in tasks for name in config_teachers(t.config)):
         if config.embeddings or run_teacher_plan(config).source != "store": continue
         key = json_hash([getattr(config, k) for k in ("dataset", "root", "labels", "classes", "templates", "test",
                                                    "teacher", "crop", "flip", "precision")])

@@ -192,6 +192,7 @@ def load_teacher(
     random = weights == "random"
     quick = quick_gelu or bool(weights) and not random and _lacks_quickgelu(name, weights)
     config_args, context = _adjacent_config(name, weights, size)
+    config_args |= _folder_text_config(name)
     try:
         with torch.random.fork_rng(devices=[]), silence_library_warnings(), torch.serialization.safe_globals(HARMLESS):
             _check_tokenizer(name)
@@ -213,7 +214,11 @@ def _load_encoder(spec, device, precision):
     except DhoError: raise
     except Exception as e:
         if not spec.startswith("transformers:"): raise
-        raise _load_error(spec, spec.removeprefix("transformers:"), None, e) from e
+        name = spec.removeprefix("transformers:")
+        files = ("config.json, model.safetensors, preprocessor_config.json, tokenizer.json and tokenizer_config.json into one "
+                 "folder and give it as transformers:FOLDER")
+        raise DhoError(f"teacher {spec!r} cannot be loaded: "
+                       f"{download_error_advice(e, f'https://huggingface.co/{name}', files, f'the network {name}')}") from e
 
 # %% ../../nbs/teachers/00_clip.ipynb #9ee3b59f
 MEASURES = dict(vision_cfg=("layers", "width", "head_width", "mlp_ratio", "patch_size", "timm_model_name"),
@@ -260,6 +265,9 @@ def _load_error(spec, name, weights, error):
     if name.startswith("local-dir:") and not file:
         return DhoError(f"teacher {spec!r} cannot be loaded: its folder holds no weights: put open_clip_model.safetensors "
                         "beside open_clip_config.json")
+    folder = Path(name.removeprefix("local-dir:"))
+    if name.startswith("local-dir:") and (lacks := _text_files(_text_config(name), folder)):
+        return DhoError(f"teacher {spec!r} cannot be loaded: its folder lacks {' and '.join(f'{files} from {place}' for place, files in lacks)}")
     return DhoError(f"teacher {spec!r} cannot be loaded: {download_error_advice(error, *_address(name, weights), f'the network {name}')}")
 
 def _file_of(name, weights):
@@ -280,12 +288,37 @@ def _address(name, weights):
     config_hint = f", beside it an open_clip_config.json: {json.dumps(dict(preprocess_cfg=preprocess))}" if preprocess else ""
     if file := "".join(file): return f"https://huggingface.co/{repository}", f"{file} and give it as {name}/FILE{config_hint}"
     if hub:
+        text_files = "".join(f", into it also {files} from {place}" for place, files in _text_files(_text_config(name)))
         return f"https://huggingface.co/{repository}", ("open_clip_config.json and open_clip_model.safetensors (or "
-                "open_clip_pytorch_model.bin) into one folder and give that folder as teacher")
+                f"open_clip_pytorch_model.bin) into one folder{text_files} and give that folder as teacher")
     if source.get("url"): return source["url"], f"the file and give it as {name}/FILE{config_hint}"
-    texts = (open_clip.get_model_config(name) or {}).get("text_cfg", {}) if ":" not in name else {}
+    texts = _text_config(name)
     return (f"https://huggingface.co/{texts.get('hf_tokenizer_name') or texts.get('hf_model_name') or ''}",
             "the text encoder's files with hf download, and copy the cache (HF_HOME) to this machine")
+
+# %% ../../nbs/teachers/00_clip.ipynb #442630dd
+def _text_config(name):
+    "Return `text_cfg` of a model by name, folder or repository, as far as it is on this machine"
+    import open_clip
+    if name.startswith("local-dir:"): config = _read_config(Path(name.removeprefix("local-dir:"))/"open_clip_config.json")
+    elif name.startswith("hf-hub:"): config = _cached_config(name.removeprefix("hf-hub:"))
+    else: config = dict(model_cfg=open_clip.get_model_config(name))
+    return (config.get("model_cfg") or {}).get("text_cfg") or {}
+
+def _text_files(texts, folder=None):
+    "Return addresses and names of the files that a text tower needs beside the weights; those that a folder lacks"
+    tokenizer, encoder = texts.get("hf_tokenizer_name"), texts.get("hf_model_name")
+    has = lambda *patterns: folder is not None and any(any(folder.glob(p)) for p in patterns)
+    lacks = [(tokenizer, "tokenizer.json and tokenizer_config.json")] if tokenizer and not has("tokenizer*.json", "vocab*", "*.model") else []
+    lacks += [(encoder, "config.json")] if encoder and not has("config.json") else []
+    return [(f"https://huggingface.co/{repository}", files) for repository, files in lacks]
+
+# %% ../../nbs/teachers/00_clip.ipynb #32154579
+def _folder_text_config(name):
+    "Return open_clip's arguments for a folder that holds the shape of its text encoder, so that it is not fetched"
+    texts, folder = _text_config(name), Path(name.removeprefix("local-dir:"))
+    if not (name.startswith("local-dir:") and texts.get("hf_model_name") and (folder/"config.json").is_file()): return {}
+    return dict(text_cfg=dict(texts, hf_model_name=str(folder), hf_model_pretrained=False))
 
 # %% ../../nbs/teachers/00_clip.ipynb #d2a7c7f6
 def _lacks_quickgelu(name, tag):
@@ -372,13 +405,10 @@ _EXTRAS = dict.fromkeys(("transformers", "sentencepiece", "tokenizers", "google"
 
 def _check_tokenizer(name):
     "Refuse a teacher whose tokenizer or text encoder needs a missing library, before anything is fetched"
-    import open_clip
     if name.startswith("hf-hub:"):
         from open_clip.factory import _get_hf_config
-        config = _get_hf_config(name.removeprefix("hf-hub:"))
-    elif name.startswith("local-dir:"): config = _read_config(Path(name.removeprefix("local-dir:"))/"open_clip_config.json")
-    else: config = dict(model_cfg=open_clip.get_model_config(name))
-    texts = (config.get("model_cfg") or {}).get("text_cfg") or {}
+        texts = (_get_hf_config(name.removeprefix("hf-hub:")).get("model_cfg") or {}).get("text_cfg") or {}
+    else: texts = _text_config(name)
     if texts.get("hf_tokenizer_name") or texts.get("hf_model_name") or ":" not in name and "siglip" in name.lower():
         try: require_extra("siglip", "transformers")
         except DhoError as e: raise DhoError(f"teacher {name}: {e}") from None

@@ -7,7 +7,7 @@ __all__ = ['CENTER_VIEW', 'embedding_view_name', 'embedding_store_header', 'Stor
            'join_embedding_stores', 'match_class_embeddings']
 
 # %% ../../nbs/teachers/02_embedding_store.ipynb #9202550e
-import json, re, unicodedata
+import json, math, re, unicodedata
 from collections import Counter
 from dataclasses import asdict, fields
 from html import escape
@@ -342,19 +342,37 @@ def head(self:Store,
     Raises DhoError where classes or text encoder do not fit."""
     if imported := self.class_embeddings():
         return torch.stack([*imported.values()])[match_class_embeddings(classes, [*imported], len(imported))]
-    file = self.folder/f"head-{json_hash([*classes, '', *templates, texts])}.safetensors"
+    file = self._head_file(classes, templates, texts)
     if not file.exists():
         teacher = load()
         if self.single: self._check_text_encoder(teacher)
         else: self.agree(dict(weights=weights_hash(teacher.model)))
         tensor = zero_shot_head(teacher, classes, templates).cpu().contiguous()
+        zeta = dict(zeta=torch.tensor(teacher.zeta or math.nan, dtype=torch.float64)) if self.single else {}
         try:
             with atomic_path(file) as temporary:
-                save_file(dict(head=tensor), temporary, dict(prompts=json.dumps([[*classes], [*templates]])))
+                save_file(dict(head=tensor, **zeta), temporary, dict(prompts=json.dumps([[*classes], [*templates]])))
         except OSError as e:
             if not file_access_message(e): raise
             return tensor  # a store that cannot be written to
     return load_file(file)["head"]
+
+# %% ../../nbs/teachers/02_embedding_store.ipynb #b18619a7
+@patch
+def _head_file(self:Store, classes, templates, texts):
+    "Return the file of a zero-shot head"
+    return self.folder/f"head-{json_hash([*classes, '', *templates, texts])}.safetensors"
+
+@patch
+def head_zeta(self:Store,
+    classes, templates, load, texts:str="",   # As for `head`
+)->float|None:
+    "Return the ζ that the text encoder of a head was trained with; None where it has none"
+    file = self._head_file(classes, templates, texts)
+    if not file.exists(): return load().zeta
+    known = load_file(file).get("zeta")
+    if known is None: return load().zeta  # a file of an earlier version
+    return None if known.isnan() else float(known)
 
 # %% ../../nbs/teachers/02_embedding_store.ipynb #ae1c3d25
 @patch

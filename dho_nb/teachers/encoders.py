@@ -143,8 +143,9 @@ class TransformersEncoder:
             self.model = AutoModel.from_pretrained(name, trust_remote_code=False)
             self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
-        if not hasattr(self.model, "get_text_features"):
-            raise DhoError(f"transformers:{name} is a {type(self.model).__name__}, which has no text encoder beside the images'")
+        for part in ("image", "text"):
+            if not hasattr(self.model, f"get_{part}_features"):
+                raise DhoError(f"transformers:{name} is a {type(self.model).__name__}, which has no encoder of {part}s: take a CLIP or SigLIP model")
         self.preprocess, self.zeta = _processor_preprocess(processor), trained_zeta(self.model)
 
     def encode_images(self,
@@ -171,6 +172,9 @@ def _features(output):
 
 def _processor_preprocess(processor):
     "An image processor's sizes and normalization as a `Preprocess`"
+    if not getattr(processor, "size", None):
+        raise DhoError(f"{type(processor).__name__} makes pictures of their own aspect (NaFlex): only squares are made here; take the model's "
+                       "version of one size, like google/siglip2-base-patch16-224")
     size, crop = dict(processor.size), processor.crop_size if getattr(processor, "do_center_crop", False) else None
     sides = [v for k in ("shortest_edge", "height", "width") if (v := (crop or size).get(k))]
     if len({*sides}) != 1: raise DhoError(f"the image processor makes pictures of {dict(crop or size)}: only squares are made here")
