@@ -67,7 +67,7 @@ def _print_data(config, data):
     manifest, where = data.manifest, _tilde(data.root)
     print_output(f"{manifest.name}: {len(manifest)} images below {where}, {len(manifest.classes)} "
           f"classes\n{manifest_summary(manifest).to_string()}\n{_class_lines(manifest)}{_duplicate_lines(manifest, data.keys)}")
-    for name, text in config_data_warnings(config, manifest, data.root, data.skipped).items(): print_output(f"{name}: {text}")
+    for name, text in config_data_warnings(config, manifest, data.root, data.skipped, data.odd).items(): print_output(f"{name}: {text}")
     subset = visible_dataset_labels(config, manifest, get_method(config.method))
     print_output(f"labels for training ({subset.name}): {len(subset)}; images left out: {len(data.skipped)}", flush=True)
 

@@ -9,7 +9,7 @@ __all__ = ['TrainOptions', 'Distill', 'RunPreset', 'Estimate', 'Demo']
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
-from .options import config_from_options, Configured, option, verb
+from .options import Computes, config_from_options, Configured, option, verb
 from .output import _left, print_output
 from .sweep import _standing
 from ..core.devices import pick_device
@@ -175,7 +175,7 @@ def _demo(args):
 
 # %% ../../nbs/cli/04_train.ipynb #80d77514
 @verb("demo", "reproduce", _demo)
-class Demo:
+class Demo(Computes):
     """Compare four methods on the embedded digits, in minutes on two CPU cores.
 
     The methods ce, kd, sho and dho run with each seed as executed notebooks, with 1 % of the labels and the bundled teacher.

@@ -13,7 +13,7 @@ from .options import option, Trust, verb
 from .output import _left, _said, _Screen, _there_already, EXPORTED, print_output
 from ..core.errors import DhoError
 from ..core.files import atomic_path, NOTE, read_json
-from ..core.parameters import File, Folder, Images, NonNegativeInt, PositiveFloat, PositiveInt, Share
+from ..core.parameters import File, Files, Folder, Images, NonNegativeInt, PositiveFloat, PositiveInt, Share
 from ..core.settings import load_settings
 
 # %% ../../nbs/cli/06_use.ipynb #5a116723
@@ -27,7 +27,7 @@ def _evaluate(args):
         raise DhoError("--root is for one dataset: of several, have each below data in settings.ini")
     if args.labels and len(args.dataset) > 1:
         raise DhoError("--labels is for one folder of images: score the others by themselves")
-    given = dict(root=args.root, labels=args.labels, skip_broken=args.skip_broken)
+    given = dict(root=args.root, labels=list(args.labels), skip_broken=args.skip_broken)
     made = {name: CheckpointEvaluation(args.model, Config(**dict(given, dataset=name)), args.split, args.alpha, args.beta,
                              args.classes, args.trust_remote_code) for name in args.dataset}
     for name, found in made.items():
@@ -53,7 +53,7 @@ class Evaluate(Trust):
     dataset:Annotated[list, "NAME"]=option(required=True)  # Datasets, folders or CSVs; the first of several is the one without shift
     classes:Annotated[list, "OLD=NEW"]=()  # Names of the model's classes for the dataset's
     root:Folder=""                         # Folder of the images, if it is neither the dataset itself nor in settings.ini
-    labels:File=""                         # CSV of path,label[,split] for the images of a folder; images without a split are train
+    labels:Files=()                        # CSV of path,label[,split] for the images of a folder, or several; images without a split are train
     split:Literal["train", "val", "test"]="test"  # Images to score
     alpha:Share|None=None                  # Weight of the CE head; by default the model's own
     beta:PositiveFloat|None=None           # Temperature of the KD head; by default the model's own

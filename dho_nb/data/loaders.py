@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ImageLoader', 'load_views', 'show_pairs', 'Batch', 'ShuffledIndex', 'SemiSupervisedBatches', 'validate_streams',
            'batches_per_epoch', 'batch_plan', 'batch_share_of_rank', 'batch_loader', 'EvalDataset', 'broken_images',
-           'suspicious_images']
+           'odd_images', 'suspicious_images']
 
 # %% ../../nbs/data/04_loaders.ipynb #f5f7598b
 import os, signal, sys, warnings
@@ -376,6 +376,24 @@ def broken_images(
         except DhoError as e: return str(e)
     problems = list(track_progress(map_in_threads(problem, manifest.table["path"], threads), "checking images", total=len(manifest)))
     table = manifest.table.assign(problem=problems)
+    return table[table["problem"] != ""]
+
+# %% ../../nbs/data/04_loaders.ipynb #5c4357de
+def odd_images(
+    manifest:Manifest,   # Which images
+    root:str|Path,       # Where they are
+    threads:int=4,       # Reading threads
+    smallest:int=8,      # Shortest side in pixels
+    longest:float=20.0,  # Longest side as a multiple of the shortest
+)->pd.DataFrame:         # Rows of other sizes, with the `problem`
+    "Return images that are too small or too narrow to show anything"
+    def problem(path):
+        try:
+            with open_image(Path(root, path)) as picture: width, height = picture.size
+        except Exception: return ""  # named by `broken_images`
+        odd = min(width, height) < smallest or max(width, height) > longest*min(width, height)
+        return f"{width} × {height} pixels" if odd else ""
+    table = manifest.table.assign(problem=list(map_in_threads(problem, manifest.table["path"], threads)))
     return table[table["problem"] != ""]
 
 # %% ../../nbs/data/04_loaders.ipynb #1ebd862a

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from ..core.errors import DhoError
 from ..core.extensions import extension_spec
-from ..core.parameters import (File, Folder, NonNegativeFloat, NonNegativeInt, OneOf, Parameters, PositiveFloat, PositiveInt, Range,
+from ..core.parameters import (File, Files, Folder, NonNegativeFloat, NonNegativeInt, OneOf, Parameters, PositiveFloat, PositiveInt, Range,
                                     Share)
 from ..core.sources import is_own_source, module_sources, source_hash
 from ..core.trust import check_trusted_names
@@ -38,8 +38,8 @@ class DataConfig(Parameters):
     "Images"
     dataset:str=""               # Known dataset, folder with a sub-folder per class, CSV, or CoOp split; with labels, any folder of images
     root:Folder=""               # Folder of the images, if it is neither the dataset itself nor in settings.ini
-    labels:File=""               # CSV of path,label[,split] for some images of the folder; the other images are unlabeled
-    classes:list=field(default_factory=list)    # Class names for the teacher: with labels all of them, else OLD=NEW
+    labels:Files=field(default_factory=list)    # CSV of path,label[,split] for some images of the folder, or several; the other images are unlabeled
+    classes:list=field(default_factory=list)    # Class names as OLD=NEW; with labels also the list of all classes
     templates:list=field(default_factory=list)  # Prompts with one {} for the class name; the dataset's own if empty
     test:NonNegativeFloat=0.0    # Labeled training images held out for testing: a share below 1, or a count
     skip_broken:bool=False       # Skip images that cannot be decoded instead of stopping
@@ -109,7 +109,8 @@ class Config(TrackerConfig, EvalConfig, TrainConfig, BatchConfig, StudentConfig,
     "One run: the same configuration on the same images gives the same numbers"
     head_lr:NonNegativeFloat=0.0   # Learning rate of the heads as a multiple of lr; if 0, the method's own, which is 1 for all that come with the library
 
-    other_names = {"images": "dataset"}
+    other_names = {"images": "dataset", "batch_size": "batch_labeled and batch_unlabeled", "learning_rate": "lr", "image_size": "size",
+                   "num_epochs": "epochs", "prompts": "templates"}
 
     def __post_init__(self):
         super().__post_init__()
@@ -196,13 +197,14 @@ def config_data_warnings(
     manifest:Manifest,  # From `open_dataset`
     root:str|Path,      # Likewise
     bad=None,           # What was left out, likewise
+    odd=None,           # Images of odd sizes, likewise
 )->dict:                # Name to text; only what there is to say
     "Describe what may be wrong with the images of a run, although all of them can be read"
     if config.dataset in manifest_names() and not config.labels: return {}
     gone = () if bad is None else bad["path"]
     folder = Path(config.dataset).expanduser().is_dir()
     notes = {"passed over": describe_skipped(root) if folder else _unlisted_text(manifest, root, gone),
-             "class names": _codes_text(config, manifest), **_doubts(suspicious_images(manifest, root))}
+             "class names": _codes_text(config, manifest), "odd sizes": _odd_text(odd), **_doubts(suspicious_images(manifest, root))}
     return {name: text for name, text in notes.items() if text}
 
 # %% ../../nbs/runs/01_config.ipynb #4969d446
@@ -211,6 +213,14 @@ def _unlisted_text(manifest, root, gone):
     more = sorted({*image_paths(root)} - {*manifest.table["path"], *gone})
     return f"{len(more):,} picture{'s'*(len(more) > 1)} below {root} not in the list, e.g. {more[0]}" if more else ""
 
+def _odd_text(odd, most=10):
+    "Pictures of odd sizes, by their names"
+    if odd is None or not len(odd): return ""
+    shown = ", ".join(f"{path} ({size})" for path, size in odd[["path", "problem"]].head(most).to_numpy())
+    more = f" … and {len(odd) - most} more"*(len(odd) > most)
+    return f"{len(odd)} picture{'s'*(len(odd) > 1)} too small or too narrow to show anything: {shown}{more}. Remove them, or leave them unlabeled"
+
+# %% ../../nbs/runs/01_config.ipynb #4a2e332a
 def _doubts(found):
     "What `suspicious_images` found, in words"
     dark, pages = found["dark"], found["pages"]
@@ -229,7 +239,7 @@ def _codes_text(config, manifest, most=3):
     shown = [f"{code} is {word!r}" if word else code for code, word in codes.items()][:most]
     given = " ".join(shlex.quote(f"{code}={word or 'NAME'}") for code, word in [*codes.items()][:most])
     more = " …" if len(codes) > most else ""
-    way = f"write words into the column label of {config.labels}" if config.labels else f"give words: --classes {given}{more}"
+    way = f"give words: --classes {given}{more}"
     kind = " (WordNet ids)" if any(codes.values()) else ""
     return (f"{len(codes)} of {len(manifest.classes)} class names are codes{kind} and mean nothing to a teacher, "
             f"{', '.join(shown)}{more}: {way}")

@@ -342,7 +342,8 @@ def images_to_label(
     if not recorded_method(result).weighs:
         raise DhoError(f"{result['method']} has no two heads that could disagree: use a run of dho")
     said["disagreement"] = _head_disagreement(load_outputs(folder/"outputs.safetensors")[0], result["beta"]).numpy().round(4)
-    left = said[(said["label"] == "") & (said["split"] == "train")]
+    odd = pd.read_csv(folder/"odd.csv")["path"] if (folder/"odd.csv").exists() else []
+    left = said[(said["label"] == "") & (said["split"] == "train") & ~said["path"].isin(odd)]
     left = left.sort_values("disagreement", ascending=False, kind="stable")
     if not len(left):
         raise DhoError(f"{folder} has no unlabeled image in its predictions.csv: there is nothing left to label, or "

@@ -132,7 +132,7 @@ def overview(self:Run)->pd.Series:
         "student parameters": int(size["total"]), "second head adds": f"{size['overhead_percent']} %",
         "steps": sum(stage.recipe.epochs for stage in i.stages)*i.sizes.epoch_steps,
         "device": str(self.machine.device) + (f", {env.world} processes" if env.world > 1 else ""),
-        **(config_data_warnings(c, self.manifest, self.root, i.data.skipped) if env.is_main else {})}, name=self.name)
+        **(config_data_warnings(c, self.manifest, self.root, i.data.skipped, i.data.odd) if env.is_main else {})}, name=self.name)
 
 def _teacher_text(inputs):
     "The teacher and the source of its embeddings, in words"

@@ -215,7 +215,7 @@ def sweep_files_hash(
     "Hash size and time of every file that a grid's parameters name, of its datasets' lists, and of the user's own code"
     from dho_nb.runs.config import config_own_sources
     lists = manifest_files()
-    named = {str(v) for c in grid.cells for k, v in c.parameters.items()
+    named = {str(v) for c in grid.cells for k, value in c.parameters.items() for v in (value if isinstance(value, list) else [value])
              if k in ("dataset", "root", "labels", "teacher", "student", "student_weights", "embeddings",
                       "texts") and v}
     named |= {v for c in grid.cells for v in _strings_in(c.parameters.get("student_args", {}))}
