@@ -145,3 +145,56 @@ def test_pictures_of_odd_sizes_are_named_and_not_suggested(dho, photos, tmp_path
     code, out, err = dho("suggest", "run", "--count", "50", "--out", "next.csv")
     suggested = set(pd.read_csv(tmp_path/"next.csv")["path"])
     assert code == 0 and "wide.png" in suggested and not suggested & {"dot.png", "line.png"}, err
+
+
+def test_classes_are_renamed_alike_with_folders_and_with_labels(photos):
+    (photos.parent/"l.csv").write_text("path,label\ncat/0.png,46\ndog/0.png,7\n")
+    opened = lambda **more: open_dataset(make_config(dict(OPTIONS, dataset=str(photos), labels=str(photos.parent/"l.csv"), **more))).manifest
+    assert opened(classes=["46=wallflower"]).classes == ("wallflower", "7")
+    assert opened(classes=["7", "46", "46=wallflower"]).classes == ("7", "wallflower"), "all classes, and a new name for one"
+    (photos/"IMG_0477.png").unlink(), (photos/"day1"/"IMG_0001.png").unlink(), (photos/"day1").rmdir()
+    folders = lambda **more: open_dataset(make_config(dict(OPTIONS, dataset=str(photos), **more))).manifest
+    assert folders(classes=["cat=a tabby"]).classes == ("a tabby", "dog")
+    for of in (lambda **more: opened(classes=["46=wallflower"], **more), lambda **more: folders(classes=["cat=wallflower"], **more)):
+        kept = of(rename="prompts")
+        assert "wallflower" not in kept.classes and "wallflower" in kept.prompted and of().prompted == of().classes
+
+
+def test_a_model_may_keep_the_codes_as_its_answers(photos, tmp_path):
+    from dho_nb.data.manifests import read_manifest, write_manifest
+    from dho_nb.runs.inputs import resolve
+    from dho_nb.runs.run import distill
+    (tmp_path/"l.csv").write_text("path,label\ncat/0.png,46\ndog/0.png,7\n")
+    config = make_config(dict(OPTIONS, dataset=str(photos), labels=str(tmp_path/"l.csv"), classes=["46=nine", "7=zero"], rename="prompts"))
+    run = distill(config, tmp_path/"run", "none")
+    assert set(pd.read_csv(tmp_path/"run"/"predictions.csv", dtype=str)["prediction"]) <= {"46", "7"}
+    words = distill(make_config(dict(OPTIONS, dataset=str(photos), labels=str(tmp_path/"l.csv"), classes=["46=nine", "7=zero"])), tmp_path/"words", "none")
+    codes = distill(make_config(dict(OPTIONS, dataset=str(photos), labels=str(tmp_path/"l.csv"))), tmp_path/"codes", "none")
+    heads = [r.open_teacher().class_embeddings() for r in (run, words, codes)]
+    assert heads[0].equal(heads[1]) and not heads[0].equal(heads[2])
+    assert len({r.identity for r in (run, words, codes)}) == 3
+    assert read_manifest(write_manifest(run.manifest, tmp_path/"list")).prompted == run.manifest.prompted == ("nine", "zero")
+
+
+def test_check_and_distill_say_what_the_teacher_is_worth(dho, photos, tmp_path):
+    (tmp_path/"l.csv").write_text("path,label\ncat/0.png,46\ndog/0.png,7\n")
+    for verb in ("check", "distill"):
+        code, out, err = dho(verb, "--images", photos, "--labels", "l.csv", *SMALL)
+        assert code == 0 and "labeled images right, chance 1" in out and "a photo of a 46.; a photo of a 7." in out, out + err
+        assert "not clearly better than guessing among 2 classes" in out and "2 of 2 class names are codes" in out
+        assert "--classes 46=NAME 7=NAME" in out.replace("7=NAME 46=NAME", "46=NAME 7=NAME")
+
+
+def test_a_good_teacher_is_not_warned_about_and_prompts_can_be_tried(dho, tmp_path):
+    code, out, _ = dho("check", "--preset", "digits", "--shots", "8")
+    assert code == 0 and "warning" not in out and "of 80 (95 %: " in out and "chance 8" in out and "weakest classes" in out
+    code, out, err = dho("evaluate", "digits", "--dataset", "digits", "--templates", "{}")
+    assert code == 0 and "500 images" in out, err
+    other = dho("evaluate", "digits", "--dataset", "digits")[1]
+    assert out != other, "other prompts, other answers"
+
+
+def test_a_student_has_no_prompts(dho, tmp_path):
+    code, _, err = dho("distill", "--preset", "digits", "--epochs", "1", "--out", "run")
+    code, _, err = dho("evaluate", "run", "--dataset", "digits", "--templates", "{}")
+    assert code == 2 and "--templates are a teacher's prompts" in err

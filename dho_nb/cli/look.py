@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 from .options import config_from_options, Configured, option, verb
 from .output import _tilde, print_output
-from .train import _expected
+from .train import _expected, _print_teacher
 from ..core.errors import DhoError
 from ..core.parameters import Folder
 
@@ -54,6 +54,7 @@ def _check(args):
             print_output(f"class embeddings: {teacher_class_embeddings_fit(lookup)}")
             gone = getattr(lookup, "unmatched", ())
             if len(gone): print_output(f"not matched: {gone['problem'].value_counts().to_dict()}, e.g. {gone['path'].iloc[0]}")
+        _print_teacher(run)
         run.release()
     print_output(f"training time: {_expected(config, run.inputs)}")
 

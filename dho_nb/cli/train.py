@@ -38,9 +38,18 @@ def _distill(args):
         run_notebook_in_worker(config, run.folder)
     else:
         print_output(*(f"  {name:20} {value}" for name, value in run.prepare().items()), sep="\n", flush=True)
+        if not run.done: _print_teacher(run)
         run.train()
         run.finish()
     print_output(f"\n{_shown(run)}\n\nleft in {run.folder}:\n{_left(run.folder)}")
+
+# %% ../../nbs/cli/04_train.ipynb #70218886
+def _print_teacher(run):
+    "What the teacher's answers are worth on the labeled images"
+    from dho_nb.runs.teacher_check import teacher_check_lines
+    lookup = run.open_teacher().lookup
+    if run.inputs.teacher.source == "own" and not lookup.store.class_embeddings(): return  # the line above says so
+    if check := run.check_teacher(): print_output(*(f"  {name:20} {text}" for name, text in teacher_check_lines(check).items()), sep="\n", flush=True)
 
 # %% ../../nbs/cli/04_train.ipynb #75b00b0e
 @dataclass(kw_only=True)
@@ -140,9 +149,16 @@ def _shown(run):
     from dho_nb.reports.tables import UNTESTED
     if not run.result["tested"]: return UNTESTED + _agreement(run)
     known, head = run.result["teacher_accuracy"], run.result["teacher_head"]
-    return run.evaluate().round(4).to_string() + (f"\nteacher, {head}: accuracy "
+    return run.evaluate().round(4).to_string() + _chosen(run) + (f"\nteacher, {head}: accuracy "
                                                   f"{known:.4f}" if known is not None else "")
 
+def _chosen(run):
+    "What α says about the teacher, where validation images chose it"
+    if not (run.evaluation.surface and run.alpha in (0, 1)): return ""
+    said = "the CE head alone answers: the teacher's head only harms here" if run.alpha == 1 else "the KD head alone answers: the labels' head only harms here"
+    return f"\n{len(run.part('val'))} validation images chose α = {run.alpha:g}: {said}"
+
+# %% ../../nbs/cli/04_train.ipynb #170d9894
 def _agreement(run):
     "How often the heads say the same, where there are two and they were asked"
     run.evaluate()

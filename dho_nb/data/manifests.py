@@ -38,15 +38,23 @@ class Manifest:
     table:pd.DataFrame                # Columns id, path, label (int, -1 unknown), split
     classes:tuple[str, ...]           # Class names, in the order of the labels
     templates:tuple[str, ...]=TEMPLATES  # Prompts with one {} for the class name
+    prompt_names:tuple[str, ...]=()      # What prompts call the classes; their own names if empty
 
     def __post_init__(self):
         object.__setattr__(self, "name", clip_file_name(self.name, 120))  # it becomes a part of folders' names
         object.__setattr__(self, "classes", tuple(map(str, self.classes)))
         object.__setattr__(self, "templates", tuple(self.templates))
+        object.__setattr__(self, "prompt_names", tuple(self.prompt_names))
         object.__setattr__(self, "table", _validate_table(self.table, self.classes, self.name))
         _check_names(self.name, self.classes, self.templates)
+        if self.prompt_names: _check_names(self.name, self.prompt_names, self.templates, len(self.classes))
 
     def __len__(self): return len(self.table)
+
+    @property
+    def prompted(self)->tuple:
+        "What prompts call the classes"
+        return self.prompt_names or self.classes
 
     @cached_property
     def id_keys(self)->np.ndarray:
@@ -61,8 +69,9 @@ def _repr_html_(self:Manifest)->str:
     return f"<p>{escape(self.name)}: {len(self):,} images, {escape(names)}</p>{manifest_summary(self).to_html()}"
 
 # %% ../../nbs/data/00_manifests.ipynb #998ff8d6
-def _check_names(name, classes, templates):
+def _check_names(name, classes, templates, count=None):
     "Refuse class names that repeat and templates that cannot be filled"
+    if count not in (None, len(classes)): raise DhoError(f"manifest {name}: {len(classes)} names in prompts for {count} classes: give one each")
     repeated = {c for c in classes if list(classes).count(c) > 1} if len(set(classes)) < len(classes) else ()
     if repeated: raise DhoError(f"manifest {name}: class names must differ, these repeat: {sorted(repeated)}")
     if len(classes) < 2:
@@ -216,14 +225,14 @@ def read_manifest(
     table = table.assign(label=_labels(names, classes, file), split=split,
                          path=paths.where(~unusual, paths[unusual].map(lambda p: PurePosixPath(p).as_posix())))
     return Manifest(file.name.removesuffix(".gz").removesuffix(".csv"), table, tuple(classes),
-                    tuple(templates or facts.get("templates") or TEMPLATES))
+                    tuple(templates or facts.get("templates") or TEMPLATES), tuple(facts.get("prompt_names", ())))
 
 # %% ../../nbs/data/00_manifests.ipynb #24338a08
 def _read_facts(file):
     "Return class names and templates beside a CSV"
     facts = read_json(file)
     texts = lambda v: isinstance(v, list) and all(isinstance(t, str) for t in v)
-    if isinstance(facts, dict) and texts(facts.get("classes", [])) and texts(facts.get("templates", [])): return facts
+    if isinstance(facts, dict) and all(texts(facts.get(k, [])) for k in ("classes", "templates", "prompt_names")): return facts
     raise DhoError(f'{file} goes with the CSV of its name and should hold {{"classes": ["…"], "templates": ["…"]}}: '
                    'correct it, or rename one of the two')
 
@@ -240,7 +249,8 @@ def write_manifest(
     columns = ["path", "label", "split"] + ([] if (table["id"] == table["path"]).all() else ["id"])
     target = Path(folder)/f"{manifest.name}.csv{'.gz' if compress else ''}"
     text = table.assign(label=names)[columns].to_csv(index=False, lineterminator="\n").encode()
-    facts = dict(classes=list(manifest.classes), templates=list(manifest.templates), **facts)
+    named = dict(prompt_names=list(manifest.prompt_names)) if manifest.prompt_names else {}
+    facts = dict(classes=list(manifest.classes), templates=list(manifest.templates), **named, **facts)
     write_json(Path(folder)/f"{manifest.name}.json", facts)  # first: there is a manifest where there is its CSV
     with atomic_path(target) as temporary: temporary.write_bytes(gzip.compress(text, mtime=0) if compress else text)
     return target

@@ -40,6 +40,7 @@ class DataConfig(Parameters):
     root:Folder=""               # Folder of the images, if it is neither the dataset itself nor in settings.ini
     labels:Files=field(default_factory=list)    # CSV of path,label[,split] for some images of the folder, or several; the other images are unlabeled
     classes:list=field(default_factory=list)    # Class names as OLD=NEW; with labels also the list of all classes
+    rename:Literal["all", "prompts"]="all"      # What OLD=NEW changes: all, or the teacher's prompts only, so that the model keeps the old names
     templates:list=field(default_factory=list)  # Prompts with one {} for the class name; the dataset's own if empty
     test:NonNegativeFloat=0.0    # Labeled training images held out for testing: a share below 1, or a count
     skip_broken:bool=False       # Skip images that cannot be decoded instead of stopping
@@ -234,7 +235,7 @@ def _doubts(found):
 def _codes_text(config, manifest, most=3):
     "Class names that mean nothing to a teacher, and how to give others; nothing where no teacher reads them"
     if not get_method(config.method).teacher or config.texts or _brings_text(config.embeddings): return ""
-    codes = find_class_codes(manifest.classes, manifest.templates)
+    codes = find_class_codes(manifest.prompted, manifest.templates)
     if not codes: return ""
     shown = [f"{code} is {word!r}" if word else code for code, word in codes.items()][:most]
     given = " ".join(shlex.quote(f"{code}={word or 'NAME'}") for code, word in [*codes.items()][:most])

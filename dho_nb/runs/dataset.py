@@ -77,7 +77,7 @@ def open_dataset(
         raise DhoError(f"labels={', '.join(config.labels)!r} needs dataset to be a folder of images; {config.dataset!r} is no folder")
     manifest, own_root = _listed(config, own)
     new_names = [c for c in config.classes if "=" in c or not config.labels]  # with labels, a name alone is one of all classes
-    manifest = rename_dataset_classes(manifest, new_names, config.templates)
+    manifest = rename_dataset_classes(manifest, new_names, config.templates, config.rename == "prompts")
     root = (Path(config.root).expanduser() if config.root else own if own.is_dir() and not by_name
             else own_root or manifest_root(manifest))
     if known and own.is_dir() and own.resolve() != Path(root).resolve() and pictures_below(own):
@@ -180,6 +180,7 @@ def rename_dataset_classes(
     manifest:Manifest,  # The dataset
     classes=(),         # Class names to change, as old=new
     templates=(),       # Prompts; its own if empty
+    keep:bool=False,    # Change what prompts call the classes, and keep the classes' names
 )->Manifest:
     "Return the manifest with other class names and other prompts. Raises `DhoError` for a class that it does not have"
     pairs = [unicodedata.normalize("NFC", c).split("=", 1) for c in classes if "=" in c]
@@ -191,8 +192,9 @@ def rename_dataset_classes(
                        f"not {classes}")
     for old in new:
         if old not in manifest.classes: raise unknown_name_error("class", old, manifest.classes)
-    return replace(manifest, classes=tuple(new.get(c, c) for c in manifest.classes),
-                   templates=tuple(templates or manifest.templates))
+    names = tuple(new.get(c, old) for c, old in zip(manifest.classes, manifest.prompted if keep else manifest.classes))
+    changed = dict(prompt_names=names if new else manifest.prompt_names) if keep else dict(classes=names)
+    return replace(manifest, **changed, templates=tuple(templates or manifest.templates))
 
 # %% ../../nbs/runs/02_dataset.ipynb #50c2d339
 def _drop_images(

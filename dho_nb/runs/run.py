@@ -25,6 +25,7 @@ from .folder import find_run_folder, RunFolder, TooEarly
 from .inputs import check_input_machine, current_machine, resolve
 from .result import draw_run_figures, read_run_outputs, run_result_facts, RunResult, write_run_outputs, write_run_result
 from .staged_trainer import StagedTrainer, trained_stage_student
+from .teacher_check import score_teacher, TeacherCheck
 from .teacher_provider import TeacherProvider
 from ..students.dual_head import dual_head_overhead, Student
 from ..teachers.clip import is_clip_teacher
@@ -97,6 +98,12 @@ def open_training(self:Run)->StagedTrainer:
         trained = trained_stage_student(self.config, self.files) if self.done else None
         self.training = StagedTrainer(self.files, self.machine, self.open_teacher(), trained)
     return self.training
+
+# %% ../../nbs/runs/10_run.ipynb #912845dd
+@patch
+def check_teacher(self:Run)->TeacherCheck|None:
+    "Score the teacher zero-shot on the labeled images; None for a method without a teacher"
+    return score_teacher(self.open_teacher(), self.inputs.labels.rows)
 
 # %% ../../nbs/runs/10_run.ipynb #e2b1a7c4
 @patch

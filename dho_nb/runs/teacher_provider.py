@@ -54,6 +54,7 @@ def run_teacher_plan(
     return TeacherPlan(source, cycle, ViewSpec(0 if cycle else config.seed, (config.crop, 1.0), flip=config.flip))
 
 
+
 # %% ../../nbs/runs/04_teacher_provider.ipynb #37e3b866
 class TeacherProvider:
     "The teacher of a run: its embeddings, its head, and the function that a trainer calls"
@@ -170,7 +171,7 @@ def teacher_class_embeddings_fit(
 )->str:             # A line for people
     "Compute the accuracy of the class embeddings on labeled training images; a swapped column shows"
     known = manifest_rows(lookup.manifest, "train", labeled=True)
-    known, names = known[lookup.has(known, CENTER_VIEW)], (lookup.manifest.classes, lookup.manifest.templates)
+    known, names = known[lookup.has(known, CENTER_VIEW)], (lookup.manifest.prompted, lookup.manifest.templates)
     if not lookup.store.class_embeddings(): return "none: training asks the teacher's text encoder for them"
     if not len(known): return "no labeled training image to try them on"
     logits = lookup(known, np.full(len(known), CENTER_VIEW)).float() @ lookup.store.head(*names, None).T
@@ -189,7 +190,7 @@ def _text_source(self:TeacherProvider)->str:
 def class_embeddings(self:TeacherProvider)->torch.Tensor:
     "Compute the zero-shot head [C, D] at the first call, and return it"
     if "_class_embeddings" not in vars(self):
-        names = self.manifest.classes, self.manifest.templates
+        names = self.manifest.prompted, self.manifest.templates
         texts = clip_teacher_identity(self.config.teacher) if self.plan.source == "own" else ""
         head = self.lookup.store.head(*names, self.load, texts) if self.lookup else zero_shot_head(self.load(), *names)
         self._class_embeddings = head.to(self.device)
