@@ -13,7 +13,7 @@ _PLACES = {
     "SemiSupervisedBatches": "data.loaders",
     "Manifest": "data.manifests",
     "manifest_from_folder": "data.manifests",
-    "manifest_from_labels": "data.manifests",
+    "manifest_from_labels": "data.label_files",
     "open_manifest": "data.manifests",
     "dho_loss": "losses.losses",
     "METHODS": "losses.methods",

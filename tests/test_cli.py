@@ -158,17 +158,17 @@ def test_a_folder_that_cannot_be_made(dho, tree, tmp_path):
 
 
 @pytest.mark.parametrize("content, says", [
-    ("path,label\ncat/0.png,cat\ncat/0.png,cat\ndog/0.png,dog\n", ["line 3", "labeled twice"]),
-    ("path,label\ncat/0.png,cat\n../secret.png,dog\n", ["line 3", "leaves the data root"]),
-    ("path,label\ncat/0.png,cat\n/etc/passwd,dog\n", ["line 3", "leaves the data root"]),
-    ("path,label\ncat/0.png,cat\ncat/99.png,cat\n", ["line 3", "unknown image 'cat/99.png'", "did you mean"]),
+    ("path,label\ncat/0.png,cat\ncat/0.png,dog\ndog/0.png,dog\n", ["line 2 says 'cat'", "line 3 says 'dog'"]),
+    ("path,label\ncat/0.png,cat\n../secret.png,dog\n", ["line 3", "'../secret.png' leaves"]),
+    ("path,label\ncat/0.png,cat\n/etc/passwd,dog\n", ["line 3", "lies outside"]),
+    ("path,label\ncat/0.png,cat\ncat/99.png,cat\n", ["line 3", "'cat/99.png': no such picture"]),
     ("path,label\ncat/0.png,cat\ndog/0.png,\n", ["at least two classes"]),
     ("file,what\ncat/0.png,cat\n", ["line 1", "path,label"]),
     ("", ["line 1"]),
     ("path,label,Label\ncat/0.png,cat,cat\n", ["line 1", "column names must differ"]),
-    ("path,label\n\ncat/0.png,cat\n\ncat/99.png,dog\n", ["line 5", "unknown image"]),
+    ("path,label\n\ncat/0.png,cat\n\ncat/99.png,dog\n", ["line 5", "no such picture"]),
     ('path,label\n"cat/0.png,cat\n', ["cannot read"]),
-    ("path,label,split\ncat/0.png,cat,train\ndog/0.png,dog,training\n", ["unknown split", "did you mean 'train'"]),
+    ("path,label,split\ncat/0.png,cat,train\ndog/0.png,dog,training\n", ["'training' is no split", "write 'train'"]),
 ], ids=["twice", "leaves", "absolute", "missing", "one-class", "header", "empty", "columns", "blank", "quote", "split"])
 def test_label_files(dho, tree, tmp_path, content, says):
     (tmp_path/"labels.csv").write_text(content)

@@ -41,7 +41,8 @@ from dho_nb.evaluation.outputs import load_outputs, read_output_predictions
 from dho_nb.deploy.model_card import model_card
 from dho_nb.sweeps.grid import read_grid
 from dho_nb.runs.cross_fit import images_to_label
-from dho_nb.data.manifests import manifest_from_coop, manifest_from_folder, manifest_from_labels, open_manifest
+from dho_nb.data.label_files import manifest_from_labels
+from dho_nb.data.manifests import manifest_from_coop, manifest_from_folder, open_manifest
 from dho_nb.reports.results import result_conflicts, expected_results, load_results, record_results, shared_result_parameters, result_surfaces
 from dho_nb.reports.tables import results_table
 from dho_nb.runs.run import Run

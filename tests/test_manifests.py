@@ -12,7 +12,8 @@ from conftest import OPTIONS, fails, odd_tree, picture
 from dho_nb.runs.dataset import open_dataset
 from dho_nb.runs.config import make_config
 from dho_nb.teachers.import_embeddings import import_embeddings
-from dho_nb.data.manifests import Manifest, manifest_from_coop, manifest_from_labels, open_manifest, read_manifest, split_off
+from dho_nb.data.label_files import manifest_from_labels
+from dho_nb.data.manifests import Manifest, manifest_from_coop, open_manifest, read_manifest, split_off
 from dho_nb.data.label_subsets import labeled_subset
 from dho_nb.core.settings import load_settings
 
@@ -183,7 +184,7 @@ def test_class_names_that_are_codes_are_named(tree, tmp_path):
     assert "n02123045 is 'tabby cat'" in said and "--classes 0012=NAME 'n02123045=tabby cat'" in said
     assert notes(classes=["n02123045=tabby", "0012=dog"]) == notes(method="ce") == {}
     (tmp_path/"l.csv").write_text("path,label\n0012/0.png,class_0\nn02123045/0.png,class_1\n")
-    assert "write words into the column label" in notes(labels=str(tmp_path/"l.csv"))["class names"]
+    assert "give words: --classes class_0=NAME class_1=NAME" in notes(labels=str(tmp_path/"l.csv"))["class names"]
 
 
 @pytest.mark.parametrize("val, said", [

@@ -14,7 +14,8 @@ from dho_nb.runs.config import make_config
 from dho_nb.teachers.import_embeddings import import_embeddings
 from dho_nb.evaluation.outputs import HeadOutputs, collect_head_outputs, load_outputs, save_outputs
 from dho_nb.runs.cross_fit import Curve, cross_fit_learning_curve, cross_fit_teachers
-from dho_nb.data.manifests import manifest_root, manifest_from_labels, write_digits_images, open_manifest, read_manifest, write_manifest
+from dho_nb.data.label_files import manifest_from_labels
+from dho_nb.data.manifests import manifest_root, write_digits_images, open_manifest, read_manifest, write_manifest
 from dho_nb.runs.dry_run import estimate_training_time, estimate_workload
 from dho_nb.runs.run import Run, distill
 from dho_nb.core.settings import load_settings

@@ -498,7 +498,8 @@ def test_an_archive_leaves_nothing_outside(tmp_path, kind):
 
 @pytest.mark.parametrize("path", ["../out.png", "a/../../out.png", "/etc/passwd", "..\\out.png", "a/..", ".."])
 def test_a_list_of_images_does_not_leave_its_folder(tmp_path, path):
-    from dho_nb.data.manifests import manifest_from_coop, manifest_from_labels, read_manifest
+    from dho_nb.data.label_files import manifest_from_labels
+    from dho_nb.data.manifests import manifest_from_coop, read_manifest
     picture(tmp_path/"photos"/"a.png")
     (tmp_path/"l.csv").write_text(f"path,label\n{path},x\na.png,y\n")
     write_json(tmp_path/"split_zhou_X.json", dict(train=[[path, 0, "x"], ["a.png", 1, "y"]], val=[], test=[]))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from .options import config_from_options, Configured, option, verb
 from .output import _tilde, print_output
-from .train import _expected
+from .train import _expected, _print_teacher
 from ..core.errors import DhoError
 from ..core.parameters import File, Folder, PositiveInt
 
@@ -54,6 +54,7 @@ def _check(args):
             print_output(f"class embeddings: {teacher_class_embeddings_fit(lookup)}")
             gone = getattr(lookup, "unmatched", ())
             if len(gone): print_output(f"not matched: {gone['problem'].value_counts().to_dict()}, e.g. {gone['path'].iloc[0]}")
+        _print_teacher(run)
         run.release()
     print_output(f"training time: {_expected(config, run.inputs)}")
 
@@ -67,7 +68,7 @@ def _print_data(config, data):
     manifest, where = data.manifest, _tilde(data.root)
     print_output(f"{manifest.name}: {len(manifest)} images below {where}, {len(manifest.classes)} "
           f"classes\n{manifest_summary(manifest).to_string()}\n{_class_lines(manifest)}{_duplicate_lines(manifest, data.keys)}")
-    for name, text in config_data_warnings(config, manifest, data.root, data.skipped).items(): print_output(f"{name}: {text}")
+    for name, text in config_data_warnings(config, manifest, data.root, data.skipped, data.odd).items(): print_output(f"{name}: {text}")
     subset = visible_dataset_labels(config, manifest, get_method(config.method))
     print_output(f"labels for training ({subset.name}): {len(subset)}; images left out: {len(data.skipped)}", flush=True)
 

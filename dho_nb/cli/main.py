@@ -7,13 +7,14 @@ __all__ = ['MODULES', 'VerbParser', 'make_parser', 'main']
 
 # %% ../../nbs/cli/07_main.ipynb #5b21d8fe
 import argparse, dataclasses, logging, os, sys
-from contextlib import nullcontext, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from inspect import cleandoc
 from safetensors import SafetensorError
 import dho_nb
 from . import look, stores, sweep, train, use
 from .options import add_options, Configured, STAGES, VERBS
 from .output import _GOES_ON, _KEEPS, _said
+from ..core.devices import pick_device
 from ..core.environment import single_process_environment, rank_and_world_from_environment
 from ..core.errors import DhoError, memory_error_message, unknown_name_error
 from ..core.files import file_access_message
@@ -107,13 +108,13 @@ def main(
     try:
         args, rest = parser.parse_known_args(argv)
         if not (args.verb and args.verb.do): args.parser.print_help(); return 0
-        if rest: raise unknown_name_error("option", rest[0], _options(parser, argv or sys.argv[1:]))
+        if rest: raise _unknown_option(rest[0].partition("=")[0], _options(parser, argv or sys.argv[1:]))
         for p in declared_parameters(args.verb.options):
             if (value := getattr(args, p.name, p.default)) != p.default: check_parameter_value(p, value)
         vars(args).update({k: os.path.expanduser(v) for k, v in vars(args).items()
                            if k in _WRITTEN and isinstance(v, str)})
         _bring(args)
-        with _part_of(args): return args.verb.do(args) or 0
+        with _on_device(getattr(args, "device", "")), _part_of(args): return args.verb.do(args) or 0
     except KeyboardInterrupt as e:
         return _said(e if str(e) else "stopped; the same command goes on from where it was", 130)
     except DhoError as e: return _said(e, 2)
@@ -132,6 +133,16 @@ def _part_of(args):
     if not trains or rank_and_world_from_environment()[1] == 1: return single_process_environment()
     return redirect_stdout(open(os.devnull, "w")) if rank_and_world_from_environment()[0] else nullcontext()
 
+@contextmanager
+def _on_device(name):
+    "Have this process and those that it starts compute on a device; that of the settings for an empty name"
+    before = os.environ.get("DHO_DEVICE")
+    if name: pick_device(name); os.environ["DHO_DEVICE"] = name
+    try: yield
+    finally:
+        if name: os.environ.update(DHO_DEVICE=before) if before is not None else os.environ.pop("DHO_DEVICE", None)
+
+# %% ../../nbs/cli/07_main.ipynb #59b150f4
 def _homeless(error):
     "Return the message for a path whose home folder is unknown"
     if "home directory" not in str(error): return ""
@@ -158,6 +169,14 @@ def _options(parser, argv):
         verbs = next((a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction)), {})
         parser = verbs.get(word, parser)
     return [o for a in parser._actions for o in a.option_strings]
+
+def _unknown_option(flag, known):
+    "The error for an option that a verb does not have: a slip of the finger is pointed out, and what other programs call a parameter"
+    from dho_nb.runs.config import Config
+    named = Config.other_names.get(flag.removeprefix("--").replace("-", "_"), "").split(" and ")
+    flags = [f"--{name.replace('_', '-')}" for name in named]
+    if set(flags) <= set(known): return DhoError(f"option {flag} is called {' and '.join(flags)} here")
+    return unknown_name_error("option", flag, known, alike=.85)
 
 # %% ../../nbs/cli/07_main.ipynb #a8e5427e
 if __name__ == "__main__": sys.exit(main())

@@ -36,6 +36,7 @@ WHAT = {"model.safetensors": "the student, with everything needed to use it",
         "surface.png": "accuracy for every α and β", "reliability.png": "confidence against accuracy",
         "agreement.png": "which head is right where", "per_class.csv": "accuracy, class by class",
         "notebook.ipynb": "the executed notebook", "skipped.csv": "images that could not be used",
+        "odd.csv": "images too small or too narrow to show anything",
         "outputs.safetensors": "both heads' logits", "trackers": "the curves, as report_to asked"}
 
 # %% ../../nbs/cli/00_output.ipynb #2c1af56b

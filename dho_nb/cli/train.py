@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
-from .options import config_from_options, Configured, option, verb
+from .options import Computes, config_from_options, Configured, option, verb
 from .output import _left, print_output
 from .sweep import _standing
 from ..core.devices import pick_device
@@ -22,6 +22,7 @@ from ..core.settings import load_settings
 
 # %% ../../nbs/cli/04_train.ipynb #d8aaa12f
 def _distill(args):
+    from dho_nb.runs.config import config_teachers
     from dho_nb.runs.run import Run, launch_run_processes
     from dho_nb.sweeps.worker import NOTEBOOKS, run_notebook_in_worker
     config = config_from_options(args)
@@ -29,7 +30,7 @@ def _distill(args):
         raise DhoError("a notebook runs in one process: leave out --notebook, or --processes and the launcher")
     if args.notebook: require_extra("sweep", *NOTEBOOKS)
     if args.processes > 1: return launch_run_processes(config, args.out, args.processes)
-    teacher = config.embeddings or config.teacher
+    teacher = config.embeddings or " + ".join(config_teachers(config))
     print_output(f"looking at {config.dataset}, teacher {teacher}, student {config.student} …", flush=True)
     run = Run(config, args.out)
     told = run.overview() if run.done else {**run.overview(), "training time": _expected(config, run.inputs)}
@@ -39,9 +40,18 @@ def _distill(args):
         run_notebook_in_worker(config, run.folder)
     else:
         print_output(*(f"  {name:20} {value}" for name, value in run.prepare().items()), sep="\n", flush=True)
+        if not run.done: _print_teacher(run)
         run.train()
         run.finish()
     print_output(f"\n{_shown(run)}\n\nleft in {run.folder}:\n{_left(run.folder)}")
+
+# %% ../../nbs/cli/04_train.ipynb #70218886
+def _print_teacher(run):
+    "What the teacher's answers are worth on the labeled images"
+    from dho_nb.runs.teacher_check import teacher_check_lines
+    lookup = run.open_teacher().lookup
+    if run.inputs.teacher.source == "own" and not lookup.store.class_embeddings(): return  # the line above says so
+    if check := run.check_teacher(): print_output(*(f"  {name:20} {text}" for name, text in teacher_check_lines(check).items()), sep="\n", flush=True)
 
 # %% ../../nbs/cli/04_train.ipynb #75b00b0e
 @dataclass(kw_only=True)
@@ -154,9 +164,16 @@ def _shown(run):
     from dho_nb.reports.tables import UNTESTED
     if not run.result["tested"]: return UNTESTED + _agreement(run)
     known, head = run.result["teacher_accuracy"], run.result["teacher_head"]
-    return run.evaluate().round(4).to_string() + (f"\nteacher, {head}: accuracy "
+    return run.evaluate().round(4).to_string() + _chosen(run) + (f"\nteacher, {head}: accuracy "
                                                   f"{known:.4f}" if known is not None else "")
 
+def _chosen(run):
+    "What α says about the teacher, where validation images chose it"
+    if not (run.evaluation.surface and run.alpha in (0, 1)): return ""
+    said = "the CE head alone answers: the teacher's head only harms here" if run.alpha == 1 else "the KD head alone answers: the labels' head only harms here"
+    return f"\n{len(run.part('val'))} validation images chose α = {run.alpha:g}: {said}"
+
+# %% ../../nbs/cli/04_train.ipynb #170d9894
 def _agreement(run):
     "How often the heads say the same, where there are two and they were asked"
     run.evaluate()
@@ -189,7 +206,7 @@ def _demo(args):
 
 # %% ../../nbs/cli/04_train.ipynb #80d77514
 @verb("demo", "reproduce", _demo)
-class Demo:
+class Demo(Computes):
     """Compare four methods on the embedded digits, in minutes on two CPU cores.
 
     The methods ce, kd, sho and dho run with each seed as executed notebooks, with 1 % of the labels and the bundled teacher.

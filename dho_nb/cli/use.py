@@ -13,7 +13,7 @@ from .options import option, Trust, verb
 from .output import _left, _said, _Screen, _there_already, EXPORTED, print_output
 from ..core.errors import DhoError
 from ..core.files import atomic_path, NOTE, read_json
-from ..core.parameters import File, Folder, Images, NonNegativeInt, PositiveFloat, PositiveInt, Share
+from ..core.parameters import File, Files, Folder, Images, NonNegativeInt, PositiveFloat, PositiveInt, Share
 from ..core.settings import load_settings
 
 # %% ../../nbs/cli/06_use.ipynb #5a116723
@@ -27,9 +27,11 @@ def _evaluate(args):
         raise DhoError("--root is for one dataset: of several, have each below data in settings.ini")
     if args.labels and len(args.dataset) > 1:
         raise DhoError("--labels is for one folder of images: score the others by themselves")
-    given = dict(root=args.root, labels=args.labels, skip_broken=args.skip_broken)
+    given = dict(root=args.root, templates=list(args.templates), labels=list(args.labels), skip_broken=args.skip_broken)
     made = {name: CheckpointEvaluation(args.model, Config(**dict(given, dataset=name)), args.split, args.alpha, args.beta,
                              args.classes, args.trust_remote_code) for name in args.dataset}
+    if args.templates and not all(found.mark for found in made.values()):
+        raise DhoError("--templates are a teacher's prompts, and a student has none: leave them out")
     for name, found in made.items():
         table = found.table.round(4).to_string()
         print_output("\n".join([f"{name}: {len(found.rows)} images", *filter(None, [found.judged]), table, ""]), flush=True)
@@ -48,12 +50,15 @@ class Evaluate(Trust):
     examples:
       a student, and a published checkpoint, on ImageNet and its shifted test sets (tables 2 and 17):
         dho evaluate runs/NAME/model.safetensors --dataset imagenet imagenet_v2 imagenet_sketch imagenet_r imagenet_a
-        dho evaluate vit_b_1.pt --dataset imagenet --alpha 0.5 --beta 0.5"""
+        dho evaluate vit_b_1.pt --dataset imagenet --alpha 0.5 --beta 0.5
+      a teacher, zero-shot, with prompts of one's own:
+        dho evaluate ViT-B-16/openai --dataset photos --split train --templates 'a close-up of a {}, a flower.'"""
     model:str                              # model.safetensors of a run, a published checkpoint (vit_b_1.pt … or its file), or a teacher to score zero-shot
     dataset:Annotated[list, "NAME"]=option(required=True)  # Datasets, folders or CSVs; the first of several is the one without shift
     classes:Annotated[list, "OLD=NEW"]=()  # Names of the model's classes for the dataset's
+    templates:list=()                      # Prompts of a teacher with one {} for the class name; the dataset's own if not given
     root:Folder=""                         # Folder of the images, if it is neither the dataset itself nor in settings.ini
-    labels:File=""                         # CSV of path,label[,split] for the images of a folder; images without a split are train
+    labels:Files=()                        # CSV of path,label[,split] for the images of a folder, or several; images without a split are train
     split:Literal["train", "val", "test"]="test"  # Images to score
     alpha:Share|None=None                  # Weight of the CE head; by default the model's own
     beta:PositiveFloat|None=None           # Temperature of the KD head; by default the model's own

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IngestedImages', 'ImageLoader', 'load_views', 'show_pairs', 'Batch', 'ShuffledIndex', 'SemiSupervisedBatches',
            'validate_streams', 'batches_per_epoch', 'batch_plan', 'batch_share_of_rank', 'batch_loader', 'EvalDataset',
-           'broken_images', 'suspicious_images']
+           'broken_images', 'odd_images', 'suspicious_images']
 
 # %% ../../nbs/data/04_loaders.ipynb #f5f7598b
 import os, signal, sys, warnings
@@ -117,7 +117,7 @@ def show_pairs(
 class Batch(NamedTuple):
     "Hold one step's images: the labeled first, then the unlabeled"
     student:torch.Tensor|None  # [L+U, 3, S, S] uint8; with boxes the uncut [L+U, 3, H, W], or None if those are on the device
-    teacher:torch.Tensor|None  # [L+U, 3, T, T] uint8 for an online teacher, or None
+    teacher:torch.Tensor|None  # [L+U, 3, T, T] uint8 for an online teacher, [L+U, pixels] one behind the other for several, or None
     labels:torch.Tensor        # [L] int64
     rows:torch.Tensor          # [L+U] int64 positions in the manifest
     views:torch.Tensor         # [L+U] int64 view numbers
@@ -170,7 +170,7 @@ class SemiSupervisedBatches(torch.utils.data.Dataset):
         labeled,                      # Rows with labels to learn from; may be empty
         unlabeled,                    # Rows without; may be empty
         student:Preprocess,            # The student's size and interpolation
-        teacher:Preprocess|None=None,  # The teacher's, if it runs online
+        teacher:Preprocess|tuple|None=None,  # The teacher's, if it runs online; a tuple for several teachers
         spec:ViewSpec=ViewSpec(),      # How views are drawn
         batch:tuple[int, int]=(64, 64),  # Most labeled and unlabeled images per step
         use:tuple[bool, bool]=(True, True),  # Which streams the method learns from; the epoch's length stays the same
@@ -245,8 +245,10 @@ def __getitem__(self:SemiSupervisedBatches, step:int)->Batch:
     totals = labeled, len(rows) - labeled
     labeled_share, positions = batch_share_of_rank(*totals, *self.share)
     rows, views, labeled = rows[positions], views[positions], len(labeled_share)
-    preprocess = [None if self.pixels else self.student, self.teacher]
-    student, teacher = load_views(self.images, rows, preprocess, self.spec, views) if any(preprocess) else (None, None)
+    teachers = self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)
+    preprocess = [None if self.pixels else self.student, *teachers]
+    student, *shown = load_views(self.images, rows, preprocess, self.spec, views) if any(preprocess) else (None, None)
+    teacher = torch.cat([v.flatten(1) for v in shown], 1) if len(shown) > 1 else shown[0]
     tensors = [torch.from_numpy(a) for a in (self.images.labels[rows[:labeled]], rows, views)]
     batch = Batch(student, teacher, *tensors, totals=totals, embeddings=self.lookup and self.lookup(rows, views))
     if not self.pixels: return batch
@@ -396,6 +398,24 @@ def broken_images(
         except DhoError as e: return str(e)
     problems = list(track_progress(map_in_threads(problem, manifest.table["path"], threads), "checking images", total=len(manifest)))
     table = manifest.table.assign(problem=problems)
+    return table[table["problem"] != ""]
+
+# %% ../../nbs/data/04_loaders.ipynb #5c4357de
+def odd_images(
+    manifest:Manifest,   # Which images
+    root:str|Path,       # Where they are
+    threads:int=4,       # Reading threads
+    smallest:int=8,      # Shortest side in pixels
+    longest:float=20.0,  # Longest side as a multiple of the shortest
+)->pd.DataFrame:         # Rows of other sizes, with the `problem`
+    "Return images that are too small or too narrow to show anything"
+    def problem(path):
+        try:
+            with open_image(Path(root, path)) as picture: width, height = picture.size
+        except Exception: return ""  # named by `broken_images`
+        odd = min(width, height) < smallest or max(width, height) > longest*min(width, height)
+        return f"{width} × {height} pixels" if odd else ""
+    table = manifest.table.assign(problem=list(map_in_threads(problem, manifest.table["path"], threads)))
     return table[table["problem"] != ""]
 
 # %% ../../nbs/data/04_loaders.ipynb #1ebd862a

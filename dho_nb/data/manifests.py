@@ -7,9 +7,9 @@ __all__ = ['SPLITS', 'TEMPLATES', 'SUFFIXES', 'RAW', 'SYSTEM', 'UNLABELED', 'SPL
            'DIGIT_TEMPLATES', 'FOLDERS', 'Manifest', 'manifest_rows', 'manifest_hash', 'manifest_summary',
            'read_manifest_table', 'read_manifest', 'write_manifest', 'is_ingested', 'ingested_images', 'image_paths',
            'pictures_below', 'skipped_files', 'describe_skipped', 'manifest_from_folder', 'open_image',
-           'check_image_format', 'manifest_from_labels', 'manifest_from_coop', 'digits_manifest', 'split_off',
-           'write_digits_images', 'manifest_files', 'manifest_names', 'open_manifest', 'own_dataset', 'manifest_root',
-           'missing_images', 'map_in_threads', 'content_keys', 'content_key', 'manifest_content_hash']
+           'check_image_format', 'manifest_from_coop', 'digits_manifest', 'split_off', 'write_digits_images',
+           'manifest_files', 'manifest_names', 'open_manifest', 'own_dataset', 'manifest_root', 'missing_images',
+           'map_in_threads', 'content_keys', 'content_key', 'manifest_content_hash']
 
 # %% ../../nbs/data/00_manifests.ipynb #c3e1772d
 import csv, gzip, hashlib, io, os, shutil, unicodedata, uuid, warnings, zlib
@@ -39,15 +39,23 @@ class Manifest:
     table:pd.DataFrame                # Columns id, path, label (int, -1 unknown), split
     classes:tuple[str, ...]           # Class names, in the order of the labels
     templates:tuple[str, ...]=TEMPLATES  # Prompts with one {} for the class name
+    prompt_names:tuple[str, ...]=()      # What prompts call the classes; their own names if empty
 
     def __post_init__(self):
         object.__setattr__(self, "name", clip_file_name(self.name, 120))  # it becomes a part of folders' names
         object.__setattr__(self, "classes", tuple(map(str, self.classes)))
         object.__setattr__(self, "templates", tuple(self.templates))
+        object.__setattr__(self, "prompt_names", tuple(self.prompt_names))
         object.__setattr__(self, "table", _validate_table(self.table, self.classes, self.name))
         _check_names(self.name, self.classes, self.templates)
+        if self.prompt_names: _check_names(self.name, self.prompt_names, self.templates, len(self.classes))
 
     def __len__(self): return len(self.table)
+
+    @property
+    def prompted(self)->tuple:
+        "What prompts call the classes"
+        return self.prompt_names or self.classes
 
     @cached_property
     def id_keys(self)->np.ndarray:
@@ -62,8 +70,9 @@ def _repr_html_(self:Manifest)->str:
     return f"<p>{escape(self.name)}: {len(self):,} images, {escape(names)}</p>{manifest_summary(self).to_html()}"
 
 # %% ../../nbs/data/00_manifests.ipynb #998ff8d6
-def _check_names(name, classes, templates):
+def _check_names(name, classes, templates, count=None):
     "Refuse class names that repeat and templates that cannot be filled"
+    if count not in (None, len(classes)): raise DhoError(f"manifest {name}: {len(classes)} names in prompts for {count} classes: give one each")
     repeated = {c for c in classes if list(classes).count(c) > 1} if len(set(classes)) < len(classes) else ()
     if repeated: raise DhoError(f"manifest {name}: class names must differ, these repeat: {sorted(repeated)}")
     if len(classes) < 2:
@@ -168,27 +177,35 @@ def read_manifest_table(
 
 # %% ../../nbs/data/00_manifests.ipynb #092d1b07
 def _check_cells(text, separator, file):
-    "Refuse a line with more cells than the header has names"
-    for line, cells in enumerate(csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True), 1):
-        if line == 1: names = len(cells)
-        if any(c.strip() for c in cells[names:]):
-            raise DhoError(f"{file}, line {line}: {len(cells)} cells under {names} column names; put a name that holds "
-                           f"a {separator!r} in quotes")
+    "Refuse lines with more cells than the header has names"
+    rows = [*enumerate(csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True), 1)]
+    names = len(rows[0][1])
+    wrong = [(line, cells) for line, cells in rows if any(c.strip() for c in cells[names:])]
+    if not wrong: return
+    more = f"; the same in line{'s'*(len(wrong) > 2)} {', '.join(str(line) for line, _ in wrong[1:30])}" if len(wrong) > 1 else ""
+    raise DhoError(f"{file}, line {wrong[0][0]}: {len(wrong[0][1])} cells under {names} column names; put a name that holds "
+                   f"a {separator!r} in quotes{more}")
 
 # %% ../../nbs/data/00_manifests.ipynb #bba137c5
 def _class_name(name):
     "Return a class name in one Unicode form"
     return unicodedata.normalize("NFC", name).strip()  # é can be spelt in two ways
 
-def _labels(names, classes, where):
-    "Return positions in `classes` of a column of names; numbers are positions unless a class has that name; '' is -1"
-    codes, uniques = pd.factorize(names)
+def _class_numbers(names, classes):
+    "The label of each name that may stand in a column: numbers are positions unless a class has that name"
     position = {c: i for i, c in enumerate(classes)}
-    numbers = {str(i): i for i in range(len(classes))}
-    if not any(n in position for n in uniques) and all(n in numbers for n in uniques if n): position = numbers
-    for n in uniques:
-        if n and n not in position: raise unknown_name_error(f"class in {where}, line {names.index[names == n][0]}:", n, classes)
-    return np.array([position[n] if n else -1 for n in uniques], np.int64)[codes]
+    numbers, given = {str(i): i for i in range(len(classes))}, set(names) - {""}
+    return position if given & set(position) or not given <= set(numbers) else numbers
+
+# %% ../../nbs/data/00_manifests.ipynb #fec85da0
+def _labels(names, classes, where):
+    "Return positions in `classes` of a column of names; '' is -1"
+    known = _class_numbers(names, classes)
+    unknown = names[(names != "") & ~names.isin([*known])]
+    for line, name in unknown.items():
+        more = f" (and {len(unknown) - 1} other lines)"*(len(unknown) > 1)
+        raise unknown_name_error(f"class in {where}, line {line}{more}:", name, classes)
+    return names.map(known).fillna(-1).to_numpy(np.int64)
 
 # %% ../../nbs/data/00_manifests.ipynb #cbb6a238
 def read_manifest(
@@ -209,14 +226,14 @@ def read_manifest(
     table = table.assign(label=_labels(names, classes, file), split=split,
                          path=paths.where(~unusual, paths[unusual].map(lambda p: PurePosixPath(p).as_posix())))
     return Manifest(file.name.removesuffix(".gz").removesuffix(".csv"), table, tuple(classes),
-                    tuple(templates or facts.get("templates") or TEMPLATES))
+                    tuple(templates or facts.get("templates") or TEMPLATES), tuple(facts.get("prompt_names", ())))
 
 # %% ../../nbs/data/00_manifests.ipynb #24338a08
 def _read_facts(file):
     "Return class names and templates beside a CSV"
     facts = read_json(file)
     texts = lambda v: isinstance(v, list) and all(isinstance(t, str) for t in v)
-    if isinstance(facts, dict) and texts(facts.get("classes", [])) and texts(facts.get("templates", [])): return facts
+    if isinstance(facts, dict) and all(texts(facts.get(k, [])) for k in ("classes", "templates", "prompt_names")): return facts
     raise DhoError(f'{file} goes with the CSV of its name and should hold {{"classes": ["…"], "templates": ["…"]}}: '
                    'correct it, or rename one of the two')
 
@@ -233,7 +250,8 @@ def write_manifest(
     columns = ["path", "label", "split"] + ([] if (table["id"] == table["path"]).all() else ["id"])
     target = Path(folder)/f"{manifest.name}.csv{'.gz' if compress else ''}"
     text = table.assign(label=names)[columns].to_csv(index=False, lineterminator="\n").encode()
-    facts = dict(classes=list(manifest.classes), templates=list(manifest.templates), **facts)
+    named = dict(prompt_names=list(manifest.prompt_names)) if manifest.prompt_names else {}
+    facts = dict(classes=list(manifest.classes), templates=list(manifest.templates), **named, **facts)
     write_json(Path(folder)/f"{manifest.name}.json", facts)  # first: there is a manifest where there is its CSV
     with atomic_path(target) as temporary: temporary.write_bytes(gzip.compress(text, mtime=0) if compress else text)
     return target
@@ -452,53 +470,6 @@ def check_image_format(
     if not isinstance(picture, (EpsImagePlugin.EpsImageFile, ImageFile.StubImageFile)): return picture
     raise DhoError(f"a picture in the format {picture.format} is no photograph, and decoding it would start another "
                    "program: give it as PNG or JPEG")
-
-# %% ../../nbs/data/00_manifests.ipynb #a60b7774
-def manifest_from_labels(
-    root:str|Path,        # The data root: every picture below it takes part
-    labels:str|Path,      # CSV of `path,label[,split]`, paths relative to `root`; other columns are the user's own
-    name:str="",          # Name of the dataset; the folder's if empty
-    classes=None,         # Class names in order; the sorted labels if None
-    templates=TEMPLATES,  # Prompt templates
-)->Manifest:
-    """Return a manifest of a folder of pictures and a CSV that labels some of them.
-    Raises DhoError that names the line of a wrong path or label."""
-    labels = Path(labels).expanduser()
-    root = Path(root).expanduser()
-    table, paths = read_manifest_table(labels), image_paths(root)
-    pictures = set(paths)
-    if "label" not in table: raise DhoError(f"{labels}, line 1: expected columns path,label, found {list(table)}")
-    bases = root.absolute(), root.resolve()
-    table = (table[[c for c in ("path", "label", "split") if c in table]]
-             .assign(path=[_path_below(p, root, bases, pictures, labels, line) for line, p in table["path"].items()]))
-    for line, path in table["path"][table["path"].duplicated()].items():
-        raise DhoError(f"{labels}, line {line}: {path!r} is labeled twice; keep one line")
-    classes = tuple(map(_class_name, classes or sorted(set(table["label"]) - {""})))
-    split = table["split"].replace("", "train") if "split" in table else "train"
-    table = table.assign(label=_labels(table["label"], classes, labels), split=split)
-    rest = sorted(pictures - set(table["path"]))
-    if set(table["path"]) - pictures:  # named by another way than the one that was walked: by a link
-        real_paths = {os.path.realpath(root/p) for p in table["path"]}
-        rest = [p for p in rest if os.path.realpath(root/p) not in real_paths]
-    table = pd.concat([table, pd.DataFrame(dict(path=rest, label=-1, split="train"))], ignore_index=True)
-    return Manifest(name or root.resolve().name, table, classes, templates)
-
-# %% ../../nbs/data/00_manifests.ipynb #3f3eaa76
-def _path_below(path, root, bases, pictures, labels, line):
-    "Return the way `path` of a CSV is written below `root`, or refuse it with line and nearest file"
-    path = path.replace("\\", "/")
-    for base in bases if Path(path).is_absolute() else ():
-        if Path(path).is_relative_to(base): path = Path(path).relative_to(base).as_posix()
-    path = PurePosixPath(path).as_posix()
-    if Path(path).is_absolute() or ".." in path.split("/"):
-        raise DhoError(f"{labels}, line {line}: path {path!r} leaves the data root {root}")
-    if path in pictures: return path
-    for other in (unicodedata.normalize(form, path) for form in ("NFC", "NFD")):
-        if other in pictures: return other
-    if os.path.isfile(root/path): return path  # False where a name is too long for the disk, too
-    near = [f for f in pictures if PurePosixPath(f).name.lower() == PurePosixPath(path).name.lower()] or pictures
-    raise DhoError(f"{labels}, line {line}: {unknown_name_error('image', path, sorted(near)[:1000])}"[:600] if pictures
-                   else f"{root} holds no picture")
 
 # %% ../../nbs/data/00_manifests.ipynb #ea201538
 def manifest_from_coop(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_ZETA', 'StudentHead', 'DataConfig', 'LabelConfig', 'TeacherConfig', 'StudentConfig', 'BatchConfig',
-           'EvalConfig', 'Config', 'fixed_zeta', 'make_config', 'preset', 'config_from_notebook',
+           'EvalConfig', 'Config', 'config_teachers', 'fixed_zeta', 'make_config', 'preset', 'config_from_notebook',
            'parameters_from_notebook', 'config_data_warnings', 'config_own_sources']
 
 # %% ../../nbs/runs/01_config.ipynb #466775f7
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from ..core.errors import DhoError
 from ..core.extensions import extension_spec
-from ..core.parameters import (File, Folder, NonNegativeFloat, NonNegativeInt, OneOf, Parameters, PositiveFloat, PositiveInt, Range,
+from ..core.parameters import (File, Files, Folder, NonNegativeFloat, NonNegativeInt, OneOf, Parameters, PositiveFloat, PositiveInt, Range,
                                     Share)
 from ..core.sources import is_own_source, module_sources, source_hash
 from ..core.trust import check_trusted_names
@@ -38,8 +38,9 @@ class DataConfig(Parameters):
     "Images"
     dataset:str=""               # Known dataset, folder with a sub-folder per class, CSV, or CoOp split; with labels, any folder of images
     root:Folder=""               # Folder of the images, if it is neither the dataset itself nor in settings.ini
-    labels:File=""               # CSV of path,label[,split] for some images of the folder; the other images are unlabeled
-    classes:list=field(default_factory=list)    # Class names for the teacher: with labels all of them, else OLD=NEW
+    labels:Files=field(default_factory=list)    # CSV of path,label[,split] for some images of the folder, or several; the other images are unlabeled
+    classes:list=field(default_factory=list)    # Class names as OLD=NEW; with labels also the list of all classes
+    rename:Literal["all", "prompts"]="all"      # What OLD=NEW changes: all, or the teacher's prompts only, so that the model keeps the old names
     templates:list=field(default_factory=list)  # Prompts with one {} for the class name; the dataset's own if empty
     test:NonNegativeFloat=0.0    # Labeled training images held out for testing: a share below 1, or a count
     skip_broken:bool=False       # Skip images that cannot be decoded instead of stopping
@@ -61,7 +62,7 @@ DEFAULT_ZETA = 0.01  # ζ of a teacher that does not say which it was trained wi
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig(Parameters):
     "Teacher"
-    teacher:str="ViT-B-16/openai"  # open_clip NAME/TAG or NAME/FILE, a model's folder, hf-hub:OWNER/NAME, or digits
+    teacher:Annotated[str|list, "NAME"]="ViT-B-16/openai"  # open_clip NAME/TAG or NAME/FILE, a model's folder, hf-hub:OWNER/NAME, or digits; of several names the mean of their probabilities
     teacher_head:Literal["zero-shot", "tip-adapter-f"]="zero-shot"  # Classifier on the teacher's embeddings; tip-adapter-f learns from labels
     pool_head:Annotated[str, OneOf("auto", POOL_HEADS)]="auto"  # Classifier of dho-plus on unlabeled embeddings; auto is combined
     zeta:Annotated[float|str, "X"]="auto"  # ζ, softmax temperature of the teacher; auto is the one that it was trained with, 0.01 where that is unknown
@@ -109,10 +110,12 @@ class Config(TrackerConfig, EvalConfig, TrainConfig, BatchConfig, StudentConfig,
     "One run: the same configuration on the same images gives the same numbers"
     head_lr:PositiveFloat=1.0      # Learning rate of the heads as a multiple of lr
 
-    other_names = {"images": "dataset"}
+    other_names = {"images": "dataset", "batch_size": "batch_labeled and batch_unlabeled", "learning_rate": "lr", "image_size": "size",
+                   "num_epochs": "epochs", "prompts": "templates"}
 
     def __post_init__(self):
         super().__post_init__()
+        object.__setattr__(self, "teacher", _one_or_several(self.teacher))
         _check_data(self)
         _check_training(self)
         method = get_method(self.method)
@@ -134,6 +137,8 @@ def _check_data(config):
         raise DhoError(f"zeta={config.zeta!r} is neither a number above 0 nor 'auto'")
     if config.embeddings and config.views == "live":
         raise DhoError("views='live' encodes images with a teacher, and embeddings were given in its place: leave one of them out")
+    if config.embeddings and isinstance(config.teacher, list):
+        raise DhoError(f"embeddings are those of one teacher, and {len(config.teacher)} teachers are named: leave out embeddings, or all but one teacher")
     if config.texts and not config.embeddings:
         raise DhoError("texts are class embeddings to go with embeddings of images: give those, too")
 
@@ -150,6 +155,20 @@ def _check_training(config):
     if config.conflict and not any(get_method(m).both for m in (config.method, method.first) if m):
         raise DhoError(f"conflict compares the gradients of labels and teacher, and {config.method} has not both in "
                        "one step: leave it out, or take sho or dho")
+
+# %% ../../nbs/runs/01_config.ipynb #e0dee9c7
+def _one_or_several(teacher):
+    "Return one name, or a list of several different ones"
+    names = teacher if isinstance(teacher, list) else [teacher]
+    if not names or not all(isinstance(n, str) for n in names) or len({*names}) < len(names):
+        raise DhoError(f"teacher={teacher!r} is neither a name nor a list of different names")
+    return names if len(names) > 1 else names[0]
+
+def config_teachers(
+    config:Config,  # Any
+)->list[str]:
+    "List the names of a configuration's teachers"
+    return config.teacher if isinstance(config.teacher, list) else [config.teacher]
 
 # %% ../../nbs/runs/01_config.ipynb #06abad33
 def fixed_zeta(
@@ -196,13 +215,14 @@ def config_data_warnings(
     manifest:Manifest,  # From `open_dataset`
     root:str|Path,      # Likewise
     bad=None,           # What was left out, likewise
+    odd=None,           # Images of odd sizes, likewise
 )->dict:                # Name to text; only what there is to say
     "Describe what may be wrong with the images of a run, although all of them can be read"
     if config.dataset in manifest_names() and not config.labels: return {}
     gone = () if bad is None else bad["path"]
     folder = Path(config.dataset).expanduser().is_dir()
     notes = {"passed over": describe_skipped(root) if folder else _unlisted_text(manifest, root, gone),
-             "class names": _codes_text(config, manifest), **_doubts(suspicious_images(manifest, root))}
+             "class names": _codes_text(config, manifest), "odd sizes": _odd_text(odd), **_doubts(suspicious_images(manifest, root))}
     return {name: text for name, text in notes.items() if text}
 
 # %% ../../nbs/runs/01_config.ipynb #4969d446
@@ -211,6 +231,14 @@ def _unlisted_text(manifest, root, gone):
     more = sorted({*image_paths(root)} - {*manifest.table["path"], *gone})
     return f"{len(more):,} picture{'s'*(len(more) > 1)} below {root} not in the list, e.g. {more[0]}" if more else ""
 
+def _odd_text(odd, most=10):
+    "Pictures of odd sizes, by their names"
+    if odd is None or not len(odd): return ""
+    shown = ", ".join(f"{path} ({size})" for path, size in odd[["path", "problem"]].head(most).to_numpy())
+    more = f" … and {len(odd) - most} more"*(len(odd) > most)
+    return f"{len(odd)} picture{'s'*(len(odd) > 1)} too small or too narrow to show anything: {shown}{more}. Remove them, or leave them unlabeled"
+
+# %% ../../nbs/runs/01_config.ipynb #4a2e332a
 def _doubts(found):
     "What `suspicious_images` found, in words"
     dark, pages = found["dark"], found["pages"]
@@ -224,12 +252,12 @@ def _doubts(found):
 def _codes_text(config, manifest, most=3):
     "Class names that mean nothing to a teacher, and how to give others; nothing where no teacher reads them"
     if not get_method(config.method).teacher or config.texts or _brings_text(config.embeddings): return ""
-    codes = find_class_codes(manifest.classes, manifest.templates)
+    codes = find_class_codes(manifest.prompted, manifest.templates)
     if not codes: return ""
     shown = [f"{code} is {word!r}" if word else code for code, word in codes.items()][:most]
     given = " ".join(shlex.quote(f"{code}={word or 'NAME'}") for code, word in [*codes.items()][:most])
     more = " …" if len(codes) > most else ""
-    way = f"write words into the column label of {config.labels}" if config.labels else f"give words: --classes {given}{more}"
+    way = f"give words: --classes {given}{more}"
     kind = " (WordNet ids)" if any(codes.values()) else ""
     return (f"{len(codes)} of {len(manifest.classes)} class names are codes{kind} and mean nothing to a teacher, "
             f"{', '.join(shown)}{more}: {way}")

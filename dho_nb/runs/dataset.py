@@ -18,9 +18,10 @@ from ..core.errors import DhoError, unknown_name_error
 from ..core.extensions import extension_spec
 from ..core.files import atomic_path, remove_stale_temporaries
 from ..core.settings import load_settings
+from ..data.label_files import manifest_from_labels
 from ..data.label_subsets import val_images_per_class, labeled_subset, LabelSubset
-from ..data.loaders import broken_images
-from ..data.manifests import (content_keys, manifest_root, manifest_content_hash, manifest_from_labels, Manifest, manifest_names,
+from ..data.loaders import broken_images, odd_images
+from ..data.manifests import (content_keys, manifest_root, manifest_content_hash, Manifest, manifest_names,
                                    manifest_hash, missing_images, open_manifest, own_dataset, pictures_below, manifest_rows, split_off)
 from ..losses.methods import Method
 from .config import Config
@@ -49,6 +50,11 @@ class RunData:
         "Hash of what the files hold; empty for a known dataset"
         return "" if self.keys is None else manifest_content_hash(self.manifest, self.keys)
 
+    @cached_property
+    def odd(self)->pd.DataFrame:
+        "Rows of images too small or too narrow to show anything, with a column `problem`; none of a known dataset"
+        return _odd(self)
+
 # %% ../../nbs/runs/02_dataset.ipynb #ac2dc292
 def without_dataset_images(
     data:RunData,       # Images of a run
@@ -68,9 +74,10 @@ def open_dataset(
     own, by_name = Path(config.dataset).expanduser(), config.dataset in manifest_names() and not config.labels
     known = by_name and not config.root
     if config.labels and not own.is_dir():
-        raise DhoError(f"labels={config.labels!r} needs dataset to be a folder of images; {config.dataset!r} is no folder")
+        raise DhoError(f"labels={', '.join(config.labels)!r} needs dataset to be a folder of images; {config.dataset!r} is no folder")
     manifest, own_root = _listed(config, own)
-    manifest = rename_dataset_classes(manifest, [] if config.labels else config.classes, config.templates)
+    new_names = [c for c in config.classes if "=" in c or not config.labels]  # with labels, a name alone is one of all classes
+    manifest = rename_dataset_classes(manifest, new_names, config.templates, config.rename == "prompts")
     root = (Path(config.root).expanduser() if config.root else own if own.is_dir() and not by_name
             else own_root or manifest_root(manifest))
     if known and own.is_dir() and own.resolve() != Path(root).resolve() and pictures_below(own):
@@ -84,7 +91,8 @@ def open_dataset(
 # %% ../../nbs/runs/02_dataset.ipynb #832a3cdc
 def _listed(config, own):
     "The manifest, and the folder of its images where a function of the user's own says it"
-    if config.labels: return manifest_from_labels(own, config.labels, classes=config.classes), None
+    listed = [c for c in config.classes if "=" not in c]
+    if config.labels: return manifest_from_labels(own, config.labels, classes=listed), None
     named = config.dataset in manifest_names() or own.exists()
     if not named and extension_spec("dataset", config.dataset): return own_dataset(config.dataset)
     return open_manifest(config.dataset), None
@@ -116,6 +124,17 @@ def _whole(manifest, root, bad, skip):
     if len(broken) and not skip: raise DhoError(list_dataset_problems(broken, root))
     kept = ~manifest.table["id"].isin(known.index).to_numpy()
     return _drop_images(manifest, broken), keys[kept], pd.concat([bad, broken])
+
+# %% ../../nbs/runs/02_dataset.ipynb #5be5e821
+def _odd(data):
+    "Images of odd sizes"
+    if data.keys is None: return data.manifest.table.iloc[:0].assign(problem="")
+    memory = load_settings().cache/"checked"/f"{data.files}-odd.csv"
+    if not memory.exists():
+        found = odd_images(data.manifest, data.root, os.cpu_count() or 4)[["id", "problem"]]
+        with suppress(OSError), atomic_path(memory) as temporary: found.to_csv(temporary, index=False)  # not remembered, then
+    else: found = pd.read_csv(memory, dtype=str, keep_default_na=False)
+    return data.manifest.table.merge(found, on="id")
 
 # %% ../../nbs/runs/02_dataset.ipynb #8f7005a8
 def visible_dataset_labels(
@@ -161,6 +180,7 @@ def rename_dataset_classes(
     manifest:Manifest,  # The dataset
     classes=(),         # Class names to change, as old=new
     templates=(),       # Prompts; its own if empty
+    keep:bool=False,    # Change what prompts call the classes, and keep the classes' names
 )->Manifest:
     "Return the manifest with other class names and other prompts. Raises `DhoError` for a class that it does not have"
     pairs = [unicodedata.normalize("NFC", c).split("=", 1) for c in classes if "=" in c]
@@ -172,8 +192,9 @@ def rename_dataset_classes(
                        f"not {classes}")
     for old in new:
         if old not in manifest.classes: raise unknown_name_error("class", old, manifest.classes)
-    return replace(manifest, classes=tuple(new.get(c, c) for c in manifest.classes),
-                   templates=tuple(templates or manifest.templates))
+    names = tuple(new.get(c, old) for c, old in zip(manifest.classes, manifest.prompted if keep else manifest.classes))
+    changed = dict(prompt_names=names if new else manifest.prompt_names) if keep else dict(classes=names)
+    return replace(manifest, **changed, templates=tuple(templates or manifest.templates))
 
 # %% ../../nbs/runs/02_dataset.ipynb #50c2d339
 def _drop_images(

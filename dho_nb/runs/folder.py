@@ -40,7 +40,8 @@ def _absolute(config):
     "Parameters to be written down, with absolute paths"
     own = lambda v: v and v not in manifest_names() and Path(v).expanduser().exists()
     at = lambda v: str(Path(v).expanduser().absolute()) if own(v) else v
-    return {k: at(v) if k in ("dataset", "root", "labels", "embeddings", "texts") else v
+    each = lambda v: [*map(at, v)] if isinstance(v, list) else at(v)
+    return {k: each(v) if k in ("dataset", "root", "labels", "embeddings", "texts") else v
             for k, v in asdict(config).items()}
 
 # %% ../../nbs/runs/06_folder.ipynb #66d6f62d

@@ -14,7 +14,7 @@ from ..core.errors import DhoError
 from ..core.files import json_hash, files_hash
 from ..data.manifests import manifest_content_hash, Manifest, manifest_hash
 from ..losses.methods import get_method, METHODS
-from .config import Config, config_own_sources
+from .config import Config, config_own_sources, config_teachers
 from ..teachers.clip import clip_resize_suffix, clip_teacher_identity
 from ..teachers.embedding_store import Store
 from ..teachers.import_embeddings import imported_embeddings_identity, read_imported_embeddings
@@ -32,7 +32,7 @@ def identity_labels_hash(
 # %% ../../nbs/runs/03_identity.ipynb #c6a21d6f
 IGNORED = ("dataset", "root", "labels", "skip_broken", "predict", "embeddings", "texts", "report_to")  # where things lie, what is reported: no number depends on them
 HASHED_AS = {f"{name}labeled": f"{name}labelled" for name in ("batch_", "batch_un", "include_", "un")}  # parameters that earlier identities have under another name
-ADDED_LATER = {"pool_head": "auto", "head_lr": 1.0, "compile": False}  # parameters that came after the first runs, and what those runs had without knowing
+ADDED_LATER = {"pool_head": "auto", "head_lr": 1.0, "compile": False, "rename": "all"}  # parameters that came after the first runs, and what those runs had without knowing
 
 def identity_with_defaults(
     parameters:dict,  # Of a configuration, as they are or were written down
@@ -73,14 +73,16 @@ def run_identity(
         what["student_weights"] = identity_weights_hash(config.student_weights)
     if sources := config_own_sources(asdict(config)): what["sources"] = sources
     if files_given := _files_in(config.student_args): what["student_files"] = files_given
-    return json_hash(dict(what, manifest=hashed or manifest_hash(manifest), files=files, prompts=list(manifest.templates),
+    return json_hash(dict(what, manifest=hashed or manifest_hash(manifest), files=files, prompts=[*manifest.templates, *manifest.prompt_names],
                        version=dho_nb.__version__))
 
 # %% ../../nbs/runs/03_identity.ipynb #1ec650c5
 def _teacher_of(config):
-    "Whose embeddings: a teacher's, or a file's content"
+    "Whose embeddings: a teacher's, those of several, or a file's content"
     given = Path(config.embeddings).expanduser()
-    if not config.embeddings: return clip_teacher_identity(config.teacher)
+    if not config.embeddings:
+        teachers = [clip_teacher_identity(name) for name in config_teachers(config)]
+        return teachers if len(teachers) > 1 else teachers[0]
     if given.is_dir() and config.texts:
         raise DhoError(f"{given} is a store, which keeps its own class embeddings: leave texts out, or "
                        "import them anew")

@@ -150,7 +150,7 @@ def resolve(
     method = get_method(config.method)
     plan = run_teacher_plan(config)
     embeddings = config.embeddings if plan.source != "none" else ""
-    key = ("data", config.dataset, config.root, config.labels, config.skip_broken, config.test, embeddings, *config.classes, "",
+    key = ("data", config.dataset, config.root, *config.labels, "", config.rename, config.skip_broken, config.test, embeddings, *config.classes, "",
            *config.templates)
     data = _once(cache, key, lambda: _open(config, plan))
     inputs = _inputs(config, method, plan, data, cache)

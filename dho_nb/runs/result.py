@@ -184,7 +184,8 @@ def write_run_result(
     write_run_outputs(folder, result.outputs, result.alpha, result.beta)
     _write_csv(training.history(), folder/"history.csv")
     if len(result.test): _write_csv(result.by_class(), folder/"per_class.csv")
-    if len(data.skipped): _write_csv(data.skipped[["path", "problem"]], folder/"skipped.csv")
+    for name, rows in (("skipped", data.skipped), ("odd", data.odd)):
+        if len(rows): _write_csv(rows[["path", "problem"]], folder/f"{name}.csv")
     _write_figures(folder, figures)
     if training.trainer.conflict is not None: _write_csv(_conflict_table(training.trainer), folder/"conflict.csv")
     write_json(folder/"result.json", facts)

@@ -7,12 +7,12 @@ __all__ = ['Run', 'distill', 'launch_run_processes']
 
 # %% ../../nbs/runs/10_run.ipynb #4440f6f8
 import dataclasses, signal, subprocess, sys, tempfile
-from dataclasses import asdict
-from html import escape
-from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from dataclasses import asdict
+from html import escape
+from pathlib import Path
 from fastcore.basics import patch
 from ..core.distributed import set_parent_death_signal
 from ..core.environment import child_env
@@ -23,12 +23,14 @@ from ..evaluation.outputs import HeadOutputs
 from .config import Config, config_data_warnings, config_teachers
 from .folder import find_run_folder, RunFolder, TooEarly
 from .inputs import check_input_machine, current_machine, resolve
-from .result import draw_run_figures, read_run_outputs, run_result_facts, RunResult, write_run_outputs, write_run_result
+from .result import (draw_run_figures, read_run_outputs, run_result_facts, RunResult, write_run_outputs,
+                                write_run_result)
 from .staged_trainer import StagedTrainer, trained_stage_student
+from .teacher_check import score_teacher, TeacherCheck
 from .teacher_provider import new_teacher_provider, TeacherProvider
 from ..students.dual_head import dual_head_overhead, Student
 from ..teachers.clip import is_clip_teacher
-from ..training.trainer import plot_training_history, stop_requests, TrainingStopped, Trainer
+from ..training.trainer import plot_training_history, stop_requests, Trainer, TrainingStopped
 
 # %% ../../nbs/runs/10_run.ipynb #d9bb6007
 class Run:
@@ -98,6 +100,12 @@ def open_training(self:Run)->StagedTrainer:
         self.training = StagedTrainer(self.files, self.machine, self.open_teacher(), trained)
     return self.training
 
+# %% ../../nbs/runs/10_run.ipynb #912845dd
+@patch
+def check_teacher(self:Run)->TeacherCheck|None:
+    "Score the teacher zero-shot on the labeled images; None for a method without a teacher"
+    return score_teacher(self.open_teacher(), self.inputs.labels.rows)
+
 # %% ../../nbs/runs/10_run.ipynb #e2b1a7c4
 @patch
 def build_trainer(self:Run)->Trainer:
@@ -132,7 +140,7 @@ def overview(self:Run)->pd.Series:
         "student parameters": int(size["total"]), "second head adds": f"{size['overhead_percent']} %",
         "steps": sum(stage.recipe.epochs for stage in i.stages)*i.sizes.epoch_steps,
         "device": str(self.machine.device) + (f", {env.world} processes" if env.world > 1 else ""),
-        **(config_data_warnings(c, self.manifest, self.root, i.data.skipped) if env.is_main else {})}, name=self.name)
+        **(config_data_warnings(c, self.manifest, self.root, i.data.skipped, i.data.odd) if env.is_main else {})}, name=self.name)
 
 def _teacher_text(inputs):
     "The teacher and the source of its embeddings, in words"

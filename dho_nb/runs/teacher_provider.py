@@ -55,6 +55,7 @@ def run_teacher_plan(
     return TeacherPlan(source, cycle, ViewSpec(0 if cycle else config.seed, (config.crop, 1.0), flip=config.flip))
 
 
+
 # %% ../../nbs/runs/04_teacher_provider.ipynb #37e3b866
 class TeacherProvider:
     "The teacher of a run: its embeddings, its head, and the function that a trainer calls"
@@ -172,7 +173,7 @@ def teacher_class_embeddings_fit(
 )->str:             # A line for people
     "Compute the accuracy of the class embeddings on labeled training images; a swapped column shows"
     known = manifest_rows(lookup.manifest, "train", labeled=True)
-    known, names = known[lookup.has(known, CENTER_VIEW)], (lookup.manifest.classes, lookup.manifest.templates)
+    known, names = known[lookup.has(known, CENTER_VIEW)], (lookup.manifest.prompted, lookup.manifest.templates)
     if not lookup.store.class_embeddings(): return "none: training asks the teacher's text encoder for them"
     if not len(known): return "no labeled training image to try them on"
     logits = lookup(known, np.full(len(known), CENTER_VIEW)).float() @ lookup.store.head(*names, None).T
@@ -199,7 +200,7 @@ def class_embeddings(self:TeacherProvider)->torch.Tensor:
 def _prompts(self:TeacherProvider):
     "Classes, prompts, how to load the text encoder, and its identity where it is not the store's teacher"
     texts = clip_teacher_identity(self.config.teacher) if self.plan.source == "own" else ""
-    return self.manifest.classes, self.manifest.templates, self.load, texts
+    return self.manifest.prompted, self.manifest.templates, self.load, texts
 
 # %% ../../nbs/runs/04_teacher_provider.ipynb #98f5353b
 @patch

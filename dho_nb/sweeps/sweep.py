@@ -317,7 +317,7 @@ def sweep_stores(
     found = {}
     for config in (replace(t.config, teacher=name) for t in tasks for name in config_teachers(t.config)):
         if config.embeddings or run_teacher_plan(config).source != "store": continue
-        key = json_hash([getattr(config, k) for k in ("dataset", "root", "labels", "classes", "templates", "test",
+        key = json_hash([getattr(config, k) for k in ("dataset", "root", "labels", "classes", "rename", "templates", "test",
                                                    "teacher", "crop", "flip", "precision")])
         most = max(min(config.views, config.epochs), found[key].views if key in found else 0)
         found[key] = replace(config, views=most, epochs=most, method="kd", conflict=False)
