@@ -39,8 +39,8 @@ wheels:               ## packages for make gpu on a machine without internet (Py
 readme: $(STAMP)      ## README.md, CONTRIBUTING.md and llms.txt from the notebooks
 	$(BIN)/python tests/readme.py
 
-lab: $(STAMP)         ## JupyterLab on the tutorials
-	$(BIN)/jupyter lab nbs/tutorials
+lab: $(STAMP)         ## JupyterLab, on a page with links to all notebooks
+	$(BIN)/jupyter lab nbs/index.ipynb
 
 clean:                ## what a build leaves; runs and environments stay
 	rm -rf build dist *.egg-info _proc _docs _site

@@ -180,8 +180,9 @@ def shown(cell, path):
     "A code cell with its directives as what MyST-NB understands, its outputs without what needs a kernel"
     given = dict(DIRECTIVE.findall(source(cell)))
     kept = code(DIRECTIVE.sub("", source(cell)).strip("\n"))
-    alt, caption = (given.get(k, "").strip("\"' ") for k in ("fig-alt", "fig-cap"))
-    kept["metadata"] = {"tags": [t for (k, v), t in TAGS.items() if given.get(k) == v],
+    figure = cell["metadata"].get("figure", {})
+    alt, caption = figure.get("alt"), figure.get("caption")
+    kept["metadata"] = {"tags": [*cell["metadata"].get("tags", []), *(t for (k, v), t in TAGS.items() if given.get(k) == v)],
                         "mystnb": {**({"image": {"alt": alt}} if alt else {}),
                                    **({"figure": {"caption": caption}} if caption else {})}}
     kept["outputs"] = [o for o in map(lambda o: output(o, path), cell.get("outputs", [])) if o]

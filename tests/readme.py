@@ -20,7 +20,7 @@ PAGES = {"README.md": "index", "CONTRIBUTING.md": "contributing"}
 def page(name) -> str:
     "The text of a page that is made from a notebook"
     notebook = nbformat.read(NBS/f"{name}.ipynb", 4)
-    notebook.cells = [c for c in notebook.cells if not c.source.startswith("#| hide")]
+    notebook.cells = [c for c in notebook.cells if "remove-cell" not in c.metadata.get("tags", [])]
     if name != "index": notebook.cells = [c for c in notebook.cells if c.cell_type == "markdown"]
     for cell in (c for c in notebook.cells if c.cell_type == "code"): cell.outputs = []
     notebook.metadata["language_info"] = {"name": "python"}

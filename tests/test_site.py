@@ -153,8 +153,8 @@ build.subprocess.run = lambda *given, **more: types.SimpleNamespace(returncode=0
 
 
 def test_captions_are_shown(site):
-    given = [(p, caption) for p in (ROOT/"nbs").rglob("*.ipynb")
-             for caption in re.findall(r'^\s*"#\| fig-cap: (.*?)\\n', p.read_text(), re.M)]
+    given = [(p, caption) for p in (ROOT/"nbs").rglob("*.ipynb") for cell in json.loads(p.read_text())["cells"]
+             if (caption := cell["metadata"].get("figure", {}).get("caption"))]
     shown = "".join(re.sub(r"\s+", " ", "".join(Page(p.read_text()).text)) for p in site.rglob("*.html"))
     assert given and [(p.name, c) for p, c in given if c not in shown] == []
 
