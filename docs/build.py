@@ -231,6 +231,10 @@ def page(path):
             "language_info": {"name": "python", "pygments_lexer": "ipython3"}}, "nbformat": 4, "nbformat_minor": 5}
 
 
+def text_page(path):
+    "A page of text: its line under the title is set as in the notebooks"
+    return links(re.sub(r"^> (.*)$", r"*\1*", (NBS/path).read_text(encoding="utf-8"), count=1, flags=re.M), path)
+
 def write(name, text):
     to = PAGES/name
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -243,7 +247,7 @@ def toctree(pages, caption="", hidden=True):
 def sources():
     "Everything that Sphinx reads"
     for path, name in plan().items():
-        if path.endswith(".md"): write(f"{name}.md", links((NBS/path).read_text(encoding="utf-8"), path)); continue
+        if path.endswith(".md"): write(f"{name}.md", text_page(path)); continue
         book = page(path)
         if name == "index":
             book["cells"].append({**markdown(toctree([f"{s}/index" for s in _sections()]) + "\n"

@@ -11,6 +11,7 @@ extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx_copybutton"]
 exclude_patterns = ["files"]
 
 nb_execution_mode = "off"
+nb_render_markdown_format = "gfm"
 nb_merge_streams = True
 nb_ipywidgets_js = {}
 nb_code_prompt_show, nb_code_prompt_hide = "Source", "Source"

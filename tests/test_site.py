@@ -61,6 +61,20 @@ def test_every_verb_has_a_page_with_its_options_and_examples(site):
     assert listed.index("check") < listed.index("suggest") < listed.index("distill") < listed.index("predict") < listed.index("sweep")
 
 
+def test_messages_in_the_troubleshooting_table_are_the_librarys():
+    table = (ROOT/"nbs"/"howto"/"faq.md").read_text().split("## Troubleshooting")[1].split("##")[0]
+    quoted = re.findall(r"^\| `([^`]+)`", table, re.M)
+    code = "".join(p.read_text() for p in (ROOT/"dho_nb").rglob("*.py"))
+    assert len(quoted) >= 4 and [q for q in quoted if q not in code] == []
+
+
+def test_the_finder_is_a_table_with_a_command_in_every_row(site):
+    page = (site/"paper"/"finder.html").read_text()
+    rows = re.findall(r"<tr[^>]*>.*?</tr>", page, re.S)
+    assert sum("dho run paper/" in re.sub("<[^>]+>", "", row) for row in rows) > 60
+    assert "dho run paper/table13/fewshot-resnet18/dho --dataset flowers102 --shots 4" in re.sub(r"\s+", " ", re.sub("<[^>]+>", "", page))
+
+
 def test_nothing_is_wrong_on_any_page(site):
     assert problems(site) == []
 
