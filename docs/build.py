@@ -225,6 +225,7 @@ def page(path):
             cells += [markdown(links(module.markdown(shows[1], min(level + 1, 4)), path)),
                       code(module.code(shows[1]), tags=["hide-input"])]
         elif text.strip() or cell.get("outputs"): cells.append(shown(cell, path))
+    cells.append(markdown(f"---\n\n{{download}}`Download this page as a notebook <{up(path)}{copied(path, path)}>`"))
     for i, cell in enumerate(cells): cell["id"] = f"c{i}"
     return {"cells": cells,
             "metadata": {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"},

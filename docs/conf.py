@@ -1,11 +1,13 @@
 "What Sphinx is told; build.py copies this beside the pages"
 from pathlib import Path
 import importlib.util
+import re
 
 here = Path(__file__).resolve().parent
 static = here.parent/"docs"/"static"
 mathjax = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent/"static"
 
+version = re.search(r'__version__ = "([^"]+)"', (here.parent/"dho_nb"/"__init__.py").read_text(encoding="utf-8"))[1]
 project, author, copyright = "dho_nb", "The dho_nb developers", "2026, the dho_nb developers"
 extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx_copybutton"]
 exclude_patterns = ["files"]
@@ -20,7 +22,7 @@ myst_heading_anchors = 4
 myst_links_external_new_tab = False
 
 html_theme = "furo"  # search, light and dark, previous and next, phones; all its files are local
-html_title = "dho_nb"
+html_title = f"dho_nb {version}"
 html_static_path = [str(static), str(mathjax)]
 html_css_files = ["site.css"]
 html_search_scorer = str(static/"scorer.js")

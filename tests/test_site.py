@@ -75,6 +75,14 @@ def test_the_finder_is_a_table_with_a_command_in_every_row(site):
     assert "dho run paper/table13/fewshot-resnet18/dho --dataset flowers102 --shots 4" in re.sub(r"\s+", " ", re.sub("<[^>]+>", "", page))
 
 
+def test_a_page_names_the_version_and_offers_its_notebook(site):
+    import dho_nb
+    for page in (site/"howto"/"own_images.html", site/"reference"/"runs"/"run.html", site/"index.html"):
+        text = page.read_text()
+        link = re.search(r'class="reference download internal"[^>]* href="([^"]+[.]ipynb)"', text)[1]
+        assert f"dho_nb {dho_nb.__version__}" in text and json.loads((page.parent/link).read_text())["cells"]
+
+
 def test_nothing_is_wrong_on_any_page(site):
     assert problems(site) == []
 
