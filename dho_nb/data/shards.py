@@ -123,6 +123,7 @@ def _folder_shards(fs, base, images):
     parts = [images[k:k + PER_SHARD] for k in range(0, len(images), PER_SHARD)]
     return [Shard(f"{k:06d}", "files", fs.unstrip_protocol(base), members=tuple(part)) for k, part in enumerate(parts)]
 
+# %% ../../nbs/data/07_shards.ipynb #59399820
 def _zip_shards(shard):
     "Return the shards of a zip file"
     with _opened(shard.url) as f, zipfile.ZipFile(f) as archive: names = sorted(n for n in archive.namelist() if is_image_name(n))
@@ -248,6 +249,7 @@ def _read_arrow(shard):
         batches = map(reader.get_batch, range(reader.num_record_batches)) if magic == b"ARROW1" else reader
         yield from _table_images((part for b in batches for part in _sliced(b)), table_columns(reader.schema, shard.url), shard)
 
+# %% ../../nbs/data/07_shards.ipynb #1e188fbe
 def _sliced(batch, rows=64):
     "Yield a batch in parts of a few rows"
     for k in range(0, batch.num_rows, rows): yield batch.slice(k, rows)
