@@ -208,7 +208,7 @@ class DataIngest:
     name:str=""              # Name of the dataset; the folder's by default
     labels:File=""           # CSV of path,label[,split] in place of the source's labels; path is an id, with or without its suffix
     class_names:Annotated[list, "NAME"]=()  # Class names in the order of numbered labels
-    prefixes:bool=False      # Put each shard's name before its ids, where several shards have the same ids
+    prefixes:bool=False      # Put each shard's name before its ids, in a table without ids also the row, where ids repeat
     skip_broken:bool=False   # Leave out images that cannot be decoded
 
 # %% ../../nbs/cli/02_look.ipynb #42bfcaa0

@@ -95,7 +95,7 @@ def _list_files(source):
 # %% ../../nbs/data/07_shards.ipynb #131914cc
 def list_shards(
     source:str,            # Path, URL or pattern of shards, or a folder of images
-    prefixes:bool=False,   # Put each shard's name before its ids, where ids of several shards are the same
+    prefixes:bool=False,   # Put each shard's name before its ids, in a table without ids also the row, where ids repeat
 )->list[Shard]:
     "Return the shards of a source. Raises `DhoError` where it is not there, holds nothing to read, or files of several kinds."
     fs, base, paths = _list_files(source)
@@ -218,7 +218,7 @@ def _table_images(batches, columns, shard):
             data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
             if not isinstance(data, bytes):
                 raise DhoError(f"{shard.url}, row {number}: column {columns.image} holds no bytes of an image (its path is {path!r}): ingest the folder of the files")
-            own = record[columns.id] if columns.id else path
+            own = record[columns.id] if columns.id else f"{number:08d}-{path}" if path and shard.prefix else path
             yield RawImage(shard.prefix + str(own if own is not None else f"{shard.name}/{number:08d}"), data,
                            _class_text(record.get(columns.label), columns.classes),
                            SPLIT_FOLDERS.get(str(record.get(columns.split) or "").lower(), shard.split))
