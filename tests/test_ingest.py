@@ -60,6 +60,10 @@ def as_tar(root, to, count=3, facts=()):
                 for suffix, data in dict(facts).items(): add(archive, name.rpartition(".")[0] + suffix, data(name).encode())
     return to
 
+def write_parquet(table, file):
+    from pyarrow.parquet import write_table
+    write_table(table, file, row_group_size=7)
+
 def huggingface(classes):
     features = dict(image=dict(_type="Image"), label=dict(_type="ClassLabel", names=classes))
     return {b"huggingface": json.dumps(dict(info=dict(features=features))).encode()}
@@ -72,12 +76,11 @@ def as_table(root, names, classes):
 
 def as_parquet(root, to, classes=("one", "two", "zero")):
     "Parquet files in the layout of a dataset's repository: data/train-00000-of-00002.parquet"
-    from pyarrow.parquet import write_table
     (to/"data").mkdir(parents=True)
     (to/"README.md").write_text("a card")
     for split, parts in (("train", 2), ("test", 1)):
         names = [n for n in files(root) if n.startswith(split)]
-        for k in range(parts): write_table(as_table(root, names[k::parts], [*classes]), to/"data"/f"{split}-{k:05d}-of-{parts:05d}.parquet", row_group_size=7)
+        for k in range(parts): write_parquet(as_table(root, names[k::parts], [*classes]), to/"data"/f"{split}-{k:05d}-of-{parts:05d}.parquet")
     return to
 
 def as_arrow(root, to, classes=("one", "two", "zero")):
@@ -172,6 +175,16 @@ def test_ids_of_several_images_are_refused_or_told_apart(photos, tmp_path):
     fails(lambda: ingest(str(tmp_path/"tar"), tmp_path/"pool", side=8, mode="none"), "90 id(s) of several images", "--prefixes")
     made = ingest(str(tmp_path/"tar"), tmp_path/"other", side=8, prefixes=True, mode="none")
     assert len(made) == 180 and made.table["id"].str.match(r"[01]/pool-000.tar/").all()
+
+
+def test_rows_of_a_table_whose_paths_repeat_are_told_apart(photos, tmp_path):
+    names = files(photos)[:4]
+    table = as_table(photos, names, ["one", "two", "zero"])
+    same = pa.array([dict(bytes=(photos/n).read_bytes(), path="0.png") for n in names], table.schema.field("image").type)
+    write_parquet(table.set_column(0, table.schema.field("image"), same), tmp_path/"train.parquet")
+    fails(lambda: ingest(str(tmp_path/"train.parquet"), tmp_path/"pool", side=8, mode="none"), "1 id(s) of several images", "--prefixes")
+    made = ingest(str(tmp_path/"train.parquet"), tmp_path/"other", side=8, prefixes=True, mode="none")
+    assert made.table["id"].tolist() == [f"train.parquet/{k:08d}-0.png" for k in range(4)] and made.classes == ("one", "two", "zero")
 
 
 def test_names_that_leave_the_folder_are_refused(photos, tmp_path):

@@ -168,7 +168,7 @@ def resized_pixels(
     picture:Image.Image,  # From `read_image`
     side:int,             # Pixels
 )->tuple:                 # uint8 [3, side, side]; width and height of the original
-    "Resize a picture to a square, whatever its proportions; its original size tells them"
+    "Return a picture as a square, whatever its proportions; its original size tells them"
     small = picture.resize((side, side), Image.Resampling.BICUBIC)
     return np.asarray(small).transpose(2, 0, 1), picture.info["whole"]
 

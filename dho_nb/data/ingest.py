@@ -66,6 +66,7 @@ def _sound_images(shard):
     try: yield from read_shard(shard)
     except BROKEN as e: raise _ReadError(short_error_reason(e)) from e
 
+# %% ../../nbs/data/08_ingest.ipynb #33b0301d
 def _try_part(shard, folder, side):
     "Decode a shard, after a broken connection once more. Raises `DhoError` where it stays unreadable."
     for attempt in range(TRIES):
@@ -116,6 +117,7 @@ def _follow(folder, plan, workers):
             if len(left) < len(before): since = time.monotonic()
             if time.monotonic() - since > patience: raise _stalled(folder, len(left), patience)
 
+# %% ../../nbs/data/08_ingest.ipynb #48ddb051
 def _raise_errors(finished, running, folder):
     "Return the processes that still run; raise what another one raised, unless all is done"
     for future in finished:
@@ -254,6 +256,7 @@ def ingest(
     _tidy(folder)
     return open_manifest(str(folder))
 
+# %% ../../nbs/data/08_ingest.ipynb #2277010d
 def _naming(labels, classes): return dict(labels=files_hash(labels) if labels else "", classes=list(classes))
 
 def _tidy(folder):

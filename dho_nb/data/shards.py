@@ -95,7 +95,7 @@ def _list_files(source):
 # %% ../../nbs/data/07_shards.ipynb #131914cc
 def list_shards(
     source:str,            # Path, URL or pattern of shards, or a folder of images
-    prefixes:bool=False,   # Put each shard's name before its ids, where ids of several shards are the same
+    prefixes:bool=False,   # Put each shard's name before its ids, in a table without ids also the row, where ids repeat
 )->list[Shard]:
     "Return the shards of a source. Raises `DhoError` where it is not there, holds nothing to read, or files of several kinds."
     fs, base, paths = _list_files(source)
@@ -123,6 +123,7 @@ def _folder_shards(fs, base, images):
     parts = [images[k:k + PER_SHARD] for k in range(0, len(images), PER_SHARD)]
     return [Shard(f"{k:06d}", "files", fs.unstrip_protocol(base), members=tuple(part)) for k, part in enumerate(parts)]
 
+# %% ../../nbs/data/07_shards.ipynb #59399820
 def _zip_shards(shard):
     "Return the shards of a zip file"
     with _opened(shard.url) as f, zipfile.ZipFile(f) as archive: names = sorted(n for n in archive.namelist() if is_image_name(n))
@@ -217,7 +218,7 @@ def _table_images(batches, columns, shard):
             data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
             if not isinstance(data, bytes):
                 raise DhoError(f"{shard.url}, row {number}: column {columns.image} holds no bytes of an image (its path is {path!r}): ingest the folder of the files")
-            own = record[columns.id] if columns.id else path
+            own = record[columns.id] if columns.id else f"{number:08d}-{path}" if path and shard.prefix else path
             yield RawImage(shard.prefix + str(own if own is not None else f"{shard.name}/{number:08d}"), data,
                            _class_text(record.get(columns.label), columns.classes),
                            SPLIT_FOLDERS.get(str(record.get(columns.split) or "").lower(), shard.split))
@@ -248,6 +249,7 @@ def _read_arrow(shard):
         batches = map(reader.get_batch, range(reader.num_record_batches)) if magic == b"ARROW1" else reader
         yield from _table_images((part for b in batches for part in _sliced(b)), table_columns(reader.schema, shard.url), shard)
 
+# %% ../../nbs/data/07_shards.ipynb #1e188fbe
 def _sliced(batch, rows=64):
     "Yield a batch in parts of a few rows"
     for k in range(0, batch.num_rows, rows): yield batch.slice(k, rows)
