@@ -49,7 +49,9 @@ def _print_teacher(run, form="  {:20} {}"):
     from dho_nb.runs.teacher_check import teacher_check_lines
     lookup = run.open_teacher().lookup
     if run.inputs.teacher.source == "own" and not lookup.store.class_embeddings(): return  # the line above says so
-    if check := run.check_teacher(): print_output(*(form.format(*line) for line in teacher_check_lines(check).items()), sep="\n", flush=True)
+    try: check = run.check_teacher()
+    except DhoError as e: return print_output(form.format("zero-shot", f"not known: {e}"), flush=True)  # a store without its teacher's weights
+    if check: print_output(*(form.format(*line) for line in teacher_check_lines(check).items()), sep="\n", flush=True)
 
 # %% ../../nbs/cli/04_train.ipynb #75b00b0e
 @dataclass(kw_only=True)
