@@ -31,6 +31,7 @@ _PLACES = {
     "Config": "runs.config",
     "preset": "runs.config",
     "cross_fit": "runs.cross_fit",
+    "Labeler": "runs.labeler",
     "Run": "runs.run",
     "distill": "runs.run",
     "Sweep": "sweeps.sweep",

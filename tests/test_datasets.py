@@ -386,7 +386,7 @@ def test_the_real_eurosat(capsys, tmp_path):
     assert said("data", "get", "eurosat")[0] == 0
     asked = "--dataset eurosat --shots 4 --labels-by coop --seed 1 --teacher digits --student tiny --student-weights="
     code, out = said("check", *asked.split())
-    assert code == 0 and "labels for training (4-shot coop): 40" in out
+    assert code == 0 and "labels for training: 40 (4-shot coop)" in out
     file = tmp_path/"data"/"eurosat"/"2750"/"River"/"River_7.jpg"
     file.write_bytes(file.read_bytes()[:-40] + b"\0"*40)
     code, out = said("data", "check", "eurosat")

@@ -271,7 +271,8 @@ def _quantization_cost(
     before_labels, after_labels, labels = (np.concatenate(part) for part in zip(*predictions))
     has_label = labels >= 0
     right = lambda guess: float((guess == labels)[has_label].mean()) if has_label.any() else None
-    return dict(scored=int(len(labels)), accuracy=right(after_labels), accuracy_before=right(before_labels),
+    some = {} if has_label.all() or not has_label.any() else dict(labeled=int(has_label.sum()))
+    return dict(scored=int(len(labels)), **some, accuracy=right(after_labels), accuracy_before=right(before_labels),
                 same=float((before_labels == after_labels).mean()))
 
 # %% ../../nbs/deploy/04_export.ipynb #32bdbfcf
