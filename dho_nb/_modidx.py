@@ -2210,6 +2210,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'dho_nb/teachers/clip.py'),
                                       'dho_nb.teachers.clip._error_chain': ('teachers/clip.html#_error_chain', 'dho_nb/teachers/clip.py'),
                                       'dho_nb.teachers.clip._file_of': ('teachers/clip.html#_file_of', 'dho_nb/teachers/clip.py'),
+                                      'dho_nb.teachers.clip._folder_lacks': ('teachers/clip.html#_folder_lacks', 'dho_nb/teachers/clip.py'),
                                       'dho_nb.teachers.clip._folder_text_config': ( 'teachers/clip.html#_folder_text_config',
                                                                                     'dho_nb/teachers/clip.py'),
                                       'dho_nb.teachers.clip._grey_or_color': ( 'teachers/clip.html#_grey_or_color',

@@ -48,7 +48,7 @@ ROOMS = {  # folders of nbs/ whose notebooks make modules, from the ground up
 }
 ORDER = {"paper": ["setups", "eurosat", "beyond", "eurosat_data", "eurosat_teacher", "cifar10_data", "cost"],
          "howto": ["own_images", "own_teacher", "sweep", "paper_table", "watch", "after_a_crash"],
-         "explain": ["two_heads", "conflict", "alpha_beta", "store", "limits"]}
+         "explain": ["two_heads", "conflict", "alpha_beta", "store", "teachers", "limits"]}
 
 
 def number(stem): return [int(n) if n.isdigit() else n for n in re.split(r"(\d+)", stem)]
