@@ -307,7 +307,7 @@ def _text_files(texts, folder=None):
     "Return addresses and names of the files that a text tower needs beside the weights; those that a folder lacks"
     tokenizer, encoder = texts.get("hf_tokenizer_name"), texts.get("hf_model_name")
     has = lambda *patterns: folder is not None and any(any(folder.glob(p)) for p in patterns)
-    lacks = [(tokenizer, "tokenizer.json and tokenizer_config.json")] if tokenizer and not has("tokenizer*.json", "vocab*", "*.model") else []
+    lacks = [(tokenizer, "tokenizer.json and tokenizer_config.json")] if tokenizer and not has("tokenizer.json", "vocab*", "*.model") else []
     lacks += [(encoder, "config.json")] if encoder and not has("config.json") else []
     return [(f"https://huggingface.co/{repository}", files) for repository, files in lacks]
 
