@@ -51,7 +51,7 @@ FAMILIES = (
     Family("Perception Encoder (PE-Core)", r"PE-Core-.*", "PE-Core-T-16-384"))
 
 UNSUPPORTED = {
-    "NaFlex (SigLIP 2 at a picture's own aspect)": "one grid per picture: views here are squares of one size. Its fixed-size versions work",
+    "SigLIP 2 NaFlex": "keeps a picture's own aspect, and views here are squares of one size; the versions of one size work",
     "CLAP": "encodes sounds, not images"}
 
 
@@ -161,22 +161,24 @@ def check(family, place):
     return {name: found[name] for name in CHECKS}
 
 
+def row(family, found):
+    "A line of the table: a family and what of `CHECKS` holds"
+    modes = sorted({published_preprocess(m, t).get("resize_mode", "shortest") for m, t in pairs(family)})
+    towers = [*["timm's image tower as published"]*("timm_model_name" in open_clip.get_model_config(family.tested)["vision_cfg"]),
+              "two layers of open_clip's towers" if not family.encoder else "two layers of open_clip's and transformers' towers"]
+    files = [*["tokenizer.json, tokenizer_config.json"]*bool(family.tokens), *["config.json"]*bool(family.encoder)]
+    return dict(family=family.name, pairs=len(pairs(family)), tested=family.tested, built="; ".join(towers), resize=" or ".join(modes), **found,
+                files=", ".join(files), why_not="")
+
+
 def record():
     "Check every family and write the table"
     rows = []
     for family in FAMILIES:
-        with tempfile.TemporaryDirectory() as place: found = check(family, Path(place))
-        modes = sorted({published_preprocess(m, t).get("resize_mode", "shortest") for m, t in pairs(family)})
-        names = list(dict.fromkeys(m for m, _ in pairs(family)))
-        rows.append(dict(family=family.name, pairs=len(pairs(family)), models=len(names), tested=family.tested, resize=" or ".join(modes), **found,
-                         files=files_of(family)))
+        with tempfile.TemporaryDirectory() as place: rows.append(row(family, check(family, Path(place))))
         print(rows[-1], file=sys.stderr, flush=True)
+    rows += [dict(family=name, pairs=0, **dict.fromkeys(CHECKS, False), why_not=why) for name, why in UNSUPPORTED.items()]
     pd.DataFrame(rows).to_csv(RECORD, index=False, lineterminator="\n")
-
-
-def files_of(family):
-    "What the folder holds beside configuration and weights"
-    return ", ".join([*["tokenizer.json, tokenizer_config.json"]*bool(family.tokens), *["config.json"]*bool(family.encoder)])
 
 
 if __name__ == "__main__": record()

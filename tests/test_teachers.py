@@ -462,3 +462,45 @@ def test_zeta_auto_is_the_one_that_the_teacher_was_trained_with(tmp_path, monkey
     assert preset("paper/fewshot-resnet18").zeta == .01
     for wrong in (0, -1, "many", True, float("nan")):
         with pytest.raises(DhoError, match="zeta"): preset("digits", zeta=wrong)
+
+
+def digits_folder(place, zeta):
+    "The digits' teacher with another logit scale"
+    folder = shutil.copytree(shipped_file("bundled/digits_teacher"), place)
+    file = next(folder.glob("*.safetensors"))
+    save_file({**load_file(file), "logit_scale": torch.tensor(-math.log(zeta))}, file)
+    return str(folder)
+
+
+def test_embeddings_made_elsewhere_have_the_zeta_of_the_named_text_encoder(tmp_path, monkeypatch):
+    monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
+    spec = digits_folder(tmp_path/"teacher", .05)
+    manifest = open_dataset(make_config(dict(dataset="digits"))).manifest
+    own = np.random.default_rng(0).normal(size=(len(manifest), 64)).astype(np.float32)
+    np.savez(tmp_path/"clip.npz", paths=manifest.table["path"].to_numpy(str), embeddings=own)
+    config = preset("digits", embeddings=str(tmp_path/"clip.npz"), teacher=spec, zeta="auto")
+    first = make_teacher_provider(config, mode="none")
+    assert first.zeta() == pytest.approx(.05) and first.class_embeddings() is not None
+    monkeypatch.setattr("dho_nb.runs.teacher_provider.load_teacher", lambda *a, **k: pytest.fail("loaded for a number that is stored"))
+    again = make_teacher_provider(config, mode="none")
+    assert again.class_embeddings().shape == (10, 64) and again.zeta() == pytest.approx(.05)
+    assert make_teacher_provider(replace(config, zeta=.01), mode="none").zeta() == .01
+
+
+def test_a_teacher_is_evaluated_with_its_own_zeta(tmp_path, monkeypatch):
+    monkeypatch.setenv("DHO_DEVICE", "cpu"); monkeypatch.setenv("DHO_PROGRESS", "none")
+    config = make_config(dict(dataset="digits"))
+    sharp, soft = (CheckpointEvaluation(digits_folder(tmp_path/f"z{z}", z), config, "val") for z in (.01, .05))
+    assert torch.allclose(sharp.outputs.ce, 5*soft.outputs.ce, atol=1e-3) and sharp.identity != soft.identity
+
+
+def test_coca_is_scored_on_the_command_line(tiny_clip, tmp_path, monkeypatch, capsys):
+    from dho_nb.cli.main import main
+    monkeypatch.setenv("DHO_DEVICE", "cpu"); monkeypatch.setenv("DHO_PROGRESS", "none")
+    config = dict(model_cfg=open_clip.get_model_config("Tiny-coca"), preprocess_cfg={})
+    model = open_clip.create_model("Tiny-coca", load_weights=False)
+    (tmp_path/"coca").mkdir()
+    (tmp_path/"coca"/"open_clip_config.json").write_text(json.dumps(config))
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path/"coca"/"open_clip_model.safetensors")
+    assert main(["evaluate", str(tmp_path/"coca"), "--dataset", "digits", "--split", "val"]) in (0, None)
+    assert "digits: 200 images" in capsys.readouterr().out

@@ -54,7 +54,7 @@ def _check(args):
             print_output(f"class embeddings: {teacher_class_embeddings_fit(lookup)}")
             gone = getattr(lookup, "unmatched", ())
             if len(gone): print_output(f"not matched: {gone['problem'].value_counts().to_dict()}, e.g. {gone['path'].iloc[0]}")
-        _print_teacher(run)
+        _print_teacher(run, "{}: {}")
         run.release()
     print_output(f"training time: {_expected(config, run.inputs)}")
 
@@ -62,6 +62,7 @@ def _check(args):
 def _print_data(config, data):
     "What `check` found: images, classes, labels, and what may be wrong with them"
     from dho_nb.runs.config import config_data_warnings
+    from dho_nb.data.label_subsets import subset_text
     from dho_nb.runs.dataset import visible_dataset_labels
     from dho_nb.data.manifests import manifest_summary
     from dho_nb.losses.methods import get_method
@@ -70,7 +71,7 @@ def _print_data(config, data):
           f"classes\n{manifest_summary(manifest).to_string()}\n{_class_lines(manifest)}{_duplicate_lines(manifest, data.keys)}")
     for name, text in config_data_warnings(config, manifest, data.root, data.skipped, data.odd).items(): print_output(f"{name}: {text}")
     subset = visible_dataset_labels(config, manifest, get_method(config.method))
-    print_output(f"labels for training ({subset.name}): {len(subset)}; images left out: {len(data.skipped)}", flush=True)
+    print_output(f"labels for training: {subset_text(subset, len(manifest.classes))}; images left out: {len(data.skipped)}", flush=True)
 
 # %% ../../nbs/cli/02_look.ipynb #7e0983c3
 def _class_lines(manifest, most=50):
@@ -209,7 +210,7 @@ class DataIngest:
     name:str=""              # Name of the dataset; the folder's by default
     labels:File=""           # CSV of path,label[,split] in place of the source's labels; path is an id, with or without its suffix
     class_names:Annotated[list, "NAME"]=()  # Class names in the order of numbered labels
-    prefixes:bool=False      # Put each shard's name before its ids, where several shards have the same ids
+    prefixes:bool=False      # Put each shard's name before its ids, in a table without ids also the row, where ids repeat
     skip_broken:bool=False   # Leave out images that cannot be decoded
 
 # %% ../../nbs/cli/02_look.ipynb #42bfcaa0

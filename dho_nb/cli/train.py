@@ -46,12 +46,14 @@ def _distill(args):
     print_output(f"\n{_shown(run)}\n\nleft in {run.folder}:\n{_left(run.folder)}")
 
 # %% ../../nbs/cli/04_train.ipynb #70218886
-def _print_teacher(run):
+def _print_teacher(run, form="  {:20} {}"):
     "What the teacher's answers are worth on the labeled images"
     from dho_nb.runs.teacher_check import teacher_check_lines
     lookup = run.open_teacher().lookup
     if run.inputs.teacher.source == "own" and not lookup.store.class_embeddings(): return  # the line above says so
-    if check := run.check_teacher(): print_output(*(f"  {name:20} {text}" for name, text in teacher_check_lines(check).items()), sep="\n", flush=True)
+    try: check = run.check_teacher()
+    except DhoError as e: return print_output(form.format("zero-shot", f"not known: {e}"), flush=True)  # a store without its teacher's weights
+    if check: print_output(*(form.format(*line) for line in teacher_check_lines(check).items()), sep="\n", flush=True)
 
 # %% ../../nbs/cli/04_train.ipynb #75b00b0e
 @dataclass(kw_only=True)
@@ -161,11 +163,14 @@ class Estimate(Configured):
 # %% ../../nbs/cli/04_train.ipynb #380487f9
 def _shown(run):
     "Return the scores of a finished run, or why it has none"
+    from dho_nb.evaluation.metrics import count_text
     from dho_nb.reports.tables import UNTESTED
     if not run.result["tested"]: return UNTESTED + _agreement(run)
     known, head = run.result["teacher_accuracy"], run.result["teacher_head"]
-    return run.evaluate().round(4).to_string() + _chosen(run) + (f"\nteacher, {head}: accuracy "
-                                                  f"{known:.4f}" if known is not None else "")
+    table, tested = run.evaluate().round(4), run.result["tested"]
+    right = lambda accuracy: count_text(round(accuracy*tested), tested)
+    table = table.astype({"accuracy": object}).assign(accuracy=[*map(right, run.evaluate()["accuracy"])]).rename(columns={"accuracy": "right"})
+    return table.to_string() + _chosen(run) + (f"\nteacher, {head}: {right(known)} right" if known is not None else "")
 
 def _chosen(run):
     "What α says about the teacher, where validation images chose it"

@@ -691,7 +691,7 @@ def content_keys(
         except OSError: return "unreadable"
     return np.array(list(map_in_threads(key, manifest.table["path"])), dtype=object)
 
-# %% ../../nbs/data/00_manifests.ipynb #ce0004bc
+# %% ../../nbs/data/00_manifests.ipynb #2b86d53a
 def content_key(
     file,         # An open file of bytes, at its begin
     size:int,     # Its length in bytes
@@ -708,6 +708,7 @@ def _last(file, count):
     file.seek(-count, 2)
     return file.read()
 
+# %% ../../nbs/data/00_manifests.ipynb #ce0004bc
 def manifest_content_hash(
     manifest:Manifest,   # Which images
     keys,                # [N] from `content_keys`

@@ -15,6 +15,7 @@ from ..core.files import NOTE, read_json, RESULT, check_json_fields
 from ..core.trust import escape_markdown
 from .checkpoints import load_checkpoint, find_checkpoint_file, head_weights
 from ..evaluation.interpolation import rows_for_method, interpolation_scores
+from ..evaluation.metrics import count_text
 from ..evaluation.outputs import load_outputs, read_output_predictions
 from ..losses.methods import METHODS, recorded_method
 from ..runs.config import make_config
@@ -162,10 +163,11 @@ def _figures(facts, result, figures, expected):
                 else "Nothing is recorded about its accuracy.")
         return f"## Figures\n\n{'No test image had a label: nothing is known about its accuracy.' if result else statement}"
     columns = {"accuracy": "accuracy", "nll": "negative log-likelihood", "ece": "calibration error (ECE, 15 bins)"}
-    table = figures[list(columns)].rename(columns=columns).copy()
+    table, tested = figures[list(columns)].rename(columns=columns).copy(), result["tested"]
     if result.get("teacher_accuracy") is not None:
         teacher = f"teacher, {result.get('teacher_head', 'zero-shot')}"
         table.loc[teacher] = [result[f"teacher_{k}"] for k in ("accuracy", "nll", "ece")]
+    table = table.astype(object).assign(accuracy=[count_text(round(v*tested), tested) if v == v else "" for v in table["accuracy"].astype(float)])
     note = "The KD head alone is at temperature 1. " if "both" in table.index else ""
     return (f"## Figures\n\nOn {result['tested']} test images of "
             f"{escape_markdown(result['dataset'])}:\n\n{_lines(table, 'answer of')}\n\n{note}The calibration error is how far a stated "
@@ -215,10 +217,14 @@ def _files(files):
 # %% ../../nbs/deploy/03_model_card.ipynb #b33e6934
 def _accuracy_lost(facts):
     "Return what int8 costs, in a sentence"
-    right = (f"its accuracy is {facts['accuracy']:.4g} where it was "
-             f"{facts['accuracy_before']:.4g}, and " if facts["accuracy"] is not None else "")
+    count = lambda share, n: count_text(round(share*n), n)
+    labeled = facts.get("labeled", facts["scored"])
+    right = (f"it is right about {count(facts['accuracy'], labeled)} where it was right about "
+             f"{count(facts['accuracy_before'], labeled)}, and " if facts["accuracy"] is not None else "")
+    changed = facts["scored"] - round(facts["same"]*facts["scored"])
+    warning = f" **{changed:,} answers change.**" if changed else ""
     return (f"int8 took its ranges from {facts['calibrated']} {facts['calibrated_on']}. On {facts['scored']} "
-            f"{facts['on']} {right}its prediction is the same for {100*facts['same']:.1f} %.")
+            f"{facts['on']} {right}its prediction is the same for {count(facts['same'], facts['scored'])}.{warning}")
 
 # %% ../../nbs/deploy/03_model_card.ipynb #5095a8d0
 _CHOSEN = {"none": "fixed beforehand", "few": "chosen on a few labeled validation images",

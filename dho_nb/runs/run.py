@@ -19,6 +19,7 @@ from ..core.environment import child_env
 from ..core.errors import DhoError
 from ..core.files import write_json
 from ..core.settings import load_settings
+from ..data.label_subsets import subset_text
 from ..evaluation.outputs import HeadOutputs
 from .config import Config, config_data_warnings, config_teachers
 from .folder import find_run_folder, RunFolder, TooEarly
@@ -134,7 +135,7 @@ def overview(self:Run)->pd.Series:
     size = dual_head_overhead(self.load_student().model)
     return pd.Series({
         "method": i.method.about, "classes": len(self.manifest.classes),
-        "labeled images": f"{len(i.labels)} ({i.labels.name})", "unlabeled images": len(i.unlabeled),
+        "labeled images": subset_text(i.labels, len(self.manifest.classes)), "unlabeled images": len(i.unlabeled),
         "validation images": len(i.validation), "test images": len(i.test),
         "teacher": _teacher_text(i), "student": f"{c.student}, {_weights_text(c)} weights",
         "student parameters": int(size["total"]), "second head adds": f"{size['overhead_percent']} %",

@@ -265,9 +265,7 @@ def _load_error(spec, name, weights, error):
     if name.startswith("local-dir:") and not file:
         return DhoError(f"teacher {spec!r} cannot be loaded: its folder holds no weights: put open_clip_model.safetensors "
                         "beside open_clip_config.json")
-    folder = Path(name.removeprefix("local-dir:"))
-    if name.startswith("local-dir:") and (lacks := _text_files(_text_config(name), folder)):
-        return DhoError(f"teacher {spec!r} cannot be loaded: its folder lacks {' and '.join(f'{files} from {place}' for place, files in lacks)}")
+    if lacks := _folder_lacks(name): return DhoError(f"teacher {spec!r} cannot be loaded: its folder lacks {lacks}")
     return DhoError(f"teacher {spec!r} cannot be loaded: {download_error_advice(error, *_address(name, weights), f'the network {name}')}")
 
 def _file_of(name, weights):
@@ -309,7 +307,7 @@ def _text_files(texts, folder=None):
     "Return addresses and names of the files that a text tower needs beside the weights; those that a folder lacks"
     tokenizer, encoder = texts.get("hf_tokenizer_name"), texts.get("hf_model_name")
     has = lambda *patterns: folder is not None and any(any(folder.glob(p)) for p in patterns)
-    lacks = [(tokenizer, "tokenizer.json and tokenizer_config.json")] if tokenizer and not has("tokenizer*.json", "vocab*", "*.model") else []
+    lacks = [(tokenizer, "tokenizer.json and tokenizer_config.json")] if tokenizer and not has("tokenizer.json", "vocab*", "*.model") else []
     lacks += [(encoder, "config.json")] if encoder and not has("config.json") else []
     return [(f"https://huggingface.co/{repository}", files) for repository, files in lacks]
 
@@ -319,6 +317,12 @@ def _folder_text_config(name):
     texts, folder = _text_config(name), Path(name.removeprefix("local-dir:"))
     if not (name.startswith("local-dir:") and texts.get("hf_model_name") and (folder/"config.json").is_file()): return {}
     return dict(text_cfg=dict(texts, hf_model_name=str(folder), hf_model_pretrained=False))
+
+def _folder_lacks(name):
+    "Return the files of tokenizer and text encoder that a teacher's folder lacks, in words"
+    if not name.startswith("local-dir:"): return ""
+    files = _text_files(_text_config(name), Path(name.removeprefix("local-dir:")))
+    return " and ".join(f"{file} from {place}" for place, file in files)
 
 # %% ../../nbs/teachers/00_clip.ipynb #d2a7c7f6
 def _lacks_quickgelu(name, tag):
@@ -412,6 +416,8 @@ def _check_tokenizer(name):
     if texts.get("hf_tokenizer_name") or texts.get("hf_model_name") or ":" not in name and "siglip" in name.lower():
         try: require_extra("siglip", "transformers")
         except DhoError as e: raise DhoError(f"teacher {name}: {e}") from None
+    if "tokenizer.json" in (lacks := _folder_lacks(name)):  # transformers would make an empty one
+        raise DhoError(f"teacher {name} cannot be loaded: its folder lacks {lacks}")
 
 # %% ../../nbs/teachers/00_clip.ipynb #37cc9840
 def clip_image_tower(

@@ -40,16 +40,17 @@ def embedding_view_name(
 
 # %% ../../nbs/teachers/02_embedding_store.ipynb #4167f235
 def embedding_store_header(
-    spec:str,              # The teacher, as in `load_teacher`
+    spec:str,              # The teacher, as in `load_teacher`; any name, with `identity`
     views:ViewSpec,        # How views are drawn
     precision:str="",      # The teacher's arithmetic: "fp32", "bf16", "fp16", or "" for any
     teacher:Teacher|None=None,  # The loaded teacher, whose weights' hash and width are added
+    identity:str="",       # What the embeddings depend on; that of the teacher if empty
 )->dict:
     "Return what the header of a store of this teacher's embeddings must hold"
-    required = dict(kind="embeddings", teacher=clip_teacher_identity(spec),
+    required = dict(kind="embeddings", teacher=identity or clip_teacher_identity(spec),
                  views=dict(asdict(views), scale=list(views.scale), ratio=list(views.ratio)),
                  **(dict(precision=precision) if precision else {}), dtype="float16", layout=1)
-    mode = clip_resize_mode(spec)  # of a model on the Hub, whose identity is its name alone
+    mode = "shortest" if identity else clip_resize_mode(spec)  # of a model on the Hub, whose identity is its name alone
     if teacher is None: return required if mode == "shortest" else dict(required, preprocess=dict(resize_mode=mode))
     preprocess, versions = teacher.preprocess, {n: importlib.metadata.version(n) for n in ("torch", "open_clip_torch")}
     facts = dict(weights=weights_hash(teacher.model), dim=teacher.dim, at_least=preprocess.at_least, chunk=CHUNK, zeta=teacher.zeta,

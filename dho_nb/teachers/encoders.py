@@ -141,11 +141,11 @@ class TransformersEncoder:
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
         with silence_library_warnings():
             self.model = AutoModel.from_pretrained(name, trust_remote_code=False)
+            for part in ("image", "text"):
+                if not hasattr(self.model, f"get_{part}_features"):
+                    raise DhoError(f"transformers:{name} is a {type(self.model).__name__}, which has no encoder of {part}s: take a CLIP or SigLIP model")
             self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
-        for part in ("image", "text"):
-            if not hasattr(self.model, f"get_{part}_features"):
-                raise DhoError(f"transformers:{name} is a {type(self.model).__name__}, which has no encoder of {part}s: take a CLIP or SigLIP model")
         self.preprocess, self.zeta = _processor_preprocess(processor), trained_zeta(self.model)
 
     def encode_images(self,
