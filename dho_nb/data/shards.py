@@ -62,7 +62,8 @@ def _filesystem(url):
     import fsspec
     try: return fsspec.core.url_to_fs(str(url))
     except (ImportError, ValueError) as e:
-        raise DhoError(f"{url} cannot be opened ({short_error_reason(e)}): {'pip install ' + repr('dho_nb[http]') if str(url).startswith('http') else "install fsspec's package for it"}, or give a path") from None
+        way = "pip install 'dho_nb[http]'" if str(url).startswith("http") else "install fsspec's package for it"
+        raise DhoError(f"{url} cannot be opened ({short_error_reason(e)}): {way}, or give a path") from None
 
 @contextmanager
 def _opened(url):
