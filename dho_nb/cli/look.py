@@ -54,7 +54,7 @@ def _check(args):
             print_output(f"class embeddings: {teacher_class_embeddings_fit(lookup)}")
             gone = getattr(lookup, "unmatched", ())
             if len(gone): print_output(f"not matched: {gone['problem'].value_counts().to_dict()}, e.g. {gone['path'].iloc[0]}")
-        _print_teacher(run, "{}: {}")
+        _print_teacher(run, lambda name, text: f"{name}: {text}")
         run.release()
     print_output(f"training time: {_expected(config, run.inputs)}")
 

@@ -46,14 +46,14 @@ def _distill(args):
     print_output(f"\n{_shown(run)}\n\nleft in {run.folder}:\n{_left(run.folder)}")
 
 # %% ../../nbs/cli/04_train.ipynb #70218886
-def _print_teacher(run, form="  {:20} {}"):
+def _print_teacher(run, line=lambda name, text: f"  {name:20} {text}"):
     "What the teacher's answers are worth on the labeled images"
     from dho_nb.runs.teacher_check import teacher_check_lines
     lookup = run.open_teacher().lookup
     if run.inputs.teacher.source == "own" and not lookup.store.class_embeddings(): return  # the line above says so
     try: check = run.check_teacher()
-    except DhoError as e: return print_output(form.format("zero-shot", f"not known: {e}"), flush=True)  # a store without its teacher's weights
-    if check: print_output(*(form.format(*line) for line in teacher_check_lines(check).items()), sep="\n", flush=True)
+    except DhoError as e: return print_output(line("zero-shot", f"not known: {e}"), flush=True)  # a store without its teacher's weights
+    if check: print_output(*(line(*said) for said in teacher_check_lines(check).items()), sep="\n", flush=True)
 
 # %% ../../nbs/cli/04_train.ipynb #75b00b0e
 @dataclass(kw_only=True)

@@ -35,7 +35,7 @@ class IngestedImages:
     def __getstate__(self): return {**vars(self), "arrays": None}
 
     def __getitem__(self, name:str)->Image.Image:
-        if self.arrays is None: self.arrays = [np.load(self.root/"images"/f"{n}.npy", mmap_mode="r") for n in ("pixels", "sizes")]
+        if self.arrays is None: self.arrays = [np.load(self.root/"images"/f"{n}.npy", mmap_mode="r", allow_pickle=False) for n in ("pixels", "sizes")]
         if name not in self.rows: raise DhoError(f"{self.root} holds no image {name!r}: take it out of the manifest")
         pixels, sizes = (array[self.rows[name]] for array in self.arrays)
         picture = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))

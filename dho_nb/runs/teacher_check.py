@@ -15,7 +15,7 @@ from ..core.seeding import derive_seed
 from ..data.manifests import Manifest, _rank_in_class
 from ..evaluation.metrics import count_text, wilson_interval
 from .teacher_provider import TeacherProvider
-from ..teachers.clip import teacher_logits
+from ..teachers.clip import class_prompts, teacher_logits
 from ..teachers.embedding_store import CENTER_VIEW
 
 # %% ../../nbs/runs/05b_teacher_check.ipynb #e0b95312
@@ -57,7 +57,7 @@ def teacher_check_lines(
     chance = f"{count/len(names):.2g}"
     known = check.by_class().query("images >= @enough").sort_values("right", key=lambda s: s/check.by_class()["images"].reindex(s.index))
     each = [f"{n} {r.right} of {r.images}" + f" (most often taken for {r.taken_for})"*(2*r.right < r.images) for n, r in known.head(most).iterrows()]
-    asked = [t.format(n) for n in names for t in check.manifest.templates]
+    asked = class_prompts(names, check.manifest.templates)
     lines = {"zero-shot": f"{count_text(check.right, count)} labeled images right, chance {chance}" if count else "no labeled image to try the teacher on",
              "weakest classes" if len(known) > most else "by class": ", ".join(each),
              "prompts": "; ".join(asked[:most//2]) + f" … {len(asked):,} in all"*(len(asked) > most//2),
@@ -80,6 +80,13 @@ def _check_embeddings(provider, rows):
     elif lookup: lookup.embed(rows, [CENTER_VIEW], provider.root, provider.load, provider.workers, provider.mode)
     return provider.center_embeddings(rows), rows
 
+def _check_logits(provider, rows):
+    "A teacher's logits on labeled images, and the rows that have an embedding"
+    before = provider.teacher.num_encoded if provider.teacher else 0
+    embeddings, rows = _check_embeddings(provider, rows)
+    if provider.plan.source == "live" and provider.teacher: provider.teacher.num_encoded = before  # training's images are what is counted
+    return teacher_logits(embeddings, provider.class_embeddings(), provider.zeta()), rows
+
 # %% ../../nbs/runs/05b_teacher_check.ipynb #08547bd4
 def score_teacher(
     provider:TeacherProvider,  # The teacher of a run, opened
@@ -93,8 +100,9 @@ def score_teacher(
     if len(rows) > most:
         rank = _rank_in_class(manifest.id_keys[rows], labels[rows], derive_seed(0, "teacher check"))
         rows = np.sort(rows[np.argsort(rank, kind="stable")[:most]])
-    before = provider.teacher.num_encoded if provider.teacher else 0
-    embeddings, rows = _check_embeddings(provider, rows) if len(rows) else (None, rows)
-    if provider.plan.source == "live" and provider.teacher: provider.teacher.num_encoded = before  # training's images are what is counted
-    said = teacher_logits(embeddings, provider.class_embeddings(), provider.zeta()).argmax(-1).cpu().numpy() if len(rows) else np.empty(0, np.int64)
-    return TeacherCheck(said, labels[rows], manifest, provider.zeta())
+    if not len(rows): return TeacherCheck(np.empty(0, np.int64), labels[rows], manifest, provider.zeta())
+    probabilities = 0
+    for member in provider.members:  # several teachers answer with the mean of their probabilities
+        logits, rows = _check_logits(member, rows)
+        probabilities = probabilities + logits.softmax(-1)
+    return TeacherCheck(probabilities.argmax(-1).cpu().numpy(), labels[rows], manifest, provider.zeta())

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MEASURES', 'HARMLESS', 'resolve_teacher', 'is_clip_teacher', 'clip_preprocess_from_config', 'clip_resize_suffix',
            'clip_resize_mode', 'Teacher', 'load_teacher', 'download_error_kind', 'download_error_advice',
-           'clip_image_tower', 'clip_weights_fault', 'zero_shot_head', 'teacher_logits', 'TipAdapter', 'tip_adapter_f',
-           'clip_teacher_identity']
+           'clip_image_tower', 'clip_weights_fault', 'class_prompts', 'zero_shot_head', 'teacher_logits', 'TipAdapter',
+           'tip_adapter_f', 'clip_teacher_identity']
 
 # %% ../../nbs/teachers/00_clip.ipynb #c4a65cc4
 import argparse, errno, json, math, os, pathlib, warnings, zipfile
@@ -496,6 +496,14 @@ def _safetensors_fault(file, size):
         return f"{_HALF}: download or copy it again" if len(header) < length else "is damaged: its header cannot be read"
     return f"{_HALF} ({size:,} of {whole:,} bytes): download or copy it again" if size < whole else ""
 
+# %% ../../nbs/teachers/00_clip.ipynb #a6bf5138
+def class_prompts(
+    classes,    # Names
+    templates,  # Prompts with one {} each
+)->list[str]:   # [C × T], a class's prompts together
+    "Return the prompts that a teacher is asked"
+    return [t.replace("{}", c.replace("_", " ")) for c in classes for t in templates]
+
 # %% ../../nbs/teachers/00_clip.ipynb #e019bf55
 def zero_shot_head(
     teacher:Teacher,   # With the text encoder
@@ -513,8 +521,7 @@ def zero_shot_head(
     if empty or not len(classes):
         raise DhoError(f"class names are texts, at least one and none of them empty, not {empty[0] if empty else classes!r}: "
                        "rename with classes, as old=new")
-    prompts = [t.replace("{}", c.replace("_", " ")) for c in classes for t in templates]
-    means = _encode_prompts(teacher, classes, prompts, unit).view(len(classes), len(templates), -1).mean(1)
+    means = _encode_prompts(teacher, classes, class_prompts(classes, templates), unit).view(len(classes), len(templates), -1).mean(1)
     return F.normalize(means, dim=-1) if unit else means
 
 # %% ../../nbs/teachers/00_clip.ipynb #28ca2bb8
