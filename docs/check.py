@@ -55,6 +55,7 @@ def faults(place, page, read, site):
         if not (picture.get("alt") or "").strip() or re.search(r"\.(png|svg|jpe?g)$|^data:", picture["alt"]): yield f"picture without an alternative text: {picture.get('src', '')[:80]}"
     for text in page.inputs:
         if found := re.search(r"^\s*#\|.*$", text, re.M): yield f"raw directive: {found[0]}"
+        if "jupytext_version" in text: yield "a cell that is the header of a text notebook"
     if found := MACHINE.search("".join(page.text)): yield f"a path of somebody's machine: {''.join(page.text)[found.start():found.start() + 60]!r}"
 
 def external(site):

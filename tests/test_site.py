@@ -144,6 +144,7 @@ def test_backticked_names_lead_to_the_reference(site):
     ('<img src="p.png" alt="p.png">', "without an alternative text"),
     ('<svg role="img"></svg>', "without an alternative text"),
     ('<div class="cell_input"><pre>#| hide\nx</pre></div>', "raw directive: #| hide"),
+    ('<div class="cell_input"><pre># jupytext_version: 1.19</pre></div>', "the header of a text notebook"),
     ("<p>at /home/ann/photos</p>", "a path of somebody's machine"),
     *((f"<p>'/{home}/x'</p>", "a path of somebody's machine") for home in ("root", "Users", "tmp", "work")),
     ('<div class="cell_input"><img src="p.png" alt="a dog"/><pre>#| hide\nx</pre></div>', "raw directive: #| hide"),
