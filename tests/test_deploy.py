@@ -332,7 +332,7 @@ def test_int8_says_what_it_costs(photographs):
     assert abs(row["accuracy_before"] - run.result["accuracy"]) < .015
     assert row["accuracy"] > row["accuracy_before"] - .15
     card = (run.folder/"export"/"README.md").read_text()
-    for said in (f"it is right about {round(200*row['accuracy'])} of 200 (95 %: ", "40 images (4-shot)", "eurosat_teacher",
+    for said in (f"It is right about {round(200*row['accuracy'])} of 200 (95 %: ", "40 images (4-shot)", "eurosat_teacher",
                  "not known here", "calibration error", "mobilenetv2_imagenet_tf.npz", "α = 0.5"):
         assert said in card, said
     assert str(run.root) not in card and str(ROOT) not in card

@@ -6,7 +6,7 @@
 __all__ = ['MODULES', 'VerbParser', 'make_parser', 'main']
 
 # %% ../../nbs/cli/07_main.ipynb #5b21d8fe
-import argparse, dataclasses, logging, os, sys
+import argparse, dataclasses, difflib, logging, os, sys
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from inspect import cleandoc
 from safetensors import SafetensorError
@@ -176,7 +176,9 @@ def _unknown_option(flag, known):
     named = Config.other_names.get(flag.removeprefix("--").replace("-", "_"), "").split(" and ")
     flags = [f"--{name.replace('_', '-')}" for name in named]
     if set(flags) <= set(known): return DhoError(f"option {flag} is called {' and '.join(flags)} here")
-    return unknown_name_error("option", flag, known, alike=.85)
+    near = difflib.get_close_matches(flag, known, n=1, cutoff=.85)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return DhoError(f"unknown option {flag!r}: {hint}dho VERB --help lists the options")
 
 # %% ../../nbs/cli/07_main.ipynb #a8e5427e
 if __name__ == "__main__": sys.exit(main())

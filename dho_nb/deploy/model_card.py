@@ -219,12 +219,12 @@ def _accuracy_lost(facts):
     "Return what int8 costs, in a sentence"
     count = lambda share, n: count_text(round(share*n), n)
     labeled = facts.get("labeled", facts["scored"])
-    right = (f"it is right about {count(facts['accuracy'], labeled)} where it was right about "
-             f"{count(facts['accuracy_before'], labeled)}, and " if facts["accuracy"] is not None else "")
+    right = (f"It is right about {count(facts['accuracy'], labeled)}. The model before was right about "
+             f"{count(facts['accuracy_before'], labeled)}. " if facts["accuracy"] is not None else "")
     changed = facts["scored"] - round(facts["same"]*facts["scored"])
     warning = f" **{changed:,} answers change.**" if changed else ""
-    return (f"int8 took its ranges from {facts['calibrated']} {facts['calibrated_on']}. On {facts['scored']} "
-            f"{facts['on']} {right}its prediction is the same for {count(facts['same'], facts['scored'])}.{warning}")
+    return (f"int8 took its ranges from {facts['calibrated']} {facts['calibrated_on']}. It was tried on {facts['scored']} "
+            f"{facts['on']}. {right}Its prediction is the same for {count(facts['same'], facts['scored'])}.{warning}")
 
 # %% ../../nbs/deploy/03_model_card.ipynb #5095a8d0
 _CHOSEN = {"none": "fixed beforehand", "few": "chosen on a few labeled validation images",

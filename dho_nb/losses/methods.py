@@ -86,7 +86,7 @@ METHODS = {m.name: m for m in (
     Method("wkd-dho", _wkd, 2, True, True, "DHO with optimal transport on the KD head: WKD+DHO", needs=("cost",)),
     Method("sho-tuned", dho_loss, 1, True, True, "one head, λ chosen on validation images", lambdas=(.1, .5, .9, .99)),
     Method("dho-plus", dho_plus_loss, 2, True, True,
-           "DHO, and what the CE head and the pool's own structure are sure of as labels for it: ours", "ce", ("pool",),
+           "DHO with confident targets from the structure of the pool, for the CE head; not in the paper", "ce", ("pool",),
            recipe="combined pool head, targets of 0.7 and more, heads at the trunk's rate"),
     Method("kd-then-ssl", self_training_loss, 1, True, True,
            "the teacher first, then labels and own sure answers", first="kd"))}

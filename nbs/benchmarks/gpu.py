@@ -87,7 +87,7 @@ class Record:
 
 
 def commit():
-    "The commit of the checkout; empty where it is none"
+    "Return the commit of this copy of the repository, or an empty text outside of git"
     done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else ""
 
