@@ -20,10 +20,11 @@ def unknown_name_error(
     what:str,  # Kind of thing, e.g. "method"
     name,      # What was asked for
     options,   # Names that exist
+    cutoff:float=0.5,  # Least similarity of a name that is suggested; 1 is the same name
 )->DhoError:   # To be raised
     "Return the error for a `name` that is not among `options`, with the nearest one that is"
     options = {str(o).lower(): str(o) for o in reversed(list(options))}
-    near = difflib.get_close_matches(str(name).lower(), options, n=1, cutoff=.5)
+    near = difflib.get_close_matches(str(name).lower(), options, n=1, cutoff=cutoff)
     hint = f"did you mean {options[near[0]]!r}? " if near else ""
     options = list(reversed(options.values()))
     return DhoError(f"unknown {what} {name!r}: {hint}Known: "

@@ -117,7 +117,7 @@ class Parameters:
         known = [f.name for f in dataclasses.fields(cls)]
         for name in given:
             if name in cls.other_names: raise DhoError(f"parameter {name!r} is called {cls.other_names[name]} here")
-            if name not in known: raise unknown_name_error("parameter", name, known, alike=.75)
+            if name not in known: raise unknown_name_error("parameter", name, known, cutoff=.75)
         return super().__new__(cls)
 
     def __post_init__(self):
