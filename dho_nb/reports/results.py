@@ -482,7 +482,9 @@ def _sweeps_in(place, frame, before):
     axes = list(dict.fromkeys([*old.get("axes", []), *own, *frame.attrs["axes"]]))
     lines = {line["run"]: line for line in frame.to_dict("records")}
     labels = lambda c: {a: lines[c["run"]][a] for a in axes if a in lines[c["run"]] and (a in c["labels"] or a not in own)}
-    cells = [dict(c, labels=labels(c)) if c["run"] in lines else c for c in plan.get("cells", [])]
+    kept = {json_hash(c["labels"]): c for c in old.get("cells", ())}  # what was not looked at stays as the record has it
+    cells = [c if c["identity"] else kept.get(json_hash(c["labels"]), c) for c in plan.get("cells", [])]
+    cells = [dict(c, labels=labels(c)) if c["run"] in lines else c for c in cells]
     recipes = {**_whole(old.get("recipes")), **dict(zip(frame["identity"], frame.get("_recipe", ())))}
     return {name: dict(name=name, axes=axes, cells=cells, recipes=_factored(recipes),
                        settings={k: v for k, v in shared.items() if settings.get(k) == v})}
