@@ -47,7 +47,7 @@ ROOMS = {  # folders of nbs/ whose notebooks make modules, from the ground up
     "reports": "From runs to tables, figures and pages.",
     "cli": "The command line: every verb is a function of the other rooms.",
 }
-ORDER = {"paper": ["finder", "setups", "eurosat", "beyond", "eurosat_data", "eurosat_teacher", "cifar10_data", "cost"],
+ORDER = {"paper": ["finder", "setups", "eurosat", "beyond", "beyond_notes", "eurosat_data", "eurosat_teacher", "cifar10_data", "cost"],
          "howto": ["own_images", "own_teacher", "sweep", "paper_table", "watch", "extend", "after_a_crash", "faq"],
          "explain": ["two_heads", "conflict", "alpha_beta", "store", "teachers", "limits", "glossary"]}
 
