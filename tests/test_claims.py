@@ -137,3 +137,10 @@ def test_the_earlier_dho_plus_on_cifar10():
         f"`dho-plus` is {mean['gain']:.1f} points ahead of DHO on average, by {each['2-shot']['gain']:.1f} with two labels per class and {each['4-shot']['gain']:.1f} with four.",
         f"With one label per class it is {-each['1-shot']['gain']:.1f} points behind, not significantly.",
         f"It reaches {teacher:.0f} % test accuracy")
+
+
+def test_figures_for_dho_on_ten_digits_and_times_of_the_records():
+    line = lambda record: runs(record).query("method == 'dho' and labels == '1-shot'")["accuracy"].agg(["mean", "std"])
+    median = lambda record: runs(record)["seconds"].astype(float).median()
+    check_prose("explain/limits.ipynb", *("chosen on 200 validation images | {:.1f} ± {:.1f} |".format(*line(r)) for r in ("digits", "beyond_digits")))
+    check_prose("paper/cost.ipynb", f"took {median('digits'):.0f} s (digits) and {median('eurosat'):.0f} s (EuroSAT)")
