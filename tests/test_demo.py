@@ -1,4 +1,6 @@
 "The demonstration and the experiment notebooks, through papermill"
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -81,3 +83,12 @@ def test_teacher_logits_are_float32_whatever_the_precision(tmp_path):
     torch.testing.assert_close(logits, teacher_logits(half, run.open_teacher().class_embeddings()), rtol=0, atol=0)
     assert torch.nn.functional.cosine_similarity(half, full).min() > .999
     assert run.train()["loss"].notna().all()
+
+
+@pytest.mark.parametrize("notebook", ["distill", "evaluate_checkpoint", "train_digits_teacher"])
+def test_papermill_knows_every_parameter_of_an_experiment(notebook, caplog):
+    "A second equals sign in a parameter's line hides it from papermill, which then warns of an unknown parameter"
+    path = ROOT/"nbs"/"experiments"/f"{notebook}.ipynb"
+    cell = next(c for c in json.loads(path.read_text())["cells"] if "parameters" in c["metadata"].get("tags", []))
+    names = re.findall(r"^(\w+) *=", "".join(cell["source"]), flags=re.M)
+    assert names and set(papermill.inspect_notebook(str(path))) == set(names) and not caplog.records
