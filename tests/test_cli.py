@@ -29,6 +29,7 @@ def fails(dho, tmp_path, *argv, says):
 
 
 @pytest.mark.parametrize("argv, says", [
+    (["cache/store"], ["unexpected argument 'cache/store'"]),
     (["--epoch", "3"], ["unknown option '--epoch'", "--epochs"]),
     (["--method", "dhoo"], ["unknown method 'dhoo'", "did you mean 'dho'"]),
     (["--student", "resnet81"], ["unknown student 'resnet81'", "did you mean 'resnet18'"]),

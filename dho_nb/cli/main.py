@@ -176,6 +176,7 @@ def _unknown_option(flag, known):
     named = Config.other_names.get(flag.removeprefix("--").replace("-", "_"), "").split(" and ")
     flags = [f"--{name.replace('_', '-')}" for name in named]
     if set(flags) <= set(known): return DhoError(f"option {flag} is called {' and '.join(flags)} here")
+    if not flag.startswith("-"): return DhoError(f"unexpected argument {flag!r}: dho VERB --help lists the arguments")
     near = difflib.get_close_matches(flag, known, n=1, cutoff=.85)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return DhoError(f"unknown option {flag!r}: {hint}dho VERB --help lists the options")
