@@ -1,9 +1,15 @@
 "The labeler in a browser: what a click, a key and an undo leave in the file"
+import os
+import re
+import signal
+import subprocess
+import sys
+
 import nbformat
 import pytest
 
-from conftest import picture
-from lab import chromium_browser, jupyter_lab, Page, wait
+from conftest import picture, ROOT
+from lab import answers, chromium_browser, jupyter_lab, Page, wait
 
 pytest.importorskip("ipywidgets", reason="needs ipywidgets: pip install 'dho_nb[lab]'")
 
@@ -83,3 +89,39 @@ def test_clicks_in_jupyterlab_are_in_the_file(browser, place):
         labeler.type("keys", "u", "0.png,cat", "2.png,none of these", "3.png,cow", "4.png,cat", "5.png,dog")
         page.shoot("labeled")
         assert not page.errors()
+
+
+def test_dho_label_opens_the_labeler_in_a_browser(browser, place):
+    pytest.importorskip("voila", reason="needs Voilà: pip install 'dho_nb[label]'")
+    command = [sys.executable, "-m", "dho_nb.cli.main", "label", "photos", "--classes", "cat", "dog", "--count", "4", "--no-browser"]
+    env = dict(os.environ, PYTHONPATH=str(ROOT), IPYTHONDIR=str(place/"ipython"), JUPYTER_RUNTIME_DIR=str(place/"runtime"), DHO_DEVICE="cpu")
+    with open(place/"log.txt", "w") as log: server = subprocess.Popen(command, cwd=place/"work", env=env, stdout=log, stderr=log, start_new_session=True)
+    said = lambda: (place/"log.txt").read_text()
+    try:
+        address = wait(lambda: re.search(r"http://127\.0\.0\.1:\d+/\?token=\S+", said()), 60, said)[0]
+        wait(lambda: answers(address), 60, said)
+        assert not answers(address.partition("?")[0]), "nobody else on this machine, without the token"
+        browser.get(address)
+        labeler = Clicks(browser, place)
+        labeler.current("0.png")
+        assert "import numpy" not in browser.page_source, "no code is shown"
+        labeler.click("dog (2)", "0.png,dog")
+        labeler.type("keys", "1s", "0.png,dog", "1.png,cat")
+        labeler.current("3.png")
+        labeler.click("undo (u)", "0.png,dog", "1.png,cat")
+        labeler.click("none of these (n)", "0.png,dog", "1.png,cat", "2.png,none of these")
+    finally:
+        server.send_signal(signal.SIGINT)
+        try: server.wait(20)
+        except subprocess.TimeoutExpired: server.kill()
+    assert server.returncode == 0 and "3 of 9 pictures labeled, in labels.csv" in said(), said()
+
+
+def test_dho_label_says_what_is_wrong_before_a_browser_opens(dho, place):
+    pytest.importorskip("voila", reason="needs Voilà: pip install 'dho_nb[label]'")
+    (place/"work"/"labels.csv").write_text("path,label\nnowhere.png,cat\n")
+    code, out, err = dho("label", "photos", "--no-browser", cwd=place/"work")
+    assert code == 2 and "no such picture" in err and "http" not in out
+    (place/"work"/"labels.csv").unlink()
+    code, _, err = dho("label", "photos", "--teacher", "digits", "--no-browser", cwd=place/"work")
+    assert code == 2 and "--classes" in err

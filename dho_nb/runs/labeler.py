@@ -343,15 +343,24 @@ def folder_teacher_answers(
     teacher:str="ViT-B-16/openai", # As in `Config`
     templates=TEMPLATES,           # Prompts with one {} for the class name
     mode:str="auto",               # Progress, as in `Settings.progress`
-)->tuple[np.ndarray, list]:        # Embeddings [N, D] and a class name for each picture, in the order of `image_paths`
-    "Return a teacher's embeddings of a folder and its zero-shot guesses. Raises DhoError for a picture that cannot be decoded"
+    embeddings:str|Path="",        # File of embeddings in place of a teacher, as in `Config`
+)->tuple[np.ndarray, list]:        # Embeddings [N, D] and a class name for each picture, "" without class embeddings, in the order of `image_paths`
+    "Return a teacher's embeddings of a folder and its zero-shot guesses. Raises DhoError for a picture that cannot be decoded or has no embedding"
     root = Path(root).expanduser()
     table = pd.DataFrame(dict(path=image_paths(root), label=-1, split="train"))
-    manifest, config, s = Manifest(root.resolve().name, table, tuple(classes), templates), Config(dataset=str(root), method="kd", teacher=teacher), load_settings()
+    manifest, s = Manifest(root.resolve().name, table, tuple(classes), templates), load_settings()
+    config = Config(dataset=str(root), method="kd", teacher=teacher, embeddings=str(embeddings))
     data, device = RunData(manifest, root, table.iloc[:0], content_keys(manifest, root)), pick_device(s.device)
     provider = TeacherProvider(config, data, run_teacher_plan(config), device, pick_loader_workers(s.workers, device), mode).open()
     rows = np.arange(len(manifest))
-    provider.lookup.embed(rows, [CENTER_VIEW], root, provider.load, provider.workers, mode)
-    embeddings = provider.center_embeddings(rows)
-    guesses = teacher_logits(embeddings, provider.class_embeddings(), provider.zeta()).argmax(-1)
-    return embeddings.cpu().numpy(), [manifest.classes[k] for k in guesses.tolist()]
+    if embeddings: _check_embedded(manifest, provider.lookup.has(rows, CENTER_VIEW), embeddings)
+    else: provider.lookup.embed(rows, [CENTER_VIEW], root, provider.load, provider.workers, mode)
+    found = provider.center_embeddings(rows)
+    if embeddings and not provider.lookup.store.class_embeddings(): return found.cpu().numpy(), [""]*len(rows)
+    guesses = teacher_logits(found, provider.class_embeddings(), provider.zeta()).argmax(-1)
+    return found.cpu().numpy(), [manifest.classes[k] for k in guesses.tolist()]
+
+def _check_embedded(manifest, has, file):
+    "Refuse a file of embeddings that lacks pictures"
+    gone = manifest.table["path"][~np.asarray(has)]
+    if len(gone): raise DhoError(f"{file} has no embedding of {len(gone)} of {len(manifest)} pictures, e.g. {gone.iloc[0]}: add them, or move these pictures elsewhere")
