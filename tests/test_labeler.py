@@ -136,6 +136,8 @@ def test_why_a_click_is_not_in_the_file_is_shown(labeler, photos):
     (photos.parent/"l.csv").write_text("path,label\n0.png,cat\n")
     labeler.buttons.children[1].click()
     assert labeler.problem.value == "" and lines(photos)[-1] == "1.png,dog"
+    labeler.undo(), labeler.undo()
+    assert labeler.labels() == {}, "what was not written is not undone"
     labeler.new.value = NONE_OF_THESE
     assert "another name" in labeler.problem.value
 

@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.request
 
 import nbformat
 import pytest
@@ -100,7 +101,7 @@ def test_dho_label_opens_the_labeler_in_a_browser(browser, place):
     try:
         address = wait(lambda: re.search(r"http://127\.0\.0\.1:\d+/\?token=\S+", said()), 60, said)[0]
         wait(lambda: answers(address), 60, said)
-        assert not answers(address.partition("?")[0]), "nobody else on this machine, without the token"
+        assert "/login" in urllib.request.urlopen(address.partition("?")[0], timeout=30).url, "nobody else on this machine, without the token"
         browser.get(address)
         labeler = Clicks(browser, place)
         labeler.current("0.png")

@@ -138,17 +138,19 @@ def label(self:Labeler,
     "Set the label of the current picture, and go on to the next. Raises DhoError for an unknown class"
     if self.current is None: return
     if name not in (*self.classes, NONE_OF_THESE): raise DhoError(f"{name!r} is no class yet: add_class makes it one")
-    self.history.append((self.current, self.labels().get(self.current)))
+    before = self.labels().get(self.current)
     self._write(self.current, name)
+    self.history.append((self.current, before))
     self._advance()
 
 @patch
 def undo(self:Labeler):
     "Remove the last label or skip, and show its picture"
     if not self.history: return
-    path, before = self.history.pop()
+    path, before = self.history[-1]
     if path in self.skipped: self.skipped.discard(path)
     else: self._write(path, before)
+    self.history.pop()
     if path not in self.batch: self.batch = [path, *self.batch[1:]]
     self.current = path
     self._show()
