@@ -1,130 +1,30 @@
 "The tutorials in JupyterLab itself: run, stopped, taken up again, sliders moved; and a kernel whose memory stays where it is"
-import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 
 import jupyter_client
 import psutil
 import pytest
 
 from conftest import ROOT
-
-SETTINGS = {"apputils-extension/notification": dict(fetchNews="false", checkForUpdates=False),
-            "notebook-extension/tracker": dict(windowingMode="none")}
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+from lab import chromium_browser, jupyter_lab, Page, wait
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     "JupyterLab on a copy of the tutorials; its address, its notebooks and its runs"
-    pytest.importorskip("jupyterlab", reason="needs JupyterLab: pip install 'dho_nb[lab]'")
-    home, port = tmp_path_factory.mktemp("lab"), free_port()
+    home = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT/"nbs"/"tutorials", home/"tutorials", ignore=shutil.ignore_patterns(".*"))
-    for name, values in SETTINGS.items():
-        file = home/"settings"/"@jupyterlab"/f"{name}.jupyterlab-settings"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(values))
-    env = dict(os.environ, DHO_RUNS=str(home/"runs"), DHO_PROGRESS="auto", DHO_DEVICE="cpu",
-               JUPYTERLAB_SETTINGS_DIR=str(home/"settings"), PYTHONPATH=str(ROOT),
-               JUPYTERLAB_WORKSPACES_DIR=str(home/"workspaces"), JUPYTER_RUNTIME_DIR=str(home/"runtime"),
-               IPYTHONDIR=str(home/"ipython"))
-    with open(home/"log.txt", "w") as log:
-        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
-                                   "--IdentityProvider.token=", "--ServerApp.port_retries=0"], cwd=home/"tutorials",
-                                   env=env, stdout=log, stderr=log, start_new_session=True)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        wait(lambda: answers(f"{address}/api/status"), 60, lambda: (home/"log.txt").read_text()[-3000:])
-        yield address, home
-    finally:
-        server.terminate()
-        try: server.wait(20)
-        except subprocess.TimeoutExpired: server.kill()
-
-
-def answers(address):
-    try: return urllib.request.urlopen(address, timeout=5).status == 200
-    except OSError: return False
-
-
-def wait(for_what, seconds, why=lambda: ""):
-    "What `for_what` returns, once that is something"
-    until = time.time() + seconds
-    while time.time() < until:
-        if found := for_what(): return found
-        time.sleep(.25)
-    raise AssertionError(f"not within {seconds} s: {why()}")
+    with jupyter_lab(home, home/"tutorials") as address: yield address, home
 
 
 @pytest.fixture(scope="module")
 def browser():
-    "Debian's Chromium without a window"
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs Selenium: pip install selenium")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver): pytest.skip("needs Debian's chromium and chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1000"):
-        options.add_argument(flag)
-    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield found
-    found.quit()
-
-
-class Page:
-    "A notebook in the browser"
-    def __init__(self, browser, lab, name):
-        self.browser, self.shots = browser, os.environ.get("DHO_SCREENSHOTS")
-        browser.get(f"{lab[0]}/lab/tree/{name}?reset")
-        wait(lambda: self.count(".jp-Notebook .jp-CodeCell")
-             and "| Idle" in self.script("return document.body.innerText"), 90, self.text)
-
-    def script(self, code, *args): return self.browser.execute_script(code, *args)
-    def count(self, css): return len(self.browser.find_elements("css selector", css))
-    def text(self): return self.script("return document.querySelector('.jp-Notebook')?.innerText ?? "
-                                       "document.body.innerText")
-    def errors(self): return self.script("return [...document.querySelectorAll('.jp-OutputArea-output[data-mime-type=\"application/vnd.jupyter.stderr\"], .jp-RenderedText[data-mime-type*=error]')].map(e => e.innerText)")
-
-    def menu(self, *labels):
-        "Choose from the menu bar"
-        for depth, label in enumerate(labels):
-            css = ".lm-MenuBar-itemLabel" if not depth else ".lm-Menu-itemLabel"
-            item = wait(lambda: next((e for e in self.browser.find_elements("css selector", css)
-                                      if e.text == label and e.is_displayed()), None), 20)
-            item.click()
-            time.sleep(.3)
-
-    def run_all(self):
-        self.menu("Run", "Run All Cells")
-        wait(lambda: "[*]:" in self.text(), 30, self.text)
-
-    def finished(self, seconds=420):
-        "All cells have run"
-        wait(lambda: "[*]:" not in self.text(), seconds, lambda: self.text()[-2000:])
-
-    def outputs(self, directive):
-        "The pictures below the cell whose source has some text"
-        return self.script("""const cell = [...document.querySelectorAll('.jp-CodeCell')].find(c => c.querySelector('.jp-InputArea').innerText.includes(arguments[0]));
-            return [...cell.querySelectorAll('.jp-OutputArea img')].filter(i => i.naturalWidth > 100).map(i => i.src)""", directive)
-
-    def shoot(self, name, css=None):
-        "A screenshot, where somebody wants them"
-        if css: self.script("document.querySelector(arguments[0])?.scrollIntoView({block: 'center'})", css)
-        if self.shots: time.sleep(.5); self.browser.save_screenshot(f"{self.shots}/{name}.png")
+    with chromium_browser() as found: yield found
 
 
 def test_a_tutorial_is_stopped_and_taken_up_again(browser, lab):
-    page, runs = Page(browser, lab, "01_ten_minutes.ipynb"), lab[1]/"runs"
+    page, runs = Page(browser, lab[0], "01_ten_minutes.ipynb"), lab[1]/"runs"
     page.run_all()
     curves = ".jp-CodeCell .jp-OutputArea progress"
     wait(lambda: page.count(curves) and page.outputs("run.train()"), 420, page.text)
@@ -146,7 +46,7 @@ def test_a_tutorial_is_stopped_and_taken_up_again(browser, lab):
 
 
 def test_the_slider_changes_the_picture(browser, lab):
-    page = Page(browser, lab, "04_alpha_beta.ipynb")
+    page = Page(browser, lab[0], "04_alpha_beta.ipynb")
     page.run_all()
     page.finished()
     assert not page.errors()

@@ -9,7 +9,7 @@ from conftest import OPTIONS, fails, picture
 pytest.importorskip("ipywidgets", reason="needs ipywidgets: pip install 'dho_nb[lab]'")
 from dho_nb.data.label_files import NONE_OF_THESE
 from dho_nb.runs.config import make_config
-from dho_nb.runs.labeler import folder_teacher_answers, Labeler, spread_order
+from dho_nb.runs.labeler import folder_teacher_answers, Labeler, typical_order, unlabeled_class_order, unsure_images
 from dho_nb.runs.run import distill
 
 
@@ -42,12 +42,16 @@ def test_keys_do_what_buttons_do(labeler, photos):
     labeler.keys.value = "12sn"
     assert labeler.labels() == {"0.png": "cat", "1.png": "dog", "3.png": NONE_OF_THESE} and labeler.skipped == {"2.png"}
     assert labeler.batch == ["4.png", "5.png", "6.png", "7.png"], "a full batch gives way to the next, without what was skipped"
-    labeler.keys.value = "u"
-    assert labeler.current == "3.png" and "3.png" not in labeler.labels() and labeler.keys.value == ""
-    labeler.keys.value = "u"
+    labeler.keys.value = "12snu"
+    assert labeler.current == "3.png" and "3.png" not in labeler.labels()
+    labeler.keys.value = "12snuu"
     assert labeler.current == "2.png" and not labeler.skipped
-    labeler.keys.value = "9"
+    labeler.keys.value = "12snuu9"
     assert labeler.current == "2.png", "a key of no class does nothing"
+    labeler.keys.value = "12"
+    assert labeler.current == "2.png", "nor does a deletion"
+    labeler.keys.value = "2"
+    assert labeler.labels()["2.png"] == "dog", "what replaces the text is typed, too"
 
 
 def test_undo_gives_back_the_label_before(labeler):
@@ -99,16 +103,51 @@ def test_pictures_of_odd_sizes_do_not_come(photos):
     assert made.current is None and "nothing is left" in made.state.value and made.label("cat") is None
 
 
-def test_the_first_pictures_are_spread_over_the_pool(photos):
-    x = np.repeat(np.eye(3), 3, axis=0) + np.random.default_rng(0).normal(0, .01, (9, 3))
-    assert {k//3 for k in spread_order(x, 3)} == {0, 1, 2} and len({*spread_order(x, 99)}) == 9
+def test_the_first_pictures_stand_for_the_largest_groups(photos):
+    x = np.repeat(np.eye(3), [4, 3, 2], axis=0) + np.random.default_rng(0).normal(0, .01, (9, 3))
+    group = lambda k: "aaaabbbcc"[int(k)]
+    assert [group(k) for k in typical_order(x, 3)] == [*"abc"] and len({*typical_order(x, 99)}) == 9
+    assert [group(k) for k in typical_order(x, 2, chosen=[0])] == [*"bc"]
+    assert typical_order(x, 2, chosen=[0], allowed=np.arange(9) > 7) == [8] and typical_order(x, 1, allowed=np.zeros(9)) == []
+    assert len({*typical_order(np.ones((5, 3)), 4)}) == 4, "pictures that are all the same"
     made = Labeler(photos, photos.parent/"l.csv", ["a", "b", "c"], x, count=3)
-    assert {int(p[0])//3 for p in made.batch} == {0, 1, 2}
-    for p in [*made.batch]: made._select(p); made.label("abc"[int(p[0])//3])
-    assert all(made._select(p) or made.guess() == "abc"[int(p[0])//3] for p in made.batch), "the nearest labeled picture guesses"
+    assert {group(p[0]) for p in made.batch} == {*"abc"}
+    for p in [*made.batch]: made._select(p); made.label(group(p[0]))
+    assert all(made._select(p) or made.guess() == group(p[0]) for p in made.batch), "the nearest labeled picture guesses"
     made.press(" ")
     assert len(made.labels()) == 4
     fails(lambda: Labeler(photos, photos.parent/"l.csv", embeddings=x[:5]), "5 pictures", "has 9")
+
+
+def test_a_class_without_a_label_comes_early_where_it_is_guessed(photos):
+    x = np.repeat(np.eye(2), [8, 1], axis=0) + np.random.default_rng(0).normal(0, .01, (9, 2))
+    guesses = ["common"]*7 + ["rare", "common"]
+    assert unlabeled_class_order(x, guesses, ["rare", "absent"]) == [7] and unlabeled_class_order(x, guesses, ["absent"]) == []
+    (photos.parent/"l.csv").write_text("path,label\n0.png,common\n")
+    made = Labeler(photos, photos.parent/"l.csv", ["common", "rare"], x, guesses, count=2)
+    assert made.batch == ["7.png", "8.png"] and made.guess() == "rare"
+
+
+def test_why_a_click_is_not_in_the_file_is_shown(labeler, photos):
+    labeler.press("1")
+    (photos.parent/"l.csv").write_text("path,label\n<b>.png,cat\n")
+    labeler.buttons.children[0].click()
+    assert "no such picture" in labeler.problem.value and "&lt;b&gt;" in labeler.problem.value and lines(photos) == ["path,label", "<b>.png,cat"]
+    (photos.parent/"l.csv").write_text("path,label\n0.png,cat\n")
+    labeler.buttons.children[1].click()
+    assert labeler.problem.value == "" and lines(photos)[-1] == "1.png,dog"
+    labeler.undo(), labeler.undo()
+    assert labeler.labels() == {}, "what was not written is not undone"
+    labeler.new.value = NONE_OF_THESE
+    assert "another name" in labeler.problem.value
+
+
+def test_widgets_stay_and_those_of_a_full_batch_are_closed(labeler):
+    before, first = labeler.grid.children, labeler.buttons.children[0]
+    labeler.press("1")
+    assert labeler.grid.children == before and labeler.buttons.children[0] is first
+    for _ in range(3): labeler.press("1")
+    assert labeler.grid.children[0] is not before[0] and before[0].children[0].comm is None
 
 
 def test_a_teacher_spreads_and_guesses(photos):
@@ -119,11 +158,17 @@ def test_a_teacher_spreads_and_guesses(photos):
     assert [b.button_style for b in made.buttons.children] == ["primary" if c == made.guess() else "" for c in made.classes]
 
 
-def test_after_a_run_those_come_on_which_its_heads_disagree(photos, tmp_path):
+def test_after_a_run_those_come_first_of_which_it_is_least_sure(photos, tmp_path):
     file = tmp_path/"l.csv"
     file.write_text("path,label\n0.png,zero\n1.png,nine\n")
     run = distill(make_config(dict(OPTIONS, dataset=str(photos), labels=str(file))), tmp_path/"run", "none")
-    from dho_nb.runs.cross_fit import images_to_label
-    wanted = images_to_label(run, 3)
-    made = Labeler(photos, file, run=run, count=3)
-    assert made.batch == wanted["path"].tolist() and made.guess() == wanted["prediction"][0]
+    said = unsure_images(run)
+    assert len(said) == 7 and said["margin"].is_monotonic_increasing and not {"0.png", "1.png"} & {*said["path"]}
+    answers = pd.read_csv(run.folder/"predictions.csv").set_index("path")["confidence"]
+    assert np.allclose(said["margin"], 2*answers[said["path"]].to_numpy() - 1, atol=2e-4), "with two classes"
+    picture(photos/"new.png", seed=99)
+    made = Labeler(photos, file, run=run.folder, count=7)
+    assert made.batch == said["path"].tolist() and made.guess() == said["prediction"][0]
+    for _ in range(7): made.press("1")
+    assert made.batch == ["new.png"], "a picture that the run has not seen comes last"
+    fails(lambda: unsure_images(tmp_path), "no finished run")
