@@ -228,11 +228,12 @@ def each(self:Predictor,
     """Yield predictions as they come, with errors in `problem`.
     Raises DhoError for top or batch below 1, or where there is no picture."""
     if top < 1 or batch < 1: raise DhoError(f"top and batch are 1 or more, not top={top}, batch={batch}")
-    inputs = [stream_images(i, mode=mode) if is_streamed(i) else _pictures(i) for i in _inputs(images)]
-    count, items = sum(len(i) for i in inputs if isinstance(i, list)), chain.from_iterable(inputs)
-    load = lambda item: try_load_pixels(item, self.preprocess)
+    found = _inputs(images)
+    opened = (stream_images(i, mode=mode) if is_streamed(i) else _pictures(i) for i in found)
+    if hasattr(found, "__len__"): opened = [*opened]
+    items, load = chain.from_iterable(opened), lambda item: try_load_pixels(item, self.preprocess)
     parts = iter(lambda: [*islice(items, batch)], [])
-    if all(isinstance(i, list) for i in inputs): parts = track_progress(parts, "predicting", mode, -(-count//batch))
+    if isinstance(opened, list) and all(isinstance(i, list) for i in opened): parts = track_progress(parts, "predicting", mode, -(-sum(map(len, opened))//batch))
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
         for part, loaded in _one_ahead((part, [pool.submit(load, item) for item in part]) for part in parts):
             yield from self._records(part, [f.result() for f in loaded], top, probabilities)

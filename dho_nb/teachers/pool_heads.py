@@ -20,7 +20,7 @@ from ..core.files import atomic_path
 from .clip import teacher_logits
 
 # %% ../../nbs/teachers/01_pool_heads.ipynb #bddd0c80
-EXACT_LIMIT = 1e14  # N²D from which on an exact search takes a CPU more than minutes
+EXACT_LIMIT = 1e14  # N²(D + 128) from which on an exact search takes a CPU more than minutes: 128 is for finding the nearest among the cosines
 
 def neighbors(
     embeddings:torch.Tensor,  # [N, D] of length 1
@@ -30,7 +30,7 @@ def neighbors(
 )->tuple:                     # Cosines [N, count], not below 0, and positions [N, count]
     "Return the nearest other images of every image"
     block = max(1, min(block, 2**28//len(embeddings)))  # cosines at a time: no more than a GiB
-    if exact is None: exact = embeddings.device.type != "cpu" or len(embeddings)**2*embeddings.shape[1] < EXACT_LIMIT
+    if exact is None: exact = embeddings.device.type != "cpu" or len(embeddings)**2*(embeddings.shape[1] + 128) < EXACT_LIMIT
     search, count = _all_pairs(embeddings) if exact else _inverted_file(embeddings), min(count, len(embeddings) - 1)
     cosines, positions = [], []
     for start in range(0, len(embeddings), block):
