@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.dho_nb-installed
 
-.PHONY: install demo test docs bench gpu wheels readme lab clean
+.PHONY: install demo test docs bench gpu million wheels readme lab clean
 
 install: $(STAMP)
 
@@ -32,6 +32,9 @@ bench: $(STAMP)       ## speed and memory, as ratios within one run; about a qua
 
 gpu:                  ## every GPU check and benchmark, within 8 minutes, nothing is fetched; without a GPU at toy size
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,python3) nbs/benchmarks/gpu.py $(GPU)
+
+million: $(STAMP)     ## synthetic pools of up to a million images from shards to predictions: seconds and memory by stage; hours, 32 GB of disk
+	OMP_NUM_THREADS=1 $(BIN)/python nbs/benchmarks/million.py $(MILLION)
 
 wheels:               ## packages for make gpu on a machine without internet (Python 3.12), into wheels/
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,python3) nbs/benchmarks/gpu.py --collect wheels $(if $(PACKAGES),--packages $(PACKAGES))

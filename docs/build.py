@@ -49,7 +49,7 @@ ROOMS = {  # folders of nbs/ whose notebooks make modules, from the ground up
 }
 ORDER = {"paper": ["finder", "setups", "eurosat", "beyond", "beyond_notes", "eurosat_data", "eurosat_teacher", "cifar10_data", "cost"],
          "howto": ["own_images", "own_teacher", "sweep", "paper_table", "watch", "extend", "after_a_crash", "faq"],
-         "explain": ["two_heads", "conflict", "alpha_beta", "store", "teachers", "what_to_label", "limits", "glossary"]}
+         "explain": ["two_heads", "conflict", "alpha_beta", "store", "teachers", "what_to_label", "scale", "limits", "glossary"]}
 
 
 def number(stem): return [int(n) if n.isdigit() else n for n in re.split(r"(\d+)", stem)]

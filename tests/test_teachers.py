@@ -436,6 +436,27 @@ def test_a_file_is_hashed_once_until_it_changes(tmp_path, monkeypatch):
     assert len(count) <= 3 + len([*shipped_file("bundled/digits_teacher").iterdir()])
 
 
+def test_a_large_file_is_hashed_once_for_all_processes(tmp_path, monkeypatch):
+    from dho_nb.core import files
+    file, count, real = tmp_path/"w.bin", [], hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *a: count.append(1) or real(*a))
+    monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
+    monkeypatch.setattr(files, "LARGE", 500)
+    file.write_bytes(b"a"*1000)
+    def another_process(): files._DIGESTS.clear(); return files_hash(file)
+    first = another_process()
+    assert another_process() == first and len(count) == 2, "a file that has just changed may change again within the clock's grain"
+    monkeypatch.setattr(files, "SETTLED", -1)
+    assert [another_process() for _ in range(3)] == [first]*3 and len(count) == 3
+    notes = [*(tmp_path/"cache"/"hashes").iterdir()]
+    for damage in ("{", "[]", "{}", notes[0].read_text().replace("w.bin", "v.bin"), notes[0].read_text()[:-9] + '"\n}'):
+        notes[0].write_text(damage)
+        assert another_process() == first
+    assert len(count) == 8
+    file.write_bytes(b"b"*1000)
+    assert another_process() != first and len(count) == 9
+
+
 def test_openais_own_files_have_their_activation(tmp_path):
     import torch
     from dho_nb.teachers.clip import _lacks_quickgelu

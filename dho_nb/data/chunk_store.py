@@ -260,6 +260,19 @@ def done(self:ChunkStore,
     if name in self.arrays: return self.arrays[name].done
     return Chunked(self.folder/f"{name}.npy", (), "u1", self.bounds).done
 
+@patch
+def has_chunk(self:ChunkStore,
+    name:str,      # As for `array`
+    chunk:int,     # Its number
+)->bool:
+    "Tell whether a chunk of an array is filled, without reading the others' checksums"
+    if name in self.arrays and chunk in self.arrays[name].waiting: return True
+    try:
+        with open(self.folder/f"{name}.crc", "rb") as f:
+            f.seek(4*chunk)
+            return any(f.read(4))
+    except FileNotFoundError: return False
+
 # %% ../../nbs/data/05_chunk_store.ipynb #0257e437
 @patch
 def add(self:ChunkStore,
@@ -410,7 +423,7 @@ class _WaitForOthers:
                            "that process, or wait longer (DHO_WAIT_SECONDS)")
         time.sleep(.5)
 
-def _is_filled(store, chunk, names): return all(store.done(n)[chunk] for n in names)
+def _is_filled(store, chunk, names): return all(store.has_chunk(n, chunk) for n in names)
 
 # %% ../../nbs/data/05_chunk_store.ipynb #4c8a3916
 def _write_piece(store, claims, put, piece, item):

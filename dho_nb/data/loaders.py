@@ -9,6 +9,7 @@ __all__ = ['IngestedImages', 'ImageLoader', 'load_views', 'show_pairs', 'Batch',
 
 # %% ../../nbs/data/04_loaders.ipynb #f5f7598b
 import os, signal, sys, warnings
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 import multiprocessing.queues
@@ -27,17 +28,26 @@ from .transforms import _bit_depth, crop_boxes, flips, Preprocess, read_image, V
 
 # %% ../../nbs/data/04_loaders.ipynb #359580a3
 class IngestedImages:
-    "Read decoded pictures of an ingested folder by their ids"
-    def __init__(self, root:str|Path):
-        self.root, self.arrays = Path(root), None
-        self.rows = {name: row for row, name in enumerate(ingested_images(root)["id"])}
+    "Read decoded pictures of an ingested folder by their ids, or by their rows"
+    def __init__(self, root:str|Path): self.root, self.arrays = Path(root), None
 
     def __getstate__(self): return {**vars(self), "arrays": None}
 
+    @cached_property
+    def rows(self)->dict:
+        "Row of each id: read at the first use"
+        return {name: row for row, name in enumerate(ingested_images(self.root)["id"])}
+
     def __getitem__(self, name:str)->Image.Image:
-        if self.arrays is None: self.arrays = [np.load(self.root/"images"/f"{n}.npy", mmap_mode="r", allow_pickle=False) for n in ("pixels", "sizes")]
         if name not in self.rows: raise DhoError(f"{self.root} holds no image {name!r}: take it out of the manifest")
-        pixels, sizes = (array[self.rows[name]] for array in self.arrays)
+        return self.at(self.rows[name])
+
+    def at(self,
+        row:int,          # Of the arrays
+    )->Image.Image:       # A square; its original size is in `info`
+        "Return the picture of a row"
+        if self.arrays is None: self.arrays = [np.load(self.root/"images"/f"{n}.npy", mmap_mode="r", allow_pickle=False) for n in ("pixels", "sizes")]
+        pixels, sizes = (array[row] for array in self.arrays)
         picture = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
         picture.info["whole"] = tuple(sizes.tolist())
         return picture

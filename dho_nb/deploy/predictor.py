@@ -11,6 +11,7 @@ __all__ = ['DECIDING', 'FORMATS', 'Fused', 'Predictor', 'torch_predictor', 'onnx
 import csv, glob, io, json, os, re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from itertools import chain, islice
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from ..core.errors import DhoError, require_extra, short_error_reason, unknown_n
 from ..core.files import atomic_path, parse_json
 from ..core.progress import track_progress
 from ..core.settings import load_settings
+from ..data.ingest import is_streamed, stream_images, StreamedImage
 from ..data.manifests import check_image_format, describe_skipped, open_image, pictures_below, SUFFIXES
 from ..data.transforms import center_boxes, Preprocess, read_image, to_rgb, white_value
 from .checkpoints import load_checkpoint, find_checkpoint_file, head_weights
@@ -124,15 +126,21 @@ def _onnx_answer(file):
 
 # %% ../../nbs/deploy/02_predictor.ipynb #6f8373d2
 def images_to_predict(
-    images,  # A file, folder, glob pattern, PIL image, open file or array [H, W, 3] uint8, or a list of those
-)->list:     # Paths and PIL images
+    images,  # A file, folder, glob pattern, pool as for `stream_images`, PIL image, open file or array [H, W, 3] uint8, or a list of those
+)->list:     # Paths, PIL images and `StreamedImage`
     "Return every picture of files, folders, patterns and arrays. Raises DhoError where there is none."
-    single = isinstance(images, (str, Path, Image.Image, bytes)) or hasattr(images, "read") or getattr(images, "ndim", 4) < 4
-    return [i for image in ([images] if single else images) for i in _pictures(image)]
+    return [i for image in _inputs(images) for i in _pictures(image)]
+
+def _inputs(images):
+    "Return inputs as a list"
+    single = isinstance(images, (str, Path, Image.Image, bytes, StreamedImage)) or hasattr(images, "read") or getattr(images, "ndim", 4) < 4
+    return [images] if single else images
 
 # %% ../../nbs/deploy/02_predictor.ipynb #ab19b4c0
 def _pictures(image):
     "Return the pictures of one input"
+    if is_streamed(image): return [*stream_images(image)]
+    if isinstance(image, StreamedImage): return [image]
     if isinstance(image, (str, Path)): return _expand_pattern(str(image))
     if isinstance(image, Image.Image): return [image]
     if hasattr(image, "read"):
@@ -160,6 +168,7 @@ def files_not_predicted(
 )->str:        # Empty if every file is taken
     "Describe the files that a folder or pattern holds beside pictures"
     path = Path(name).expanduser()
+    if is_streamed(name): return ""
     if path.is_dir(): return describe_skipped(path)
     if path.exists() or not glob.has_magic(str(name)): return ""
     matches = map(Path, sorted(glob.glob(str(path), recursive=True)))
@@ -173,7 +182,8 @@ def load_pixels(
 )->np.ndarray:         # [S, S, 3] uint8
     "Return the center view of one picture as evaluation uses it. Raises DhoError for a picture that cannot be decoded."
     if hasattr(item, "read") and not isinstance(item, Image.Image): item = open_image(item)
-    if isinstance(item, Image.Image):
+    if isinstance(item, StreamedImage): picture = item.decode(preprocess.at_least)
+    elif isinstance(item, Image.Image):
         picture = to_rgb(ImageOps.exif_transpose(check_image_format(item)), white_value(item))
         picture.info["whole"] = picture.size
     else: picture = read_image(item, preprocess.at_least)
@@ -218,14 +228,21 @@ def each(self:Predictor,
     """Yield predictions as they come, with errors in `problem`.
     Raises DhoError for top or batch below 1, or where there is no picture."""
     if top < 1 or batch < 1: raise DhoError(f"top and batch are 1 or more, not top={top}, batch={batch}")
-    items = images_to_predict(images)
-    parts = [items[i:i + batch] for i in range(0, len(items), batch)]
+    found = _inputs(images)
+    opened = (stream_images(i, mode=mode) if is_streamed(i) else _pictures(i) for i in found)
+    if hasattr(found, "__len__"): opened = [*opened]
+    items, load = chain.from_iterable(opened), lambda item: try_load_pixels(item, self.preprocess)
+    parts = iter(lambda: [*islice(items, batch)], [])
+    if isinstance(opened, list) and all(isinstance(i, list) for i in opened): parts = track_progress(parts, "predicting", mode, -(-sum(map(len, opened))//batch))
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
-        submit = lambda part: [pool.submit(try_load_pixels, item, self.preprocess) for item in part]
-        next_batch = submit(parts[0]) if parts else []
-        for part, following in track_progress(list(zip(parts, [*parts[1:], []])), "predicting", mode):
-            this_batch, next_batch = next_batch, submit(following)
-            yield from self._records(part, [f.result() for f in this_batch], top, probabilities)
+        for part, loaded in _one_ahead((part, [pool.submit(load, item) for item in part]) for part in parts):
+            yield from self._records(part, [f.result() for f in loaded], top, probabilities)
+
+def _one_ahead(items):
+    "Yield items, each when the next one has begun"
+    before = next(items, None)
+    for item in items: yield before; before = item
+    if before is not None: yield before
 
 # %% ../../nbs/deploy/02_predictor.ipynb #667e7f55
 @patch

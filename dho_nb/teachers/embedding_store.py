@@ -305,15 +305,14 @@ class _ViewRenderer:
     def __call__(self, chunk, names):
         start, stop = np.searchsorted(self.places, self.bounds[chunk:chunk + 2])
         rows = self.order[start:stop]
-        return torch.stack([self._views(int(r), names) for r in rows], 1)
+        return torch.cat([self._views(rows[k:k + 16], names) for k in range(0, len(rows), 16)], 1)
 
-    def _views(self, row, names):
-        "Return one image's views [names, 3, S, S], decoded once"
+    def _views(self, rows, names):
+        "Return some images' views [names, n, 3, S, S], each image decoded once"
         self.images.cache = {}
-        self.images.cache = {row: self.images[row]}
-        number = lambda name: None if name == "still" else np.array([int(name.removeprefix("view"))])
-        return torch.cat([load_views(self.images, np.array([row]), [self.preprocess], self.spec if n != "still" else None,
-                                 number(n))[0] for n in names])
+        self.images.cache = {row: self.images[row] for row in rows.tolist()}
+        number = lambda name: None if name == "still" else np.full(len(rows), int(name.removeprefix("view")))
+        return torch.stack([load_views(self.images, rows, [self.preprocess], self.spec if n != "still" else None, number(n))[0] for n in names])
 
 # %% ../../nbs/teachers/02_embedding_store.ipynb #d8df06bc
 @patch

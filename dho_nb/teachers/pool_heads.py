@@ -20,7 +20,7 @@ from ..core.files import atomic_path
 from .clip import teacher_logits
 
 # %% ../../nbs/teachers/01_pool_heads.ipynb #bddd0c80
-EXACT_LIMIT = 1e14  # N²D from which on an exact search takes a CPU more than minutes
+EXACT_LIMIT = 1e14  # N²(D + 128) from which on an exact search takes a CPU more than minutes: 128 is for finding the nearest among the cosines
 
 def neighbors(
     embeddings:torch.Tensor,  # [N, D] of length 1
@@ -30,7 +30,7 @@ def neighbors(
 )->tuple:                     # Cosines [N, count], not below 0, and positions [N, count]
     "Return the nearest other images of every image"
     block = max(1, min(block, 2**28//len(embeddings)))  # cosines at a time: no more than a GiB
-    if exact is None: exact = embeddings.device.type != "cpu" or len(embeddings)**2*embeddings.shape[1] < EXACT_LIMIT
+    if exact is None: exact = embeddings.device.type != "cpu" or len(embeddings)**2*(embeddings.shape[1] + 128) < EXACT_LIMIT
     search, count = _all_pairs(embeddings) if exact else _inverted_file(embeddings), min(count, len(embeddings) - 1)
     cosines, positions = [], []
     for start in range(0, len(embeddings), block):
@@ -178,38 +178,52 @@ def mixture_head(
     A labeled image's logits ignore its own label, but its class mean and its neighbors' shares contain it. To score a
     labeled image, leave it out of `labeled`."""
     fit = _MixtureFit(embeddings, weights, labeled, labels, near or neighbors(embeddings), block)
-    logits = fit.map(fit.prior)
+    fit.map(fit.prior)
     for _ in range(rounds):
-        mixture = fit.assign(logits)
-        logits = fit.map(lambda p: fit.prior(p) + likelihood_weight*mixture(fit.x[p].float()) + fit.near(p))
-    return logits
+        mixture = fit.assign()
+        fit.spread()
+        fit.map(lambda p: fit.prior(p) + likelihood_weight*mixture(fit.x[p].float()) + fit.table[p])
+    return fit.table
 
 # %% ../../nbs/teachers/01_pool_heads.ipynb #f95b09c0
 class _MixtureFit:
-    "Hold the shares of the classes in each image between rounds"
+    "Hold one table [N, C], in turn logits, shares and the neighbors' shares"
     def __init__(self, embeddings, weights, labeled, labels, near, block):
         self.x, self.weights, self.labeled, (self.cosines, self.neighbors) = embeddings, weights, labeled, near
         self.dtype = torch.float16 if len(embeddings)*len(weights) > 2e8 else torch.float32
-        self.parts = torch.arange(len(embeddings), device=embeddings.device).split(block)
+        self.table = torch.empty(len(embeddings), len(weights), dtype=self.dtype, device=embeddings.device)
+        self.parts = _row_parts(embeddings, len(weights), block)
         self.one_hot = F.one_hot(labels, len(weights)).to(self.dtype)
         self.moments = pool_moments(embeddings, self.parts)
 
     def prior(self, part): return (self.x[part].float() @ self.weights.T).log_softmax(1)
 
-    def near(self, part):
-        return sum(self.cosines[part, k, None]*self.shares[self.neighbors[part, k]] for k in range(self.cosines.shape[1]))
-
     def map(self, logits):
-        "Return [N, C] logits, from a function of some images' positions; the largest of an image is 0"
-        return torch.cat([(z - z.amax(1, keepdim=True)).to(self.dtype) for z in map(logits, self.parts)])
+        "Fill the table from a function of some images' positions; the largest logit of an image is 0"
+        for p in self.parts:
+            z = logits(p)
+            self.table[p] = (z - z.amax(1, keepdim=True)).to(self.dtype)
+
+def _row_parts(embeddings, classes, block=65536):
+    "Return positions of the images, so many at a time that a part's logits take at most 64 MiB"
+    return torch.arange(len(embeddings), device=embeddings.device).split(min(block, max(1024, 2**24//classes)))
 
 # %% ../../nbs/teachers/01_pool_heads.ipynb #8a4150f8
 @patch
-def assign(self:_MixtureFit, logits):
-    "Set the shares and return the mixture that follows from them"
-    for p in self.parts: logits[p] = logits[p].float().softmax(1).to(self.dtype)
-    self.shares = logits.index_copy_(0, self.labeled, self.one_hot)
-    return fit_mixture(self.x, self.shares, self.moments, self.parts)
+def assign(self:_MixtureFit):
+    "Turn logits into shares, and return the mixture that follows from them"
+    for p in self.parts: self.table[p] = self.table[p].float().softmax(1).to(self.dtype)
+    self.table.index_copy_(0, self.labeled, self.one_hot)
+    return fit_mixture(self.x, self.table, self.moments, self.parts)
+
+@patch
+def spread(self:_MixtureFit, columns:int=128):
+    "Replace shares by the sums of the neighbors' shares, weighted by cosines: some classes at a time, in place"
+    for start in range(0, self.table.shape[1], columns):
+        shares = self.table[:, start:start + columns]
+        sums = torch.empty_like(shares)
+        for p in self.parts: sums[p] = sum(self.cosines[p, k, None]*shares[self.neighbors[p, k]] for k in range(self.cosines.shape[1])).to(self.dtype)
+        shares.copy_(sums)
 
 # %% ../../nbs/teachers/01_pool_heads.ipynb #d2dd8a7d
 def combined_head(
@@ -222,7 +236,7 @@ def combined_head(
 )->torch.Tensor:              # [N, C] log-probabilities
     "Return the mean of the probabilities of the linear probe and the mixture, as logits"
     logits = mixture_head(embeddings, weights, labeled, labels, near)
-    for p in torch.arange(len(logits), device=logits.device).split(65536):
+    for p in _row_parts(embeddings, len(weights)):
         linear, mixture = (embeddings[p].float() @ weights.T).softmax(1), (logits[p].float()/temperature).softmax(1)
         logits[p] = ((linear + mixture)/2).clamp_min(1e-9).log().to(logits.dtype)
     return logits
