@@ -259,6 +259,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'dho_nb.core.plotting': { 'dho_nb.core.plotting._show_figures': ('core/plotting.html#_show_figures', 'dho_nb/core/plotting.py'),
                                       'dho_nb.core.plotting.load_matplotlib': ( 'core/plotting.html#load_matplotlib',
                                                                                 'dho_nb/core/plotting.py'),
+                                      'dho_nb.core.plotting.part_style': ('core/plotting.html#part_style', 'dho_nb/core/plotting.py'),
                                       'dho_nb.core.plotting.subplots': ('core/plotting.html#subplots', 'dho_nb/core/plotting.py')},
             'dho_nb.core.progress': { 'dho_nb.core.progress.ProgressLines': ('core/progress.html#progresslines', 'dho_nb/core/progress.py'),
                                       'dho_nb.core.progress.ProgressLines.__call__': ( 'core/progress.html#progresslines.__call__',

@@ -11,6 +11,7 @@ version = re.search(r'__version__ = "([^"]+)"', (here.parent/"dho_nb"/"__init__.
 project, author, copyright = "dho_nb", "The dho_nb developers", "2026, the dho_nb developers"
 extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx_copybutton"]
 exclude_patterns = ["files"]
+smartquotes = False  # an option keeps its two hyphens, and a value its quotes, as they are typed
 
 nb_execution_mode = "off"
 nb_render_markdown_format = "gfm"
