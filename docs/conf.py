@@ -24,6 +24,7 @@ myst_links_external_new_tab = False
 
 html_theme = "furo"  # search, light and dark, previous and next, phones; all its files are local
 html_title = f"dho_nb {version}"
+templates_path = [str(here.parent/"docs"/"templates")]
 html_static_path = [str(static), str(mathjax)]
 html_css_files = ["site.css"]
 html_search_scorer = str(static/"scorer.js")
