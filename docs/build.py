@@ -190,6 +190,7 @@ def shown(cell, path):
     kept["outputs"] = [o for o in map(lambda o: output(o, path), cell.get("outputs", [])) if o]
     return kept
 
+NUMBER = re.compile(r"<td([^>]*)>((?:\s|<[bi]>)*[-+−–]?\d[^<]{0,40}(?:</[bi]>)?\s*)</td>")  # a cell with a number: it stays on one line
 PROGRESS = re.compile(r"^.*\b\d+/\d+.*\babout .+ left$\n?", re.M)  # a line of progress is no result
 
 def output(out, path):
@@ -199,7 +200,9 @@ def output(out, path):
     data = {k: v for k, v in out.get("data", {}).items() if "widget" not in k}
     if len(data) < len(out.get("data", {})):
         return {**out, "data": {"text/markdown": "*Move it yourself in JupyterLab: `make lab`.*"}}
-    if "text/html" in data: data.pop("text/markdown", None)
+    if "text/html" in data:
+        data.pop("text/markdown", None)
+        data["text/html"] = NUMBER.sub(r"<td\1 data-num>\2</td>", "".join(data["text/html"]))
     elif "text/markdown" in data: data["text/markdown"] = links("".join(data["text/markdown"]), path)
     return {**out, "data": data}
 
