@@ -25,7 +25,7 @@ SECTIONS = {  # folder of the site: title, its notebooks, a line
     "explain": ("Explanation", "explain/*", "Why it works, where it does not, and what it costs."),
     "reference": ("Reference", "*/[0-9]*",
                   "One page per module: what it holds, why, with examples that are also its tests. A room imports only "
-                  "from rooms above it in this list."),
+                  "from the rooms listed before it."),
     "paper": ("The paper", "paper/*",
               "Tables and figures of arXiv 2505.07675 beside what was run here. What has not been run stays a gap."),
     "experiments": ("Experiments", "experiments/*",
@@ -47,7 +47,9 @@ ROOMS = {  # folders of nbs/ whose notebooks make modules, from the ground up
     "reports": "From runs to tables, figures and pages.",
     "cli": "The command line: every verb is a function of the other rooms.",
 }
-ORDER = {"paper": ["finder", "setups", "eurosat", "beyond", "beyond_notes", "eurosat_data", "eurosat_teacher", "cifar10_data", "cost"],
+ORDER = {"paper": ["finder", *(f"table{n}" for n in (1, 2, 3, 4, 5, 6)), "setups", *(f"table{n}" for n in (11, 13, 14, 15, 16, 17, 18, 19)),
+                   *(f"figure{n}" for n in (3, 4, 6, 9, 13)), "eurosat", "beyond", "beyond_notes", "cost", "eurosat_data", "eurosat_teacher", "cifar10_data",
+                   "clip_sets"],
          "howto": ["own_images", "own_teacher", "sweep", "paper_table", "watch", "extend", "after_a_crash", "faq"],
          "explain": ["two_heads", "conflict", "alpha_beta", "store", "teachers", "what_to_label", "scale", "limits", "glossary"]}
 
@@ -188,12 +190,19 @@ def shown(cell, path):
     kept["outputs"] = [o for o in map(lambda o: output(o, path), cell.get("outputs", [])) if o]
     return kept
 
+NUMBER = re.compile(r"<td([^>]*)>((?:\s|<[bi]>)*[-+−–]?\d[^<]{0,40}(?:</[bi]>)?\s*)</td>")  # a cell with a number: it stays on one line
+PROGRESS = re.compile(r"^.*\b\d+/\d+.*\babout .+ left$\n?", re.M)  # a line of progress is no result
+
 def output(out, path):
-    if out["output_type"] == "stream": return out if out["name"] == "stdout" else None
+    if out["output_type"] == "stream":
+        text = PROGRESS.sub("", "".join(out["text"])) if out["name"] == "stdout" else ""
+        return {**out, "text": text} if text.strip() else None
     data = {k: v for k, v in out.get("data", {}).items() if "widget" not in k}
     if len(data) < len(out.get("data", {})):
         return {**out, "data": {"text/markdown": "*Move it yourself in JupyterLab: `make lab`.*"}}
-    if "text/html" in data: data.pop("text/markdown", None)
+    if "text/html" in data:
+        data.pop("text/markdown", None)
+        data["text/html"] = NUMBER.sub(r"<td\1 data-num>\2</td>", "".join(data["text/html"]))
     elif "text/markdown" in data: data["text/markdown"] = links("".join(data["text/markdown"]), path)
     return {**out, "data": data}
 

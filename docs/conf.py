@@ -11,6 +11,7 @@ version = re.search(r'__version__ = "([^"]+)"', (here.parent/"dho_nb"/"__init__.
 project, author, copyright = "dho_nb", "The dho_nb developers", "2026, the dho_nb developers"
 extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx_copybutton"]
 exclude_patterns = ["files"]
+smartquotes = False  # an option keeps its two hyphens, and a value its quotes, as they are typed
 
 nb_execution_mode = "off"
 nb_render_markdown_format = "gfm"
@@ -23,6 +24,7 @@ myst_links_external_new_tab = False
 
 html_theme = "furo"  # search, light and dark, previous and next, phones; all its files are local
 html_title = f"dho_nb {version}"
+templates_path = [str(here.parent/"docs"/"templates")]
 html_static_path = [str(static), str(mathjax)]
 html_css_files = ["site.css"]
 html_search_scorer = str(static/"scorer.js")

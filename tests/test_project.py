@@ -115,7 +115,7 @@ def test_llms_txt_names_every_module():
 
 README = (ROOT/"README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.M | re.S)
-COMMANDS = [line.split(" #")[0].strip() for kind, block in BLOCKS if not kind for line in block.splitlines()]
+COMMANDS = [line.split(" #")[0].strip() for kind, block in BLOCKS if not kind for line in re.sub(r"\\\n\s*", "", block).splitlines()]
 RUN_ELSEWHERE = {"make demo": ".ci/run", "make test": ".ci/run", "make docs": "tests/test_site.py",
                  "make lab": "Makefile", "pip install '.[onnx]'": "tests/test_package.py"}
 
@@ -185,7 +185,7 @@ def test_the_contributing_pages_python_runs(tmp_path, monkeypatch):
 GUIDES = [(p, line) for p in NOTEBOOKS if p.parent.name in ("howto", "explain", "tutorials", "paper")
           for cell in json.loads(p.read_text())["cells"] if cell["cell_type"] == "markdown"
           for block in re.findall(r"^```\n(.*?)^```", "".join(cell["source"]), re.M | re.S)
-          for line in block.splitlines() if line.startswith("dho ") and "…" not in line]
+          for line in re.sub(r"\\\n\s*", "", block).splitlines() if line.startswith("dho ") and "…" not in line]
 
 @pytest.mark.parametrize("notebook, line", GUIDES, ids=lambda v: v if isinstance(v, str) else v.stem)
 def test_the_guides_commands_are_understood(notebook, line):

@@ -8,6 +8,7 @@ from dho_nb.reports.tables import results_table
 from dho_nb.runs.run import distill
 from dho_nb.runs.config import make_config
 from dho_nb.core.files import read_json, write_json
+from dho_nb.reports.results import deduplicate_results, result_axes
 
 GRIDS = ROOT/"nbs"/"paper"/"grids"
 
@@ -48,3 +49,16 @@ def test_a_sweep_below_the_users_runs_is_shown(tmp_path, monkeypatch):
     shown = beside_paper_numbers(read_paper_numbers("table14"), results_table(found.runs, columns="labels", expected=found.asked))
     assert shown.loc[("DKD", "ours"), "1-shot"].endswith("(1/3)") and shown.loc[("WKD", "ours"), "1-shot"] == "–"
     assert shown.loc[("DKD", "paper")].tolist() == ["8.9", "15.0", "20.6", "28.2", "34.9"]
+
+
+def test_the_gains_in_the_faq_are_those_of_the_records():
+    table = (ROOT/"nbs"/"howto"/"faq.md").read_text(encoding="utf-8").split("| labels per class |")[1].split("\n\n")[0]
+    told = {int(row[0]): [float(v) for v in row[1:]] for line in table.splitlines()[2:] if (row := line.strip("| ").split(" | "))}
+    for column, (name, student) in ((0, ("digits", "tiny")), (2, ("eurosat", "mobilenetv2"))):
+        runs = our_paper_numbers(name).runs.query("student == @student")
+        runs = deduplicate_results(runs, result_axes(runs))
+        mean = 100*runs.astype({"labels": str}).groupby(["labels", "method"])["accuracy"].mean()
+        for shots, gains in told.items():
+            own = mean[f"{shots}-shot", "dho"]
+            assert abs(own - mean[f"{shots}-shot", "ce"] - gains[column]) < .051 and abs(own - mean["none", "kd"] - gains[column + 1]) < .051, (name, shots)
+    assert len(told) == 5

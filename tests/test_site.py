@@ -17,7 +17,7 @@ from conftest import ROOT, project_copy
 sys.path.insert(0, str(ROOT/"docs"))
 pytest.importorskip("myst_nb", reason="needs the extra docs: pip install \"dho_nb[docs]\"")
 from api import Module  # noqa: E402
-from build import ROOMS  # noqa: E402
+from build import ROOMS, output  # noqa: E402
 from check import Page, external, problems  # noqa: E402
 from verbs import page_name, verbs  # noqa: E402
 
@@ -54,9 +54,11 @@ def test_every_verb_has_a_page_with_its_options_and_examples(site):
     for name, parser in found.items():
         page = "".join(Page((site/"commands"/f"{page_name(name)}.html").read_text()).text)
         options = [flag for a in parser._actions for flag in a.option_strings if flag not in ("-h", "--help")]
-        assert [o for o in options if o not in page] == [] and parser.description in page.replace("’", "'")
+        assert [o for o in options if o not in page] == [] and parser.description in page
+        helps = [a.help.replace("%%", "%") for a in parser._actions if a.help and "-h" not in a.option_strings]
         examples = re.findall(r"^ +(dho .*)$", parser.epilog or "", re.M)
-        assert [e for e in examples if re.sub(r"\s+", " ", e) not in re.sub(r"\s+", " ", page).replace("’", "'")] == []
+        plain = re.sub(r"\s+", " ", page)  # quotes and hyphens as they are typed
+        assert [text for text in [*helps, *examples] if re.sub(r"\s+", " ", text).strip() not in plain] == [], name
     listed = re.findall(r'href="([a-z-]+)\.html"', (site/"commands"/"index.html").read_text().split("<article")[1].split("</article")[0])
     assert listed.index("check") < listed.index("suggest") < listed.index("distill") < listed.index("predict") < listed.index("sweep")
 
@@ -241,7 +243,23 @@ def test_figures_are_seen(browser):
 
 SEARCHES = {"own images": "own_images", "resume": "howto/", "dual head": "students/", "cite": "howto/faq", "license": "howto/faq",
             "GPU": "howto/faq", "quickstart": "howto/faq", "FAQ": "howto/faq", "glossary": "explain/glossary",
-            "distill": "commands/distill", "find a row": "paper/finder"}  # what a newcomer types: part of a page that answers it
+            "distill": "commands/distill", "find a row": "paper/finder", "bibtex": "howto/faq", "licence": "howto/faq",
+            "precomputed embeddings": "own_", "Table 13 Flowers": "paper/finder", "significant": "explain/glossary", "phone": "howto/faq",
+            "resume after a crash": "howto/after_a_crash", "add a loss": "howto/extend", "install": "howto/faq"}  # what a newcomer types: part of a page that answers it
+
+
+def test_the_search_page_has_a_field(browser):
+    chrome = browser("search.html")
+    field = chrome.find_element("css selector", "article input[name=q]")
+    assert chrome.find_element("css selector", "article h1").text == "Search" and field.is_displayed() and complaints(chrome) == []
+
+
+def test_numbers_stay_on_one_line_and_progress_is_no_result():
+    table = "<tr><th>dho</th><td>29.2 ± 1.4</td><td><i>+6.0 [+3.1, +9.6]</i></td><td>a note</td></tr>"
+    shown = output({"output_type": "display_data", "data": {"text/html": table}}, "index.ipynb")["data"]["text/html"]
+    assert shown.count("<td data-num>") == 2 and re.sub(" data-num", "", shown) == table
+    said = {"output_type": "stream", "name": "stdout", "text": "step 322/340, loss 0.081, about 1 s left\n\n"}
+    assert output(said, "index.ipynb") is None and output({**said, "text": "2/3 of them"}, "index.ipynb")["text"] == "2/3 of them"
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -8,13 +8,14 @@ __all__ = ['AGREEMENT', 'diagnose_gradient_conflict', 'plot_conflict', 'plot_agr
 
 # %% ../../nbs/evaluation/03_diagnostics.ipynb #1818ad1a
 import time
+from itertools import cycle
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
 from ..core.errors import DhoError
-from ..core.plotting import subplots
+from ..core.plotting import HEAD_COLORS, METHOD_COLORS, PALETTE, subplots
 from .metrics import classification_metrics
 from .outputs import module_outputs
 from ..losses.gradients import gradient_cosine, gradient_dot, error_product
@@ -78,10 +79,11 @@ def plot_conflict(
     histories = {name: table(h) for name, h in histories.items()}
     missing = [name for name, h in histories.items() if not {*CONFLICT} <= {*h}]
     if missing: raise DhoError(f"nothing noted about {', '.join(missing)}: train with conflict=True")
+    styles = styles or [dict(color=METHOD_COLORS.get(n, color)) for n, color in zip(histories, cycle(PALETTE))]
     figure, axes = subplots(1, len(CONFLICT), figsize=(3.4*len(CONFLICT), 2.7), layout="constrained")
     for axis, column in zip(axes, CONFLICT):
         axis.axhline(0, color="grey", lw=.8)
-        for (name, h), style in zip(histories.items(), styles or [dict(color=f"C{k}") for k in range(len(histories))]):
+        for (name, h), style in zip(histories.items(), styles):
             x = h["epoch"] if "epoch" in h else h.index
             smoothed = h[column].rolling(max(1, len(h)//15), min_periods=1, center=True)
             axis.plot(x, h[column], color=style["color"], alpha=.25, lw=.8)
@@ -94,15 +96,15 @@ def plot_conflict(
 
 # %% ../../nbs/evaluation/03_diagnostics.ipynb #13a1cc6a
 # Who is right: the key of `head_agreement`, and its color
-AGREEMENT = {"both right": ("both_right", "#009e73"), "only the CE head": ("ce_only", "#0072b2"),
-             "only the KD head": ("kd_only", "#e69f00"), "neither": ("both_wrong", "#999999")}
+AGREEMENT = {"both right": ("both_right", "#009e73"), "only the CE head": ("ce_only", HEAD_COLORS["CE head"]),
+             "only the KD head": ("kd_only", HEAD_COLORS["KD head"]), "neither": ("both_wrong", "#b09468")}
 
 def plot_agreement(
     shares:dict,      # From `head_agreement`
     title:str="",    # Above the figure
 ):                   # A matplotlib figure
-    """Plot the shares of images on which both heads, one, or none are right; hatched is what their combination leaves
-    wrong"""
+    """Plot the shares of images on which both heads, one, or none are right; pale and hatched is what their combination
+    leaves wrong"""
     figure, axis = subplots(figsize=(6.6, 1.9), layout="constrained")
     start = 0
     for label, (key, color) in AGREEMENT.items():
@@ -114,6 +116,7 @@ def plot_agreement(
     right = 100*(1 - sum(v for k, v in shares.items() if k.endswith("_left")))
     title = title or f"Together right: {right:.1f} %; same prediction: {100*shares['same_prediction']:.1f} %"
     axis.set(xlim=(0, 100), yticks=[], xlabel="% of the images"); axis.set_title(title, fontsize=10)
+    axis.barh(0, 0, color="#dddddd", hatch="////", ec="white", lw=0, label="pale and hatched: wrong together")
     axis.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(.5, -.45), frameon=False)
     return figure
 

@@ -124,15 +124,15 @@ def gains_table(
 def count_method_gains(
     gains:pd.DataFrame,   # From `method_gains`
     by="method",          # What gets a row of its own
-)->pd.DataFrame:          # settings, ahead, surely ahead, surely behind, mean gain (points)
+)->pd.DataFrame:          # settings, ahead, significantly ahead, significantly behind, mean gain (points)
     "Count the settings in which it is ahead, and ahead by more than the interval"
     def line(part): return {"settings": len(part), "ahead": int((part["gain"] > 0).sum()),
-                            "surely ahead": int((part["low"] > 0).sum()),
-                            "surely behind": int((part["high"] < 0).sum()), "mean gain": 100*part["gain"].mean()}
+                            "significantly ahead": int((part["low"] > 0).sum()),
+                            "significantly behind": int((part["high"] < 0).sum()), "mean gain": 100*part["gain"].mean()}
     by = [by] if isinstance(by, str) else list(by)
     lines = [{**dict(zip(by, key)), **line(part)} for key, part in gains.groupby(by, sort=False)]
     return pd.DataFrame(lines,
-                        columns=[*by, "settings", "ahead", "surely ahead", "surely behind", "mean gain"]).set_index(by)
+                        columns=[*by, "settings", "ahead", "significantly ahead", "significantly behind", "mean gain"]).set_index(by)
 
 # %% ../../nbs/reports/02_tables.ipynb #94984581
 def add_best_variant(
@@ -327,7 +327,7 @@ def _cell(part, value, average, frame, wanted):
 
 # %% ../../nbs/reports/02_tables.ipynb #39b33c83
 def _marked(cells, parts, keys, head, average):
-    "Mark the best of a column, or those that cannot be told from it, block by block"
+    "Mark the best of a column, or those not significantly different from it, block by block"
     for _, block in groupby(keys, key=lambda k: k[:-1]):
         here = [k for k in block if cells.get((k, head), {}).get("runs")]
         if len(here) < 2: continue
@@ -480,16 +480,16 @@ def _note(cells, against, share, frame):
     "What the signs in a table mean"
     if not cells and "tested" in frame and not frame["tested"].any(): return UNTESTED
     seeds, marks = max((c["runs"] for c in cells.values()), default=0), {c.get("mark") for c in cells.values()}
-    notes, by = [], "by a paired bootstrap over seeds and test images (95 %)"
+    notes = []
     if against:
         notes.append(f"Difference to {against} in percentage points, with the 95 % interval of a paired bootstrap over "
                     "seeds and test images")
     elif seeds > 1: notes.append(f"{'In %: mean' if share else 'Mean'} ± standard deviation over {seeds} seeds")
     else: notes.append(f"{'In %, o' if share else 'O'}ne seed")
-    if "bold" in marks: notes.append("bold: ahead" if against else f"bold: ahead of every other row {by}")
-    if "italic" in marks:
-        notes.append("italic: cannot be told apart" if against
-                    else f"italic: the best, and what cannot be told from it {by}")
+    told = ({"bold": "significantly ahead", "italic": "not significantly different"} if against
+            else {"bold": "significantly best", "italic": "best, or not significantly different from the best"})
+    signs = [f"{mark}: {text}" for mark, text in told.items() if mark in marks]
+    if signs: notes.append("; ".join(signs) + (" (paired bootstrap, 95 %)" if not against else ""))
     if against and any("gain" in c and c["runs"] < 2 for c in cells.values()):
         notes.append("one seed alone is not marked")
     if any(c["runs"] < c["wanted"] for c in cells.values()):

@@ -23,7 +23,7 @@ from ..core.distributed import synced_batch_norm, current_dist_env, wrap_ddp, Di
 from ..core.errors import DhoError, memory_error_message, short_error_reason
 from ..core.files import atomic_path, parse_json, check_json_fields
 from ..core.parameters import NonNegativeFloat, NonNegativeInt, OneOf, Parameters, PositiveFloat, PositiveInt
-from ..core.plotting import subplots
+from ..core.plotting import part_style, subplots
 from ..core.progress import in_notebook, ProgressLines, progress_mode, UpdatingDisplay
 from ..core.seeding import derive_seed
 from ..core.sources import is_own_source, source_hash
@@ -595,13 +595,13 @@ def plot_training_history(
                                 layout="constrained", squeeze=False)
     for name in parts:
         axes[0, 0].plot(history["epoch"], history[name], label=name.replace("_", " "),
-                        lw=2.2 if name == "loss" else 1.2)
+                        lw=2.2 if name == "loss" else 1.2, **part_style(name))
     axes[0, 0].set(xlabel="epoch", ylabel="nats", yscale="log", title=title or "Training loss and its parts")
     axes[0, 0].legend(fontsize=8)
     for axis in axes[0]: axis.xaxis.get_major_locator().set_params(integer=True)
     for name in checks:
         axes[0, 1].plot(*history[["epoch", name]].dropna().to_numpy().T, marker=".",
-                        label=name.removesuffix(" accuracy"))
+                        label=name.removesuffix(" accuracy"), **part_style(name))
     if checks:
         axes[0, 1].set(xlabel="epoch", ylabel="accuracy", title="Validation accuracy on the way")
         axes[0, 1].legend(fontsize=8)
