@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from inspect import cleandoc
 from safetensors import SafetensorError
 import dho_nb
-from . import look, stores, sweep, train, use
+from . import label, look, stores, sweep, train, use
 from .options import add_options, Configured, STAGES, VERBS
 from .output import _GOES_ON, _KEEPS, _said
 from ..core.devices import pick_device
@@ -49,7 +49,7 @@ class VerbParser(argparse.ArgumentParser):
         if action.choices and value not in action.choices: raise unknown_name_error("verb", value, action.choices)
 
 # %% ../../nbs/cli/07_main.ipynb #fccca1da
-MODULES = (look, train, stores, use, sweep)  # of the verbs, in the order of work
+MODULES = (look, label, train, stores, use, sweep)  # of the verbs, in the order of work
 
 def _verbs():
     "The verbs, module by module; those of other modules come last"
