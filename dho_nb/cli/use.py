@@ -33,7 +33,7 @@ def _evaluate(args):
     if args.templates and not all(found.mark for found in made.values()):
         raise DhoError("--templates are a teacher's prompts, and a student has none: leave them out")
     for name, found in made.items():
-        table = found.table.round(4).to_string()
+        table = found.counted.round(4).to_string()
         print_output("\n".join([f"{name}: {len(found.rows)} images", *filter(None, [found.judged]), table, ""]), flush=True)
     one = next(iter(made.values()))
     if len(made) > 1:
@@ -93,7 +93,7 @@ def _predict(args):
     form = prediction_format(args.out, args.format)
     model = Predictor.from_pretrained(args.model, args.device, trust_remote_code=args.trust_remote_code)
     records = model.each(args.images, args.top, args.probabilities, args.batch,
-                         mode=load_settings().progress if args.out else "none")
+                         mode=load_settings().progress if args.out else "none", unknown=args.unknown)
     count, bad = write_predictions(records, args.out or (_Screen() if sys.stdout.isatty() else sys.stdout), form)
     if args.out: print_output(f"{args.out}: {count} pictures")
     for place in args.images:
@@ -113,8 +113,12 @@ class Predict(Trust):
       a model on the Hugging Face Hub:
         dho predict owner/name photos --out predictions.jsonl
 
+      no class for pictures less confident than 95 % of the held-out images of known classes:
+        dho predict runs/NAME/export photos --unknown 0.95 --out predictions.csv
+
     Columns: file, prediction, probability, each head's prediction and probability, decided (the head with that first choice:
     both, ce, kd, or combination for neither), top (the likeliest classes), problem (why an image cannot be read).
+    With --unknown there is a column unknown, True or False, and an unknown image has an empty prediction.
     The exit code is 1 if an image cannot be read."""
     model:str                  # Folder of a run or an export, .safetensors or .onnx file, published checkpoint, or owner/name on the Hub
     images:Images              # Files, folders with all below them, or patterns in quotes
@@ -124,6 +128,7 @@ class Predict(Trust):
     batch:PositiveInt=64       # Images that are computed together
     device:str=""              # Device; by default that of the settings, or the CPU for ONNX
     probabilities:bool=False   # Add the probability of every class
+    unknown:Share|None=None    # Share of known images to answer, 0.5 to 0.99; needs dho export --estimate, or a run with --validation
 
 # %% ../../nbs/cli/06_use.ipynb #d7846411
 def _export(args):
@@ -171,7 +176,7 @@ class Export(Trust):
     opset:PositiveInt=18       # Version of ONNX's operators
     check:NonNegativeInt=200   # Images to check on, at most
     license:str=""             # License of the exported model as the Hub names it, e.g. apache-2.0; none if not given
-    estimate:Folder=""         # Folder of dho estimate, whose figures go on the model card
+    estimate:Folder=""         # Folder of dho estimate; its figures go on the model card, its thresholds for --unknown into the model
 
 # %% ../../nbs/cli/06_use.ipynb #e79ede52
 def _moved(model, root):

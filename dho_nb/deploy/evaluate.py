@@ -21,6 +21,7 @@ from ..data.loaders import ImageLoader
 from ..data.manifests import manifest_hash, manifest_rows
 from .checkpoints import checkpoint_class_columns, load_checkpoint, find_checkpoint_file, MODELS, head_weights, zero_shot_checkpoint
 from ..evaluation.interpolation import rows_for_method, interpolation_scores, interpolate
+from ..evaluation.metrics import count_text
 from ..evaluation.outputs import collect_head_outputs, HeadOutputs
 from ..losses.methods import METHODS
 from ..runs.config import Config, DEFAULT_ZETA, parameters_from_notebook
@@ -82,6 +83,12 @@ def outputs(self:CheckpointEvaluation)->HeadOutputs:
 def table(self:CheckpointEvaluation)->pd.DataFrame:
     "Rows CE head, KD head and both, or the single head: accuracy, nll, ece"
     return rows_for_method(interpolation_scores(self.outputs, self.alpha, self.beta), *self.heads)
+
+@patch(as_prop=True)
+def counted(self:CheckpointEvaluation)->pd.DataFrame:
+    "The table for a person: right answers as counts with their 95 % interval in place of the accuracy"
+    right = [count_text(round(a*len(self.rows)), len(self.rows)) for a in self.table["accuracy"]]
+    return self.table.astype({"accuracy": object}).assign(accuracy=right).rename(columns={"accuracy": "right"})
 
 @patch(as_prop=True)
 def judged(self:CheckpointEvaluation)->str:

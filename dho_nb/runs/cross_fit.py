@@ -23,6 +23,7 @@ from ..data.manifests import content_keys, Manifest, manifest_rows, write_manife
 from ..evaluation.interpolation import interpolate
 from ..evaluation.metrics import classification_metrics, wilson_interval
 from ..evaluation.outputs import HeadOutputs, load_outputs, read_output_predictions
+from ..evaluation.rejection import outputs_coverage
 from ..losses.methods import recorded_method
 from .config import Config
 from .dataset import open_dataset
@@ -115,6 +116,11 @@ def table(self:CrossFit)->pd.DataFrame:
                            nll=classification_metrics(p, self.outputs.labels)["nll"])
     return pd.DataFrame(found).T.astype({"images": int})
 
+@patch(as_prop=True)
+def coverage(self:CrossFit)->dict:  # From `outputs_coverage`
+    "Thresholds for unknown pictures, measured on the held-out images"
+    return outputs_coverage(self.outputs, *self.weights, "cross-fitted labeled images")
+
 # %% ../../nbs/runs/12_cross_fit.ipynb #73086fed
 @patch(as_prop=True)
 def cost(self:CrossFit)->pd.DataFrame:
@@ -153,7 +159,7 @@ def cross_fit(
     if not most:
         write_json(place/"estimate.json", dict(config=asdict(config), folds=folds, labeled=len(labeled),
                                                labels=identity_labels_hash(manifest, labeled, inputs.data.keys),
-                                               table=fit.table.to_dict("index")))
+                                               table=fit.table.to_dict("index"), coverage=fit.coverage))
     return fit
 
 # %% ../../nbs/runs/12_cross_fit.ipynb #52a0aeca
