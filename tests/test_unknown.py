@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import ROOT, picture
+from conftest import picture
 from dho_nb.core.errors import DhoError
 from dho_nb.core.files import read_json, write_json
 from dho_nb.deploy.checkpoints import load_checkpoint
