@@ -314,7 +314,7 @@ def map(self:Run,
     labels = np.where(np.isin(rows, labeled), self.manifest.table["label"].to_numpy()[rows], -1)
     predictions = interpolate(shown, self.alpha, self.beta).argmax(-1).numpy()
     apart = head_disagreement(shown, self.beta).numpy() if self.method.weighs else None
-    title = f"{len(rows)} images of {self.manifest.name}, by similarity to the teacher"
+    title = f"{len(rows)} images of {self.manifest.name}, placed by t-SNE of the teacher's embeddings"
     figure = plot_map(embed_in_plane(embeddings), labels, predictions, apart, self.manifest.classes, title)
     self._write_figures({"map": figure})
     return figure
