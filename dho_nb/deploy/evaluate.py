@@ -85,12 +85,6 @@ def table(self:CheckpointEvaluation)->pd.DataFrame:
     return rows_for_method(interpolation_scores(self.outputs, self.alpha, self.beta), *self.heads)
 
 @patch(as_prop=True)
-def counted(self:CheckpointEvaluation)->pd.DataFrame:
-    "The table for a person: right answers as counts with their 95 % interval in place of the accuracy"
-    right = [count_text(round(a*len(self.rows)), len(self.rows)) for a in self.table["accuracy"]]
-    return self.table.astype({"accuracy": object}).assign(accuracy=right).rename(columns={"accuracy": "right"})
-
-@patch(as_prop=True)
 def judged(self:CheckpointEvaluation)->str:
     "A sentence about the model's other classes, if the dataset has only some of them; else empty"
     classes = len(self.facts["classes"])
@@ -98,6 +92,13 @@ def judged(self:CheckpointEvaluation)->str:
     as_is = ", as dho predict answers," if (self.alpha, self.beta) == head_weights(self.facts) else ""
     return (f"judged among {len(self.columns)} of the model's {classes} classes; among all of them{as_is} "
             f"{100*self.among_all:.1f} % are right")
+
+# %% ../../nbs/deploy/01_evaluate.ipynb #b200bc37
+@patch(as_prop=True)
+def counted(self:CheckpointEvaluation)->pd.DataFrame:
+    "The table for a person: right answers as counts with their 95 % interval in place of the accuracy"
+    right = [count_text(round(a*len(self.rows)), len(self.rows)) for a in self.table["accuracy"]]
+    return self.table.astype({"accuracy": object}).assign(accuracy=right).rename(columns={"accuracy": "right"})
 
 # %% ../../nbs/deploy/01_evaluate.ipynb #380151e9
 @patch

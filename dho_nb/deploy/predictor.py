@@ -266,6 +266,7 @@ def _record(self:Predictor, answers, decided, top, probabilities, unknown):
     return dict(zip(self._columns(probabilities, unknown), [None if unknown else prediction, probability, *asked, *(v for pair in heads for v in pair),
                                                             decided, likely, *each]))
 
+# %% ../../nbs/deploy/02_predictor.ipynb #3cb4548a
 @patch
 def _scores(self:Predictor, answers):
     "Return the certainty of each picture of a batch"
