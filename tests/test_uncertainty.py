@@ -36,3 +36,6 @@ def test_the_table_of_a_run_and_its_labels_are_counts(tmp_path, monkeypatch, cap
     out, result = capsys.readouterr().out, read_json(tmp_path/"run"/"result.json")
     assert count_text(round(3*result["accuracy"]), 3) in out and "of 3 (95 %: " in out.split("teacher, zero-shot")[1]
     assert f"{result['labeled']} (up to 4 per class)" in out and result["labeled"] < 12
+    assert main(["evaluate", str(tmp_path/"run"), "--dataset", str(tmp_path/"tree"), "--split", "train"]) in (0, None)
+    out = capsys.readouterr().out
+    assert out.count("of 15 (95 %: ") == 3 and "right" in out and " accuracy" not in out

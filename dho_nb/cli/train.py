@@ -119,12 +119,14 @@ def _recipe_note(name, dataset):
 # %% ../../nbs/cli/04_train.ipynb #3e388ff0
 def _estimate(args):
     "The accuracy to expect, from labeled images that are held out in turn"
+    from dho_nb.evaluation.rejection import coverage_table
     from dho_nb.runs.cross_fit import cross_fit, cross_fit_learning_curve
     config = config_from_options(args)
     print_output(f"training {args.folds} students on {config.dataset}, each without a part of the labels …", flush=True)
     fit = cross_fit(config, args.folds, args.out)
     print_output(f"\n{fit.table.round(4).to_string()}\n\n{fit.by_class().to_string()}\n\n{fit.cost.to_string()}\n\n"
-          f"a model's card shows these figures with: dho export RUN --estimate {fit.folder}", flush=True)
+          f"dho predict --unknown, on these images:\n{coverage_table(fit.coverage).round(4).to_string()}\n\n"
+          f"a model's card shows these figures, and --unknown works, with: dho export RUN --estimate {fit.folder}", flush=True)
     if not args.curve: return
     curve, labels = cross_fit_learning_curve(config, args.curve, args.folds, args.out), len(fit.outputs)
     print_output(f"\n{curve.table.round(4).to_string(index=False)}\n\nwith more labels, if the error goes on falling as a "

@@ -21,6 +21,7 @@ from ..data.loaders import ImageLoader
 from ..data.manifests import manifest_hash, manifest_rows
 from .checkpoints import checkpoint_class_columns, load_checkpoint, find_checkpoint_file, MODELS, head_weights, zero_shot_checkpoint
 from ..evaluation.interpolation import rows_for_method, interpolation_scores, interpolate
+from ..evaluation.metrics import count_text
 from ..evaluation.outputs import collect_head_outputs, HeadOutputs
 from ..losses.methods import METHODS
 from ..runs.config import Config, DEFAULT_ZETA, parameters_from_notebook
@@ -91,6 +92,13 @@ def judged(self:CheckpointEvaluation)->str:
     as_is = ", as dho predict answers," if (self.alpha, self.beta) == head_weights(self.facts) else ""
     return (f"judged among {len(self.columns)} of the model's {classes} classes; among all of them{as_is} "
             f"{100*self.among_all:.1f} % are right")
+
+# %% ../../nbs/deploy/01_evaluate.ipynb #b200bc37
+@patch(as_prop=True)
+def counted(self:CheckpointEvaluation)->pd.DataFrame:
+    "The table for a person: right answers as counts with their 95 % interval in place of the accuracy"
+    right = [count_text(round(a*len(self.rows)), len(self.rows)) for a in self.table["accuracy"]]
+    return self.table.astype({"accuracy": object}).assign(accuracy=right).rename(columns={"accuracy": "right"})
 
 # %% ../../nbs/deploy/01_evaluate.ipynb #380151e9
 @patch

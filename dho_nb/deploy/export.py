@@ -309,8 +309,10 @@ def export(
     images, calibrate = (v if isinstance(v, (tuple, list, str)) else images_to_predict(v) for v in (images, calibrate))
     file, (student, facts) = find_checkpoint_file(name), load_checkpoint(name, backbone, trust_remote_code)
     facts = dict(facts, preprocess=student.preprocess.plain(), version=dho_nb.__version__)
-    expected = _expected(estimate, file) if estimate else None
-    folder, data = export_folder(file, out), _data(file, config) if not images or int8 and not calibrate else None
+    folder, expected = export_folder(file, out), _expected(estimate, file) if estimate else None
+    expected = expected or _read_note(folder/"export.json").get("estimate")
+    facts = dict(facts, coverage=(expected or {}).get("coverage") or facts.get("coverage"))
+    data = _data(file, config) if not images or int8 and not calibrate else None
     checked = unlabeled_export_images(images, check) if images else _export_images(data, facts, "test", check)
     ranges = (unlabeled_export_images(calibrate, check) if calibrate else _export_images(data, facts, "train", check)) if int8 else None
     scored = _export_images(data, facts, "test", score) if data else unlabeled_export_images(images, score)
@@ -422,9 +424,8 @@ def _write_int8(student, folder, ranges, pictures):
 # %% ../../nbs/deploy/04_export.ipynb #30ce371c
 def _write_note(folder, file, facts, measurements, license, expected):
     "Write the note, the card and the script"
-    before = _read_note(folder/"export.json") if (folder/"export.json").exists() else {}
-    files, card = {**before.get("files", {}), **measurements}, folder/"README.md"
-    license, expected = license or before.get("license", ""), expected or before.get("estimate")
+    before = _read_note(folder/"export.json")
+    files, card, license = {**before["files"], **measurements}, folder/"README.md", license or before["license"]
     text = _card(file, facts, files, license, expected)
     current = card.read_text(encoding="utf-8") if card.exists() else None
     edited = current not in (None, before.get("card"), before.get("card_before"))
@@ -440,8 +441,9 @@ def _write_note(folder, file, facts, measurements, license, expected):
 
 # %% ../../nbs/deploy/04_export.ipynb #369dce43
 def _read_note(file):
-    "Return an export's note, checked"
-    note = dict(dict(files={}, license="", estimate=None, card=""), **read_json(file, model=str))  # some may be missing
+    "Return an export's note, checked; defaults where there is none"
+    empty = dict(files={}, license="", estimate=None, card="")
+    note = dict(empty, **read_json(file, model=str)) if file.exists() else empty  # some may be missing
     check_json_fields(note, file, files=dict, license=str, estimate=(dict, type(None)), card=str)
     if note["estimate"]: _crossfit(note["estimate"], file)
     for name, facts in note["files"].items():

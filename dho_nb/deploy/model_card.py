@@ -17,6 +17,7 @@ from .checkpoints import load_checkpoint, find_checkpoint_file, head_weights
 from ..evaluation.interpolation import rows_for_method, interpolation_scores
 from ..evaluation.metrics import count_text
 from ..evaluation.outputs import load_outputs, read_output_predictions
+from ..evaluation.rejection import check_coverage_curve, coverage_table
 from ..losses.methods import METHODS, recorded_method
 from ..runs.config import make_config
 from ..runs.folder import run_folder_differences
@@ -30,6 +31,7 @@ def _crossfit(note, file):
     "Return a cross-fit's note; refuse one whose fields are missing or of another type"
     check_json_fields(note, file, folds=int, labeled=int, table=dict)
     for figures in note["table"].values(): check_json_fields(figures, file, accuracy=float, low=float, high=float, nll=float)
+    check_coverage_curve(note.get("coverage"), file)
     return note
 
 # %% ../../nbs/deploy/03_model_card.ipynb #2c2ff0a2
@@ -106,7 +108,7 @@ def _card(file, facts, files, license, expected):
     config, result, figures = _read_run(file)
     title = escape_markdown(facts.get("run") or facts.get("source") or file.stem)
     parts = [_header(title, result, license), f"# {title}\n\n{_about(facts)}", _use(files),
-             _figures(facts, result, figures, expected), _files(files), _origin(facts, config, result),
+             _figures(facts, result, figures, expected), _unknown(facts), _files(files), _origin(facts, config, result),
              _limits(facts, result, figures), _licenses(config, result, license)]
     return "\n\n".join(p for p in parts if p) + "\n"
 
@@ -183,6 +185,17 @@ def _crossed(expected):
             f"{_lines(pd.DataFrame(columns).T, 'answer of')}\n\nThis one has seen all the labels. The figures hold for "
             "pictures like the labeled ones.")
 
+# %% ../../nbs/deploy/03_model_card.ipynb #ac3ab04c
+def _unknown(facts):
+    "Return what is answered and right at some thresholds"
+    curve = check_coverage_curve(facts.get("coverage"), "the model")
+    if not curve or not curve["rows"]: return ""
+    table = coverage_table(curve).reset_index()
+    table.insert(0, "--unknown", [f"{c:g}" for c in table.pop("coverage")])
+    return (f"## Unknown pictures\n\nWith `--unknown 0.95`, a picture less confident than all but 5 % of known ones gets no class. Measured on "
+            f"{curve['images']} {curve['source']}:\n\n{_lines(table.set_index('--unknown'), '--unknown')}\n\n"
+            "How many pictures of other things are rejected depends on those things: try some.")
+
 # %% ../../nbs/deploy/03_model_card.ipynb #2743f888
 def _expected(estimate, file):
     "Return a cross-fit's note, if it is about the run beside a model"
@@ -252,7 +265,7 @@ def _origin(facts, config, result):
 def _limits(facts, result, figures):
     "Return what the model is not for"
     limits = [f"It knows {len(facts['classes'])} classes and nothing else: a picture of anything else gets one of them, "
-            "often with confidence.", ("It sees the centered square only; what lies beside it is lost."
+            "often with confidence." + " `--unknown` rejects a part of such pictures, not all."*bool(facts.get("coverage")), ("It sees the centered square only; what lies beside it is lost."
                                        if _mode(facts) == "shortest" else ""),
             "Its figures, the calibration too, hold for pictures like the test images; on others they are to be "
             "measured again." if figures is not None else

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['ALPHAS', 'BETAS', 'interpolate', 'entropy_alpha', 'interpolation_scores', 'rows_for_method',
-           'interpolated_class_accuracy', 'head_agreement', 'interpolated_shift_scores', 'AlphaBetaGrid',
-           'alpha_beta_grid', 'best_alpha_beta', 'plot_alpha_beta_grid', 'plot_reliability', 'interpolated_predictions']
+           'interpolated_class_accuracy', 'head_agreement', 'head_disagreement', 'interpolated_shift_scores',
+           'AlphaBetaGrid', 'alpha_beta_grid', 'best_alpha_beta', 'plot_alpha_beta_grid', 'plot_reliability',
+           'interpolated_predictions']
 
 # %% ../../nbs/evaluation/02_interpolation.ipynb #8b416de0
+import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,6 +104,16 @@ def head_agreement(
     remaining = {f"{name}_left": share(group & ~combined) for name, group in groups.items() if name != "both_right"}
     return {**{name: share(group) for name, group in groups.items()}, **remaining,
             "agree": share(ce == kd), "same_prediction": share(predictions[0] == predictions[1])}
+
+# %% ../../nbs/evaluation/02_interpolation.ipynb #fb98d605
+def head_disagreement(
+    outputs:HeadOutputs,  # Both heads' logits
+    beta:float=1.0,       # Temperature of the KD head
+)->torch.Tensor:          # [N] in [0, 1]
+    "Return the Jensen-Shannon divergence of the two heads' answers for each image, in bits"
+    ce, kd = outputs.ce.softmax(-1), (outputs.kd/beta).softmax(-1)
+    entropy = lambda p: torch.special.entr(p).sum(-1)
+    return ((entropy((ce + kd)/2) - (entropy(ce) + entropy(kd))/2)/math.log(2)).clamp(0, 1)
 
 # %% ../../nbs/evaluation/02_interpolation.ipynb #845282ad
 def _restrict_classes(

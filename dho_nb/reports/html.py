@@ -14,7 +14,7 @@ from ..core.errors import DhoError
 from ..core.files import atomic_path
 from .figures import (agreements_figure, conflicts_figure, reliabilities_figure, shots_figure, surfaces_figure,
                                     figure_style)
-from .results import result_axes, expected_results, result_label_axis, load_results, ordered_labels, result_column, shared_result_parameters
+from .results import result_axes, expected_results, result_label_axis, load_results, load_results_with_folders, ordered_labels, result_column, shared_result_parameters
 from .tables import count_method_gains, repeat_label_free_rows, method_gains, gains_table, label_free_table_methods, results_table, UNTESTED
 from ..sweeps.grid import full_grid_axis_label
 from ..sweeps.remote import local_copy_of_remote
@@ -122,6 +122,17 @@ def _missing_part(planned, frame):
             + (_listed_html(pd.DataFrame([dict(folder=k, reason=v) for k, v in others.items()]),
                             True) if others else ""))
 
+# %% ../../nbs/reports/04_html.ipynb #6dc0201c
+def _pictures_part(places, labels, most=12):
+    "The galleries and maps in runs' folders"
+    html = ""
+    for line in load_results_with_folders(places, labels).to_dict("records"):
+        files = sorted(p for p in Path(line["folder"]).glob("*.png") if p.stem == "map" or p.stem.startswith("gallery-"))
+        data = lambda file: base64.b64encode(file.read_bytes()).decode()
+        figures = [f'<figure><img alt="{escape(f.stem)}" src="data:image/png;base64,{data(f)}"></figure>' for f in files]
+        if files and (most := most - 1) >= 0: html += f"<h3>{escape(str(line['run']))}</h3>" + "".join(figures)
+    return html
+
 # %% ../../nbs/reports/04_html.ipynb #66260739
 MADE_BY = '<meta name="generator" content="dho_nb">'  # by which a page of ours is known, and may be made again
 
@@ -143,7 +154,7 @@ def html_report(
     settings = pd.DataFrame([(k, str(v)) for k, v in shared.items()], columns=["setting", "value"])
     parts = {"Accuracy": _tried(lambda: _accuracy_part(frame, planned)),
              "Is it more than luck?": _tried(lambda: _luck_part(frame, ours, planned)),
-             "Heads": _heads_part(frame, places, labels), "Not there": _missing_part(planned, frame),
+             "Heads": _heads_part(frame, places, labels), "Mistakes and maps": _pictures_part(places, labels), "Not there": _missing_part(planned, frame),
              "Settings": _listed_html(settings, True) if len(settings) else "",
              "Runs": f"<details><summary>all {len(runs)}</summary>{_listed_html(runs.round(4))}</details>"}
     page = _page(title, _summary(frame, planned), {k: v for k, v in parts.items() if v})

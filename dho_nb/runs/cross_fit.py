@@ -6,7 +6,7 @@
 __all__ = ['CrossFit', 'cross_fit', 'cross_fit_teachers', 'Curve', 'cross_fit_learning_curve', 'images_to_label']
 
 # %% ../../nbs/runs/12_cross_fit.ipynb #dc1fadb4
-import math, time
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np
@@ -20,9 +20,10 @@ from ..core.plotting import subplots
 from ..core.seeding import string_keys, seeded_bits
 from ..core.settings import load_settings
 from ..data.manifests import content_keys, Manifest, manifest_rows, write_manifest
-from ..evaluation.interpolation import interpolate
+from ..evaluation.interpolation import head_disagreement, interpolate
 from ..evaluation.metrics import classification_metrics, wilson_interval
 from ..evaluation.outputs import HeadOutputs, load_outputs, read_output_predictions
+from ..evaluation.rejection import outputs_coverage
 from ..losses.methods import recorded_method
 from .config import Config
 from .dataset import open_dataset
@@ -115,6 +116,11 @@ def table(self:CrossFit)->pd.DataFrame:
                            nll=classification_metrics(p, self.outputs.labels)["nll"])
     return pd.DataFrame(found).T.astype({"images": int})
 
+@patch(as_prop=True)
+def coverage(self:CrossFit)->dict:  # From `outputs_coverage`
+    "Thresholds for unknown pictures, measured on the held-out images"
+    return outputs_coverage(self.outputs, *self.weights, "cross-fitted labeled images")
+
 # %% ../../nbs/runs/12_cross_fit.ipynb #73086fed
 @patch(as_prop=True)
 def cost(self:CrossFit)->pd.DataFrame:
@@ -153,7 +159,7 @@ def cross_fit(
     if not most:
         write_json(place/"estimate.json", dict(config=asdict(config), folds=folds, labeled=len(labeled),
                                                labels=identity_labels_hash(manifest, labeled, inputs.data.keys),
-                                               table=fit.table.to_dict("index")))
+                                               table=fit.table.to_dict("index"), coverage=fit.coverage))
     return fit
 
 # %% ../../nbs/runs/12_cross_fit.ipynb #52a0aeca
@@ -304,16 +310,6 @@ def plot(self:Curve,
     axis.minorticks_off(); axis.legend(fontsize=8, loc="lower right")
     return figure
 
-# %% ../../nbs/runs/12_cross_fit.ipynb #a6f04041
-def _head_disagreement(
-    outputs:HeadOutputs,  # Both heads' logits
-    beta:float=1.0,       # Temperature of the KD head
-)->torch.Tensor:          # [N] in [0, 1]
-    "How far the heads are apart about each image: Jensen-Shannon divergence in bits"
-    ce, kd = outputs.ce.softmax(-1), (outputs.kd/beta).softmax(-1)
-    entropy = lambda p: torch.special.entr(p).sum(-1)
-    return ((entropy((ce + kd)/2) - (entropy(ce) + entropy(kd))/2)/math.log(2)).clamp(0, 1)
-
 # %% ../../nbs/runs/12_cross_fit.ipynb #074f0494
 def images_to_label(
     run:Run|str|Path,   # A finished run of a method with two heads, or its folder
@@ -331,7 +327,7 @@ def images_to_label(
     method = recorded_method(result)
     if method.heads == 1 or not method.labeled:
         raise DhoError(f"{result['method']} has no two heads that could disagree: use a run of dho or dho-plus")
-    said["disagreement"] = _head_disagreement(load_outputs(folder/"outputs.safetensors")[0], result["beta"]).numpy().round(4)
+    said["disagreement"] = head_disagreement(load_outputs(folder/"outputs.safetensors")[0], result["beta"]).numpy().round(4)
     odd = pd.read_csv(folder/"odd.csv")["path"] if (folder/"odd.csv").exists() else []
     left = said[(said["label"] == "") & (said["split"] == "train") & ~said["path"].isin(odd)]
     left = left.sort_values("disagreement", ascending=False, kind="stable")

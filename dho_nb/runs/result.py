@@ -20,6 +20,7 @@ from ..evaluation.interpolation import (head_agreement, alpha_beta_grid, best_al
                                              interpolated_class_accuracy, plot_alpha_beta_grid, plot_reliability, interpolated_predictions, rows_for_method)
 from ..evaluation.metrics import classification_metrics
 from ..evaluation.outputs import HeadOutputs, load_outputs, save_outputs
+from ..evaluation.rejection import outputs_coverage
 from ..losses.methods import METHODS, RECORDED
 from .config import config_teachers
 from .folder import RunFolder, run_folder_sources
@@ -80,6 +81,13 @@ def by_class(self:RunResult)->pd.DataFrame:
     table = interpolated_class_accuracy(self.test, self.inputs.data.manifest.classes, self.alpha, self.beta)
     if not self.inputs.method.weighs: table = table[["images", "both"]].rename(columns={"both": "student"})
     return table.reset_index()
+
+# %% ../../nbs/runs/09_result.ipynb #9affa0b0
+@patch
+def coverage(self:RunResult)->dict|None:  # From `outputs_coverage`
+    "Measure the thresholds for unknown pictures on validation images; None without any"
+    val = self.part("val")
+    return outputs_coverage(val, self.alpha, self.beta, "validation images") if len(val) else None
 
 # %% ../../nbs/runs/09_result.ipynb #a1888511
 def read_run_outputs(
@@ -180,7 +188,7 @@ def write_run_result(
     folder.note_predicted()
     save_student(training.student, folder/"model.safetensors", spec=c.student, args=c.student_args,
                  classes=list(data.manifest.classes), alpha=result.alpha, beta=result.beta, method=c.method, run=i.name,
-                 version=dho_nb.__version__, **run_folder_sources(c))
+                 version=dho_nb.__version__, coverage=result.coverage(), **run_folder_sources(c))
     write_run_outputs(folder, result.outputs, result.alpha, result.beta)
     _write_csv(training.history(), folder/"history.csv")
     if len(result.test): _write_csv(result.by_class(), folder/"per_class.csv")

@@ -17,12 +17,14 @@ from fastcore.basics import patch
 from ..core.distributed import set_parent_death_signal
 from ..core.environment import child_env
 from ..core.errors import DhoError
-from ..core.files import write_json
+from ..core.files import atomic_path, write_json
 from ..core.settings import load_settings
 from ..data.label_subsets import subset_text
+from ..evaluation.interpolation import head_disagreement, interpolate
 from ..evaluation.outputs import HeadOutputs
 from .config import Config, config_data_warnings, config_teachers
 from .folder import find_run_folder, RunFolder, TooEarly
+from .gallery import embed_in_plane, gallery_plots, gallery_predictions, plot_map
 from .inputs import check_input_machine, current_machine, resolve
 from .result import (draw_run_figures, read_run_outputs, run_result_facts, RunResult, write_run_outputs,
                                 write_run_result)
@@ -244,6 +246,78 @@ def _predict_rest(self:Run)->dict:
         files.note_predicted()
     self.machine.dist_env.wait()
     return result
+
+# %% ../../nbs/runs/10_run.ipynb #20616042
+@patch
+def embeddings(self:Run,
+    rows,     # [N] positions in the manifest
+)->tuple:     # Positions that have an embedding, and those [M, D]: of training images the mean over their stored views
+    "Return the teacher's embeddings of images"
+    provider, rows = self.open_teacher(), np.asarray(rows)
+    if provider.plan.source == "none": return rows[:0], torch.zeros(0, 1)
+    rows = np.setdiff1d(rows, provider.uncovered(rows).index)
+    stored = np.isin(rows, self.inputs.data.train) & (provider.plan.source == "store")
+    center = provider.center_embeddings(rows[~stored]).cpu()
+    if not stored.any(): return rows, center
+    views = provider.view_embeddings(rows[stored]).mean(0).cpu()
+    return np.concatenate([rows[~stored], rows[stored]]), torch.cat([center, views])
+
+# %% ../../nbs/runs/10_run.ipynb #11bab211
+@patch
+def _judged(self:Run, fit):
+    "Return a table of predictions for held-out labeled images, and what those are"
+    table = lambda outputs, teacher, alpha, beta: gallery_predictions(self.manifest, outputs, alpha, beta, teacher, self.method.weighs)
+    if fit is not None:
+        if fit.manifest.table["id"].tolist() != self.manifest.table["id"].tolist():
+            raise DhoError(f"the cross-fit is of other images than {self.name}: cross-fit this run's configuration")
+        return table(fit.outputs, fit.teacher, *fit.weights), "cross-fitted images"
+    self.evaluate()
+    outputs, which = next(((o, f"{name} images") for split, name in (("val", "validation"), ("test", "test")) if len(o := self.part(split))),
+                          (self.outputs.only(slice(0, 0)), ""))
+    logits = self.teacher_logits(outputs.rows.numpy())
+    return table(outputs, None if logits is None else logits.float().cpu(), self.alpha, self.beta), which
+
+@patch
+def _write_figures(self:Run, figures):
+    "Write figures into the folder"
+    for name, figure in figures.items():
+        with atomic_path(self.folder/f"{name}.png") as temporary: figure.savefig(temporary, dpi=110)
+
+# %% ../../nbs/runs/10_run.ipynb #f424eb56
+@patch
+def gallery(self:Run,
+    fit=None,    # From `cross_fit` of this run's configuration, to judge its held-out images; validation or test images if None
+)->dict:         # Name to matplotlib figure, each also a file `gallery-NAME.png` in the folder
+    """Draw the confusion matrix, the most confident mistakes, and labels that may be wrong, among those that the run may see.
+    Raises DhoError for a cross-fit of other images."""
+    i, (table, which) = self.inputs, self._judged(fit)
+    rows, embeddings = self.embeddings(np.union1d(np.union1d(i.labels.rows, i.validation), i.test)[:20_000])
+    figures = draw_run_figures(gallery_plots(table, which, self.manifest, self.root, rows, embeddings))
+    self._write_figures({f"gallery-{name}": figure for name, figure in figures.items()})
+    return figures
+
+# %% ../../nbs/runs/10_run.ipynb #b8567be6
+@patch
+def map(self:Run,
+    most:int=3000,   # Images, drawn at random; labeled ones are among them
+):                   # A matplotlib figure, also `map.png` in the folder
+    """Draw the pool in two dimensions by t-SNE of the teacher's embeddings, with labels, predictions and the heads' disagreement.
+    Raises DhoError without predictions of the pool or embeddings."""
+    self.evaluate()
+    i, outputs = self.inputs, self.outputs
+    pool, labeled = np.intersect1d(outputs.rows.numpy(), i.data.train), np.intersect1d(outputs.rows.numpy(), i.labels.rows)
+    if not len(pool): raise DhoError(f"{self.name} has no predictions of its training images: run it again with predict='all'")
+    if len(pool) > most: pool = np.union1d(labeled, np.random.default_rng(0).permutation(np.setdiff1d(pool, labeled))[:max(most - len(labeled), 0)])
+    rows, embeddings = self.embeddings(pool)
+    if not len(rows): raise DhoError(f"a map needs a teacher's embeddings, and {self.name} has none")
+    shown = outputs.only(pd.Index(outputs.rows.numpy()).get_indexer(rows))
+    labels = np.where(np.isin(rows, labeled), self.manifest.table["label"].to_numpy()[rows], -1)
+    predictions = interpolate(shown, self.alpha, self.beta).argmax(-1).numpy()
+    apart = head_disagreement(shown, self.beta).numpy() if self.method.weighs else None
+    title = f"{len(rows)} images of {self.manifest.name}, placed by t-SNE of the teacher's embeddings"
+    figure = plot_map(embed_in_plane(embeddings), labels, predictions, apart, self.manifest.classes, title)
+    self._write_figures({"map": figure})
+    return figure
 
 # %% ../../nbs/runs/10_run.ipynb #0626fc97
 @patch

@@ -1,4 +1,4 @@
-"What an exported model says: python predict_onnx.py model.onnx photo.jpg … (needs onnxruntime, numpy and pillow, not dho_nb)"
+"What an exported model says: python predict_onnx.py model.onnx [--unknown 0.95] photo.jpg … (needs onnxruntime, numpy and pillow, not dho_nb)"
 import json, sys, numpy, onnxruntime, PIL.Image, PIL.ImageOps
 try: import pillow_heif; pillow_heif.register_heif_opener()  # HEIC, where it is installed
 except ImportError: pass
@@ -8,6 +8,19 @@ PHOTOS = "JPEG MPO PNG WEBP TIFF BMP GIF PPM AVIF JPEG2000 HEIF".split()  # Pill
 PIL.Image.init()
 side, how = about["preprocess"]["size"], PIL.Image.Resampling[about["preprocess"]["interpolation"].upper()]
 mode, fill = about["preprocess"].get("resize_mode", "shortest"), about["preprocess"].get("fill", 0)
+files, threshold = sys.argv[2:], None
+if "--unknown" in files:  # the share of known photos to answer; a less confident photo gets no class
+    at = files.index("--unknown")
+    share, coverage = float(files[at + 1]), about.get("coverage") or dict(images=0, rows=[])
+    threshold = next((t for c, t, *_ in coverage["rows"] if .5 <= share <= c + 1e-9), None)
+    del files[at:at + 2]
+    if threshold is None: sys.exit(f"--unknown {share:g}: give 0.5 to {max([.5, *(c for c, *_ in coverage['rows'])]):g}; this model was measured on {coverage['images']} held-out photos")
+
+def certainty(answers):  # 1 for certain heads, 0 for a guess: what the threshold is about
+    heads, alpha = answers[1:] or answers, about.get("alpha", .5)
+    weights = (alpha, 1 - alpha) if len(heads) > 1 else (1,)
+    entropies = [-(p.astype(float)*numpy.log(numpy.maximum(p, 1e-300, dtype=float))).sum() for p in heads]
+    return 1 - sum(w*h for w, h in zip(weights, entropies))/numpy.log(max(len(heads[0]), 2))
 
 def eight_bits(picture):
     values = numpy.asarray(picture, float)
@@ -37,9 +50,10 @@ def square(file):
     return numpy.asarray(picture.convert("RGB").resize((side, side), how, box=box))
 
 wrong = 0
-for file in sys.argv[2:]:
+for file in files:
     try: pixels = square(file)
     except Exception as e: wrong += 1; print(f"{file} cannot be read: {e}", file=sys.stderr); continue
-    p = session.run(["probabilities"], {"pixels": pixels[None]})[0][0]
-    print(file, about["classes"][p.argmax()], f"{p.max():.6f}", sep="\t")
+    p, *heads = [a[0] for a in session.run(None, {"pixels": pixels[None]})]
+    unknown = threshold is not None and bool(certainty([p, *heads]) < threshold)
+    print(file, "" if unknown else about["classes"][p.argmax()], f"{p.max():.6f}", *([] if threshold is None else [unknown]), sep="\t")
 if wrong: sys.exit(1)

@@ -1,0 +1,52 @@
+"What a run gets wrong, as pictures: the gallery, the map, the command and the report"
+import numpy as np
+import pytest
+from PIL import Image
+
+from dho_nb.cli.main import main
+from dho_nb.core.errors import DhoError
+from dho_nb.runs.config import preset
+from dho_nb.runs.cross_fit import cross_fit
+from dho_nb.runs.run import distill
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    monkeypatch.setenv("DHO_DEVICE", "cpu"), monkeypatch.setenv("DHO_PROGRESS", "none")
+
+
+def test_the_command_draws_and_the_report_shows(tmp_path, capsys):
+    run = distill(preset("digits", epochs=1, views=2), tmp_path/"run", "none")
+    assert main(["gallery", str(run.folder), "--map", "60"]) in (0, None)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith("gallery-confusion.png") and said[1].endswith("gallery-mistakes.png") and said[-1].endswith("map.png")
+    for file in said:
+        with Image.open(file) as picture: assert np.asarray(picture.convert("L")).std() > 5, f"{file} is empty"
+    assert main(["report", str(run.folder), "--out", str(tmp_path/"r.html")]) in (0, None)
+    page = (tmp_path/"r.html").read_text()
+    assert page.count('alt="gallery-') == len(said) - 1 and page.count('alt="map"') == 1 and "Mistakes and maps" in page
+    assert main(["gallery", str(tmp_path)]) == 2 and "holds no finished run" in capsys.readouterr().err
+
+
+def test_a_cross_fit_is_judged_where_all_labels_trained_and_another_is_refused(tmp_path):
+    config = preset("digits", shots=3, fraction=0., epochs=1, views=2, predict="test")
+    run, fit = distill(config, tmp_path/"run", "none"), cross_fit(config, 2, tmp_path/"fit", mode="none")
+    table, which = run._judged(fit)
+    assert len(table) == 30 and which == "cross-fitted images" and (table["label"] != "").all()
+    assert (table["prediction"] == table["label"]).mean() == fit.table.loc["student", "accuracy"]
+    assert (table["teacher_prediction"] == table["label"]).mean() == fit.table.loc["teacher", "accuracy"]
+    assert "confusion" in run.gallery(fit)
+    with pytest.raises(DhoError, match="predict='all'"): run.map(50)
+    fit.manifest.table.loc[0, "id"] = "another"
+    with pytest.raises(DhoError, match="cross-fit is of other images"): run.gallery(fit)
+
+
+def test_a_student_without_a_teacher_has_no_neighbors_and_one_head_no_disagreement(tmp_path):
+    run = distill(preset("digits", method="ce", epochs=1), tmp_path/"ce", "none")
+    figures = run.gallery()
+    assert {*figures} == {"confusion", "mistakes"} and not [*run.folder.glob("gallery-pairs*")]
+    titles = [axis.get_title() for axis in figures["mistakes"].axes]
+    assert titles[0].count("\n") == 0 and "→" in titles[0]
+    with pytest.raises(DhoError, match="needs a teacher's embeddings"): run.map(50)
+    single = distill(preset("digits", method="sho", epochs=1, views=2), tmp_path/"sho", "none")
+    assert len(single.map(60).axes) == 2
