@@ -27,6 +27,7 @@ from ..data.ingest import is_streamed, stream_images, StreamedImage
 from ..data.manifests import check_image_format, describe_skipped, open_image, pictures_below, SUFFIXES
 from ..data.transforms import center_boxes, Preprocess, read_image, to_rgb, white_value
 from .checkpoints import load_checkpoint, find_checkpoint_file, head_weights
+from ..evaluation.rejection import check_coverage_curve, coverage_curve, coverage_table, rejection_score, rejection_threshold
 from ..students.dual_head import check_student_facts, Student
 
 # %% ../../nbs/deploy/02_predictor.ipynb #17e7eecb
@@ -224,10 +225,12 @@ def each(self:Predictor,
     batch:int=64,              # Images that are computed together
     threads:int=0,             # That decode; as many as there are cores, up to 8, if 0
     mode:str="none",           # Progress, as in `Settings.progress`
+    unknown:float|None=None,   # Share of known pictures to answer, 0.5 to 0.99; less confident ones are unknown. All if None
 ):                             # Yields a dict for each image, in order
     """Yield predictions as they come, with errors in `problem`.
-    Raises DhoError for top or batch below 1, or where there is no picture."""
+    Raises DhoError for top or batch below 1, where there is no picture, or without thresholds for `unknown`."""
     if top < 1 or batch < 1: raise DhoError(f"top and batch are 1 or more, not top={top}, batch={batch}")
+    threshold = None if unknown is None else rejection_threshold(check_coverage_curve(self.facts.get("coverage"), "the model"), unknown)
     found = _inputs(images)
     opened = (stream_images(i, mode=mode) if is_streamed(i) else _pictures(i) for i in found)
     if hasattr(found, "__len__"): opened = [*opened]
@@ -236,7 +239,7 @@ def each(self:Predictor,
     if isinstance(opened, list) and all(isinstance(i, list) for i in opened): parts = track_progress(parts, "predicting", mode, -(-sum(map(len, opened))//batch))
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
         for part, loaded in _one_ahead((part, [pool.submit(load, item) for item in part]) for part in parts):
-            yield from self._records(part, [f.result() for f in loaded], top, probabilities)
+            yield from self._records(part, [f.result() for f in loaded], top, probabilities, threshold)
 
 def _one_ahead(items):
     "Yield items, each when the next one has begun"
@@ -246,34 +249,45 @@ def _one_ahead(items):
 
 # %% ../../nbs/deploy/02_predictor.ipynb #667e7f55
 @patch
-def _records(self:Predictor, items, pixels, top, probabilities):
+def _records(self:Predictor, items, pixels, top, probabilities, threshold):
     "Yield a record for each picture of a batch"
     readable = [i for i, s in enumerate(pixels) if isinstance(s, np.ndarray)]
     answers = (self.answer(np.stack([pixels[i] for i in readable])) if readable
                else [np.empty((0, len(self.classes)))]*(2*self.facts["heads"] - 1))
     deciding, row_of = deciding_head(answers, head_weights(self.facts)[0]), {i: row for row, i in enumerate(readable)}
+    unknown = [None]*len(readable) if threshold is None else (self._scores(answers) < threshold).tolist()
     for i, item in enumerate(items):
         name = getattr(item, "filename", "") if isinstance(item, Image.Image) else str(item)
         if i in row_of:
-            yield dict(file=name,
-                       **self._record([p[row_of[i]] for p in answers], deciding[row_of[i]], top, probabilities), problem="")
-        else: yield dict(file=name, **dict.fromkeys(self._columns(probabilities)), problem=pixels[i])
+            row = row_of[i]
+            yield dict(file=name, **self._record([p[row] for p in answers], deciding[row], top, probabilities, unknown[row]), problem="")
+        else: yield dict(file=name, **dict.fromkeys(self._columns(probabilities, threshold)), problem=pixels[i])
 
 # %% ../../nbs/deploy/02_predictor.ipynb #308986a9
 @patch
-def _columns(self:Predictor, probabilities):
-    "Return the columns of a record"
+def _columns(self:Predictor, probabilities, unknown):
+    "Return the columns of a record; `unknown` is None if it is no question"
+    asked = [] if unknown is None else ["unknown"]
     heads = ["ce_prediction", "ce_probability", "kd_prediction", "kd_probability"] if self.facts["heads"] == 2 else []
-    return ["prediction", "probability", *heads, "decided", "top",
+    return ["prediction", "probability", *asked, *heads, "decided", "top",
             *([f"p({c})" for c in self.classes] if probabilities else [])]
 
 @patch
-def _record(self:Predictor, answers, decided, top, probabilities):
-    "Return the record of one picture"
+def _record(self:Predictor, answers, decided, top, probabilities, unknown):
+    "Return the record of one picture; an unknown one has no prediction"
     best = [(self.classes[p.argmax()], round(float(p.max()), 6)) for p in answers]
     likely = {self.classes[c]: round(float(answers[0][c]), 6) for c in np.argsort(-answers[0], kind="stable")[:top]}
     each = [round(float(p), 6) for p in answers[0]] if probabilities else []
-    return dict(zip(self._columns(probabilities), [v for pair in best for v in pair] + [decided, likely] + each))
+    (prediction, probability), *heads = best
+    asked = [] if unknown is None else [unknown]
+    return dict(zip(self._columns(probabilities, unknown), [None if unknown else prediction, probability, *asked, *(v for pair in heads for v in pair),
+                                                            decided, likely, *each]))
+
+# %% ../../nbs/deploy/02_predictor.ipynb #3cb4548a
+@patch
+def _scores(self:Predictor, answers):
+    "Return the certainty of each picture of a batch"
+    return rejection_score(answers[1:] or answers, head_weights(self.facts)[0])
 
 # %% ../../nbs/deploy/02_predictor.ipynb #f502a365
 @patch
@@ -284,10 +298,30 @@ def predict(self:Predictor,
     batch:int=64,              # Images that are computed together
     threads:int=0,             # That decode; as many as there are cores, up to 8, if 0
     mode:str="auto",           # Progress, as in `Settings.progress`
+    unknown:float|None=None,   # As for `each`
 )->pd.DataFrame:               # One row per image
     "Return a table of predictions: class, probability, each head's own, the deciding head, the likeliest classes"
-    return pd.DataFrame(self.each(images, top, probabilities, batch, threads, mode),
-                        columns=["file", *self._columns(probabilities), "problem"])
+    return pd.DataFrame(self.each(images, top, probabilities, batch, threads, mode, unknown),
+                        columns=["file", *self._columns(probabilities, unknown), "problem"])
+
+# %% ../../nbs/deploy/02_predictor.ipynb #303b3223
+@patch
+def measure_coverage(self:Predictor,
+    images,            # As for `images_to_predict`; none of them may have been in training
+    labels,            # [N] names of their classes
+    batch:int=64,      # Images that are computed together
+)->pd.DataFrame:       # As `coverage_table`
+    """Measure the thresholds for `unknown` on labeled pictures and keep them in `facts["coverage"]`.
+    Raises DhoError for unreadable pictures, and for labels that are no classes or do not fit the pictures."""
+    items, labels, names = images_to_predict(images), [*labels], list(self.classes)
+    if len(labels) != len(items): raise DhoError(f"there are {len(labels)} labels for {len(items)} pictures")
+    if other := [l for l in labels if l not in names]: raise unknown_name_error("class", other[0], names)
+    parts = [items[i:i + batch] for i in range(0, len(items), batch)]
+    answers = [self.answer(np.stack([load_pixels(item, self.preprocess) for item in part])) for part in parts]
+    scores = torch.cat([self._scores(a) for a in answers])
+    right = np.concatenate([a[0].argmax(-1) for a in answers]) == [names.index(l) for l in labels]
+    self.facts["coverage"] = coverage_curve(scores, torch.from_numpy(right), "labeled pictures given by hand")
+    return coverage_table(self.facts["coverage"])
 
 # %% ../../nbs/deploy/02_predictor.ipynb #dc300aeb
 FORMATS = ("csv", "jsonl")
