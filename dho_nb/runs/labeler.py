@@ -333,6 +333,7 @@ def _select(self:Labeler, path):
     self.current = path
     self._show()
 
+# %% ../../nbs/runs/13_labeler.ipynb #dad92415
 @patch
 def _ipython_display_(self:Labeler):
     from IPython.display import display
