@@ -296,6 +296,7 @@ class StreamedImage(NamedTuple):
 
     def __str__(self): return self.id
 
+# %% ../../nbs/data/08_ingest.ipynb #aee25556
 def _ingested_stream(folder):
     "Yield an ingested folder's images in the order of its rows"
     images, row = IngestedImages(folder), 0
@@ -316,6 +317,7 @@ def _shard_stream(source, prefixes, mode):
 
 def _decode_raw(data, at_least): return decode_image(io.BytesIO(data), at_least)
 
+# %% ../../nbs/data/08_ingest.ipynb #01f88b6d
 def _holds_shards(folder):
     "Tell whether a folder holds shards and no picture"
     names = (Path(at, f).relative_to(folder).as_posix() for at, _, files in os.walk(folder) for f in files)
