@@ -287,7 +287,7 @@ def _digest(file):
 def _read_digest(file):
     with open(file, "rb") as f: return hashlib.file_digest(f, "sha256").digest()
 
-# %% ../../nbs/core/04_files.ipynb #956e7fe9
+# %% ../../nbs/core/04_files.ipynb #ab44deb9
 def _kept_digest(file, key):
     "SHA-256 of a large file from the cache folder; of a file that has just changed it is not kept"
     note = load_settings().cache/"hashes"/f"{json_hash(key, 24)}.json"

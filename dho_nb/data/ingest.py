@@ -296,6 +296,7 @@ class StreamedImage(NamedTuple):
 
     def __str__(self): return self.id
 
+# %% ../../nbs/data/08_ingest.ipynb #aee25556
 def _ingested_stream(folder):
     "Yield an ingested folder's images in the order of its rows"
     images, row = IngestedImages(folder), 0
@@ -304,7 +305,6 @@ def _ingested_stream(folder):
             yield StreamedImage(name, partial(_at, images, row))
             row += 1
 
-# %% ../../nbs/data/08_ingest.ipynb #68a56a74
 def _at(images, row, at_least): return images.at(row)
 
 # %% ../../nbs/data/08_ingest.ipynb #896a4bc1
@@ -317,7 +317,7 @@ def _shard_stream(source, prefixes, mode):
 
 def _decode_raw(data, at_least): return decode_image(io.BytesIO(data), at_least)
 
-# %% ../../nbs/data/08_ingest.ipynb #37ce83e9
+# %% ../../nbs/data/08_ingest.ipynb #01f88b6d
 def _holds_shards(folder):
     "Tell whether a folder holds shards and no picture"
     names = (Path(at, f).relative_to(folder).as_posix() for at, _, files in os.walk(folder) for f in files)

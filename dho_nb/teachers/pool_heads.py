@@ -211,14 +211,14 @@ def _row_parts(embeddings, classes, block=65536):
 # %% ../../nbs/teachers/01_pool_heads.ipynb #8a4150f8
 @patch
 def assign(self:_MixtureFit):
-    "Compute shares from logits in place, and return the mixture that follows from them"
+    "Set the shares from the logits, and return the mixture that follows from them"
     for p in self.parts: self.table[p] = self.table[p].float().softmax(1).to(self.dtype)
     self.table.index_copy_(0, self.labeled, self.one_hot)
     return fit_mixture(self.x, self.table, self.moments, self.parts)
 
 @patch
 def spread(self:_MixtureFit, columns:int=128):
-    "Sum the neighbors' shares, weighted by cosines: some classes at a time, in place"
+    "Set each image's shares to the sum of its neighbors' shares, weighted by cosines: some classes at a time, in place"
     for start in range(0, self.table.shape[1], columns):
         shares = self.table[:, start:start + columns]
         sums = torch.empty_like(shares)
