@@ -67,7 +67,7 @@ def test_eurosat_gains_over_labels_alone_and_over_one_head():
         f"All {len(our_paper_numbers('eurosat').runs)} runs are there",
         f"The gain of the MobileNetV2 is {a['1-shot']:.0f} points with one label per class, {a['4-shot']:.0f} with four and "
         f"{a['10%']:.0f} with 10 % of the labels. The gain of the ResNet-18 is {b['1-shot']:.0f}, {b['4-shot']:.0f} and {b['10%']:.0f}.",
-        f"Two heads are ahead of one in all 14 settings, and surely in {sho['ahead'].sum()}. The gain is "
+        f"Two heads are ahead of one in all 14 settings, and significantly in {sho['ahead'].sum()}. The gain is "
         f"{span[STUDENTS[0]].min():.1f} to {span[STUDENTS[0]].max():.1f} points for the MobileNetV2 and "
         f"{span[STUDENTS[1]].min():.1f} to {span[STUDENTS[1]].max():.1f} for the ResNet-18.")
 
@@ -80,7 +80,7 @@ def test_eurosat_gains_over_other_designs_with_two_heads():
         f"With one label per class they are {one['mobilenetv2', 'sskd']:.0f} and {one['mobilenetv2', 'dhkd']:.0f} points behind DHO "
         f"(ResNet-18: {one['resnet18', 'sskd']:.0f} and {one['resnet18', 'dhkd']:.0f}).",
         f"adds up to {-few['mobilenetv2']:.1f} points to the MobileNetV2, and up to {-few['resnet18']:.1f} to the ResNet-18.",
-        f"There the ResNet-18 is {-dhkd['gain']:.1f} points behind DHKD, surely.")
+        f"There the ResNet-18 is {-dhkd['gain']:.1f} points behind DHKD, significantly.")
     unsure = {(r.labels, r.student, r.method) for r in gains("eurosat").query("not ahead and method in ['kd', 'sskd', 'dhkd']").itertuples()}
     assert dhkd["behind"] and unsure == {
         ("1-shot", "mobilenetv2", "kd"), ("1-shot", "resnet18", "kd"), ("2-shot", "resnet18", "kd"),
