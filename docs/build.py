@@ -152,7 +152,7 @@ def moved(target, path):
     name, _, anchor = target.partition("#")
     inside = beside(name, path)
     if inside in plan():
-        return up(path) + plan()[inside] + (".html" if anchor else "") + (f"#{anchor}" if anchor else "")
+        return up(path) + plan()[inside] + (PurePosixPath(inside).suffix if anchor else "") + (f"#{anchor}" if anchor else "")
     if inside == "../CHANGELOG.md": return up(path) + "changelog"
     return up(path) + copied(inside, path)
 

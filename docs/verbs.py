@@ -1,6 +1,8 @@
 """The pages of the command line: one per verb, made from its parser"""
 import argparse
+import json
 import re
+from pathlib import Path
 
 from dho_nb.cli.main import make_parser
 from dho_nb.cli.options import STAGES
@@ -17,6 +19,14 @@ def verbs(parser=None, prefix=""):
             made.complete()  # its options are made when they are first asked for
             yield f"{prefix}{word}", made
             yield from verbs(made, f"{prefix}{word} ")
+
+OUTPUTS = json.loads(Path(__file__).with_name("outputs.json").read_text())  # by outputs.py
+
+def printed(name):
+    "A command of this verb and what it printed"
+    if name not in OUTPUTS: return []
+    shown = OUTPUTS[name]
+    return ["## Output", f"```shell\n{shown['command']}\n```", f"```text\n{shown['output']}\n```"]
 
 def page_name(name): return name.replace(" ", "-")
 
@@ -56,6 +66,7 @@ def verb_page(name, parser):
     if len(usage) > 120: usage = f"dho {name} [options]"
     parts = [f"# `dho {name}`", f"*{escaped(parser.description)}*", f"```text\n{usage}\n```"]
     if parser.epilog: parts += examples(parser.epilog)
+    parts += printed(name)
     below = [a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
     for choices in below:
         parts += ["## Verbs", *(f"[`dho {name} {word}`]({page_name(f'{name} {word}')})\n: {escaped(made.description)}"
