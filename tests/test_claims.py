@@ -159,3 +159,11 @@ def test_figures_for_dho_on_ten_digits_and_times_of_the_records():
     median = lambda record: runs(record)["seconds"].astype(float).median()
     check_prose("explain/limits.ipynb", *("chosen on 200 validation images | {:.1f} ± {:.1f} |".format(*line(r)) for r in ("digits", "beyond_digits")))
     check_prose("paper/cost.ipynb", f"took {median('digits'):.0f} s (digits) and {median('eurosat'):.0f} s (EuroSAT)")
+
+
+def test_what_the_kd_head_adds_on_eurosat_with_five_seeds():
+    dho = runs("beyond_eurosat").query("method == 'dho'").groupby("labels")[["ce_accuracy", "accuracy"]].mean()
+    added = dho["accuracy"] - dho["ce_accuracy"]
+    assert {round(added[n]) for n in ("4-shot", "8-shot", "16-shot")} == {2} and round(added["10%"]) == 0
+    check_prose("explain/limits.ipynb", f"it adds {added['1-shot']:.0f} points with one label per class, {added['2-shot']:.0f} with two, "
+                                        "about 2 from four to sixteen and nothing with 10 % of the labels")
