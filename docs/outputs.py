@@ -8,7 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-FILE = Path(__file__).with_name("outputs.json")
+ROOT = Path(__file__).resolve().parents[1]
+FILE = ROOT/"docs"/"outputs.json"
 LINES, WIDTH = 32, 130
 PHOTOS = "--images photos --labels labels.csv"
 TRAINED = f"{PHOTOS} --teacher digits --student tiny --student-weights '' --size 16 --epochs 30"
@@ -27,7 +28,6 @@ COMMANDS = {
     "store verify": f"store verify {PHOTOS} --teacher digits --views 2",
     "sweep": "sweep first.toml",
     "status": "status runs/first",
-    "logs": "logs runs/first/seed0-ce-*",
     "table": "table runs/first",
     "report": "report runs/first --out first.html",
     "list": "list methods",
@@ -57,7 +57,7 @@ def lay_out(folder):
 
 def shown(text, folder):
     "The text without the machine's paths, at most some lines of it"
-    lines = [line.rstrip()[:WIDTH] for line in text.replace(f"{folder}/", "").replace(str(folder), ".").splitlines()]
+    lines = [line.rstrip()[:WIDTH] for line in re.sub(rf"{folder}/|{ROOT}/", "", text).replace(str(folder), ".").splitlines()]
     return "\n".join(lines if len(lines) <= LINES else [*lines[:LINES], "…"])
 
 def run_all():

@@ -63,6 +63,16 @@ def test_every_verb_has_a_page_with_its_options_and_examples(site):
     assert listed.index("check") < listed.index("suggest") < listed.index("distill") < listed.index("predict") < listed.index("sweep")
 
 
+def test_outputs_on_the_pages_of_commands_are_of_commands_that_the_parser_knows(site):
+    found, printed = dict(verbs()), json.loads((ROOT/"docs"/"outputs.json").read_text())
+    assert {"check", "distill", "estimate", "suggest", "predict", "export", "sweep", "status", "table"} <= {*printed} <= {*found}
+    for name, shown in printed.items():
+        page = re.sub(r"\s+", " ", "".join(Page((site/"commands"/f"{page_name(name)}.html").read_text()).text))
+        known = {flag for a in found[name]._actions for flag in a.option_strings}
+        assert shown["command"].startswith(f"dho {name}") and {w for w in shown["command"].split() if w.startswith("--")} <= known
+        assert re.sub(r"\s+", " ", shown["output"]).strip() in page, name
+
+
 def test_messages_in_the_troubleshooting_table_are_the_librarys():
     table = (ROOT/"nbs"/"howto"/"faq.md").read_text().split("## Troubleshooting")[1].split("##")[0]
     quoted = re.findall(r"^\| `([^`]+)`", table, re.M)

@@ -29,10 +29,10 @@ def _there_already(file): return DhoError(f"{file} is there already: choose anot
 
 # %% ../../nbs/cli/00_output.ipynb #e236f9e8
 WHAT = {"model.safetensors": "the student, with everything needed to use it",
-        "predictions.csv": "what it says about every image, with both heads' confidences",
+        "predictions.csv": "a prediction for every image, with both heads' confidences",
         "conflict.csv": "how the gradients of labels and teacher agreed, step by step",
         "result.json": "the figures as data", "history.csv": "the losses, epoch by epoch",
-        "crops.png": "what teacher and student saw", "curves.png": "the curves",
+        "crops.png": "a batch as teacher and student see it", "curves.png": "losses and accuracy over the epochs",
         "surface.png": "accuracy for every α and β", "reliability.png": "confidence against accuracy",
         "agreement.png": "which head is right where", "per_class.csv": "accuracy, class by class",
         "notebook.ipynb": "the executed notebook", "skipped.csv": "images that could not be used",
@@ -43,7 +43,7 @@ WHAT = {"model.safetensors": "the student, with everything needed to use it",
 EXPORTED = {"model.onnx": "pixels in, probabilities out, for any runtime of ONNX",
             "model-int8.onnx": "the same in 8 bits", "model.pt2": "the same for torch.export.load",
             "model.safetensors": "the student, for this library",
-            "predict_onnx.py": "a short script that asks it: python predict_onnx.py model.onnx photo.jpg",
+            "predict_onnx.py": "a script that predicts with it: python predict_onnx.py model.onnx photo.jpg",
             "README.md": "the model card", "export.json": "what was checked and measured"}
 
 def _left(folder, names=WHAT):
