@@ -113,7 +113,7 @@ def test_dho_label_opens_the_labeler_in_a_browser(browser, place):
         labeler.click("none of these (n)", "0.png,dog", "1.png,cat", "2.png,none of these")
     finally:
         server.send_signal(signal.SIGINT)
-        try: server.wait(20)
+        try: server.wait(60)
         except subprocess.TimeoutExpired: server.kill()
     assert server.returncode == 0 and "3 of 9 pictures labeled, in labels.csv" in said(), said()
 

@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
-from sklearn.cluster import KMeans, MiniBatchKMeans
-from sklearn.exceptions import ConvergenceWarning
 from ..core.devices import pick_device, pick_loader_workers
 from ..core.errors import DhoError, require_extra
 from ..core.files import atomic_path, read_json, RESULT
@@ -43,6 +41,8 @@ def typical_order(
     part = np.union1d(chosen, np.flatnonzero(allowed))
     count = min(count, int(allowed.sum()))
     if not count: return []
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+    from sklearn.exceptions import ConvergenceWarning
     kind = KMeans if len(part) < 20_000 else MiniBatchKMeans
     with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # copies of a picture are fewer groups
         groups = kind(len(chosen) + count, n_init=1, random_state=seed).fit(x[part])
