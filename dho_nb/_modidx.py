@@ -4,6 +4,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
   'syms': { 'dho_nb.cli.label': { 'dho_nb.cli.label.Label': ('cli/label.html#label', 'dho_nb/cli/label.py'),
                                   'dho_nb.cli.label._free_port': ('cli/label.html#_free_port', 'dho_nb/cli/label.py'),
                                   'dho_nb.cli.label._label': ('cli/label.html#_label', 'dho_nb/cli/label.py'),
+                                  'dho_nb.cli.label._page_code': ('cli/label.html#_page_code', 'dho_nb/cli/label.py'),
                                   'dho_nb.cli.label._serve': ('cli/label.html#_serve', 'dho_nb/cli/label.py'),
                                   'dho_nb.cli.label._teacher_answers': ('cli/label.html#_teacher_answers', 'dho_nb/cli/label.py'),
                                   'dho_nb.cli.label._write_page': ('cli/label.html#_write_page', 'dho_nb/cli/label.py')},

@@ -26,14 +26,16 @@ def _teacher_answers(args, classes):
     return dict(embeddings=embeddings, guesses=np.array(guesses))
 
 # %% ../../nbs/cli/02b_label.ipynb #1d362a78
+def _page_code(given):
+    return ("import numpy as np\nfrom dho_nb import Labeler\nanswers = dict(np.load('answers.npz', allow_pickle=False))\n"
+            f"Labeler(**{given!r}, **answers)")
+
 def _write_page(folder, given, answers):
     "Write the notebook of a page with what its labeler is given; its file"
     import nbformat
-    code = ("import numpy as np\nfrom dho_nb import Labeler\nanswers = dict(np.load('answers.npz', allow_pickle=False))\n"
-            f"Labeler(**{given!r}, **answers)")
     np.savez(folder/"answers.npz", **answers)
     kernel = dict(name="python3", display_name="Python 3", language="python")
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)], metadata=dict(kernelspec=kernel)), folder/"label.ipynb")
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(_page_code(given))], metadata=dict(kernelspec=kernel)), folder/"label.ipynb")
     return folder/"label.ipynb"
 
 # %% ../../nbs/cli/02b_label.ipynb #3f584c9a
