@@ -96,7 +96,8 @@ def test_dho_label_opens_the_labeler_in_a_browser(browser, place):
     pytest.importorskip("voila", reason="needs Voilà: pip install 'dho_nb[label]'")
     command = [sys.executable, "-m", "dho_nb.cli.main", "label", "photos", "--classes", "cat", "dog", "--count", "4", "--no-browser"]
     env = dict(os.environ, PYTHONPATH=str(ROOT), IPYTHONDIR=str(place/"ipython"), JUPYTER_RUNTIME_DIR=str(place/"runtime"), DHO_DEVICE="cpu")
-    with open(place/"log.txt", "w") as log: server = subprocess.Popen(command, cwd=place/"work", env=env, stdout=log, stderr=log, start_new_session=True)
+    with open(place/"log.txt", "w") as log: server = subprocess.Popen(command, cwd=place/"work", env=env, stdout=log, stderr=log, start_new_session=True,
+                                                                       preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # ignored in what a shell starts in the background
     said = lambda: (place/"log.txt").read_text()
     try:
         address = wait(lambda: re.search(r"http://127\.0\.0\.1:\d+/\?token=\S+", said()), 60, said)[0]
