@@ -441,12 +441,12 @@ def test_a_large_file_is_hashed_once_for_all_processes(tmp_path, monkeypatch):
     file, count, real = tmp_path/"w.bin", [], hashlib.file_digest
     monkeypatch.setattr(hashlib, "file_digest", lambda *a: count.append(1) or real(*a))
     monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
-    monkeypatch.setattr(files, "LARGE", 500)
+    monkeypatch.setattr(files, "_LARGE", 500)
     file.write_bytes(b"a"*1000)
     def another_process(): files._DIGESTS.clear(); return files_hash(file)
     first = another_process()
     assert another_process() == first and len(count) == 2, "a file that has just changed may change again within the clock's grain"
-    monkeypatch.setattr(files, "SETTLED", -1)
+    monkeypatch.setattr(files, "_SETTLED", -1)
     assert [another_process() for _ in range(3)] == [first]*3 and len(count) == 3
     notes = [*(tmp_path/"cache"/"hashes").iterdir()]
     for damage in ("{", "[]", "{}", notes[0].read_text().replace("w.bin", "v.bin"), notes[0].read_text()[:-9] + '"\n}'):

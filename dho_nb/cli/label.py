@@ -77,13 +77,13 @@ class Label(Computes):
       after a training, the pictures of which the student is least sure:
         dho label photos --run runs/NAME
 
-    The labels file is the one that dho distill takes with --labels. It is made, or gone on with."""
+    The labels file is the one that dho distill takes with --labels. A file that is there is continued."""
     folder:Folder                        # Folder of the pictures
     labels:File="labels.csv"             # CSV of path,label
-    classes:Annotated[list, "NAME"]=()   # Class names; those in the file come in addition, and the page can add more
-    teacher:str=""                       # Teacher that orders the pictures and guesses, as for distill; by name and without a guess if not given
+    classes:Annotated[list, "NAME"]=()   # More class names beside those in the file
+    teacher:str=""                       # Teacher that chooses the order and guesses labels, as for distill; order of names and no guess if not given
     embeddings:File=""                   # Embeddings in place of a teacher, as for distill
-    run:Folder=""                        # Finished run: the pictures of which it is least sure come first
+    run:Folder=""                        # Folder of a finished run; the pictures of which it is least sure come first
     count:PositiveInt=12                 # Pictures at a time
     port:NonNegativeInt=0                # Port of this machine; a free one if 0
     no_browser:bool=False                # Only print the address

@@ -6,7 +6,7 @@
 __all__ = ['MODULES', 'VerbParser', 'make_parser', 'main']
 
 # %% ../../nbs/cli/07_main.ipynb #5b21d8fe
-import argparse, dataclasses, difflib, logging, os, sys
+import argparse, dataclasses, logging, os, sys
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from inspect import cleandoc
 from safetensors import SafetensorError
@@ -16,7 +16,7 @@ from .options import add_options, Configured, STAGES, VERBS
 from .output import _GOES_ON, _KEEPS, _said
 from ..core.devices import pick_device
 from ..core.environment import single_process_environment, rank_and_world_from_environment
-from ..core.errors import DhoError, memory_error_message, unknown_name_error
+from ..core.errors import DhoError, memory_error_message, nearest_name_hint, unknown_name_error
 from ..core.files import file_access_message
 from ..core.parameters import check_parameter_value, declared_parameters
 from ..core.settings import load_settings
@@ -177,9 +177,7 @@ def _unknown_option(flag, known):
     flags = [f"--{name.replace('_', '-')}" for name in named]
     if set(flags) <= set(known): return DhoError(f"option {flag} is called {' and '.join(flags)} here")
     if not flag.startswith("-"): return DhoError(f"unexpected argument {flag!r}: dho VERB --help lists the arguments")
-    near = difflib.get_close_matches(flag, known, n=1, cutoff=.85)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return DhoError(f"unknown option {flag!r}: {hint}dho VERB --help lists the options")
+    return DhoError(f"unknown option {flag!r}: {nearest_name_hint(flag, known, .85)}dho VERB --help lists the options")
 
 # %% ../../nbs/cli/07_main.ipynb #a8e5427e
 if __name__ == "__main__": sys.exit(main())

@@ -101,7 +101,7 @@ def _run(args):
     if note := _recipe_note(args.preset, getattr(args, "dataset", "")): print_output(note, file=sys.stderr, flush=True)
     if not args.dry: return _distill(args)
     from dho_nb.runs.dry_run import dry_run
-    print_output(f"dry run of {args.preset}: nothing is read, nothing is kept", flush=True)
+    print_output(f"dry run of {args.preset}. It reads no data and leaves no files.", flush=True)
     print_output(*(f"  {name:24} {value}" for name, value in dry_run(config_from_options(args)).items()), sep="\n")
 
 # %% ../../nbs/cli/04_train.ipynb #c7486359

@@ -91,8 +91,8 @@ def _gallery(args):
     "Pictures of a run's mistakes, labels and pool"
     from dho_nb.runs.config import make_config
     from dho_nb.runs.run import Run
-    note = Path(args.run).expanduser()/"run.json"
-    if not (note.parent/"result.json").exists(): raise DhoError(f"{args.run} holds no finished run: give the folder that dho distill left")
+    from dho_nb.runs.folder import finished_run_folder
+    note = finished_run_folder(args.run)/"run.json"
     config = _moved(args.run, args.root) if args.root else make_config(read_json(note, **NOTE)["config"], note)
     run = Run(config, note.parent)
     for name in run.gallery(): print_output(run.folder/f"gallery-{name}.png", flush=True)

@@ -231,15 +231,21 @@ def each(self:Predictor,
     Raises DhoError for top or batch below 1, where there is no picture, or without thresholds for `unknown`."""
     if top < 1 or batch < 1: raise DhoError(f"top and batch are 1 or more, not top={top}, batch={batch}")
     threshold = None if unknown is None else rejection_threshold(check_coverage_curve(self.facts.get("coverage"), "the model"), unknown)
-    found = _inputs(images)
-    opened = (stream_images(i, mode=mode) if is_streamed(i) else _pictures(i) for i in found)
-    if hasattr(found, "__len__"): opened = [*opened]
-    items, load = chain.from_iterable(opened), lambda item: try_load_pixels(item, self.preprocess)
+    (items, count), load = _opened(images, mode), lambda item: try_load_pixels(item, self.preprocess)
     parts = iter(lambda: [*islice(items, batch)], [])
-    if isinstance(opened, list) and all(isinstance(i, list) for i in opened): parts = track_progress(parts, "predicting", mode, -(-sum(map(len, opened))//batch))
+    if count is not None: parts = track_progress(parts, "predicting", mode, -(-count//batch))
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
         for part, loaded in _one_ahead((part, [pool.submit(load, item) for item in part]) for part in parts):
             yield from self._records(part, [f.result() for f in loaded], top, probabilities, threshold)
+
+# %% ../../nbs/deploy/02_predictor.ipynb #f66069a0
+def _opened(images, mode):
+    "Return pictures one after the other, and their number; None for pools and iterators, which are not counted"
+    inputs = _inputs(images)
+    opened = (stream_images(i, mode=mode) if is_streamed(i) else _pictures(i) for i in inputs)
+    if hasattr(inputs, "__len__"): opened = [*opened]  # a mistake in any of them comes before the first picture
+    counted = isinstance(opened, list) and all(isinstance(i, list) for i in opened)
+    return chain.from_iterable(opened), sum(map(len, opened)) if counted else None
 
 def _one_ahead(items):
     "Yield items, each when the next one has begun"
@@ -266,10 +272,10 @@ def _records(self:Predictor, items, pixels, top, probabilities, threshold):
 # %% ../../nbs/deploy/02_predictor.ipynb #308986a9
 @patch
 def _columns(self:Predictor, probabilities, unknown):
-    "Return the columns of a record; `unknown` is None if it is no question"
-    asked = [] if unknown is None else ["unknown"]
+    "Return the columns of a record. `unknown` is a column unless it is None"
+    flag = [] if unknown is None else ["unknown"]
     heads = ["ce_prediction", "ce_probability", "kd_prediction", "kd_probability"] if self.facts["heads"] == 2 else []
-    return ["prediction", "probability", *asked, *heads, "decided", "top",
+    return ["prediction", "probability", *flag, *heads, "decided", "top",
             *([f"p({c})" for c in self.classes] if probabilities else [])]
 
 @patch
@@ -279,8 +285,8 @@ def _record(self:Predictor, answers, decided, top, probabilities, unknown):
     likely = {self.classes[c]: round(float(answers[0][c]), 6) for c in np.argsort(-answers[0], kind="stable")[:top]}
     each = [round(float(p), 6) for p in answers[0]] if probabilities else []
     (prediction, probability), *heads = best
-    asked = [] if unknown is None else [unknown]
-    return dict(zip(self._columns(probabilities, unknown), [None if unknown else prediction, probability, *asked, *(v for pair in heads for v in pair),
+    flag = [] if unknown is None else [unknown]
+    return dict(zip(self._columns(probabilities, unknown), [None if unknown else prediction, probability, *flag, *(v for pair in heads for v in pair),
                                                             decided, likely, *each]))
 
 # %% ../../nbs/deploy/02_predictor.ipynb #3cb4548a

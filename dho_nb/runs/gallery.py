@@ -17,6 +17,7 @@ from ..data.manifests import Manifest
 from ..data.transforms import read_image
 from ..evaluation.interpolation import interpolated_predictions
 from ..evaluation.outputs import HeadOutputs
+from ..teachers.pool_heads import neighbors
 
 # %% ../../nbs/runs/09b_gallery.ipynb #6a4c112b
 def gallery_predictions(
@@ -105,27 +106,19 @@ def plot_thumbnails(
     return figure
 
 # %% ../../nbs/runs/09b_gallery.ipynb #44d5df84
-def _neighbors(embeddings, count):
-    "Return positions [N, count] and cosines of each row's nearest other rows"
-    unit = torch.nn.functional.normalize(torch.as_tensor(embeddings).float(), dim=-1)
-    parts = []
-    for start in range(0, len(unit), 1024):
-        cosines = unit[start:start + 1024] @ unit.T
-        cosines[torch.arange(len(cosines)), torch.arange(start, start + len(cosines))] = -2
-        parts.append(cosines.topk(count))
-    return torch.cat([p.indices for p in parts]), torch.cat([p.values for p in parts])
+def _unit(embeddings): return torch.nn.functional.normalize(torch.as_tensor(embeddings).float(), dim=-1)
 
 def suspicious_labels(
     embeddings,         # [N, D] of labeled images
     labels,             # [N] int
-    neighbors:int=10,   # That vote; fewer where classes are small
+    votes:int=10,       # Nearest images that vote; fewer where classes are small
     most:int=18,        # How many to return
 )->pd.DataFrame:        # position, label, other (the voted class), share of the votes for it, share for the label
     "List labels that contradict most of the nearest labeled images"
     labels = torch.as_tensor(np.asarray(labels))
-    count = min(neighbors, max(int(labels.bincount().median()) - 1, 1), len(labels) - 1) if len(labels) else 0
+    count = min(votes, max(int(labels.bincount().median()) - 1, 1), len(labels) - 1) if len(labels) else 0
     if count < 1: return pd.DataFrame(columns=["position", "label", "other", "share", "own"])
-    nearest = torch.nn.functional.one_hot(labels[_neighbors(embeddings, count)[0]], int(labels.max()) + 1).double().mean(1)
+    nearest = torch.nn.functional.one_hot(labels[neighbors(_unit(embeddings), count)[1]], int(labels.max()) + 1).double().mean(1)
     other, own = nearest.max(-1), nearest[torch.arange(len(labels)), labels]
     table = pd.DataFrame(dict(position=range(len(labels)), label=labels, other=other.indices, share=other.values, own=own))
     found = table[(table["other"] != table["label"]) & (table["share"] > .5)]
@@ -140,7 +133,7 @@ def contradicting_pairs(
     "List the most similar pairs of mutually nearest images whose labels differ"
     labels = np.asarray(labels)
     if len(labels) < 2: return pd.DataFrame(columns=["first", "second", "cosine"])
-    nearest, cosine = (v[:, 0].numpy() for v in _neighbors(embeddings, 1))
+    cosine, nearest = (v[:, 0].numpy() for v in neighbors(_unit(embeddings), 1))
     at = np.arange(len(labels))
     mutual = (nearest[nearest] == at) & (at < nearest) & (labels != labels[nearest])
     pairs = pd.DataFrame(dict(first=at, second=nearest, cosine=cosine))[mutual]
@@ -153,7 +146,7 @@ def embed_in_plane(
 )->np.ndarray:     # [N, 2]
     "Compute positions in the plane by t-SNE. Raises DhoError for fewer than four images."
     from sklearn.manifold import TSNE
-    values = torch.nn.functional.normalize(torch.as_tensor(embeddings).float(), dim=-1).numpy()
+    values = _unit(embeddings).numpy()
     if len(values) < 4: raise DhoError(f"a map needs 4 images or more, and there are {len(values)}")
     return TSNE(perplexity=min(30, (len(values) - 1)/3), init="pca", random_state=seed).fit_transform(values)
 

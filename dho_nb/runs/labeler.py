@@ -19,9 +19,10 @@ from ..data.label_files import find_picture, merged_labels, NONE_OF_THESE, Pictu
 from ..data.loaders import odd_images
 from ..data.manifests import content_keys, image_paths, Manifest, open_image, read_manifest_table, TEMPLATES
 from ..evaluation.interpolation import interpolate
-from ..evaluation.outputs import load_outputs, read_output_predictions
 from .config import Config
+from .cross_fit import unlabeled_predictions
 from .dataset import RunData
+from .folder import finished_run_folder
 from .teacher_provider import run_teacher_plan, TeacherProvider
 from ..teachers.clip import teacher_logits
 from ..teachers.embedding_store import CENTER_VIEW
@@ -76,14 +77,12 @@ def unsure_images(
     run,            # A finished run, or its folder
 )->pd.DataFrame:    # path, margin between the two most probable classes, prediction; the smallest margin first
     "List a run's unlabeled training images, the least sure first. Raises `DhoError` for a folder without a finished run"
-    folder = Path(getattr(run, "folder", run)).expanduser()
-    if not (folder/"result.json").exists(): raise DhoError(f"{folder} holds no finished run: give the folder that dho distill left")
+    folder = finished_run_folder(run)
     result = read_json(folder/"result.json", **RESULT)
-    said = read_output_predictions(folder, keep_default_na=False, dtype=dict.fromkeys(("path", "label", "prediction"), str))
-    best = interpolate(load_outputs(folder/"outputs.safetensors")[0], result["alpha"], result["beta"]).topk(2).values
-    said["margin"] = (best[:, 0] - best[:, 1]).numpy()
-    left = said[(said["label"] == "") & (said["split"] == "train")]
-    return left[["path", "margin", "prediction"]].sort_values("margin", kind="stable").reset_index(drop=True)
+    def margin(outputs):
+        best = interpolate(outputs, result["alpha"], result["beta"]).topk(2).values
+        return (best[:, 0] - best[:, 1]).numpy()
+    return unlabeled_predictions(folder, margin=margin)[["path", "margin", "prediction"]].sort_values("margin", kind="stable").reset_index(drop=True)
 
 # %% ../../nbs/runs/13_labeler.ipynb #88b89256
 class Labeler:
@@ -192,7 +191,8 @@ def press(self:Labeler,
 def next_batch(self:Labeler):
     "Select and show the next pictures"
     known = {p: label for p, label in self.labels().items() if label}
-    left = [p for p in self.paths if p not in {*known, *self.skipped, *self.odd}]
+    out = {*known, *self.skipped, *self.odd}
+    left = [p for p in self.paths if p not in out]
     if self.run is not None and left: ranked = self._unsure(left)
     elif self.embeddings is not None and left: ranked = self._typical(known, {*left})
     else: ranked = left
@@ -203,16 +203,18 @@ def next_batch(self:Labeler):
 @patch
 def _unsure(self:Labeler, left):
     "Pictures of which a run is least sure; its predictions are the guesses. Pictures that it has not seen come last"
-    said = unsure_images(self.run)
-    self.guesses |= dict(zip(said["path"], said["prediction"]))
-    return [*(p for p in said["path"] if p in {*left}), *(p for p in left if p not in {*said["path"]})]
+    unsure = unsure_images(self.run)
+    self.guesses |= dict(zip(unsure["path"], unsure["prediction"]))
+    free, predicted = {*left}, {*unsure["path"]}
+    return [*(p for p in unsure["path"] if p in free), *(p for p in left if p not in predicted)]
 
 # %% ../../nbs/runs/13_labeler.ipynb #1d7f0b9a
 @patch
 def _typical(self:Labeler, known, left):
     "Pictures of classes that have no label, up to half of a batch, and pictures that stand for groups without one"
     chosen, allowed = [i for i, p in enumerate(self.paths) if p in known], np.array([p in left for p in self.paths])
-    bare = [c for c in self.classes if c not in known.values()]
+    labeled = {*known.values()}
+    bare = [c for c in self.classes if c not in labeled]
     first = unlabeled_class_order(self.embeddings, [self.guesses.get(p) for p in self.paths], bare, allowed)[:self.count//2]
     allowed[first] = False
     return [self.paths[k] for k in [*first, *typical_order(self.embeddings, self.count - len(first), [*chosen, *first], allowed)]]
@@ -272,7 +274,7 @@ def _on_keys(self:Labeler, change):
     "Take what was typed since; a deletion is no key"
     before, now = change["old"] or "", change["new"]
     if before.startswith(now): return
-    for key in now[len(before):] if now.startswith(before) else now: self._try(self.press, key)
+    for key in now.removeprefix(before): self._try(self.press, key)
 
 @patch
 def _on_new(self:Labeler, change):

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from ..core.distributed import set_parent_death_signal
 from ..core.environment import child_env
 from ..core.errors import DhoError
-from ..core.files import atomic_path, write_json
+from ..core.files import write_json
 from ..core.settings import load_settings
 from ..data.label_subsets import subset_text
 from ..evaluation.interpolation import head_disagreement, interpolate
@@ -26,7 +26,7 @@ from .config import Config, config_data_warnings, config_teachers
 from .folder import find_run_folder, RunFolder, TooEarly
 from .gallery import embed_in_plane, gallery_plots, gallery_predictions, plot_map
 from .inputs import check_input_machine, current_machine, resolve
-from .result import (draw_run_figures, read_run_outputs, run_result_facts, RunResult, write_run_outputs,
+from .result import (draw_run_figures, read_run_outputs, run_result_facts, RunResult, write_run_figures, write_run_outputs,
                                 write_run_result)
 from .staged_trainer import StagedTrainer, trained_stage_student
 from .teacher_check import score_teacher, TeacherCheck
@@ -277,12 +277,6 @@ def _judged(self:Run, fit):
     logits = self.teacher_logits(outputs.rows.numpy())
     return table(outputs, None if logits is None else logits.float().cpu(), self.alpha, self.beta), which
 
-@patch
-def _write_figures(self:Run, figures):
-    "Write figures into the folder"
-    for name, figure in figures.items():
-        with atomic_path(self.folder/f"{name}.png") as temporary: figure.savefig(temporary, dpi=110)
-
 # %% ../../nbs/runs/10_run.ipynb #f424eb56
 @patch
 def gallery(self:Run,
@@ -293,7 +287,7 @@ def gallery(self:Run,
     i, (table, which) = self.inputs, self._judged(fit)
     rows, embeddings = self.embeddings(np.union1d(np.union1d(i.labels.rows, i.validation), i.test)[:20_000])
     figures = draw_run_figures(gallery_plots(table, which, self.manifest, self.root, rows, embeddings))
-    self._write_figures({f"gallery-{name}": figure for name, figure in figures.items()})
+    write_run_figures(self.folder, {f"gallery-{name}": figure for name, figure in figures.items()})
     return figures
 
 # %% ../../nbs/runs/10_run.ipynb #b8567be6
@@ -316,7 +310,7 @@ def map(self:Run,
     apart = head_disagreement(shown, self.beta).numpy() if self.method.weighs else None
     title = f"{len(rows)} images of {self.manifest.name}, placed by t-SNE of the teacher's embeddings"
     figure = plot_map(embed_in_plane(embeddings), labels, predictions, apart, self.manifest.classes, title)
-    self._write_figures({"map": figure})
+    write_run_figures(self.folder, {"map": figure})
     return figure
 
 # %% ../../nbs/runs/10_run.ipynb #0626fc97
