@@ -1,4 +1,6 @@
 "The labeler by its handlers: clicks, keys, undo, the file after each of them, and what comes next"
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,7 @@ from PIL import Image
 from conftest import OPTIONS, fails, picture
 
 pytest.importorskip("ipywidgets", reason="needs ipywidgets: pip install 'dho_nb[lab]'")
+from dho_nb.cli.main import main
 from dho_nb.data.label_files import NONE_OF_THESE
 from dho_nb.runs.config import make_config
 from dho_nb.runs.labeler import folder_teacher_answers, Labeler, typical_order, unlabeled_class_order, unsure_images
@@ -172,3 +175,31 @@ def test_after_a_run_those_come_first_of_which_it_is_least_sure(photos, tmp_path
     for _ in range(7): made.press("1")
     assert made.batch == ["new.png"], "a picture that the run has not seen comes last"
     fails(lambda: unsure_images(tmp_path), "no finished run")
+
+
+@pytest.mark.parametrize("source", ["teacher", "embeddings", "run"])
+def test_dho_label_gives_the_page_its_order_and_guesses(source, photos, tmp_path, monkeypatch, capsys):
+    "The command up to the server; the page's code runs here"
+    pytest.importorskip("voila", reason="needs Voilà: pip install 'dho_nb[label]'")
+    file, shown = tmp_path/"l.csv", []
+    def serve(page, port, browser):
+        monkeypatch.chdir(page.parent)
+        exec("".join(json.loads(page.read_text())["cells"][0]["source"]).replace("Labeler(**", "made = Labeler(**"), place := {})
+        shown.append((place["made"], port, browser))
+    monkeypatch.setattr("dho_nb.cli.label._serve", serve)
+    embeddings, guesses = folder_teacher_answers(photos, ["zero", "nine"], "digits", mode="none")
+    if source == "teacher": options = ["--teacher", "digits"]
+    elif source == "embeddings":
+        vectors = np.array([embeddings[guesses.index(c)] if c in guesses else -embeddings.mean(0) for c in ("zero", "nine")])
+        np.savez(tmp_path/"v.npz", paths=[f"{i}.png" for i in range(9)], embeddings=embeddings, classes=["zero", "nine"], text=vectors)
+        options = ["--embeddings", str(tmp_path/"v.npz")]
+    else:
+        file.write_text("path,label\n0.png,zero\n1.png,nine\n")
+        run = distill(make_config(dict(OPTIONS, dataset=str(photos), labels=str(file))), tmp_path/"run", "none")
+        options = ["--run", str(run.folder)]
+    assert main(["label", str(photos), "--labels", str(file), "--classes", "zero", "nine", "--count", "4", "--no-browser", *options]) == 0
+    (made, port, browser), = shown
+    assert port > 0 and not browser and len(made.batch) == 4 and made.guess() in ("zero", "nine")
+    if source == "run": assert made.batch == unsure_images(run)["path"].tolist()[:4]
+    else: assert np.allclose(made.embeddings, embeddings, atol=1e-3)
+    assert f"{2*(source == 'run')} of 9 pictures labeled" in capsys.readouterr().out
