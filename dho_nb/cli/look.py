@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Literal
-from .options import config_from_options, Configured, option, verb
+from .options import config_from_options, option, verb
 from .output import _tilde, print_output
-from .train import _expected, _print_teacher
+from .train import _expected, _print_teacher, config_in_time, Timed
 from ..core.errors import DhoError
 from ..core.parameters import File, Folder, PositiveInt
 
@@ -56,7 +56,7 @@ def _check(args):
             if len(gone): print_output(f"not matched: {gone['problem'].value_counts().to_dict()}, e.g. {gone['path'].iloc[0]}")
         _print_teacher(run, lambda name, text: f"{name}: {text}")
         run.release()
-    print_output(f"training time: {_expected(config, run.inputs)}")
+    print_output(f"training time: {config_in_time(args)[1] or _expected(config, run.inputs)}")
 
 # %% ../../nbs/cli/02_look.ipynb #95d35308
 def _print_data(config, data):
@@ -102,7 +102,7 @@ def _duplicate_lines(manifest, keys):
 
 # %% ../../nbs/cli/02_look.ipynb #6b1d2e81
 @verb("check", "look", _check)
-class Check(Configured):
+class Check(Timed):
     """Check images and labels as distill would, without training.
 
     example:

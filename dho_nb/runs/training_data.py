@@ -33,13 +33,17 @@ class TrainingData:
         self.images = ImageLoader(data.manifest, data.root, at_least=max(sides)*all(sides))
         self.pixels, self.batches = self._pixel_map(), {}
 
-    def _pixel_map(self, most=64e9):
-        "The decoded images, or None where the student's views come from files"
+    def map_side(self, most=64e9)->int:
+        "Return the side of the decoded images in pixels; 0 where the student's views come from files"
         c, data = self.inputs.config, self.inputs.data
-        if c.pixels == "files" or c.pixels == "auto" and c.views == "live": return None
+        if c.pixels == "files" or c.pixels == "auto" and c.views == "live": return 0
         side = image_cache_side(data.manifest, data.root, self.preprocess.size, c.crop)
-        huge = c.pixels == "auto" and 3*side**2*len(data.manifest) > most
-        return None if huge else ImageMap(data.manifest, data.root, side, data.keys)
+        return 0 if c.pixels == "auto" and 3*side**2*len(data.manifest) > most else side
+
+    def _pixel_map(self):
+        "The decoded images, or None"
+        data, side = self.inputs.data, self.map_side()
+        return ImageMap(data.manifest, data.root, side, data.keys) if side else None
 
     def streams(self,
         method:Method,   # Of one of the run's stages
