@@ -8,7 +8,7 @@ __all__ = ['DEFAULT_ZETA', 'StudentHead', 'DataConfig', 'LabelConfig', 'TeacherC
            'parameters_from_notebook', 'config_data_warnings', 'config_own_sources']
 
 # %% ../../nbs/runs/01_config.ipynb #466775f7
-import dataclasses, json, shlex, sys
+import dataclasses, json, os, shlex, sys
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from ..data.datasets import find_class_codes
 from ..data.label_subsets import LISTS
 from ..data.loaders import suspicious_images
 from ..data.manifests import image_paths, describe_skipped, Manifest, manifest_names
+from ..data.objects import dataset_from_object
 from ..losses.methods import get_method, METHODS, SHIPPED
 from .presets import expand_preset
 from .trackers import TrackerConfig
@@ -114,6 +115,8 @@ class Config(TrackerConfig, EvalConfig, TrainConfig, BatchConfig, StudentConfig,
                    "num_epochs": "epochs", "prompts": "templates"}
 
     def __post_init__(self):
+        if not isinstance(self.dataset, (str, os.PathLike)):
+            for name, value in zip(("dataset", "root"), dataset_from_object(self.dataset, self.root)): object.__setattr__(self, name, value)
         super().__post_init__()
         object.__setattr__(self, "teacher", _one_or_several(self.teacher))
         _check_data(self)
