@@ -12,7 +12,8 @@ pytest.importorskip("ipywidgets", reason="needs ipywidgets: pip install 'dho_nb[
 from dho_nb.cli.main import main
 from dho_nb.data.label_files import NONE_OF_THESE
 from dho_nb.runs.config import make_config
-from dho_nb.runs.labeler import folder_teacher_answers, Labeler, typical_order, unlabeled_class_order, unsure_images
+from dho_nb.runs.cross_fit import images_to_label
+from dho_nb.runs.labeler import folder_teacher_answers, Labeler, typical_order, unlabeled_class_order
 from dho_nb.runs.run import distill
 
 
@@ -165,7 +166,7 @@ def test_after_a_run_those_come_first_of_which_it_is_least_sure(photos, tmp_path
     file = tmp_path/"l.csv"
     file.write_text("path,label\n0.png,zero\n1.png,nine\n")
     run = distill(make_config(dict(OPTIONS, dataset=str(photos), labels=str(file))), tmp_path/"run", "none")
-    said = unsure_images(run)
+    said = images_to_label(run, None)
     assert len(said) == 7 and said["margin"].is_monotonic_increasing and not {"0.png", "1.png"} & {*said["path"]}
     answers = pd.read_csv(run.folder/"predictions.csv").set_index("path")["confidence"]
     assert np.allclose(said["margin"], 2*answers[said["path"]].to_numpy() - 1, atol=2e-4), "with two classes"
@@ -174,7 +175,7 @@ def test_after_a_run_those_come_first_of_which_it_is_least_sure(photos, tmp_path
     assert made.batch == said["path"].tolist() and made.guess() == said["prediction"][0]
     for _ in range(7): made.press("1")
     assert made.batch == ["new.png"], "a picture that the run has not seen comes last"
-    fails(lambda: unsure_images(tmp_path), "no finished run")
+    fails(lambda: images_to_label(tmp_path), "no finished run")
 
 
 @pytest.mark.parametrize("source", ["teacher", "embeddings", "run"])
@@ -200,6 +201,6 @@ def test_dho_label_gives_the_page_its_order_and_guesses(source, photos, tmp_path
     assert main(["label", str(photos), "--labels", str(file), "--classes", "zero", "nine", "--count", "4", "--no-browser", *options]) == 0
     (made, port, browser), = shown
     assert port > 0 and not browser and len(made.batch) == 4 and made.guess() in ("zero", "nine")
-    if source == "run": assert made.batch == unsure_images(run)["path"].tolist()[:4]
+    if source == "run": assert made.batch == images_to_label(run, None)["path"].tolist()[:4]
     else: assert np.allclose(made.embeddings, embeddings, atol=1e-3)
     assert f"{2*(source == 'run')} of 9 pictures labeled" in capsys.readouterr().out

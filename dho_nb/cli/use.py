@@ -78,7 +78,7 @@ def _suggest(args):
 # %% ../../nbs/cli/06_use.ipynb #0a2df65b
 @verb("suggest", "label", _suggest)
 class Suggest:
-    """Suggest unlabeled images to label next: those the two heads disagree on most.
+    """Suggest unlabeled images to label next: those of which the student is least sure.
 
     example:
       dho suggest runs/NAME --count 50 --out next.csv"""

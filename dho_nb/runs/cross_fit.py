@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CrossFit', 'cross_fit', 'cross_fit_teachers', 'Curve', 'cross_fit_learning_curve', 'unlabeled_predictions',
-           'images_to_label']
+           'images_to_label', 'probability_margins']
 
 # %% ../../nbs/runs/12_cross_fit.ipynb #dc1fadb4
 import time
@@ -326,22 +326,27 @@ def unlabeled_predictions(
 
 # %% ../../nbs/runs/12_cross_fit.ipynb #074f0494
 def images_to_label(
-    run:Run|str|Path,   # A finished run of a method with two heads, or its folder
-    count:int=20,       # How many
-    turns:bool=True,    # Take turns between the predicted classes
-)->pd.DataFrame:        # path, disagreement, what is predicted, and by whom
-    "List the unlabeled images on which the two heads differ most. Raises `DhoError` for one head or no unlabeled images"
-    if count < 1: raise DhoError(f"count={count}: ask for 1 image or more")
+    run:Run|str|Path,     # A finished run, or its folder
+    count:int|None=20,    # How many; None for all, which may be none
+)->pd.DataFrame:          # path, margin between the two most probable classes, what is predicted, and by whom
+    "List a run's unlabeled training images, the least sure first. Raises `DhoError` where none is left, or no run is finished"
+    if count is not None and count < 1: raise DhoError(f"count={count}: ask for 1 image or more")
     folder = finished_run_folder(run)
     result = read_json(folder/"result.json", **RESULT)
-    method = recorded_method(result)
-    if method.heads == 1 or not method.labeled:
-        raise DhoError(f"{result['method']} has no two heads that could disagree: use a run of dho or dho-plus")
-    left = unlabeled_predictions(folder, disagreement=lambda outputs: head_disagreement(outputs, result["beta"]).numpy().round(4))
-    left = left.sort_values("disagreement", ascending=False, kind="stable")
-    if not len(left):
+    scores = dict(margin=lambda outputs: probability_margins(outputs, result["alpha"], result["beta"]))
+    if recorded_method(result).weighs: scores |= dict(disagreement=lambda outputs: head_disagreement(outputs, result["beta"]).numpy().round(4))
+    left = unlabeled_predictions(folder, **scores).sort_values("margin", kind="stable")
+    if count and not len(left):
         raise DhoError(f"{folder} has no unlabeled image in its predictions.csv: there is nothing left to label, or "
                        "the run had predict='test': the same dho distill with --predict all adds the others")
-    turn = left.groupby("prediction").cumcount().to_numpy() if turns else np.zeros(len(left))
-    columns = ["path", "disagreement", "prediction", "ce_prediction", "ce_confidence", "kd_prediction", "kd_confidence"]
-    return left.iloc[np.argsort(turn, kind="stable")][columns].head(count).reset_index(drop=True)
+    columns = ["path", "margin", "prediction", "ce_prediction", "ce_confidence", "kd_prediction", "kd_confidence", "disagreement"]
+    return left[[c for c in columns if c in left]].head(count if count else len(left)).reset_index(drop=True)
+
+def probability_margins(
+    outputs:HeadOutputs,  # Of both heads
+    alpha:float,          # Weight of the CE head
+    beta:float,           # Temperature of the KD head
+)->np.ndarray:            # [N] in [0, 1]
+    "Return how far the most probable class is ahead of the second"
+    best = interpolate(outputs, alpha, beta).topk(2).values
+    return (best[:, 0] - best[:, 1]).numpy()
