@@ -866,6 +866,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'dho_nb.data.transforms._orientation': ( 'data/transforms.html#_orientation',
                                                                                  'dho_nb/data/transforms.py'),
                                         'dho_nb.data.transforms._reason': ('data/transforms.html#_reason', 'dho_nb/data/transforms.py'),
+                                        'dho_nb.data.transforms._resized_center': ( 'data/transforms.html#_resized_center',
+                                                                                    'dho_nb/data/transforms.py'),
                                         'dho_nb.data.transforms._sbit': ('data/transforms.html#_sbit', 'dho_nb/data/transforms.py'),
                                         'dho_nb.data.transforms._scaled': ('data/transforms.html#_scaled', 'dho_nb/data/transforms.py'),
                                         'dho_nb.data.transforms._tiff_reason': ( 'data/transforms.html#_tiff_reason',

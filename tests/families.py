@@ -122,12 +122,12 @@ def write_folder(family, folder):
 
 
 def pictures(folder, count=4):
-    "Oblong pictures of two classes whose pixels vary slowly; of 2:1, so that open_clip's resize to the shorter side ends on whole pixels"
+    "Oblong pictures of two classes whose pixels vary slowly"
     for k in range(count):
         file = folder/("cat", "dog")[k % 2]/f"{k}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         small = np.random.default_rng(k).integers(0, 255, (5, 9, 3), dtype=np.uint8)
-        Image.fromarray(small).resize([(360, 180), (180, 360)][k//2 % 2], Image.Resampling.BICUBIC).save(file)
+        Image.fromarray(small).resize([(361, 187), (187, 361)][k//2 % 2], Image.Resampling.BICUBIC).save(file)
     return folder
 
 
@@ -148,7 +148,7 @@ def check(family, place):
     own = np.stack([((transform(p)*std + mean)*255).numpy() for p in opened])
     ours = np.stack([teacher.preprocess.render(p, center_boxes([p.size])[0]) for p in opened])
     away = np.abs(ours.astype(float) - own)
-    found["pixels"] = bool(away.max() <= 2 and away.mean() < .05)
+    found["pixels"] = bool(away.max() <= 2 and (away > 1).mean() < 1e-3)
     config = make_config(dict(dataset=str(images), teacher=str(folder), student="tiny", student_weights="", shots=1, views=1, epochs=1, size=16))
     manifest = open_dataset(config).manifest
     student, _ = zero_shot_checkpoint(str(folder), manifest)

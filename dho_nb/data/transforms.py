@@ -171,7 +171,7 @@ def flips(
 def center_boxes(
     sizes,       # [N, 2] width and height in pixels
 )->np.ndarray:   # [N, 4]
-    "Return the largest centered squares, the view of evaluation unless `resize_mode` says otherwise"
+    "Return the largest centered squares; evaluation has those of `Preprocess.eval_boxes` in their place"
     wide, high = np.asarray(sizes, float).T
     w, h = np.minimum(1, high/wide), np.minimum(1, wide/high)
     return np.stack([(1 - w)/2, (1 - h)/2, (1 + w)/2, (1 + h)/2], 1)
@@ -232,11 +232,17 @@ def eval_boxes(self:Preprocess,
 )->np.ndarray:   # [N, 4] left, top, right, bottom; below 0 and above 1 where a border is added
     "Return evaluation's views, as open_clip's transform of that `resize_mode` makes them"
     sizes = np.asarray(sizes, float).reshape(-1, 2)
-    if self.resize_mode == "shortest": return center_boxes(sizes)
+    if self.resize_mode == "shortest": return _resized_center(sizes, self.size)
     if self.resize_mode == "squash": return np.tile([0., 0., 1., 1.], (len(sizes), 1))
     inner = np.maximum(np.round(sizes/(sizes.max(1, keepdims=True)/self.size)), 1)  # pixels of the picture itself
     before = (self.size - inner)//2
     return np.concatenate([-before, self.size - before], 1)/np.tile(inner, 2)
+
+def _resized_center(sizes, side):
+    "The centered square after a resize to whole pixels, as torchvision's Resize and CenterCrop make it: off the center by half a pixel at most"
+    resized = np.floor(side*sizes/sizes.min(1, keepdims=True))
+    before = np.rint((resized - side)/2)
+    return np.concatenate([before, before + side], 1)/np.tile(resized, 2)
 
 # %% ../../nbs/data/03_transforms.ipynb #8c5dd534
 @patch
@@ -245,7 +251,6 @@ def with_eval_boxes(self:Preprocess,
     sizes,       # [N, 2] width and height in pixels
 )->np.ndarray:   # [N, 4]
     "Return boxes, with those of evaluation in place of centered squares"
-    if self.resize_mode == "shortest": return boxes
     centered = np.isclose(boxes, center_boxes(sizes), rtol=0, atol=1e-9).all(1, keepdims=True)
     return np.where(centered, self.eval_boxes(sizes), boxes)
 
