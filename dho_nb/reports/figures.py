@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['figure_style', 'method_bars_figure', 'save_figure', 'shots_figure', 'conflicts_figure', 'surfaces_figure',
-           'agreements_figure', 'reliabilities_figure']
+           'agreements_figure', 'reliabilities_figure', 'timeline_figure']
 
 # %% ../../nbs/reports/03_figures.ipynb #f18274ca
 from contextlib import contextmanager
@@ -257,3 +257,31 @@ def reliabilities_figure(
                  "both": interpolate(test, result["alpha"], result["beta"])}
         with figure_style(): figures[name] = plot_reliability(parts, test.labels)
     return figures
+
+# %% ../../nbs/reports/03_figures.ipynb #1defcc02
+_ENDS = {"done": ("#4d4d4d", ""), "running": ("#9ecae1", ""), "stopped": ("#d9d9d9", "|"), "killed": ("#d9d9d9", "x"), "failed": ("#d9d9d9", "v")}  # bar, mark
+
+def timeline_figure(
+    attempts:pd.DataFrame,  # From `Sweep.attempts`
+):                          # A matplotlib figure
+    "Draw when the runs of a sweep were at work, and how each attempt ended. Raises `DhoError` where no run has begun"
+    if not len(attempts): raise DhoError("no run of this sweep has begun: start it with dho sweep")
+    runs, zero = list(dict.fromkeys(attempts.sort_values("began")["run"])), attempts["began"].min()
+    longest = (attempts["ended"].max() - zero).total_seconds()
+    unit, size = next((u, s) for u, s in (("hours", 3600), ("minutes", 60), ("seconds", 1)) if longest > 2*s or s == 1)
+    since = lambda column: (attempts[column] - zero).dt.total_seconds()/size
+    with figure_style():
+        figure, axis = subplots(figsize=(8, 1.3 + .26*len(runs)), layout="constrained")
+        _attempt_bars(axis, attempts.assign(began=since("began"), ended=since("ended"), at=attempts["run"].map(runs.index)))
+        axis.set(yticks=range(len(runs)), yticklabels=runs, xlabel=f"{unit} since the sweep began", ylim=(len(runs) - .5, -.5))
+        _legend(figure, *axis.get_legend_handles_labels())
+    return figure
+
+# %% ../../nbs/reports/03_figures.ipynb #4d5e1983
+def _attempt_bars(axis, attempts):
+    "Bars and marks of `timeline_figure`"
+    for outcome, (color, mark) in _ENDS.items():
+        part = attempts[attempts["outcome"] == outcome]
+        if not len(part): continue
+        axis.barh(part["at"], part["ended"] - part["began"], left=part["began"], height=.6, color=color, label="" if mark else outcome)
+        if mark: axis.plot(part["ended"], part["at"], mark, color="black", ms=8, mew=2, label=outcome)
