@@ -133,7 +133,8 @@ def cost(self:CrossFit)->pd.DataFrame:
     folds = folds[list(names)].rename(columns=names)
     looked = dict(teacher_looked=self.looked[0], seconds=round(self.looked[1], 1))
     both = pd.concat([pd.DataFrame(looked, index=["teacher"]), folds])[list(folds)]
-    return both.astype({c: "Int64" for c in list(folds)[:4]})
+    counts = list(folds)[:4]
+    return both.assign(**both[counts].astype("Int64").astype(object).fillna("–"))
 
 # %% ../../nbs/runs/12_cross_fit.ipynb #91ba8f9f
 def cross_fit(
