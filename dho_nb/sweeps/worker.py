@@ -118,6 +118,7 @@ def _clear(folder):
 # %% ../../nbs/sweeps/04_worker.ipynb #eb90498e
 _KERNEL = dict(language="python", display_name="Python 3 (ipykernel)", metadata=dict(debugger=True), argv=[
     sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}",
+    "--IPKernelApp.log_level=CRITICAL",  # no greeting and no advice in a run's log
     "--IPKernelApp.exec_lines=__import__('sys').path.append('')"])  # own modules of the working folder, after all others
 
 def _own_jupyter(place):
