@@ -167,3 +167,13 @@ def test_what_the_kd_head_adds_on_eurosat_with_five_seeds():
     assert {round(added[n]) for n in ("4-shot", "8-shot", "16-shot")} == {2} and round(added["10%"]) == 0
     check_prose("explain/limits.ipynb", f"it adds {added['1-shot']:.0f} points with one label per class, {added['2-shot']:.0f} with two, "
                                         "about 2 from four to sixteen and nothing with 10 % of the labels")
+
+
+def test_the_picture_of_the_home_page_is_of_todays_record():
+    from PIL import Image
+    from dho_nb.core.files import json_hash
+    home = our_paper_numbers("eurosat").runs
+    home = home[~home["watched"] & (home["student"] == "mobilenetv2") & home["method"].isin(["ce", "kd", "sho", "dho"])]
+    drawn = json_hash(home[["method", "labels", "seed", "accuracy"]].to_numpy().tolist())
+    with Image.open(ROOT/"nbs"/"images"/"eurosat.png") as picture:
+        assert picture.info["Description"] == drawn, "run the cells of nbs/paper/eurosat.ipynb that draw it"

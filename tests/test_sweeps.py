@@ -25,7 +25,7 @@ from dho_nb.core.errors import DhoError
 from dho_nb.core.files import read_json
 from dho_nb.sweeps.worker import Worker, run_notebook_in_worker
 from dho_nb.sweeps.sweep import Sweep, open_sweep
-from dho_nb.sweeps.state import sweep_run_state
+from dho_nb.sweeps.state import Ended, sweep_run_state
 from test_resume import same_run
 
 RUNS = int(os.environ.get("DHO_SWEEP_RUNS", 8))  # of each sweep; the figures of the benchmark were made with 100
@@ -546,3 +546,22 @@ def test_what_a_run_does_not_have_yet_says_what_makes_it(tmp_path):
     with pytest.raises(AttributeError, match="nothing"): run.nothing
     run.train(); run.evaluate()
     assert len(run.part("test")) and run.figures()
+
+
+def test_every_end_of_an_attempt_is_in_the_log(tmp_path):
+    from dho_nb.sweeps.state import sweep_run_attempts
+    from dho_nb.sweeps.worker import run_worker_process
+    outcomes = lambda: [attempt["outcome"] for attempt in sweep_run_attempts(tmp_path)]
+    code, said = run_worker_process(["-c", "print('── a line of its own')"], tmp_path)
+    assert (code, said) == (0, "── a line of its own\n") and outcomes() == ["done"]
+    assert run_worker_process(["-c", "1/0"], tmp_path)[0] == 1 and outcomes()[-1] == "failed"
+    with pytest.raises(Ended): run_worker_process(["-c", "import time; time.sleep(60)"], tmp_path, Worker(stop=lambda: True))
+    assert outcomes()[-1] == "stopped"
+    with open(tmp_path/"log.txt", "a") as log: log.write("── 2026-01-01 00:00:00 on a machine that went down\n")
+    os.utime(tmp_path/"log.txt", (2e9, 2e9))
+    assert outcomes()[-1] == "killed"
+    run_worker_process(["-c", "pass"], tmp_path)
+    attempts = sweep_run_attempts(tmp_path)
+    assert outcomes() == ["done", "failed", "stopped", "killed", "done"] and attempts[3]["ended"].timestamp() == 2e9
+    (tmp_path/"log.txt").unlink()
+    assert outcomes() == []

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from ..core.errors import DhoError, require_extra
+from ..core.plotting import HEAD_COLORS
 from ..core.progress import in_notebook
 from .interpolation import ALPHAS, BETAS, alpha_beta_grid
 from .outputs import HeadOutputs
@@ -155,8 +156,8 @@ def _draw_mark(self:Explorer):
 def _draw_curve(self:Explorer):
     "Draw the accuracy along α at the present β"
     self.curve.clear()
-    self.curve.plot(self.alphas, self.surface.accuracy[self.point[1]], color="#0072b2", marker=".", ms=4)
-    self.curve.axvline(self.point[0], color="#d55e00", lw=1.4)
+    self.curve.plot(self.alphas, self.surface.accuracy[self.point[1]], color=HEAD_COLORS["both"], marker=".", ms=4)
+    self.curve.axvline(self.point[0], color="black", lw=1.4)
     self.curve.set(xlabel="α: 0 is the KD head, 1 the CE head", ylabel="accuracy", xlim=(-.02, 1.02), ylim=self.range)
     self.curve.set_title("accuracy {accuracy:.1%} of {n} images".format(n=len(self.outputs), **self.now), fontsize=10)
 

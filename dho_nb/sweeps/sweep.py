@@ -20,7 +20,7 @@ from ..core.trust import check_folder_name, check_trusted_parameters
 from ..data.manifests import manifest_files
 from .grid import Cell, Grid, PLAN, read_grid, read_grid_plan, grids_are_disjoint
 from .remote import _far, is_remote_url, local_copy_of_remote, pull_remote
-from .state import _read_or_empty, sweep_run_state
+from .state import _read_or_empty, sweep_run_attempts, sweep_run_state
 from .worker import _existing_parent
 
 # %% ../../nbs/sweeps/05_sweep.ipynb #04e98afd
@@ -147,6 +147,13 @@ def states(self:Sweep)->pd.DataFrame:
             fact.update({k: v for k, v in _read_or_empty(self.place(task)/"result.json", accuracy=(float, type(None)), seconds=float).items()
                          if k in ("accuracy", "seconds")})
     return pd.DataFrame(facts)
+
+# %% ../../nbs/sweeps/05_sweep.ipynb #9bb6081e
+@patch
+def attempts(self:Sweep)->pd.DataFrame:
+    "Return one row per attempt at a run: run, began, ended (this machine's time), outcome and where, from the runs' logs"
+    found = [dict(run=t.run, **attempt) for t in self.tasks for attempt in sweep_run_attempts(self.place(t))]
+    return pd.DataFrame(found, columns=["run", "began", "ended", "outcome", "where"])
 
 # %% ../../nbs/sweeps/05_sweep.ipynb #1dff35bb
 @patch

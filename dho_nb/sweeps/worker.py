@@ -18,7 +18,8 @@ from ..core.files import file_lock, NOTE, read_json, write_json
 from ..core.settings import shipped_file
 from .fork_server import spawn_forked_or_new
 from .remote import _wait_for_others, is_remote_url, mirror_remote
-from .state import _alive, _is_here, _new_beat, _read_or_empty, _token, BEAT, Busy, Ended, FAILED, Failed
+from .state import (_alive, _end_killed_attempt, _is_here, _mark_attempt, _new_beat, _read_or_empty, _token, BEAT, Busy,
+                                 Ended, FAILED, Failed)
 
 # %% ../../nbs/sweeps/04_worker.ipynb #58c27093
 def _others_beat(folder):
@@ -117,6 +118,7 @@ def _clear(folder):
 # %% ../../nbs/sweeps/04_worker.ipynb #eb90498e
 _KERNEL = dict(language="python", display_name="Python 3 (ipykernel)", metadata=dict(debugger=True), argv=[
     sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}",
+    "--IPKernelApp.log_level=CRITICAL",  # no greeting and no advice in a run's log
     "--IPKernelApp.exec_lines=__import__('sys').path.append('')"])  # own modules of the working folder, after all others
 
 def _own_jupyter(place):
@@ -136,19 +138,26 @@ def run_worker_process(
     env = child_env(DHO_PROGRESS="lines", PYTHONWARNINGS="ignore:IProgress not found", PYTHONUNBUFFERED="1", **(more or {}))
     if slot.threads: env.update(DHO_THREADS=str(slot.threads), OMP_NUM_THREADS=str(slot.threads))
     if slot.gpu: env["CUDA_VISIBLE_DEVICES"] = slot.gpu
-    with open(folder/"log.txt", "ab") as log:
-        log.write(f"── {time.strftime('%Y-%m-%d %H:%M:%S')} on "
-                  f"{socket.gethostname()}{', GPU ' + slot.gpu if slot.gpu else ''}\n".encode())
-        began = log.tell()
+    _end_killed_attempt(folder)
+    began = _mark_attempt(folder, f"on {socket.gethostname()}{', GPU ' + slot.gpu if slot.gpu else ''}")
     process = slot.start(command, env, folder/"log.txt")
     try: ended = _watch(process, folder, slot.stop)
-    except BaseException: _end(process); raise
+    except BaseException: _end(process); _mark_end(folder, "stopped"); raise
     finally:
         if not (other := _others_beat(folder)): (folder/".heartbeat.json").unlink(missing_ok=True)
     if other: raise Busy(f"{other.get('host')} has taken {folder.name} over: wait for it")
-    if ended: raise Ended(f"{folder.name} was stopped; the same command goes on from where it was")
+    if ended:
+        _mark_end(folder, "stopped")
+        raise Ended(f"{folder.name} was stopped; the same command goes on from where it was")
     with open(folder/"log.txt", "rb") as log:
-        log.seek(began); return process.returncode, log.read().decode(errors="replace")
+        log.seek(began)
+        said = log.read().decode(errors="replace")
+    _mark_end(folder, "failed" if process.returncode else "done")
+    return process.returncode, said
+
+def _mark_end(folder, words):
+    "Add the end of an attempt to a log, unless the disk is full"
+    with suppress(OSError): _mark_attempt(folder, words)
 
 # %% ../../nbs/sweeps/04_worker.ipynb #2dda688d
 def _watch(process, folder, stop):
