@@ -162,6 +162,7 @@ def _export(args):
     "A model as files that are checked, measured and described"
     from dho_nb.runs.config import Config
     from dho_nb.deploy.export import export, export_folder
+    from dho_nb.deploy.model_card import quantization_text
     kinds = [k for k in ("onnx", "torch-export", "safetensors") if getattr(args, k.replace("-", "_"))] or ["onnx"]
     given = dict(images=args.images, calibrate=args.calibrate, opset=args.opset, check=args.check, license=args.license,
                  estimate=args.estimate, trust_remote_code=args.trust_remote_code)
@@ -172,6 +173,7 @@ def _export(args):
         made = export(args.model, args.out, kind, config=config,
                       int8=args.int8 and ("onnx" not in kinds or kind == "onnx"), **given)
         print_output(f"{made.T.to_string()}\n", flush=True)
+        if args.int8 and kind == "onnx": print_output(quantization_text(made.loc["model-int8.onnx"].dropna().to_dict()).translate({ord(c): None for c in "*`"}) + "\n")
     folder = export_folder(args.model, args.out)
     print_output(f"left in {folder}:\n{_left(folder, EXPORTED)}")
 
