@@ -118,9 +118,10 @@ def test_a_zero_shot_head_and_a_published_checkpoint_are_exported_too(tree, tmp_
 
 def test_every_kind_goes_into_one_folder_and_another_model_does_not(tree, tmp_path):
     file = saved(tmp_path/"s.safetensors", "tiny", 16)
-    for kind, name in KINDS.items():
+    kinds = {kind: name for kind, name in KINDS.items() if kind != "executorch"}
+    for kind, name in kinds.items():
         assert export(file, tmp_path/"out", kind, images=tree).loc[name, "largest_difference"] < 1e-5
-    assert set(json.loads((tmp_path/"out"/"export.json").read_text())["files"]) == set(KINDS.values())
+    assert set(json.loads((tmp_path/"out"/"export.json").read_text())["files"]) == set(kinds.values())
     about = {"dho_nb.json": ""}
     graph = torch.export.load(tmp_path/"out"/"model.pt2", extra_files=about).module()
     assert graph(torch.zeros(3, 16, 16, 3, dtype=torch.uint8))[0].shape == (3, 7)

@@ -51,20 +51,21 @@ def _export_error(facts, kind, error):
 def _export_graph(
     student:Student,  # Any
     facts:dict,       # About it
+    images:int=0,     # In a call; any number if 0
 ):                    # A `torch.export.ExportedProgram`: [N, S, S, 3] uint8 to what `Fused` returns
-    """Return the fused student as a graph, for any number of images.
+    """Return the fused student as a graph, for any number of images or a fixed one.
     Raises DhoError for a student that cannot be traced."""
     side, fused = student.preprocess.size, Fused(student, facts).cpu().eval()
-    example, batch = torch.zeros(2, side, side, 3, dtype=torch.uint8), torch.export.Dim("batch")
+    example, shapes = torch.zeros(images or 2, side, side, 3, dtype=torch.uint8), {"pixels": {0: torch.export.Dim("batch")}}
     try:
         with _quiet(), torch.no_grad():
-            graph = torch.export.export(fused, (example,), dynamic_shapes={"pixels": {0: batch}})
+            graph = torch.export.export(fused, (example,), dynamic_shapes=None if images else shapes)
     except Exception as e: raise _export_error(facts, "a graph", e) from None
     for node in graph.graph.nodes: node.meta.pop("stack_trace", None)
     return graph
 
 # %% ../../nbs/deploy/04_export.ipynb #cfc1e44d
-KINDS = {"onnx": "model.onnx", "torch-export": "model.pt2", "safetensors": "model.safetensors"}
+KINDS = {"onnx": "model.onnx", "torch-export": "model.pt2", "executorch": "model.pte", "safetensors": "model.safetensors"}
 OUTPUTS = ("probabilities", "ce", "kd")
 
 def write_onnx(
@@ -102,6 +103,34 @@ def _write_graph(
 def _read_graph(file):
     "Return the written graph as a function of arrays"
     with _quiet(): return torch_predictor(torch.export.load(file).module(), "cpu")
+
+# %% ../../nbs/deploy/04_export.ipynb #5c1e7a07
+def _write_executorch(
+    graph,          # From `_export_graph`, for one image
+    file:str|Path,  # A .pte
+    facts:dict,     # Returned by its method `dho_nb`
+):
+    "Write a graph as a program of ExecuTorch"
+    require_extra("executorch", "executorch")
+    try:
+        with _quiet():
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+            from executorch.exir import to_edge_transform_and_lower
+            lowered = to_edge_transform_and_lower(graph, partitioner=[XnnpackPartitioner()], constant_methods={"dho_nb": json.dumps(facts)})
+            program = lowered.to_executorch().buffer
+    except Exception as e: raise _export_error(facts, "ExecuTorch", e) from None
+    Path(file).write_bytes(program)
+
+def _read_executorch(file):
+    "Return the written program as a function of arrays, which computes picture by picture"
+    from executorch.runtime import Runtime
+    data = Path(file).read_bytes()
+    program = Runtime.get().load_program(data)
+    forward = program.load_method("forward")
+    def answer(pixels, owners=(data, program)):  # kept, since ExecuTorch does not hold them
+        answers = [[p.numpy().copy() for p in forward.execute([torch.from_numpy(one[None])])] for one in pixels]
+        return [np.concatenate(p) for p in zip(*answers)]
+    return answer
 
 # %% ../../nbs/deploy/04_export.ipynb #83915076
 class Sample(NamedTuple):
@@ -295,7 +324,7 @@ def _check_export(kind, int8, check, score):
 def export(
     name:str|Path,                # As for `load_checkpoint`
     out:str|Path="",              # Folder; `export` in the model's own, or a name below the settings' `runs`, if empty
-    kind:str="onnx",              # onnx, torch-export or safetensors
+    kind:str="onnx",              # onnx, torch-export, executorch or safetensors
     images=(),                    # Pictures to check on, as for `images_to_predict`; test images of the dataset if empty
     config:Config|None=None,      # Names a dataset; that of the run if None
     int8:bool=False,              # Also model-int8.onnx
@@ -373,10 +402,11 @@ def _data(file, config):
 # %% ../../nbs/deploy/04_export.ipynb #bee035b6
 def _write(student, facts, file, kind, pictures, opset, load_options, begin):
     "Write one kind of file, read it back, compare, and measure"
-    graph, preprocess = None if kind == "safetensors" else _export_graph(student, facts), student.preprocess
+    graph, preprocess = None if kind == "safetensors" else _export_graph(student, facts, int(kind == "executorch")), student.preprocess
     with atomic_path(file) as temporary:
         if kind == "onnx": write_onnx(graph, temporary, facts, opset); answer = _session_answer(temporary)
         elif kind == "torch-export": _write_graph(graph, temporary, facts); answer = _read_graph(temporary)
+        elif kind == "executorch": _write_executorch(graph, temporary, facts); answer = _read_executorch(temporary)
         else:
             save_student(student, temporary, **facts)
             answer = torch_predictor(Fused(load_student(temporary, *load_options)[0], facts), "cpu")
@@ -491,7 +521,7 @@ def _read_note(file):
     return note
 
 # %% ../../nbs/deploy/04_export.ipynb #f1095968
-SHARED = ("model.onnx", "model-int8.onnx", "model.safetensors", "README.md", "export.json", "predict_onnx.py")
+SHARED = ("model.onnx", "model-int8.onnx", "model.safetensors", "model.pte", "README.md", "export.json", "predict_onnx.py")
 
 def push_to_hub(
     folder:str|Path,          # Of an export
@@ -507,7 +537,7 @@ def push_to_hub(
         raise DhoError(f"{folder} holds no export: make one with dho export, or export()")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise DhoError(f"repo={repo!r}: a repository on the Hub is called owner/name")
-    if not [n for n in SHARED[:3] if (folder/n).exists()]:
+    if not [n for n in SHARED[:4] if (folder/n).exists()]:
         raise DhoError(f"{folder} holds no model to share: .pt2 may hold pickles; export another kind")
     from huggingface_hub import HfApi
     api = HfApi(token=token)
