@@ -33,7 +33,7 @@ from dho_nb.deploy.export import (KINDS, SHARED as GOES_UP, TOLERANCE, export, l
 SCRIPT, MOBILENET = ROOT/"nbs"/"experiments"/"predict_onnx.py", SHARED/"weights"/"mobilenetv2_imagenet_tf.npz"
 CLASSES = [f"kind {i}" for i in range(7)]
 ALONE = ("import sys, runpy; [sys.modules.__setitem__(n, None) for n in ('dho_nb', 'torch', 'timm')]; "
-         "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0])")
+         "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')")
 
 
 def run_alone(model, files):
@@ -118,9 +118,10 @@ def test_a_zero_shot_head_and_a_published_checkpoint_are_exported_too(tree, tmp_
 
 def test_every_kind_goes_into_one_folder_and_another_model_does_not(tree, tmp_path):
     file = saved(tmp_path/"s.safetensors", "tiny", 16)
-    for kind, name in KINDS.items():
+    kinds = {kind: name for kind, name in KINDS.items() if kind != "executorch"}
+    for kind, name in kinds.items():
         assert export(file, tmp_path/"out", kind, images=tree).loc[name, "largest_difference"] < 1e-5
-    assert set(json.loads((tmp_path/"out"/"export.json").read_text())["files"]) == set(KINDS.values())
+    assert set(json.loads((tmp_path/"out"/"export.json").read_text())["files"]) == set(kinds.values())
     about = {"dho_nb.json": ""}
     graph = torch.export.load(tmp_path/"out"/"model.pt2", extra_files=about).module()
     assert graph(torch.zeros(3, 16, 16, 3, dtype=torch.uint8))[0].shape == (3, 7)
@@ -223,7 +224,7 @@ def sixteen(file):
     return file
 
 
-def test_the_script_prepares_pictures_as_training_did(tmp_path, monkeypatch):
+def test_the_script_prepares_pictures_as_training_did(tmp_path):
     "Identical pixels, also of large JPEGs whose sides 8 does not divide"
     export(saved(tmp_path/"s.safetensors", "tiny", 32), tmp_path/"out", images=picture(tmp_path/"a.png"))
     turned = Image.Exif()
@@ -235,9 +236,8 @@ def test_the_script_prepares_pictures_as_training_did(tmp_path, monkeypatch):
             picture(tmp_path/"turned.tif", 8, (70, 50), exif=turned), clear(tmp_path/"clear.png"),
             clear(tmp_path/"palette.png", "P"), sixteen(tmp_path/"sixteen.png"),
             picture(tmp_path/"odd.jpg", 9, (513, 385)), picture(tmp_path/"lying.jpg", 9, (385, 1603), exif=turned)]
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(tmp_path/"out"/"model.onnx"), str(same[0])])
-    square = runpy.run_path(str(SCRIPT))["square"]
-    for file in same: np.testing.assert_array_equal(square(file), load_pixels(file, Preprocess(32)), err_msg=file.name)
+    model = runpy.run_path(str(SCRIPT))["load"](tmp_path/"out"/"model.onnx")
+    for file in same: np.testing.assert_array_equal(model.pixels(file), load_pixels(file, Preprocess(32)), err_msg=file.name)
 
 
 def test_the_script_goes_on_after_a_broken_file(tmp_path):

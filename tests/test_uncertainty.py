@@ -3,7 +3,7 @@ import pandas as pd
 
 from conftest import picture
 from dho_nb.core.files import read_json
-from dho_nb.deploy.model_card import _accuracy_lost, _figures
+from dho_nb.deploy.model_card import _figures, quantization_text
 from dho_nb.evaluation.metrics import count_text
 
 
@@ -19,9 +19,9 @@ def test_a_cards_accuracy_has_its_interval():
 
 def test_what_int8_costs_is_counted_and_changed_answers_are_a_warning():
     facts = dict(calibrated=9, calibrated_on="train images", scored=200, on="test images", accuracy=.9, accuracy_before=.95, same=.93)
-    said = _accuracy_lost(facts)
+    said = quantization_text(facts)
     assert "It is right about 180 of 200 (95 %: 85–93). The model before was right about 190 of 200" in said and "**14 answers change.**" in said
-    alone = _accuracy_lost(dict(facts, accuracy=None, accuracy_before=None, same=1.))
+    alone = quantization_text(dict(facts, accuracy=None, accuracy_before=None, same=1.))
     assert "right about" not in alone and "the same for 200 of 200" in alone and "change" not in alone
 
 

@@ -95,6 +95,50 @@ def test_the_exported_file_and_the_script_beside_it_reject_the_same_pictures(hea
     assert "## Unknown pictures" in card and "99 images of a test" in card and "90 of 99 (95 %: 84–95)" in card
 
 
+def test_int8_has_thresholds_of_its_own_where_the_held_out_images_are_at_hand(tmp_path, capsys):
+    pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+    from dho_nb.cli.main import main
+    from dho_nb.deploy.export import export
+    run = distill(preset("digits", epochs=1, views=2, validation="full"), tmp_path/"run", "none")
+    assert main(["export", str(run.folder), "--int8", "--check", "20"]) in (0, None)
+    said, folder = " ".join(capsys.readouterr().out.split()), run.folder/"export"
+    tested = run.result["tested"]
+    assert f"It was tried on {tested} test images of digits. It is right about " in said and said.count(f" of {tested} (95 %: ") == 3
+    assert "Its thresholds for --unknown were measured on 200 validation images." in said and "`" not in said
+    float32, int8 = (Predictor.from_pretrained(folder/name) for name in ("model.onnx", "model-int8.onnx"))
+    assert float32.facts["coverage"] == load_checkpoint(run.folder)[1]["coverage"] and int8.facts["coverage"]["images"] == 200
+    assert {k: v for k, v in int8.facts.items() if k != "coverage"} == {k: v for k, v in float32.facts.items() if k != "coverage"}
+    table = run.manifest.table[run.manifest.table["split"] == "val"]
+    files, truth = [run.root/p for p in table["path"]], np.array(run.manifest.classes)[table["label"]]
+    for share in (.8, .95):  # what the file states of its thresholds is what it does
+        answers = int8.predict(files, unknown=share, mode="none")
+        _, _, answered, right = next(r for r in int8.facts["coverage"]["rows"] if r[0] == share)
+        assert (answers["unknown"] == False).sum() == answered and (answers["prediction"] == truth).sum() == right
+    shared = dict(check=20, out=tmp_path/"other", int8=True, images=[str(f) for f in files[:20]])
+    made = export(run.folder, **shared, calibrate=[str(f) for f in files[:20]])  # no dataset is opened
+    assert made.loc["model-int8.onnx", "thresholds"] == "model.onnx"
+    assert "Its thresholds for `--unknown` are those of model.onnx: for int8 they were not measured." in (tmp_path/"other"/"README.md").read_text()
+    other, kept = (Predictor.from_pretrained(tmp_path/"other"/name).facts for name in ("model.onnx", "model-int8.onnx"))
+    assert kept == other == float32.facts
+    assert "It is right about" not in (tmp_path/"other"/"README.md").read_text(), "they have no labels"
+    assert "Its prediction is the same for " in (tmp_path/"other"/"README.md").read_text()
+
+
+def test_int8_keeps_thresholds_that_cross_fitting_gave_and_has_none_without(tmp_path):
+    pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+    from dho_nb.deploy.export import export
+    from dho_nb.runs.cross_fit import cross_fit
+    config = preset("digits", shots=4, fraction=0., epochs=1, views=2)
+    run = distill(config, tmp_path/"run", "none")
+    made = export(run.folder, int8=True, check=20, score=50)
+    card = (run.folder/"export"/"README.md").read_text()
+    assert made.loc["model-int8.onnx", "thresholds"] is None and "Its thresholds" not in card and "same for" in card
+    fit = cross_fit(config, 2, tmp_path/"fit", mode="none")
+    made = export(run.folder, int8=True, check=20, score=50, estimate=fit.folder)
+    assert made.loc["model-int8.onnx", "thresholds"] == "model.onnx"
+    assert Predictor.from_pretrained(run.folder/"export"/"model-int8.onnx").facts["coverage"] == fit.coverage
+
+
 def test_an_estimate_gives_an_export_its_thresholds_also_when_it_is_made_again(tmp_path):
     from dho_nb.deploy.export import export
     from dho_nb.runs.cross_fit import cross_fit

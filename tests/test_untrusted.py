@@ -368,13 +368,13 @@ def test_nothing_else_opens_a_picture():
 
 def test_the_script_beside_an_export_starts_no_program_either(tmp_path):
     code = ("import sys, types, PIL.EpsImagePlugin as e; sys.modules['onnxruntime'] = o = types.ModuleType('onnxruntime')\n"
-            "o.InferenceSession = lambda *a, **k: types.SimpleNamespace(get_modelmeta=lambda: types.SimpleNamespace(custom_metadata_map={'dho_nb': "
-            "'{\"preprocess\": {\"size\": 8, \"interpolation\": \"bicubic\"}, \"classes\": [\"a\"]}'}))\n"
+            "o.SessionOptions = types.SimpleNamespace\n"
+            "o.InferenceSession = lambda *a, **k: types.SimpleNamespace(get_inputs=list, get_modelmeta=lambda: types.SimpleNamespace("
+            "custom_metadata_map={'dho_nb': '{\"preprocess\": {\"size\": 8, \"interpolation\": \"bicubic\"}, \"classes\": [\"a\"]}'}))\n"
             "e.Ghostscript = lambda *a, **k: print('PROGRAM')\n"
-            "import runpy; runpy.run_path(sys.argv[1])")
+            "import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')")
     (tmp_path/"a.jpg").write_bytes(EPS)
-    ask = code.replace("runpy.run_path(sys.argv[1])", "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0])")
-    done = subprocess.run([sys.executable, "-c", ask, ROOT/"nbs/experiments/predict_onnx.py", "model.onnx", tmp_path/"a.jpg"], capture_output=True,
+    done = subprocess.run([sys.executable, "-c", code, ROOT/"nbs/experiments/predict_onnx.py", "model.onnx", tmp_path/"a.jpg"], capture_output=True,
                           text=True, timeout=60)
     assert done.returncode == 1 and "PROGRAM" not in done.stdout and "a.jpg cannot be read" in done.stderr, done.stderr
 

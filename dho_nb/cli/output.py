@@ -42,6 +42,7 @@ WHAT = {"model.safetensors": "the student, with everything needed to use it",
 # %% ../../nbs/cli/00_output.ipynb #2c1af56b
 EXPORTED = {"model.onnx": "pixels in, probabilities out, for any runtime of ONNX",
             "model-int8.onnx": "the same in 8 bits", "model.pt2": "the same for torch.export.load",
+            "model.pte": "the same for ExecuTorch on phones, a picture at a time",
             "model.safetensors": "the student, for this library",
             "predict_onnx.py": "a script that predicts with it: python predict_onnx.py model.onnx photo.jpg",
             "README.md": "the model card", "export.json": "what was checked and measured"}

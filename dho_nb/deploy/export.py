@@ -11,23 +11,26 @@ import dataclasses, io, json, os, re, shutil, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
 import dho_nb
 from ..core.errors import DhoError, silence_library_warnings, require_extra, short_error_reason, unknown_name_error
-from ..core.files import _MAYBE, atomic_path, files_hash, NOTE, read_json, check_json_fields, write_json
+from ..core.files import _MAYBE, atomic_path, files_hash, NOTE, read_json, RESULT, check_json_fields, write_json
 from ..core.settings import load_settings, shipped_file
 from ..data.manifests import manifest_rows
 from ..data.transforms import Preprocess
 from .checkpoints import checkpoint_class_columns, load_checkpoint, find_checkpoint_file, head_weights
-from .model_card import _card, _crossfit, _expected
+from .model_card import _card, _crossfit, _expected, _recorded
 from .predictor import Fused, images_to_predict, try_load_pixels, onnx_predictor_session, torch_predictor
 from ..evaluation.interpolation import interpolate
 from ..evaluation.outputs import HeadOutputs
+from ..evaluation.rejection import check_coverage_curve, coverage_curve, rejection_score
+from ..losses.methods import recorded_method
 from ..runs.config import Config, DataConfig, make_config
-from ..runs.dataset import open_dataset, RunData
+from ..runs.dataset import dataset_validation_rows, open_dataset, RunData
 from ..students.dual_head import load_student, save_student, Student
 
 # %% ../../nbs/deploy/04_export.ipynb #f22c1bda
@@ -48,20 +51,21 @@ def _export_error(facts, kind, error):
 def _export_graph(
     student:Student,  # Any
     facts:dict,       # About it
+    images:int=0,     # In a call; any number if 0
 ):                    # A `torch.export.ExportedProgram`: [N, S, S, 3] uint8 to what `Fused` returns
-    """Return the fused student as a graph, for any number of images.
+    """Return the fused student as a graph, for any number of images or a fixed one.
     Raises DhoError for a student that cannot be traced."""
     side, fused = student.preprocess.size, Fused(student, facts).cpu().eval()
-    example, batch = torch.zeros(2, side, side, 3, dtype=torch.uint8), torch.export.Dim("batch")
+    example, shapes = torch.zeros(images or 2, side, side, 3, dtype=torch.uint8), {"pixels": {0: torch.export.Dim("batch")}}
     try:
         with _quiet(), torch.no_grad():
-            graph = torch.export.export(fused, (example,), dynamic_shapes={"pixels": {0: batch}})
+            graph = torch.export.export(fused, (example,), dynamic_shapes=None if images else shapes)
     except Exception as e: raise _export_error(facts, "a graph", e) from None
     for node in graph.graph.nodes: node.meta.pop("stack_trace", None)
     return graph
 
 # %% ../../nbs/deploy/04_export.ipynb #cfc1e44d
-KINDS = {"onnx": "model.onnx", "torch-export": "model.pt2", "safetensors": "model.safetensors"}
+KINDS = {"onnx": "model.onnx", "torch-export": "model.pt2", "executorch": "model.pte", "safetensors": "model.safetensors"}
 OUTPUTS = ("probabilities", "ce", "kd")
 
 def write_onnx(
@@ -100,6 +104,34 @@ def _read_graph(file):
     "Return the written graph as a function of arrays"
     with _quiet(): return torch_predictor(torch.export.load(file).module(), "cpu")
 
+# %% ../../nbs/deploy/04_export.ipynb #5c1e7a07
+def _write_executorch(
+    graph,          # From `_export_graph`, for one image
+    file:str|Path,  # A .pte
+    facts:dict,     # Returned by its method `dho_nb`
+):
+    "Write a graph as a program of ExecuTorch"
+    require_extra("executorch", "executorch")
+    try:
+        with _quiet():
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+            from executorch.exir import to_edge_transform_and_lower
+            lowered = to_edge_transform_and_lower(graph, partitioner=[XnnpackPartitioner()], constant_methods={"dho_nb": json.dumps(facts)})
+            program = lowered.to_executorch().buffer
+    except Exception as e: raise _export_error(facts, "ExecuTorch", e) from None
+    Path(file).write_bytes(program)
+
+def _read_executorch(file):
+    "Return the written program as a function of arrays, which computes picture by picture"
+    from executorch.runtime import Runtime
+    data = Path(file).read_bytes()
+    program = Runtime.get().load_program(data)
+    forward = program.load_method("forward")
+    def answer(pixels, owners=(data, program)):  # kept, since ExecuTorch does not hold them
+        answers = [[p.numpy().copy() for p in forward.execute([torch.from_numpy(one[None])])] for one in pixels]
+        return [np.concatenate(p) for p in zip(*answers)]
+    return answer
+
 # %% ../../nbs/deploy/04_export.ipynb #83915076
 class Sample(NamedTuple):
     "Hold pictures to try a model on"
@@ -122,11 +154,13 @@ def _export_images(
     most:int,     # At most so many, evenly spread; all if 0
 )->Sample:
     "Return pictures of a dataset. Raises DhoError where its classes are none of the model's."
-    manifest, root = data.manifest, data.root
-    positions = _spread(manifest_rows(manifest, split, labeled=True if split == "test" else None), most)
-    columns = np.array([*checkpoint_class_columns(facts, manifest.classes), -1])
-    return Sample([root/p for p in manifest.table["path"].iloc[positions]], columns[manifest.table["label"].iloc[positions]],
-                  f"{split} images of {manifest.name}")
+    positions = _spread(manifest_rows(data.manifest, split, labeled=True if split == "test" else None), most)
+    return _sample(data, facts, positions, f"{split} images of {data.manifest.name}")
+
+def _sample(data, facts, positions, source):
+    "Return the pictures at positions of a manifest"
+    table, columns = data.manifest.table.iloc[positions], np.array([*checkpoint_class_columns(facts, data.manifest.classes), -1])
+    return Sample([data.root/p for p in table["path"]], columns[table["label"]], source)
 
 # %% ../../nbs/deploy/04_export.ipynb #a7a0f32f
 def unlabeled_export_images(
@@ -290,7 +324,7 @@ def _check_export(kind, int8, check, score):
 def export(
     name:str|Path,                # As for `load_checkpoint`
     out:str|Path="",              # Folder; `export` in the model's own, or a name below the settings' `runs`, if empty
-    kind:str="onnx",              # onnx, torch-export or safetensors
+    kind:str="onnx",              # onnx, torch-export, executorch or safetensors
     images=(),                    # Pictures to check on, as for `images_to_predict`; test images of the dataset if empty
     config:Config|None=None,      # Names a dataset; that of the run if None
     int8:bool=False,              # Also model-int8.onnx
@@ -311,7 +345,7 @@ def export(
     facts = dict(facts, preprocess=student.preprocess.plain(), version=dho_nb.__version__)
     folder, expected = export_folder(file, out), _expected(estimate, file) if estimate else None
     expected = expected or _read_note(folder/"export.json").get("estimate")
-    facts = dict(facts, coverage=(expected or {}).get("coverage") or facts.get("coverage"))
+    facts = dict(facts, coverage=check_coverage_curve((expected or {}).get("coverage") or facts.get("coverage"), file))
     data = _data(file, config) if not images or int8 and not calibrate else None
     checked = unlabeled_export_images(images, check) if images else _export_images(data, facts, "test", check)
     ranges = (unlabeled_export_images(calibrate, check) if calibrate else _export_images(data, facts, "train", check)) if int8 else None
@@ -319,7 +353,7 @@ def export(
     if not scored.files and images: scored = unlabeled_export_images(images, score)
     measurements = {KINDS[kind]: _write(student, facts, folder/KINDS[kind], kind, checked, opset,
                                 (backbone, trust_remote_code), lambda: _mark_folder(folder, file))}
-    if int8: measurements["model-int8.onnx"] = _write_int8(student, folder, ranges, scored)
+    if int8: measurements["model-int8.onnx"] = _write_int8(student, facts, folder, ranges, scored, _held_out_images(data, facts, file))
     _write_note(folder, file, facts, measurements, license, expected)
     return pd.DataFrame(measurements).T.rename_axis("file")
 
@@ -368,10 +402,11 @@ def _data(file, config):
 # %% ../../nbs/deploy/04_export.ipynb #bee035b6
 def _write(student, facts, file, kind, pictures, opset, load_options, begin):
     "Write one kind of file, read it back, compare, and measure"
-    graph, preprocess = None if kind == "safetensors" else _export_graph(student, facts), student.preprocess
+    graph, preprocess = None if kind == "safetensors" else _export_graph(student, facts, int(kind == "executorch")), student.preprocess
     with atomic_path(file) as temporary:
         if kind == "onnx": write_onnx(graph, temporary, facts, opset); answer = _session_answer(temporary)
         elif kind == "torch-export": _write_graph(graph, temporary, facts); answer = _read_graph(temporary)
+        elif kind == "executorch": _write_executorch(graph, temporary, facts); answer = _read_executorch(temporary)
         else:
             save_student(student, temporary, **facts)
             answer = torch_predictor(Fused(load_student(temporary, *load_options)[0], facts), "cpu")
@@ -408,7 +443,7 @@ def _speed(answer, side):
         return dict(ms=round(_graph_latency(answer, side), 3), ms_of_32=round(_graph_latency(answer, side, 32, 5), 3), threads=count)
 
 # %% ../../nbs/deploy/04_export.ipynb #79c9c21b
-def _write_int8(student, folder, ranges, pictures):
+def _write_int8(student, facts, folder, ranges, pictures, held_out):
     "Write the int8 copy of an exported ONNX file; return its cost"
     preprocess, file = student.preprocess, folder/"model-int8.onnx"
     with atomic_path(file) as temporary:
@@ -418,8 +453,40 @@ def _write_int8(student, folder, ranges, pictures):
             raise DhoError(f"int8 cannot be made of this student ({short_error_reason(e)}); model.onnx is whole") from None
         answer = _session_answer(temporary)
         losses = _quantization_cost(_session_answer(folder/KINDS["onnx"]), answer, pictures, preprocess)
+        if curve := held_out and _answer_coverage(answer, facts, held_out, preprocess): _set_onnx_facts(temporary, dict(facts, coverage=curve))
     return dict(megabytes=round(file.stat().st_size/1e6, 3), on=pictures.source, calibrated=len(ranges.files),
-                calibrated_on=ranges.source, **losses, **_speed(answer, preprocess.size))
+                calibrated_on=ranges.source, thresholds=_thresholds_source(facts, curve), **losses, **_speed(answer, preprocess.size))
+
+# %% ../../nbs/deploy/04_export.ipynb #5c1e7a03
+def _held_out_images(data, facts, file):
+    "Return the validation images that gave a model's thresholds; None where they are not at hand"
+    curve, folder = facts["coverage"], file.parent
+    if not (data and curve and curve["source"] == "validation images" and (folder/"result.json").exists()): return None
+    config, result = _recorded(read_json(folder/"run.json", **NOTE)["config"]), read_json(folder/"result.json", **RESULT)
+    try: rows = dataset_validation_rows(SimpleNamespace(**config), data.manifest, result["labeled"], recorded_method(result))
+    except DhoError: return None  # a dataset without validation images was named
+    return _sample(data, facts, rows, curve["source"]) if len(rows) == curve["images"] else None
+
+def _thresholds_source(facts, curve):
+    "Return in words what an int8 model's thresholds were measured on; None without any"
+    if not facts["coverage"]: return None
+    return f"{curve['images']} {curve['source']}" if curve else KINDS["onnx"]
+
+# %% ../../nbs/deploy/04_export.ipynb #5c1e7a05
+def _answer_coverage(answer, facts, pictures, preprocess):
+    "Measure the thresholds of a function of arrays on labeled pictures; None where no picture can be read"
+    batches = [(answer(pixels), labels) for pixels, labels in _export_batches(pictures, preprocess)]
+    if not batches: return None
+    scores = torch.cat([rejection_score(answers[1:] or answers, head_weights(facts)[0]) for answers, _ in batches])
+    right = np.concatenate([answers[0].argmax(-1) == labels for answers, labels in batches])
+    return coverage_curve(scores, torch.from_numpy(right), pictures.source)
+
+def _set_onnx_facts(file, facts):
+    "Replace the facts in an ONNX file"
+    import onnx
+    model = onnx.load(file)
+    next(p for p in model.metadata_props if p.key == "dho_nb").value = json.dumps(facts)
+    onnx.save(model, file)
 
 # %% ../../nbs/deploy/04_export.ipynb #30ce371c
 def _write_note(folder, file, facts, measurements, license, expected):
@@ -454,7 +521,7 @@ def _read_note(file):
     return note
 
 # %% ../../nbs/deploy/04_export.ipynb #f1095968
-SHARED = ("model.onnx", "model-int8.onnx", "model.safetensors", "README.md", "export.json", "predict_onnx.py")
+SHARED = ("model.onnx", "model-int8.onnx", "model.safetensors", "model.pte", "README.md", "export.json", "predict_onnx.py")
 
 def push_to_hub(
     folder:str|Path,          # Of an export
@@ -470,7 +537,7 @@ def push_to_hub(
         raise DhoError(f"{folder} holds no export: make one with dho export, or export()")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise DhoError(f"repo={repo!r}: a repository on the Hub is called owner/name")
-    if not [n for n in SHARED[:3] if (folder/n).exists()]:
+    if not [n for n in SHARED[:4] if (folder/n).exists()]:
         raise DhoError(f"{folder} holds no model to share: .pt2 may hold pickles; export another kind")
     from huggingface_hub import HfApi
     api = HfApi(token=token)
