@@ -162,7 +162,8 @@ def _export(args):
     "A model as files that are checked, measured and described"
     from dho_nb.runs.config import Config
     from dho_nb.deploy.export import export, export_folder
-    kinds = [k for k in ("onnx", "torch-export", "safetensors") if getattr(args, k.replace("-", "_"))] or ["onnx"]
+    from dho_nb.deploy.model_card import quantization_text
+    kinds = [k for k in ("onnx", "torch-export", "executorch", "safetensors") if getattr(args, k.replace("-", "_"))] or ["onnx"]
     given = dict(images=args.images, calibrate=args.calibrate, opset=args.opset, check=args.check, license=args.license,
                  estimate=args.estimate, trust_remote_code=args.trust_remote_code)
     if args.classes and not args.dataset: raise DhoError("--classes says what the model calls the classes of --dataset")
@@ -172,6 +173,7 @@ def _export(args):
         made = export(args.model, args.out, kind, config=config,
                       int8=args.int8 and ("onnx" not in kinds or kind == "onnx"), **given)
         print_output(f"{made.T.to_string()}\n", flush=True)
+        if args.int8 and kind == "onnx": print_output(quantization_text(made.loc["model-int8.onnx"].dropna().to_dict()).translate({ord(c): None for c in "*`"}) + "\n")
     folder = export_folder(args.model, args.out)
     print_output(f"left in {folder}:\n{_left(folder, EXPORTED)}")
 
@@ -192,6 +194,7 @@ class Export(Trust):
     model:str                  # Folder of a run, .safetensors file, published checkpoint, or owner/name on the Hub
     onnx:bool=False            # Write ONNX; the default if no format is given
     torch_export:bool=False    # Write a program of torch.export
+    executorch:bool=False      # Write a program of ExecuTorch, for phones
     safetensors:bool=False     # Write this library's own format
     int8:bool=False            # Also write an 8-bit copy of the ONNX file, and measure its accuracy
     images:Images=()           # Images to check on; by default test images of the run's dataset

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from ..core.devices import pick_device, pick_loader_workers
 from ..core.errors import DhoError
 from ..core.files import json_hash, read_json, RESULT, write_json
-from ..core.plotting import subplots
+from ..core.plotting import HEAD_COLORS, subplots
 from ..core.seeding import string_keys, seeded_bits
 from ..core.settings import load_settings
 from ..data.manifests import content_keys, Manifest, manifest_rows, write_manifest
@@ -133,7 +133,8 @@ def cost(self:CrossFit)->pd.DataFrame:
     folds = folds[list(names)].rename(columns=names)
     looked = dict(teacher_looked=self.looked[0], seconds=round(self.looked[1], 1))
     both = pd.concat([pd.DataFrame(looked, index=["teacher"]), folds])[list(folds)]
-    return both.astype({c: "Int64" for c in list(folds)[:4]})
+    counts = list(folds)[:4]
+    return both.assign(**both[counts].astype("Int64").astype(object).fillna("–"))
 
 # %% ../../nbs/runs/12_cross_fit.ipynb #91ba8f9f
 def cross_fit(
@@ -301,11 +302,11 @@ def plot(self:Curve,
     "Plot the curve and its extrapolation"
     figure, axis = subplots(figsize=(5.2, 3.4), layout="constrained")
     seen, guess = self.table, self.expect(np.geomspace(self.labels.min(), max(labels), 40))
-    axis.fill_between(guess["labels"], guess["low"], guess["high"], color="#0072b2", alpha=.15, lw=0,
+    axis.fill_between(guess["labels"], guess["low"], guess["high"], color=HEAD_COLORS["both"], alpha=.15, lw=0,
                       label="power law, 95 % band")
-    axis.plot(guess["labels"], guess["accuracy"], color="#0072b2", ls="--", lw=1)
+    axis.plot(guess["labels"], guess["accuracy"], color=HEAD_COLORS["both"], ls="--", lw=1)
     axis.errorbar(seen["labels"], seen["accuracy"], [seen["accuracy"] - seen["low"], seen["high"] - seen["accuracy"]],
-                  fmt="o", color="#d55e00", capsize=3, label="cross-fitted, 95 % interval")
+                  fmt="o", color=HEAD_COLORS["both"], capsize=3, label="cross-fitted, 95 % interval")
     ticks = sorted({round(v) for v in [*self.labels, *labels]})
     axis.set(xscale="log", xlabel="labeled images that train", ylabel="accuracy on images that were held out",
              ylim=(0, 1), xticks=ticks, xticklabels=ticks)

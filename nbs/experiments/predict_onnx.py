@@ -128,10 +128,11 @@ class Model:
         return self.entire(read_photo(file)[0])
 
     def centered_square(self, photo, size):
-        "Return the pixels of the largest centered square"
-        (width, height), across, down = photo.size, min(1, size[1]/size[0]), min(1, size[0]/size[1])
-        box = ((1 - across)/2*width, (1 - down)/2*height, (1 + across)/2*width, (1 + down)/2*height)
-        return np.asarray(photo.resize((self.side, self.side), self.resampling, box=box))
+        "Return the pixels of the centered square, after a resize that makes the shorter side `side` and the longer one whole pixels"
+        resized = [int(self.side*length/min(size)) for length in size]
+        start = [round((length - self.side)/2) for length in resized]
+        low, high = ([(s + more)/r*length for s, r, length in zip(start, resized, photo.size)] for more in (0, self.side))
+        return np.asarray(photo.resize((self.side, self.side), self.resampling, box=(*low, *high)))
 
     def entire(self, photo):
         "Return the pixels of the whole photo: squeezed, or with a border that makes it square"
