@@ -16,13 +16,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from filelock import Timeout
 from ..core.distributed import set_parent_death_signal
 from ..core.errors import DhoError, short_error_reason, unknown_name_error
-from ..core.files import atomic_path, file_lock, files_hash, fsync_file, hold_file_lock, is_clutter_file, read_json, write_json
+from ..core.files import atomic_path, file_lock, files_hash, hold_file_lock, is_clutter_file, read_json, write_json
 from ..core.progress import track_progress
 from ..core.settings import load_settings
 from .chunk_store import fill_chunks
+from .leases import Leases
 from .image_cache import ImageMap, resized_pixels
 from .loaders import IngestedImages
 from .manifests import (_class_name, content_key, INGESTED, is_ingested, _labels, Manifest, open_manifest,
@@ -47,12 +47,11 @@ def _decoded(
 def _write_part(shard, folder, side):
     "Decode a shard into a file of pixels and a list"
     rows, file = [], folder/"parts"/shard.name
-    with open(file.with_name(f"{shard.name}.pixels"), "wb") as f:
+    with atomic_path(file.with_name(f"{shard.name}.pixels")) as temporary, open(temporary, "wb") as f:
         for image in _sound_images(shard):
             row, pixels = _decoded(image, side)
             rows.append(dict(row, place=-1 if pixels is None else f.tell()))
             if pixels is not None: f.write(np.ascontiguousarray(pixels))
-        f.flush(); fsync_file(f)
     with atomic_path(file.with_name(f"{shard.name}.csv")) as temporary:
         pd.DataFrame(rows, columns=COLUMNS).to_csv(temporary, index=False, lineterminator="\n")
 
@@ -89,15 +88,12 @@ def _decode_shards(
 )->int:              # Shards done by this call
     "Decode shards that are not done and that no other process has"
     plan, done = plan or _read_plan(folder), 0
-    for shard in plan["shards"][first:] + plan["shards"][:first]:
-        if done == most: break
-        if _is_done(folder, shard): continue
-        lock = file_lock(folder/"parts"/f"{shard.name}.lock")
-        try: lock.acquire(timeout=0)
-        except Timeout: continue
-        try:
+    with Leases(folder/"parts"/"leases") as leases:
+        for shard in plan["shards"][first:] + plan["shards"][:first]:
+            if done == most: break
+            if _is_done(folder, shard) or not leases.take(shard.name): continue
             if not _is_done(folder, shard): _try_part(shard, folder, plan["side"]); done += 1
-        finally: lock.release()
+            leases.drop([shard.name])
     return done
 
 # %% ../../nbs/data/08_ingest.ipynb #fcb0e340
@@ -226,7 +222,7 @@ def _join(folder, plan, name, labels, classes, skip_broken, workers, mode):
     store = ImageMap(manifest, folder, plan["side"], table["key"].to_numpy(), folder/"images")
     store.add(table["id"], table["key"], np.zeros(len(table), int), ["pixels", "sizes"])
     store._bind()
-    for array in store._arrays(): array.roomy or array.reserve()
+    for array in store._arrays(): array.reserve()
     fill_chunks(store, store.missing, _JoinParts(folder, store, table), store._write, f"joining {name}", workers, mode)
     write_manifest(manifest, folder, compress=True)
     write_json(folder/INGESTED, dict(kind="ingested", name=manifest.name, side=plan["side"], images=len(manifest), broken=broken, request=dict(plan["request"], **_naming(labels, classes))))
