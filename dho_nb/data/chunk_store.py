@@ -139,8 +139,8 @@ def forget(self:Chunked,
         for chunk in np.asarray(chunks).tolist(): f.seek(4*chunk); f.write(bytes(4))
 
 # %% ../../nbs/data/05_chunk_store.ipynb #51e00d6c
-class ShardedArray:
-    "Hold an array as several files, each with the same number of chunks"
+class _ArrayFiles:
+    "List the files of an array, each with the same number of chunks"
     def __init__(self,
         file:str|Path,   # The first of them; the others have a number besides
         item,            # Shape of one row
@@ -164,52 +164,48 @@ class ShardedArray:
         for part in self.parts:
             if not part.roomy: part.reserve()
 
+
+
+# %% ../../nbs/data/05_chunk_store.ipynb #c1b123b4
+class ShardedArray(_ArrayFiles):
+    "Hold an array as several files, each with the same number of chunks"
     def part(self,
         chunk:int,   # Its number in the whole
     )->tuple:        # A `Chunked`, and the chunk's number in it
         "Return the file of a chunk"
         return self.parts[chunk//self.shard], chunk % self.shard
 
-# %% ../../nbs/data/05_chunk_store.ipynb #c1b123b4
-@patch
-def put(self:ShardedArray,
-    chunk:int,   # Its number
-    values,      # [rows of the chunk, *item]
-):
-    "Write a chunk, as `Chunked.put` does"
-    part, number = self.part(chunk)
-    part.put(number, values)
-
-@patch
-def flush(self:ShardedArray):
-    "Bring written chunks to the disk, then their checksums"
-    for part in self.parts: part.flush()
-
-@patch
-def __getitem__(self:ShardedArray, rows)->np.ndarray:
-    "Return some rows, copied"
-    rows = np.arange(self.starts[-1] + self.parts[-1].bounds[-1])[rows] if isinstance(rows, slice) else np.asarray(rows)
-    flat, values = rows.reshape(-1), np.empty((rows.size, *self.item), self.dtype)
-    places = np.searchsorted(self.starts, flat, side="right") - 1
-    for k in np.unique(places):
-        here = np.flatnonzero(places == k)
-        values[here] = self.parts[k][flat[here] - self.starts[k]]
-    return values.reshape(*rows.shape, *self.item)
-
-# %% ../../nbs/data/05_chunk_store.ipynb #4671fc2a
-@patch
-def corrupt_chunks(self:ShardedArray)->np.ndarray:
-    "Return filled chunks that no longer match their checksums"
-    return np.concatenate([k*self.shard + part.corrupt_chunks() for k, part in enumerate(self.parts)])
-
-@patch
-def forget(self:ShardedArray,
-    chunks,   # Their numbers
-):
-    "Mark chunks as missing, so that they are made again"
-    for chunk in np.asarray(chunks).tolist():
+    def put(self,
+        chunk:int,   # Its number
+        values,      # [rows of the chunk, *item]
+    ):
+        "Write a chunk, as `Chunked.put` does"
         part, number = self.part(chunk)
-        part.forget([number])
+        part.put(number, values)
+
+    def flush(self):
+        "Bring written chunks to the disk, then their checksums"
+        for part in self.parts: part.flush()
+
+    def __getitem__(self, rows)->np.ndarray:
+        "Return some rows, copied"
+        rows = np.arange(self.starts[-1] + self.parts[-1].bounds[-1])[rows] if isinstance(rows, slice) else np.asarray(rows)
+        flat, values = rows.reshape(-1), np.empty((rows.size, *self.item), self.dtype)
+        places = np.searchsorted(self.starts, flat, side="right") - 1
+        for k in np.unique(places):
+            here = np.flatnonzero(places == k)
+            values[here] = self.parts[k][flat[here] - self.starts[k]]
+        return values.reshape(*rows.shape, *self.item)
+
+    def corrupt_chunks(self)->np.ndarray:
+        "Return filled chunks that no longer match their checksums"
+        return np.concatenate([k*self.shard + part.corrupt_chunks() for k, part in enumerate(self.parts)])
+
+    def forget(self,
+        chunks,   # Their numbers
+    ):
+        "Mark chunks as missing, so that they are made again"
+        for part, number in map(self.part, np.asarray(chunks).tolist()): part.forget([number])
 
 # %% ../../nbs/data/05_chunk_store.ipynb #0cf08e59
 CHUNK = 64
