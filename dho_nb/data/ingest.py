@@ -314,6 +314,7 @@ def _shard_stream(source, prefixes, mode):
     for shard in track_progress(list_shards(source, prefixes), f"reading {source}", mode):
         for image in _retried_images(shard): yield StreamedImage(image.id, partial(_decode_raw, image.data))
 
+# %% ../../nbs/data/08_ingest.ipynb #8e30b92f
 def _retried_images(shard):
     "Yield a shard's images; after a broken connection read it again, without those that were yielded"
     failures, count = 0, 0

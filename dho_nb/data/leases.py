@@ -42,7 +42,7 @@ class Leases:
 def take(self:Leases,
     name,    # Of the piece, as in a file's name
 )->bool:     # Does this process have it?
-    "Take a piece, unless another process has it. Raises OSError where the folder cannot be written to."
+    "Lock a piece, unless another process has it. Raises OSError where the folder cannot be written to."
     if name in self.held: return True
     self.folder.mkdir(exist_ok=True)
     if not self._create(name) and not self._take_over(name): return False
@@ -112,7 +112,7 @@ def _take_over(self:Leases, name):
 def drop(self:Leases,
     names,   # Of pieces that are held
 ):
-    "Give pieces back"
+    "Release pieces"
     for name in names:
         self.held.pop(name)
         with suppress(OSError):
@@ -126,6 +126,7 @@ def tidy(self:Leases):
             if file.suffix == ".dead" or self._last_words(file) is not None: file.unlink(missing_ok=True)
     with suppress(OSError): self.folder.rmdir()
 
+# %% ../../nbs/data/04b_leases.ipynb #e822960c
 @patch
 def holder(self:Leases,
     name,    # Of a piece

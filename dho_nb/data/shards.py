@@ -72,6 +72,7 @@ def _opened(url):
     fs, path = _filesystem(url)
     with fs.open(path, "rb") as f: yield f
 
+# %% ../../nbs/data/07_shards.ipynb #dcfee2ca
 def reading_errors(
 )->tuple:   # Of exception types
     "Return what a cut connection, a server's refusal or a cut file raises; the network libraries have types of their own"
