@@ -250,7 +250,7 @@ SCENARIOS |= {name: scenario for name, (scenario, *_) in PLANTED.items()}
 def perform(name, role, here, fatal=0, points=None):
     "In a process of its own: run a part of a scenario in the folder `here`, to its end or to the fatal point"
     import torch
-    from dho_nb.data import chunk_store, image_cache
+    from dho_nb.data import chunk_store, image_cache, leases
     from dho_nb.teachers import embedding_store
     torch.set_num_threads(1)
     os.environ.update(DHO_CACHE=str(here/"cache"), DHO_RUNS=str(here/"runs"), DHO_DEVICE="cpu", DHO_PROGRESS="none",
@@ -259,7 +259,7 @@ def perform(name, role, here, fatal=0, points=None):
     for module in (chunk_store, image_cache, embedding_store):
         for constant, value in dict(CHUNK=8, FLUSH=SCENARIOS[name].flush).items():
             if hasattr(module, constant): setattr(module, constant, value)
-    chunk_store.ChunkLocks.__init__.__defaults__ = (2,)
+    chunk_store.SHARD, leases.BEAT = 2, .01
     watch, said = Watch(here, fatal), io.StringIO()
     install(watch)
     try:

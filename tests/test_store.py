@@ -298,7 +298,7 @@ def test_what_verify_cannot_pass(tmp_path):
         view.put(0, wrong), view.flush()
         with pytest.raises(DhoError, match="does not agree with digits: .* of 100 embeddings"): verify(sample=100)
     view.put(0, whole), view.flush()
-    with open(view.file, "r+b") as f: f.seek(len(view.head)); f.write(b"\xff")
+    with open(view.parts[0].file, "r+b") as f: f.seek(len(view.parts[0].head)); f.write(b"\xff")
     with pytest.raises(DhoError, match="1 chunk.s. of view000 are damaged"): verify(sample=1)
     with pytest.raises(DhoError, match="1 embedding or more"): verify(sample=0)
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PER_SHARD', 'SUFFIX_KINDS', 'LABEL_SUFFIXES', 'ROLES', 'READERS', 'Shard', 'RawImage', 'shard_kind', 'is_image_name',
-           'list_shards', 'TableColumns', 'table_columns', 'read_shard', 'shard_classes']
+           'reading_errors', 'list_shards', 'TableColumns', 'table_columns', 'read_shard', 'shard_classes']
 
 # %% ../../nbs/data/07_shards.ipynb #486ca481
-import json, re, tarfile, zipfile
+import json, re, sys, tarfile, zipfile, zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -62,7 +62,8 @@ def _filesystem(url):
     import fsspec
     try: return fsspec.core.url_to_fs(str(url))
     except (ImportError, ValueError) as e:
-        way = "pip install 'dho_nb[http]'" if str(url).startswith("http") else "install fsspec's package for it"
+        extra = {"http": "http", "https": "http", "s3": "s3"}.get(str(url).partition("://")[0])
+        way = f"pip install 'dho_nb[{extra}]'" if extra else "install fsspec's package for it"
         raise DhoError(f"{url} cannot be opened ({short_error_reason(e)}): {way}, or give a path") from None
 
 @contextmanager
@@ -70,6 +71,15 @@ def _opened(url):
     "Open a file for reading, wherever it is"
     fs, path = _filesystem(url)
     with fs.open(path, "rb") as f: yield f
+
+# %% ../../nbs/data/07_shards.ipynb #dcfee2ca
+def reading_errors(
+)->tuple:   # Of exception types
+    "Return what a cut connection, a server's refusal or a cut file raises; the network libraries have types of their own"
+    loaded = [(m, name) for m, name in _NETWORK_ERRORS if m in sys.modules]
+    return (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, *(getattr(sys.modules[m], name) for m, name in loaded))
+
+_NETWORK_ERRORS = [("aiohttp", "ClientError"), ("botocore.exceptions", "BotoCoreError"), ("botocore.exceptions", "ClientError")]
 
 # %% ../../nbs/data/07_shards.ipynb #0da1826b
 def _braces(pattern):
@@ -85,13 +95,18 @@ def _list_files(source):
     "Return a filesystem, the folder that names are relative to, and the files of a source"
     paths = []
     for url in _braces(str(source)):
-        fs, path = _filesystem(url)
-        if any(c in path for c in "*?["): found, base = sorted(fs.glob(path)), re.split(r"[*?\[]", path)[0].rsplit("/", 1)[0]
-        elif fs.isdir(path): found, base = sorted(fs.find(path)), path.rstrip("/")
-        else: found, base = [path]*fs.isfile(path), path.rsplit("/", 1)[0]
+        try: fs, base, found = _find_files(url)
+        except reading_errors() as e: raise DhoError(f"{url} cannot be listed ({short_error_reason(e)}): see to its name and the access to it") from None
         if not found: raise DhoError(f"{url} is neither a file, a folder with files nor a pattern that matches some")
         paths += found
     return fs, base, paths
+
+def _find_files(url):
+    "Return the filesystem, base and files of one path, URL or pattern"
+    fs, path = _filesystem(url)
+    if any(c in path for c in "*?["): return fs, re.split(r"[*?\[]", path)[0].rsplit("/", 1)[0], sorted(fs.glob(path))
+    if fs.isdir(path): return fs, path.rstrip("/"), sorted(fs.find(path))
+    return fs, path.rsplit("/", 1)[0], [path]*fs.isfile(path)
 
 # %% ../../nbs/data/07_shards.ipynb #131914cc
 def list_shards(

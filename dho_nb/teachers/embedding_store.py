@@ -7,8 +7,9 @@ __all__ = ['CENTER_VIEW', 'embedding_view_name', 'embedding_store_header', 'Stor
            'join_embedding_stores', 'match_class_embeddings']
 
 # %% ../../nbs/teachers/02_embedding_store.ipynb #9202550e
-import json, math, re, unicodedata
+import json, math, os, re, unicodedata
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, fields
 from html import escape
 from pathlib import Path
@@ -23,7 +24,8 @@ from safetensors.torch import load_file, save_file
 from ..core.errors import DhoError, short_error_reason, unknown_name_error
 from ..core.files import atomic_path, json_hash, parse_json, file_access_message, weights_hash, check_json_fields
 from ..core.settings import load_settings
-from ..data.chunk_store import CHUNK, ChunkStore, ChunkLocks, fill_chunks
+from ..data.chunk_store import CHUNK, ChunkStore, fill_chunks
+from ..data.leases import Leases
 from ..data.loaders import ImageLoader, load_views
 from ..data.manifests import Manifest, SPLITS
 from ..data.transforms import Preprocess, ViewSpec
@@ -99,7 +101,7 @@ class Store(ChunkStore):
 
     def view(self,
         view:int,   # Its number, or `CENTER_VIEW`
-    ):              # A `Chunked`, [images, D] float16
+    ):              # A `ShardedArray`, [images, D] float16
         "Return the array of a view"
         return self.array(self.name(view), (self.header["dim"],), "float16")
 
@@ -227,7 +229,7 @@ def embed(self:Lookup,
     for view in views: self.store.view(view)
     missing = lambda: self._missing(rows, views, part)
     if not missing():
-        ChunkLocks(self.store.folder/".claims").tidy()  # of a process that was killed
+        Leases(self.store.folder/".claims").tidy()  # of a process that was killed
         return 0
     teacher = load()
     self.store.agree(_teacher_facts(teacher))
@@ -262,7 +264,9 @@ def enter(self:Lookup,
 def _missing(self:Lookup, rows, views, part=(1, 1), most=2**27):
     "Return pieces (chunk, names of views) that are missing; a piece's pixels fit into 128 MB"
     chunks = np.unique(self.store._chunk_of(self.rows[rows]))
-    chunks = chunks[len(chunks)*(part[0] - 1)//part[1]:len(chunks)*part[0]//part[1]]
+    shards = np.unique(chunks//self.store.shard)
+    shards = shards[len(shards)*(part[0] - 1)//part[1]:len(shards)*part[0]//part[1]]
+    chunks = chunks[np.isin(chunks//self.store.shard, shards)]
     done = {n: self.store.done(n) for n in map(self.store.name, views)}
     size = self.store.header["preprocess"]["size"]
     pieces = [(int(c), [n for n in done if not done[n][c]]) for c in chunks]
@@ -431,9 +435,9 @@ def repair(self:Store)->int:  # How many
     count = 0
     for view in self.filled():
         array = self.view(view)
-        for chunk in array.corrupt_chunks():
-            with open(array.sums, "r+b") as f: f.seek(4*int(chunk)); f.write(bytes(4))
-            count += 1
+        damaged = array.corrupt_chunks()
+        array.forget(damaged)
+        count += len(damaged)
     return count
 
 # %% ../../nbs/teachers/02_embedding_store.ipynb #a247fc4c
@@ -444,16 +448,16 @@ def join_embedding_stores(
     "Return one store joined from several. Raises DhoError where their headers differ or chunks are damaged."
     sources = [Store(s) for s in sources]
     full = {k: v for k, v in sources[0].header.items() if k != "images"}  # they may list other images each
-    header = {k: v for k, v in full.items() if k != "made_with"}
+    header = {k: v for k, v in full.items() if k not in ("made_with", "shard")}
     target = Store(folder, header if Path(folder).expanduser().joinpath("header.json").exists() else full)
     for source in sources:
         source.agree(header)
-        _copy_chunks(source, target)
+        _join_chunks(source, target)
     return target
 
 # %% ../../nbs/teachers/02_embedding_store.ipynb #8beb2f67
-def _copy_chunks(source, target):
-    "Copy the filled chunks of one store into another"
+def _join_chunks(source, target):
+    "Bring the filled chunks of one store into another"
     lists = lambda store: store.images.groupby("chunk")[["id", "key"]].agg(tuple).apply(tuple, axis=1)
     with target.locked():
         target._list()
@@ -467,12 +471,23 @@ def _copy_chunks(source, target):
         if len(damaged := old.corrupt_chunks()):
             raise DhoError(f"store {source.folder}: {len(damaged)} chunk(s) of {embedding_view_name(view)} are damaged: dho store "
                            "fill --repair")
+        _link_files(old, new, positions)
         for chunk in np.flatnonzero(old.done & ~new.done[positions]):
             new.put(int(positions[chunk]), old[slice(*source.bounds[chunk:chunk + 2])])
         new.flush()
     for file in source.folder.glob("*.safetensors"):  # class embeddings
         if not re.fullmatch(r"classes|head-[0-9a-f]+", file.stem): continue
         with atomic_path(target.folder/file.name) as temporary: temporary.write_bytes(file.read_bytes())
+
+def _link_files(old, new, positions):
+    "Link the files of an array whose chunks stand together in another, which has none of them; `positions` are theirs there"
+    for part, own in zip(old.parts, np.split(positions, range(old.shard, len(positions), old.shard))):
+        other, number = new.part(int(own[0])) if len(own) else (None, 0)
+        if len(own) < old.shard or old.shard != new.shard or number or (np.diff(own) != 1).any(): continue
+        if not part.done.all() or other.done.any(): continue
+        with suppress(OSError):  # another disk, or none that has links: its chunks are copied
+            for file, linked in ((part.file, other.file), (part.sums, other.sums)):
+                with atomic_path(linked) as temporary: os.link(file, temporary)
 
 # %% ../../nbs/teachers/02_embedding_store.ipynb #f9d18f3b
 def match_class_embeddings(
