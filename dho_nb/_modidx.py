@@ -2750,6 +2750,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'dho_nb/teachers/embedding_store.py'),
                                                  'dho_nb.teachers.embedding_store._match_by_position': ( 'teachers/embedding_store.html#_match_by_position',
                                                                                                          'dho_nb/teachers/embedding_store.py'),
+                                                 'dho_nb.teachers.embedding_store._named_store': ( 'teachers/embedding_store.html#_named_store',
+                                                                                                   'dho_nb/teachers/embedding_store.py'),
                                                  'dho_nb.teachers.embedding_store._teacher_facts': ( 'teachers/embedding_store.html#_teacher_facts',
                                                                                                      'dho_nb/teachers/embedding_store.py'),
                                                  'dho_nb.teachers.embedding_store.embedding_store_header': ( 'teachers/embedding_store.html#embedding_store_header',

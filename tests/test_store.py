@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from conftest import ROOT, drawn_seed, picture
+from conftest import OPTIONS, ROOT, drawn_seed, picture
 from dho_nb.runs.identity import run_identity
-from dho_nb.runs.config import make_config, preset
+from dho_nb.runs.config import Config, make_config, preset
 from dho_nb.teachers.embedding_store import Lookup, match_class_embeddings, open_embedding_store
 from dho_nb.runs.teacher_provider import fill_run_teacher_store, make_teacher_provider
 from dho_nb.data.manifests import Manifest, manifest_root, open_manifest, manifest_rows
@@ -364,3 +364,22 @@ def test_a_class_that_stands_twice_among_the_embeddings():
     from dho_nb.teachers.embedding_store import match_class_embeddings
     assert match_class_embeddings(["crane", "cat"], ["cat", "crane", "dog", "dog"], 4) == [1, 0]
     with pytest.raises(DhoError, match="'crane' stands 2 times"): match_class_embeddings(["crane"], ["crane", "dog", "crane"], 3)
+
+
+def test_a_renamed_folder_keeps_its_embeddings(tmp_path, monkeypatch):
+    for name in ("cache", "runs"): monkeypatch.setenv(f"DHO_{name.upper()}", str(tmp_path/name))
+    for i, name in enumerate(("cat", "dog")):
+        for k in range(4): picture(tmp_path/"photos"/name/f"{k}.png", seed=10*i + k)
+        picture(tmp_path/"others"/name/"0.png", seed=90 + i)
+    encoded = lambda place: fill_run_teacher_store(Config(dataset=tmp_path/place, views=1, **OPTIONS), mode="none").num_encoded
+    stores = lambda: sorted(p.name.split("-")[0] for p in (tmp_path/"cache"/"stores").iterdir())
+    assert encoded("photos") == 8
+    (tmp_path/"photos").rename(tmp_path/"renamed")
+    (tmp_path/"elsewhere").mkdir()
+    assert encoded("renamed") == 0 and stores() == ["photos"]
+    (tmp_path/"renamed").rename(tmp_path/"elsewhere"/"photos")
+    assert encoded("elsewhere/photos") == 0 and stores() == ["photos"]
+    for k in range(3): picture(tmp_path/"elsewhere"/"photos"/"cat"/f"new{k}.png", seed=50 + k)
+    (tmp_path/"elsewhere"/"photos").rename(tmp_path/"more")
+    assert encoded("more") > 0 and stores() == ["photos"]  # most of them are known
+    assert encoded("others") == 2 and stores() == ["others", "photos"]  # none of them is

@@ -109,8 +109,8 @@ def _lookup(self:TeacherProvider, folder)->Lookup:
         return import_embeddings(self.manifest, self.root, given, c.texts, keys)
     if self.plan.source == "own": return Lookup(Store(given), self.manifest, keys)
     if c.embeddings: return Lookup(Store(given, embedding_store_header(c.teacher, self.plan.spec)), self.manifest, keys)
-    return Lookup(open_embedding_store(self.manifest.name, c.teacher, self.plan.spec, self.load, folder, self.precision),
-                  self.manifest, keys)
+    store = open_embedding_store(self.manifest.name, c.teacher, self.plan.spec, self.load, folder, self.precision, (self.manifest.table["id"], keys))
+    return Lookup(store, self.manifest, keys)
 
 # %% ../../nbs/runs/04_teacher_provider.ipynb #20af9857
 @patch

@@ -141,14 +141,27 @@ def open_embedding_store(
     load,                 # () to the loaded `Teacher`, called only for a store that is new
     folder:str|Path="",   # Where; a name made from teacher and views below the settings' cache if empty
     precision:str="fp32", # The teacher's arithmetic
+    images=None,          # Ids and content keys [N]: their store under an earlier name of their folder is taken
 )->Store:
     "Return the store of a dataset, a teacher and a way to draw views; create it if there is none"
     required = embedding_store_header(spec, views, precision)
     without_mode = {k: v for k, v in required.items() if k != "preprocess"}
     label = Path(spec).name if Path(spec).expanduser().exists() else spec
     slug = re.sub(r"[^\w.-]+", "-", spec.split("/random")[0] if "/random" in spec else label)
-    folder = Path(folder or load_settings().cache/"stores"/f"{name}-{slug[-40:]}-{json_hash(without_mode)[:8]}").expanduser()
+    ending = f"-{slug[-40:]}-{json_hash(without_mode)[:8]}"
+    folder = Path(folder or _named_store(load_settings().cache/"stores", name, ending, images)).expanduser()
     return Store(folder, required if (folder/"header.json").exists() else embedding_store_header(spec, views, precision, load()))
+
+# %% ../../nbs/teachers/02_embedding_store.ipynb #c26c5011
+def _named_store(stores, name, ending, images):
+    "The folder of a dataset's store: that of its name, or else one of the same teacher with at least half of the images"
+    named = stores/(name + ending)
+    if images is None or images[1] is None or named.exists(): return named
+    found = {}
+    for header in stores.glob(f"*{ending}/header.json"):
+        with suppress(DhoError): found[header.parent] = (Store(header.parent).find(*images) >= 0).sum()
+    best = max(found, key=found.get, default=named)
+    return best if 2*found.get(best, 0) >= max(len(images[0]), 1) else named
 
 # %% ../../nbs/teachers/02_embedding_store.ipynb #7236a7d9
 class Lookup:
