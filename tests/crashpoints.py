@@ -259,7 +259,7 @@ def perform(name, role, here, fatal=0, points=None):
     for module in (chunk_store, image_cache, embedding_store):
         for constant, value in dict(CHUNK=8, FLUSH=SCENARIOS[name].flush).items():
             if hasattr(module, constant): setattr(module, constant, value)
-    chunk_store.SHARD, leases.BEAT = 2, .01
+    chunk_store.SHARD, leases.BEAT, leases.MISSED = 4, 1e3, 2e-3  # no beat is a point
     watch, said = Watch(here, fatal), io.StringIO()
     install(watch)
     try:

@@ -83,7 +83,7 @@ def _last_words(self:Leases, file):
     try: text = file.read_bytes()
     except FileNotFoundError: return None
     if (facts := _facts(text)).get("machine") == machine_name():
-        return None if process_is_running(facts["pid"]) and process_start(facts["pid"]) == facts["start"] else text
+        if not process_is_running(facts["pid"]) or process_start(facts["pid"]) != facts["start"]: return text
     now = time.monotonic()
     if self.watched.get(file, ("",))[0] != text: self.watched[file] = text, now
     return text if now - self.watched[file][1] > BEAT*MISSED else None
