@@ -199,3 +199,11 @@ def test_the_picture_of_the_home_page_is_of_todays_record():
     drawn = json_hash(home[["method", "labels", "seed", "accuracy"]].to_numpy().tolist())
     with Image.open(ROOT/"nbs"/"images"/"eurosat.png") as picture:
         assert picture.info["Description"] == drawn, "run the cells of nbs/paper/eurosat.ipynb that draw it"
+
+
+def test_own_images_student_and_teacher_on_the_future():
+    cells = json.loads((ROOT/"nbs/howto/own_images.ipynb").read_text())["cells"]
+    shown = "".join(text for c in cells if c["cell_type"] == "code" and "judged.round" in "".join(c["source"])
+                    for output in c["outputs"] for text in output.get("data", {}).get("text/plain", []))
+    student, teacher = (100*float(re.search(rf"^{name} +(0\.\d+)", shown, re.M)[1]) for name in ("50 labels", "teacher"))
+    check_prose("howto/own_images.ipynb", f"The student with 50 labels is right about {student:.1f} % of the photographs of the future, its teacher about {teacher:.1f} %.")
