@@ -375,7 +375,7 @@ def test_the_accuracy_to_expect_and_what_to_label_next(dho, tree, tmp_path):
     options = ["--images", tree, "--labels", tmp_path/"labels.csv", *SMALL, "--epochs", "1", "--views", "1"]
     code, out, err = dho("estimate", *options, "--folds", "2", "--curve", "1", "--out", tmp_path/"fit")
     assert code == 0 and all(s in out
-                             for s in ("teacher_errs_to", "low", "fold 2", "if the error goes on falling")), out + err
+                             for s in ("teacher_errs_to", "low", "fold 2", "α = 0.5, β = 0.5: ", "chosen on these images: ", "if the error goes on falling")), out + err
     assert len(list((tmp_path/"fit").glob("*/result.json"))) == 4
     code, out, err = dho("suggest", tmp_path/"fit"/"1-of-2")
     assert code == 2 and "no unlabeled image" in err

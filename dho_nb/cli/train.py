@@ -146,6 +146,7 @@ def _recipe_note(name, dataset):
 def _estimate(args):
     "The accuracy to expect, from labeled images that are held out in turn"
     from dho_nb.evaluation.rejection import coverage_table
+    from dho_nb.losses.methods import recorded_method
     from dho_nb.runs.cross_fit import cross_fit, cross_fit_learning_curve
     config, within = config_in_time(args, args.folds*(1 + len(args.curve)))
     if within: print_output(f"each student: {within}")
@@ -154,11 +155,24 @@ def _estimate(args):
     print_output(f"\n{fit.table.round(4).to_string()}\n\n{fit.by_class().to_string()}\n\n{fit.cost.to_string()}\n\n"
           f"dho predict --unknown, on these images:\n{coverage_table(fit.coverage).round(4).to_string()}\n\n"
           f"a model's card shows these figures, and --unknown works, with: dho export RUN --estimate {fit.folder}", flush=True)
+    if recorded_method(fit.results[0]).weighs: print_output(_weights_line(fit.choose_weights()), flush=True)
     if not args.curve: return
     curve, labels = cross_fit_learning_curve(config, args.curve, args.folds, args.out), len(fit.outputs)
     print_output(f"\n{curve.table.round(4).to_string(index=False)}\n\nwith more labels, if the error goes on falling as a "
           "power of their number:\n"
           f"{curve.expect([2*labels, 4*labels, 8*labels]).round(4).to_string(index=False)}")
+
+# %% ../../nbs/cli/04_train.ipynb #e3e34d93
+def _weights_line(table):
+    "What α and β the held-out images would choose, and whether that pays"
+    from dho_nb.evaluation.metrics import count_text
+    now, chosen = table.loc["as trained"], table.loc["chosen"]
+    counted = lambda row: f"{count_text(int(row['right']), int(row['of']))} right"
+    better = chosen["right"] > now["right"]
+    way = f": dho distill … --alpha {chosen['alpha']:g} --beta {chosen['beta']:g}" if better else ""
+    harm = " The KD head only does harm here." if better and chosen["alpha"] == 1 else ""
+    return (f"\nα = {now['alpha']:g}, β = {now['beta']:g}: {counted(now)}. α = {chosen['alpha']:g}, β = {chosen['beta']:g}, chosen on these images: "
+            f"{counted(chosen)}, each fold by the choice of the others{way}.{harm}")
 
 # %% ../../nbs/cli/04_train.ipynb #60a506f3
 @verb("run", "reproduce", _run)

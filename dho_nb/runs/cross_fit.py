@@ -21,7 +21,7 @@ from ..core.plotting import HEAD_COLORS, subplots
 from ..core.seeding import string_keys, seeded_bits
 from ..core.settings import load_settings
 from ..data.manifests import content_keys, Manifest, manifest_rows, write_manifest
-from ..evaluation.interpolation import head_disagreement, interpolate
+from ..evaluation.interpolation import alpha_beta_grid, best_alpha_beta, head_disagreement, interpolate
 from ..evaluation.metrics import classification_metrics, wilson_interval
 from ..evaluation.outputs import HeadOutputs, load_outputs, read_output_predictions
 from ..evaluation.rejection import outputs_coverage
@@ -135,6 +135,20 @@ def cost(self:CrossFit)->pd.DataFrame:
     both = pd.concat([pd.DataFrame(looked, index=["teacher"]), folds])[list(folds)]
     counts = list(folds)[:4]
     return both.assign(**both[counts].astype("Int64").astype(object).fillna("–"))
+
+# %% ../../nbs/runs/12_cross_fit.ipynb #36f61e02
+@patch
+def choose_weights(self:CrossFit)->pd.DataFrame:  # Rows "as trained" and "chosen": alpha, beta, right, of
+    "Choose α and β on the held-out labeled images. Raises `DhoError` for a method whose answer has no α and β"
+    method, outputs = recorded_method(self.results[0]), self.outputs
+    if not method.weighs: raise DhoError(f"{method.name} answers with one head: there is no α and no β to choose")
+    right = lambda part, weights: int((interpolate(part, *weights).argmax(-1) == part.labels).sum())
+    chosen = best_alpha_beta(alpha_beta_grid(outputs))
+    others = [(outputs.only(self.folds == k), outputs.only(self.folds != k)) for k in np.unique(self.folds)]
+    counted = sum(right(fold, best_alpha_beta(alpha_beta_grid(rest))) for fold, rest in others)
+    rows = {"as trained": (*self.weights, right(outputs, self.weights)), "chosen": (*chosen, counted)}
+    table = pd.DataFrame(rows, index=["alpha", "beta", "right"]).T.assign(of=len(outputs))
+    return table.astype({"right": int})
 
 # %% ../../nbs/runs/12_cross_fit.ipynb #91ba8f9f
 def cross_fit(
