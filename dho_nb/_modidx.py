@@ -562,6 +562,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'dho_nb.data.ingest._check_request': ('data/ingest.html#_check_request', 'dho_nb/data/ingest.py'),
                                     'dho_nb.data.ingest._class_names': ('data/ingest.html#_class_names', 'dho_nb/data/ingest.py'),
                                     'dho_nb.data.ingest._csv_labels': ('data/ingest.html#_csv_labels', 'dho_nb/data/ingest.py'),
+                                    'dho_nb.data.ingest._decode_beside': ('data/ingest.html#_decode_beside', 'dho_nb/data/ingest.py'),
                                     'dho_nb.data.ingest._decode_raw': ('data/ingest.html#_decode_raw', 'dho_nb/data/ingest.py'),
                                     'dho_nb.data.ingest._decode_shards': ('data/ingest.html#_decode_shards', 'dho_nb/data/ingest.py'),
                                     'dho_nb.data.ingest._decoded': ('data/ingest.html#_decoded', 'dho_nb/data/ingest.py'),
