@@ -82,6 +82,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'dho_nb.cli.stores._about': ('cli/stores.html#_about', 'dho_nb/cli/stores.py'),
                                    'dho_nb.cli.stores._asks_teacher': ('cli/stores.html#_asks_teacher', 'dho_nb/cli/stores.py'),
                                    'dho_nb.cli.stores._fill': ('cli/stores.html#_fill', 'dho_nb/cli/stores.py'),
+                                   'dho_nb.cli.stores._fill_on_ray': ('cli/stores.html#_fill_on_ray', 'dho_nb/cli/stores.py'),
+                                   'dho_nb.cli.stores._fill_task': ('cli/stores.html#_fill_task', 'dho_nb/cli/stores.py'),
                                    'dho_nb.cli.stores._import': ('cli/stores.html#_import', 'dho_nb/cli/stores.py'),
                                    'dho_nb.cli.stores._join': ('cli/stores.html#_join', 'dho_nb/cli/stores.py'),
                                    'dho_nb.cli.stores._part': ('cli/stores.html#_part', 'dho_nb/cli/stores.py'),

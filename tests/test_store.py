@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -364,3 +365,22 @@ def test_a_class_that_stands_twice_among_the_embeddings():
     from dho_nb.teachers.embedding_store import match_class_embeddings
     assert match_class_embeddings(["crane", "cat"], ["cat", "crane", "dog", "dog"], 4) == [1, 0]
     with pytest.raises(DhoError, match="'crane' stands 2 times"): match_class_embeddings(["crane"], ["crane", "dog", "crane"], 3)
+
+
+def test_two_nodes_of_a_cluster_fill_a_store_and_one_is_lost(tmp_path):
+    pytest.importorskip("ray", reason="needs Ray: pip install 'dho_nb[ray]'")
+    from ray.cluster_utils import Cluster
+    finish([*FILL, "--views", 24, "--store", tmp_path/"alone"])
+    cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1))
+    other = cluster.add_node(num_cpus=1)
+    try:
+        process = start([*FILL, "--views", 24, "--store", tmp_path/"shared", "--executor", "ray", "--address", cluster.address])
+        holders = lambda: {json.loads(p.read_text() or "{}").get("pid") for p in (tmp_path/"shared").glob(".claims/*.lease")}
+        until = time.time() + 240
+        while len(holders()) < 2 and process.poll() is None and time.time() < until: time.sleep(.02)
+        cluster.remove_node(other, allow_graceful=False)
+        said = process.communicate(timeout=600)[0]
+        assert process.returncode == 0, said
+    finally: cluster.shutdown()
+    whole = content(tmp_path/"alone")
+    assert {n: b for n, b in content(tmp_path/"shared").items()} == whole, said
