@@ -326,3 +326,19 @@ def test_the_command_says_what_it_made(photos, dho, tmp_path):
     assert code == 0 and "pool: 90 images at 8 px, 3 classes" in out and "--dataset pool" in out
     code, out, _ = dho("check", "--dataset", "pool", "--shots", "2", "--teacher", "digits", "--student", "tiny", "--student-weights", "", "--size", "8", DHO_CACHE=str(tmp_path/"cache"))
     assert code == 0 and "90 images" in out, out
+
+
+@pytest.mark.parametrize("text", [b"", b'{"machine": "far boot 1", "pid": 1, "start": "1", "token": "x", "count": "000000000007"}'])
+def test_what_a_dead_machine_had_is_taken_over(many, tmp_path, monkeypatch, text):
+    "A lease that names no process of this machine can only be watched"
+    from dho_nb.data import leases
+    monkeypatch.setattr(leases, "BEAT", .05)
+    write = module._write_part
+    def leave(shard, folder, side):
+        "The other machine dies while this one decodes its first shard"
+        if not [*(folder/"parts").glob("*.csv")]:
+            for k in (5, 29): (folder/"parts"/"leases"/f"{k:06d}-pool-{k:03d}.tar.lease").write_bytes(text)
+        write(shard, folder, side)
+    monkeypatch.setattr(module, "_write_part", leave)
+    ingest(str(many/"tar"), tmp_path/"pool", side=24, mode="none")
+    assert content(tmp_path/"pool") == content(many/"straight"/"pool")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from conftest import drawn_seed
+from dho_nb.core.errors import DhoError
 from dho_nb.data import chunk_store, leases as module
 from dho_nb.data.chunk_store import ChunkStore, fill_chunks
 from dho_nb.data.leases import Leases
@@ -213,3 +214,21 @@ def test_a_damaged_file_is_found_and_made_again_alone(alone, tmp_path):
     fill(tmp_path/"store")
     changed = [p.name for p in (tmp_path/"store").glob("v*.npy") if p.stat().st_mtime_ns != times[p.name]]
     assert changed == [file.name] and content(tmp_path/"store") == alone
+
+
+def test_rows_of_many_files_are_those_of_one(tmp_path):
+    "In any order, repeated, as a slice or a number, and where a file was cut short"
+    draw = np.random.default_rng(drawn_seed())
+    bounds = np.concatenate([[0], np.cumsum(draw.integers(1, 9, 50))])
+    one, many = (chunk_store.ShardedArray(tmp_path/name, (3, 2), "float16", bounds, shard) for name, shard in (("a.npy", 99), ("b.npy", 7)))
+    values = draw.random((bounds[-1], 3, 2)).astype("float16")
+    for array in (one, many):
+        array.reserve()
+        for chunk in range(50): array.put(chunk, values[bounds[chunk]:bounds[chunk + 1]])
+        array.flush()
+        for rows in (draw.integers(0, bounds[-1], 300), draw.permutation(bounds[-1]), np.arange(bounds[-1]), slice(3, 40), [], 5,
+                     draw.integers(0, bounds[-1], (4, 5))):
+            np.testing.assert_array_equal(array[rows], values[np.asarray(rows, int) if not isinstance(rows, slice) else rows])
+    assert len(many.parts) == 8 and np.load(tmp_path/"a.npy").shape == values.shape
+    os.truncate(many.parts[2].file, 200)
+    with pytest.raises(DhoError, match="b-00002.npy ends early"): many[np.arange(bounds[-1])]

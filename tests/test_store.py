@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -23,6 +24,7 @@ from dho_nb.data.manifests import Manifest, manifest_root, open_manifest, manife
 from dho_nb.data.label_subsets import labeled_subset
 from dho_nb.data.chunk_store import Chunked, ChunkStore
 from dho_nb.data.image_cache import ImageMap
+from dho_nb.data.leases import Leases
 from dho_nb.losses.methods import get_method
 from dho_nb.runs.run import distill
 from dho_nb.core.errors import DhoError
@@ -128,6 +130,7 @@ def test_parts_are_joined(dho, tmp_path):
     code, said, _ = dho("store", "join", "part3", "part1", "part2", "--out", "joined")
     assert code == 0 and "view001" in said
     assert content(tmp_path/"joined") == content(tmp_path/"whole")
+    assert sum(p.stat().st_nlink > 1 for p in (tmp_path/"joined").glob("*.npy")) >= 4, "full files were copied"
     code, _, said = dho("store", "verify", "--preset", "digits", "--views", "2", "--store", "part1", "--crop", "0.3")
     assert code == 2 and "views.scale is [0.5, 1.0], asked for [0.3, 1.0]" in said
     assert dho("store", "fill", "--preset", "digits", "--part", "4/3")[0] == 2
@@ -383,3 +386,24 @@ def test_a_renamed_folder_keeps_its_embeddings(tmp_path, monkeypatch):
     (tmp_path/"elsewhere"/"photos").rename(tmp_path/"more")
     assert encoded("more") > 0 and stores() == ["photos"]  # most of them are known
     assert encoded("others") == 2 and stores() == ["others", "photos"]  # none of them is
+
+
+def test_two_nodes_of_a_cluster_fill_a_store_and_one_is_lost(tmp_path):
+    pytest.importorskip("ray", reason="needs Ray: pip install 'dho_nb[ray]'")
+    from ray.cluster_utils import Cluster
+    finish([*FILL, "--views", 24, "--store", tmp_path/"alone"])
+    cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1))
+    other = cluster.add_node(num_cpus=1)
+    try:
+        process = start([*FILL, "--views", 24, "--store", tmp_path/"shared", "--executor", "ray", "--address", cluster.address])
+        leases, until, busy = Leases(tmp_path/"shared"/".claims"), time.time() + 240, set()
+        while len(busy) < 2 and process.poll() is None and time.time() < until:
+            busy = {leases.holder(p.stem) for p in leases.folder.glob("*.lease")} - {"another process"}
+            time.sleep(.01)
+        assert len(busy) == 2, "one node did everything"
+        cluster.remove_node(other, allow_graceful=False)
+        said = process.communicate(timeout=600)[0]
+        assert process.returncode == 0, said
+    finally: cluster.shutdown()
+    whole = content(tmp_path/"alone")
+    assert {n: b for n, b in content(tmp_path/"shared").items()} == whole, said

@@ -27,6 +27,7 @@ from dho_nb.core.errors import DhoError
 from dho_nb.core.files import file_lock, hold_file_lock, write_json
 from dho_nb.core.settings import load_settings
 from dho_nb.training.trainer import TrainingStopped
+from dho_nb.data.leases import Leases
 from dho_nb.data.loaders import batch_loader
 
 POD = dict(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29533")
@@ -139,11 +140,12 @@ def test_waiting_for_a_lock_names_its_holder_and_ends(here, monkeypatch, capsys)
 
 def test_waiting_for_another_fill_ends_where_nothing_comes_of_it(here, monkeypatch, capsys):
     monkeypatch.setattr("dho_nb.data.chunk_store.time.sleep", lambda _: None)
-    wait = chunk_store._WaitForOthers(SimpleNamespace(folder=here/"store"), "lines")
+    waiting, leases = chunk_store._WaitForOthers(SimpleNamespace(folder=here/"store", shard=8), "lines"), Leases(here/"store"/".claims")
+    wait = lambda pieces: waiting(pieces, leases)
     left = [(0, ["still"]), (1, ["still"])]
     for _ in range(3): wait(left)
     assert capsys.readouterr().out.count("waiting for another process that fills store") == 1
-    wait.since -= 31*load_settings().wait_seconds
+    waiting.since -= 31*load_settings().wait_seconds
     with pytest.raises(DhoError, match="finished nothing for 60 min"): wait(left)
     wait(left[1:])  # something came of it
 

@@ -6,20 +6,23 @@
 __all__ = ['StoreVerbs', 'FindStore', 'StoreFill', 'StoreVerify', 'StoreJoin', 'StoreImport', 'StoreShow']
 
 # %% ../../nbs/cli/05_stores.ipynb #da97c8d2
-import dataclasses
+import dataclasses, os
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 from .options import config_from_options, Configured, option, verb
 from .output import print_output
-from ..core.errors import DhoError
-from ..core.parameters import File, Folder, PositiveInt
+from ..core.errors import DhoError, require_extra
+from ..core.parameters import File, Folder, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 # %% ../../nbs/cli/05_stores.ipynb #e07e0db6
 def _fill(args):
     "Compute what is missing from a store"
     from dho_nb.runs.teacher_provider import fill_run_teacher_store
-    provider = fill_run_teacher_store(_asks_teacher(config_from_options(args)), args.store, _part(args.part), args.repair)
-    print_output("\n".join([f"{provider.num_encoded} embeddings computed", *(_about(m.lookup.store) for m in provider.members)]))
+    from dho_nb.teachers.embedding_store import Store
+    config, part = _asks_teacher(config_from_options(args)), _part(args.part)
+    if args.executor == "ray": provider, count = _fill_on_ray(config, args, part)
+    else: count = (provider := fill_run_teacher_store(config, args.store, part, args.repair)).num_encoded
+    print_output("\n".join([f"{count} embeddings computed", *(_about(Store(m.lookup.store.folder)) for m in provider.members)]))
 
 def _asks_teacher(config):
     "Refuse a configuration without anything to store"
@@ -27,6 +30,28 @@ def _asks_teacher(config):
     if config.embeddings:
         raise DhoError("embeddings that are there already need no filling; name a store's folder with --store")
     return dataclasses.replace(config, method="kd", conflict=False)
+
+# %% ../../nbs/cli/05_stores.ipynb #c7f4ba80
+def _fill_on_ray(config, args, part):
+    "Fill a store by tasks of a Ray cluster. Raises `DhoError` where one of them does."
+    require_extra("ray", "ray")
+    import ray
+    from dho_nb.runs.teacher_provider import make_teacher_provider
+    from dho_nb.sweeps.executors import _connect, _room
+    provider, cpus = make_teacher_provider(config, args.store), args.cpus or 1
+    for m in provider.members if args.repair else (): m.lookup.store.repair()
+    provider.release()
+    _connect(ray, args.address)
+    task = ray.remote(num_cpus=cpus, num_gpus=args.gpus, max_retries=3)(_fill_task)
+    tasks = [task.remote(config, args.store, part, os.getcwd()) for _ in range(_room(ray, cpus, args.gpus))]
+    try: return provider, sum(ray.get(tasks))
+    except DhoError as e: raise DhoError(str(getattr(e, "cause", e))) from None  # Ray's own text holds a traceback
+
+def _fill_task(config, store, part, folder):
+    "Fill what others leave of a store, in one of Ray's processes; return how many embeddings were computed"
+    from dho_nb.runs.teacher_provider import fill_run_teacher_store
+    os.chdir(folder)  # for paths that are relative to it
+    return fill_run_teacher_store(config, store, part, mode="none").num_encoded
 
 # %% ../../nbs/cli/05_stores.ipynb #93b2379e
 def _part(text):
@@ -90,6 +115,7 @@ class StoreVerbs:
       dho store fill --images photos --labels labels.csv --teacher ViT-B-16/openai --views 8
       dho store fill --dataset eurosat --teacher ViT-H-14/laion2b_s32b_b79k --views 32 --store part1 --part 1/4
       dho store join part1 part2 part3 part4 --out whole
+      dho store fill --dataset eurosat --views 32 --store /shared/eurosat --executor ray --address auto --gpus 1
       dho store verify --dataset eurosat --teacher ViT-H-14/laion2b_s32b_b79k --views 32 --store whole
       dho distill --dataset eurosat --teacher ViT-H-14/laion2b_s32b_b79k --views 32 --embeddings whole
       dho store import clip.npz --images photos --labels labels.csv"""
@@ -105,6 +131,10 @@ class StoreFill(FindStore):
     "Compute the embeddings that runs with these options will need; resumes where it stopped."
     part:Annotated[str, "K/N"]="1/1"   # Compute only the K-th of N parts, to split the work over machines
     repair:bool=False                 # Compute damaged chunks again
+    executor:Literal["local", "ray"]="local"  # Where embeddings are computed: this process, or a Ray cluster with a shared disk
+    address:str=""            # Address of a Ray cluster; by default Ray is started on this machine
+    cpus:NonNegativeInt=0            # CPU cores of a task on a Ray cluster; 1 by default
+    gpus:NonNegativeFloat=0        # GPUs of a task on a Ray cluster, or a share of one
 
 # %% ../../nbs/cli/05_stores.ipynb #f600f37e
 @verb("store verify", "train", _verify)

@@ -8,6 +8,7 @@ __all__ = ['FLUSH', 'CHUNK', 'SHARD', 'FILES', 'Chunked', 'ShardedArray', 'Chunk
 # %% ../../nbs/data/05_chunk_store.ipynb #274cc177
 import io, math, os, time, zlib
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -36,6 +37,11 @@ class Chunked:
         self.file, self.sums, self.bounds = Path(file), Path(file).with_suffix(".crc"), np.asarray(bounds)
         self.item, self.dtype = tuple(item), np.dtype(dtype)
         self.stride, self.waiting, self.flushed = math.prod(self.item)*self.dtype.itemsize, {}, time.time()
+
+    @cached_property
+    def begin(self)->int:
+        "Bytes before the first row"
+        return len(self.head)
 
     @property
     def head(self)->bytes:
@@ -109,15 +115,44 @@ def flush(self:Chunked):
 @patch
 def __getitem__(self:Chunked, rows)->np.ndarray:
     "Return some rows, copied"
-    rows = np.arange(self.bounds[-1])[rows] if isinstance(rows, slice) else np.asarray(rows)
-    order = np.argsort(rows, axis=None, kind="stable")
-    at, values, begin = rows.reshape(-1)[order], np.empty((rows.size, *self.item), self.dtype), len(self.head)
-    with open(self.file, "rb", buffering=0) as f:
-        for run in np.split(np.arange(len(at)), np.flatnonzero(np.diff(at) != 1) + 1) if len(at) else ():
-            f.seek(begin + int(at[run[0]])*self.stride)
-            read = np.fromfile(f, self.dtype, len(run)*math.prod(self.item))
-            values[order[run]] = read.reshape(len(run), *self.item)
-    return values.reshape(*rows.shape, *self.item)
+    return _gather(rows, [self], np.zeros(1, np.int64))
+
+def _gather(rows, parts, starts):
+    "Return rows of the files of an array, which begin at the rows `starts`: read in the order of the files"
+    first, count = parts[0], int(starts[-1] + parts[-1].bounds[-1])
+    rows = np.arange(count)[rows] if isinstance(rows, slice) else np.asarray(rows)
+    flat = rows.reshape(-1).astype(np.int64)
+    values, order = np.empty((len(flat), *first.item), first.dtype), np.argsort(flat, kind="stable")
+    _read_rows(parts, starts, flat[order], values)
+    if not (np.diff(order) == 1).all():
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        values = values[back]
+    return values.reshape(*rows.shape, *first.item)
+
+# %% ../../nbs/data/05_chunk_store.ipynb #e3e08e69
+def _read_rows(parts, starts, rows, values):
+    "Read sorted rows into an array. Raises DhoError for a file that ends before them."
+    numbers, file, current = np.searchsorted(starts, rows, side="right") - 1, None, -1
+    cuts = np.flatnonzero((np.diff(rows, prepend=-2) != 1) | (np.diff(numbers, prepend=-1) != 0))
+    places = (rows[cuts] - starts[numbers[cuts]])*parts[0].stride + parts[0].begin
+    ends = [*cuts[1:].tolist(), len(rows)]
+    try:
+        for start, end, number, place in zip(cuts.tolist(), ends, numbers[cuts].tolist(), places.tolist()):
+            if number != current:
+                if file: file.close()
+                file, current = open(parts[number].file, "rb", buffering=0), number
+            file.seek(place)
+            if file.readinto(run := values[start:end]) != run.nbytes: _read_slowly(file, place, run)
+    finally:
+        if file: file.close()
+
+def _read_slowly(file, place, values):
+    "Read a run that one system call does not bring whole"
+    file.seek(place)
+    rest = memoryview(values).cast("B")
+    while rest and (count := file.readinto(rest)): rest = rest[count:]
+    if rest: raise DhoError(f"{file.name} ends early: what made it makes it anew")
 
 # %% ../../nbs/data/05_chunk_store.ipynb #c671cb07
 @patch
@@ -189,13 +224,7 @@ class ShardedArray(_ArrayFiles):
 
     def __getitem__(self, rows)->np.ndarray:
         "Return some rows, copied"
-        rows = np.arange(self.starts[-1] + self.parts[-1].bounds[-1])[rows] if isinstance(rows, slice) else np.asarray(rows)
-        flat, values = rows.reshape(-1), np.empty((rows.size, *self.item), self.dtype)
-        places = np.searchsorted(self.starts, flat, side="right") - 1
-        for k in np.unique(places):
-            here = np.flatnonzero(places == k)
-            values[here] = self.parts[k][flat[here] - self.starts[k]]
-        return values.reshape(*rows.shape, *self.item)
+        return _gather(rows, self.parts, self.starts)
 
     def corrupt_chunks(self)->np.ndarray:
         "Return filled chunks that no longer match their checksums"

@@ -87,19 +87,23 @@ def _is_done(folder, shard): return (folder/"parts"/f"{shard.name}.csv").exists(
 
 def _decode_shards(
     folder:Path,     # To be ingested into
-    plan=None,       # Its plan; read if None
+    plan:dict,       # From `_read_plan`
+    leases:Leases,   # Kept from call to call: they watch other processes
     first:int=0,     # Shard to begin with
     most:int|None=None,  # Shards of this call; None for all
 )->int:              # Shards done by this call
     "Decode shards that are not done and that no other process has"
-    plan, done = plan or _read_plan(folder), 0
-    with Leases(folder/"parts"/"leases") as leases:
-        for shard in plan["shards"][first:] + plan["shards"][:first]:
-            if done == most: break
-            if _is_done(folder, shard) or not leases.take(shard.name): continue
-            if not _is_done(folder, shard): _retried(shard, _write_part, folder, plan["side"]); done += 1
-            leases.drop([shard.name])
+    done = 0
+    for shard in plan["shards"][first:] + plan["shards"][:first]:
+        if done == most: break
+        if _is_done(folder, shard) or not leases.take(shard.name): continue
+        if not _is_done(folder, shard): _retried(shard, _write_part, folder, plan["side"]); done += 1
+        leases.drop([shard.name])
     return done
+
+def _decode_beside(folder, first):
+    "Decode shards in a process of its own"
+    with Leases(folder/"parts"/"leases") as leases: return _decode_shards(folder, _read_plan(folder), leases, first)
 
 # %% ../../nbs/data/08_ingest.ipynb #fcb0e340
 def _read_plan(folder):
@@ -111,11 +115,12 @@ def _follow(folder, plan, workers):
     "Yield once for every shard that is done, while processes decode them; then those that other processes had"
     shards, since = plan["shards"], time.monotonic()
     left, patience = [s for s in shards if not _is_done(folder, s)], 30*load_settings().wait_seconds
-    with ProcessPoolExecutor(max(workers, 1), initializer=set_parent_death_signal) as pool:
-        running = {pool.submit(_decode_shards, folder, None, k*len(shards)//workers) for k in range(workers)}
+    beside = ProcessPoolExecutor(max(workers, 1), initializer=set_parent_death_signal)
+    with beside as pool, Leases(folder/"parts"/"leases") as leases:
+        running = {pool.submit(_decode_beside, folder, k*len(shards)//workers) for k in range(workers)}
         while left and not is_ingested(folder):
             if running: running = _raise_errors(*wait(running, .3, FIRST_COMPLETED), folder)
-            elif not _decode_shards(folder, plan, most=1): time.sleep(.3)
+            elif not _decode_shards(folder, plan, leases, most=1): time.sleep(.3)
             before, left = left, [s for s in left if not _is_done(folder, s)]
             yield from before[len(left):]
             if len(left) < len(before): since = time.monotonic()

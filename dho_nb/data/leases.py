@@ -44,7 +44,7 @@ def take(self:Leases,
 )->bool:     # Does this process have it?
     "Lock a piece, unless another process has it. Raises OSError where the folder cannot be written to."
     if name in self.held: return True
-    self.folder.mkdir(exist_ok=True)
+    with suppress(FileNotFoundError): self.folder.mkdir(exist_ok=True)  # the work is over, and all is removed
     if not self._create(name) and not self._take_over(name): return False
     self.held[name] = 0
     if self.thread is None:
@@ -54,11 +54,17 @@ def take(self:Leases,
 
 @patch
 def _create(self:Leases, name):
-    "Create the file of a lease; not if there is one"
-    try: handle = os.open(self._file(name), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    "Create the file of a lease, whole; not if there is one"
+    file, new = self._file(name), self.folder/f"{name}-{self.token}.dead"
+    if file.exists(): return False
+    try:
+        new.write_bytes(self._text(0))
+        try: os.link(new, file)
+        except OSError:  # there is one now, or the disk has no links
+            with open(file, "xb") as f: f.write(self._text(0))
+        return True
     except (FileExistsError, FileNotFoundError): return False  # somebody has it, or has just removed the folder
-    with open(handle, "wb") as f: f.write(self._text(0))
-    return True
+    finally: new.unlink(missing_ok=True)
 
 # %% ../../nbs/data/04b_leases.ipynb #8418904a
 @patch
