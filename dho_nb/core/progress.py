@@ -41,7 +41,7 @@ def format_seconds(
 def parse_seconds(
     text:str|float,  # E.g. "30min", "2h", "1h30min", "45 s", or a number of seconds
 )->float:
-    "Read a length of time. Raises `DhoError` for what is none"
+    "Read a length of time. Raises `DhoError` for a text that is not one"
     if isinstance(text, (int, float)) and not isinstance(text, bool) and 0 < text < 1e9: return float(text)
     units, left = dict(h=3600, min=60, m=60, s=1), str(text).replace(" ", "").lower()
     parts = re.findall(r"(\d+(?:\.\d+)?)(h|min|m|s)", left)

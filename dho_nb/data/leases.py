@@ -63,7 +63,7 @@ def _create(self:Leases, name):
         except OSError:  # there is one now, or the disk has no links
             with open(file, "xb") as f: f.write(self._text(0))
         return True
-    except (FileExistsError, FileNotFoundError): return False  # somebody has it, or has just removed the folder
+    except (FileExistsError, FileNotFoundError): return False  # another process has the lease, or has removed the folder
     finally: new.unlink(missing_ok=True)
 
 # %% ../../nbs/data/04b_leases.ipynb #8418904a

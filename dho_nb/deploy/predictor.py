@@ -272,7 +272,7 @@ def _records(self:Predictor, items, pixels, top, probabilities, threshold):
 # %% ../../nbs/deploy/02_predictor.ipynb #308986a9
 @patch
 def _columns(self:Predictor, probabilities, unknown):
-    "Return the columns of a record. `unknown` is a column unless it is None"
+    "Return the columns of a record. The column `unknown` is there if a threshold was asked for"
     flag = [] if unknown is None else ["unknown"]
     heads = ["ce_prediction", "ce_probability", "kd_prediction", "kd_probability"] if self.facts["heads"] == 2 else []
     return ["prediction", "probability", *flag, *heads, "decided", "top",

@@ -12,7 +12,7 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from ..core.errors import DhoError
-from ..core.files import json_hash, process_is_running, read_json, check_json_fields
+from ..core.files import json_hash, machine_name, process_is_running, process_start, read_json, check_json_fields
 
 # %% ../../nbs/sweeps/01_state.ipynb #3afabe2d
 BEAT = 10.0  # Seconds between heartbeats; three that are missing mean death
@@ -47,7 +47,7 @@ def _read_or_empty(file, **fields):
 # %% ../../nbs/sweeps/01_state.ipynb #39d3ad74
 def _alive(beat, place):
     "Does a heartbeat mean that a process is at work? Clocks of two machines are never compared"
-    if _is_here(beat): return _process_start(beat.get("pid")) == beat.get("start") and process_is_running(beat["pid"])
+    if _is_here(beat): return process_start(beat.get("pid")) == beat.get("start") and process_is_running(beat["pid"])
     now, sign = time.monotonic(), json_hash(beat)
     with _SEEING:
         if _SEEN.get(str(place), ("",))[0] != sign: _SEEN[str(place)] = sign, now
@@ -61,28 +61,14 @@ _TOKEN = uuid.uuid4().hex
 
 def _token(): return f"{_TOKEN}-{os.getpid()}"  # a fork is another process
 
-def _machine():
-    "Where process numbers mean the same: this host since it was started, and this container"
-    parts = [socket.gethostname()]
-    for read in (Path("/proc/sys/kernel/random/boot_id").read_text, lambda: str(os.stat("/proc/self/ns/pid").st_ino)):
-        try: parts.append(read().strip())
-        except OSError: pass
-    return " ".join(parts)
-
 # %% ../../nbs/sweeps/01_state.ipynb #5236b73a
-def _process_start(pid):
-    "When a process began, as this machine counts; empty where that is not known, None for one that is over"
-    try: state, *facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError: return None if Path("/proc/self/stat").exists() else ""
-    return None if state in "ZX" else facts[18]
-
 def _new_beat(pid):
     "A sign of life; `began` is for people"
-    return dict(host=socket.gethostname(), machine=_machine(), pid=pid, start=_process_start(pid), token=_token(),
+    return dict(host=socket.gethostname(), machine=machine_name(), pid=pid, start=process_start(pid), token=_token(),
                 began=time.time(), count=0)
 
 # %% ../../nbs/sweeps/01_state.ipynb #857d227e
-def _is_here(beat): return os.name == "posix" and beat.get("machine") == _machine()
+def _is_here(beat): return os.name == "posix" and beat.get("machine") == machine_name()
 
 # %% ../../nbs/sweeps/01_state.ipynb #a8233ba6
 class Busy(DhoError):
