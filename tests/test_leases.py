@@ -188,8 +188,8 @@ def test_killed_at_random_moments_and_finished_by_another(alone, tmp_path, monke
     "Also by processes of other machines, whose deaths can only be waited for"
     draw, kills = random.Random(drawn_seed()), 0
     monkeypatch.setattr(chunk_store, "FLUSH", .01)
-    begin = lambda: (on_another_machine(fill, tmp_path/"store", .002, skew=draw.uniform(-1e6, 1e6)) if far
-                     else FORK.Process(target=fill, args=(tmp_path/"store", .002)))
+    begin = lambda: (on_another_machine(fill, tmp_path/"store", .01, skew=draw.uniform(-1e6, 1e6)) if far
+                     else FORK.Process(target=fill, args=(tmp_path/"store", .01)))  # 1.75 s in all: longer than three attempts
     for _ in range(10):
         process = begin()
         if not far: process.start()
