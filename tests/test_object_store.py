@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from conftest import fails
-from dho_nb.data import ingest as module
+from dho_nb.core import remote
+from dho_nb.data import ingest as module, mirrors
 from dho_nb.data.ingest import ingest, stream_images
 from test_ingest import as_parquet, as_tar, content, photos  # noqa: F401, a fixture
+from test_mirrors import array, numbers
 
 pytest.importorskip("s3fs", reason="needs the extra s3: pip install 'dho_nb[s3]'")
 moto = pytest.importorskip("moto.server", reason="needs a server of S3's protocol: pip install 'moto[server]'")
@@ -84,6 +86,22 @@ def test_a_stream_over_a_cut_wire_is_the_local_one(bucket, monkeypatch):
     pictures = lambda source: [(i.id, np.asarray(i.decode(0)).tobytes()) for i in stream_images(source)]
     found = pictures("s3://pool/tar/*.tar")
     assert bucket.done == 12 and len(found) == 90 and found == pictures(str(bucket.local/"tar"/"*.tar"))
+
+
+@pytest.mark.parametrize("cuts", [0, 1, 12])
+def test_a_store_in_a_bucket_is_read_over_a_wire_that_breaks_off(bucket, tmp_path, monkeypatch, cuts):
+    import s3fs
+    monkeypatch.setattr(remote, "PAUSE", .001)
+    monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
+    bucket.cuts = 0
+    numbers(tmp_path/"store", 600)
+    s3fs.S3FileSystem().put(f"{tmp_path}/store/", f"pool/store{cuts}/", recursive=True)
+    far = array(f"s3://pool/store{cuts}")
+    assert not [*mirrors.local_place(f"s3://pool/store{cuts}").glob("*.npy")]
+    bucket.after, bucket.cuts, bucket.done = 600, cuts, 0
+    try: assert far[:][:, 0].tolist() == [*range(600)]
+    finally: bucket.after, bucket.cuts = 2000, 0
+    assert bucket.done == cuts
 
 
 def test_what_a_bucket_refuses_is_a_sentence(bucket, tmp_path):

@@ -155,7 +155,7 @@ def _bring(args):
     "Have a run or a model here that is given by its URL; refuse a URL where something would be written to a path of that name"
     for name, value in vars(args).items():
         if not isinstance(value, str) or "://" not in value or args.verb.name == "sweep" and name == "out": continue
-        if name in _WRITTEN:
+        if name in _WRITTEN and args.verb.name not in ("store show", "store verify"):
             raise DhoError(f"--{name} is a place on this machine, not {value}: give a path, and carry it there. dho sweep "
                            "--out takes a URL")
         if name in ("model", "run", "config") and not value.startswith(("http:", "https:")):

@@ -116,6 +116,7 @@ class StoreVerbs:
       dho store fill --dataset eurosat --teacher ViT-H-14/laion2b_s32b_b79k --views 32 --store part1 --part 1/4
       dho store join part1 part2 part3 part4 --out whole
       dho store fill --dataset eurosat --views 32 --store /shared/eurosat --executor ray --address auto --gpus 1
+      dho distill --dataset eurosat --views 32 --embeddings s3://bucket/eurosat
       dho store verify --dataset eurosat --teacher ViT-H-14/laion2b_s32b_b79k --views 32 --store whole
       dho distill --dataset eurosat --teacher ViT-H-14/laion2b_s32b_b79k --views 32 --embeddings whole
       dho store import clip.npz --images photos --labels labels.csv"""
@@ -146,7 +147,7 @@ class StoreVerify(FindStore):
 @verb("store join", "train", _join)
 class StoreJoin:
     "Join parts of a store that were filled separately."
-    sources:list                       # Folders of the parts
+    sources:list                       # Folders or URLs of the parts
     out:Folder=option(required=True)   # Folder of the joined store; created if it does not exist
 
 @verb("store import", "train", _import)
@@ -159,4 +160,4 @@ class StoreImport(Configured):
 @verb("store show", "train", _show)
 class StoreShow:
     "Print what a store holds."
-    store:Folder    # Folder of the store
+    store:Folder    # Folder or URL of the store

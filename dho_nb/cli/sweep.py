@@ -171,7 +171,8 @@ class Logs:
 def _found(args):
     "The finished runs of sweeps, and what they ask for"
     from dho_nb.reports.results import expected_results, load_results
-    from dho_nb.sweeps.remote import is_remote_url, local_copy_of_remote
+    from dho_nb.core.remote import is_remote_url
+    from dho_nb.sweeps.remote import local_copy_of_remote
     places = [local_copy_of_remote(s) if is_remote_url(s) else next((p for p in (Path(s).expanduser(), load_settings().runs/s) if p.exists()), Path(s))
               for s in args.sweeps]
     return places, load_results(*places), expected_results(*places)

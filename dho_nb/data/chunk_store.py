@@ -9,6 +9,8 @@ __all__ = ['FLUSH', 'CHUNK', 'SHARD', 'FILES', 'Chunked', 'ShardedArray', 'Chunk
 import io, math, os, time, zlib
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -22,6 +24,7 @@ from ..core.settings import load_settings, escape_control_characters
 from ..core.trust import _short
 from .leases import Leases
 from .loaders import batch_loader
+from .mirrors import fetch_mirrored, local_place, mirror_note
 
 # %% ../../nbs/data/05_chunk_store.ipynb #c7ef0a81
 FLUSH = 2.0  # seconds between the moments that bring chunks to the disk
@@ -113,52 +116,57 @@ def flush(self:Chunked):
 
 # %% ../../nbs/data/05_chunk_store.ipynb #fc3462ec
 @patch
+def opened(self:Chunked)->int:   # A file descriptor, which the caller closes
+    "Open the file for reading. Raises DhoError where a copy of it does not match its checksums."
+    try: return os.open(self.file, os.O_RDONLY)
+    except FileNotFoundError:
+        if not fetch_mirrored(self.file): raise
+    if len(self.corrupt_chunks()):
+        self.file.unlink()
+        raise DhoError(f"{self.file.name} came damaged, or is being written: verify the store that it is from")
+    return self.opened()
+
+# %% ../../nbs/data/05_chunk_store.ipynb #68c3f2a5
+@patch
 def __getitem__(self:Chunked, rows)->np.ndarray:
     "Return some rows, copied"
     return _gather(rows, [self], np.zeros(1, np.int64))
 
 def _gather(rows, parts, starts):
-    "Return rows of the files of an array, which begin at the rows `starts`: read in the order of the files"
+    "Return rows of the files of an array, which begin at the rows `starts`"
     first, count = parts[0], int(starts[-1] + parts[-1].bounds[-1])
     rows = np.arange(count)[rows] if isinstance(rows, slice) else np.asarray(rows)
-    flat = rows.reshape(-1).astype(np.int64)
-    values, order = np.empty((len(flat), *first.item), first.dtype), np.argsort(flat, kind="stable")
-    _read_rows(parts, starts, flat[order], values)
-    if not (np.diff(order) == 1).all():
-        back = np.empty_like(order)
-        back[order] = np.arange(len(order))
-        values = values[back]
+    values = np.empty((rows.size, *first.item), first.dtype)
+    _read_rows(parts, starts, rows.reshape(-1).astype(np.int64), values)
     return values.reshape(*rows.shape, *first.item)
 
 # %% ../../nbs/data/05_chunk_store.ipynb #e3e08e69
 def _read_rows(parts, starts, rows, values):
-    "Read sorted rows into an array. Raises DhoError for a file that ends before them."
-    numbers, file, current = np.searchsorted(starts, rows, side="right") - 1, None, -1
-    cuts = np.flatnonzero((np.diff(rows, prepend=-2) != 1) | (np.diff(numbers, prepend=-1) != 0))
-    places = (rows[cuts] - starts[numbers[cuts]])*parts[0].stride + parts[0].begin
-    ends = [*cuts[1:].tolist(), len(rows)]
-    try:
-        for start, end, number, place in zip(cuts.tolist(), ends, numbers[cuts].tolist(), places.tolist()):
-            if number != current:
-                if file: file.close()
-                file, current = open(parts[number].file, "rb", buffering=0), number
-            file.seek(place)
-            if file.readinto(run := values[start:end]) != run.nbytes: _read_slowly(file, place, run)
-    finally:
-        if file: file.close()
+    "Read rows into an array, in the order of the files. Raises DhoError for a file that ends before them."
+    order, stride = np.argsort(rows, kind="stable"), parts[0].stride
+    rows, content = rows[order], memoryview(values.reshape(-1).view(np.uint8))
+    numbers = np.searchsorted(starts, rows, side="right") - 1
+    cuts = np.flatnonzero((np.diff(rows, prepend=-2) != 1) | (np.diff(order, prepend=-2) != 1) | (np.diff(numbers, prepend=-1) != 0))
+    places = (rows[cuts] - starts[numbers[cuts]])*stride + parts[0].begin
+    runs = zip((order[cuts]*stride).tolist(), (np.diff(cuts, append=len(rows))*stride).tolist(), numbers[cuts].tolist(), places.tolist())
+    for number, of_file in groupby(runs, key=itemgetter(2)):
+        file = parts[number].opened()
+        try:
+            for start, length, _, place in of_file: _read_run(file, content[start:start + length], place, parts[number].file)
+        finally: os.close(file)
 
-def _read_slowly(file, place, values):
-    "Read a run that one system call does not bring whole"
-    file.seek(place)
-    rest = memoryview(values).cast("B")
-    while rest and (count := file.readinto(rest)): rest = rest[count:]
-    if rest: raise DhoError(f"{file.name} ends early: what made it makes it anew")
+def _read_run(file, content, place, name):
+    "Read a run; a system call may bring less than all of it"
+    while content:
+        if not (count := os.preadv(file, [content], place)): raise DhoError(f"{name} ends early: what made it makes it anew")
+        content, place = content[count:], place + count
 
 # %% ../../nbs/data/05_chunk_store.ipynb #c671cb07
 @patch
 def corrupt_chunks(self:Chunked)->np.ndarray:
     "Return filled chunks that no longer match their checksums"
     sums, corrupt = np.fromfile(self.sums, "<u4"), []
+    fetch_mirrored(self.file)
     with open(self.file, "rb") as f:
         for c in np.flatnonzero(self.done).tolist():
             f.seek(len(self.head) + int(self.bounds[c])*self.stride)
@@ -243,10 +251,11 @@ SHARD, FILES = 8, 512  # chunks of a file; eight times as many where an array wo
 class ChunkStore:
     "Hold a folder of chunked arrays over the same images. Raises DhoError where the folder holds something else."
     def __init__(self,
-        folder:str|Path,  # Created if missing
+        folder:str|Path,  # Created if missing; or a URL, which is only read
         required:dict,    # What the header must hold; a new store's header is this
     ):
-        self.folder, self.arrays = Path(folder).expanduser(), {}
+        self.folder, self.arrays = local_place(folder), {}
+        self.url = mirror_note(self.folder).get("url", "")
         if not (self.folder/"header.json").exists(): self._create(required)
         self._read_header()
         self.agree(required)
@@ -269,6 +278,7 @@ class ChunkStore:
 def _create(self:ChunkStore, header):
     "Write the header of a new store, in a folder that holds nothing else"
     try:
+        self.refuse_mirror()
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.locked():
             if (self.folder/"header.json").exists(): return
@@ -283,11 +293,19 @@ def _create(self:ChunkStore, header):
 @contextmanager
 def locked(self:ChunkStore):
     "Keep other processes from changing the list of images within the block. Raises DhoError where the lock is refused."
+    self.refuse_mirror()
     try:
         with hold_file_lock(file_lock(self.folder/".lock", is_singleton=True), f"works on {self.folder.name}"): yield
     except OSError as e: raise self.write_error(e) from None
 
 # %% ../../nbs/data/05_chunk_store.ipynb #5542167f
+@patch
+def refuse_mirror(self:ChunkStore):
+    "Refuse to write to a store behind a URL. Raises DhoError."
+    if self.url: raise DhoError(f"the store {self.url} lacks something that this needs to add, and is only read: add it "
+                                "to a store in a folder, and copy that there")
+
+# %% ../../nbs/data/05_chunk_store.ipynb #c677a8ad
 @patch
 def write_error(self:ChunkStore,
     error:OSError,   # That writing here raised
@@ -359,7 +377,7 @@ def array(self:ChunkStore,
     "Return an array with room for every image"
     if name not in self.arrays:
         self.arrays[name] = ShardedArray(self.folder/f"{name}.npy", item, dtype, self.bounds, self.shard)
-        if not all(part.roomy for part in self.arrays[name].parts):
+        if not self.url and not all(part.roomy for part in self.arrays[name].parts):
             with self.locked(): self.arrays[name].reserve()
     return self.arrays[name]
 
@@ -470,6 +488,9 @@ def fill_chunks(
 ):
     """Fill missing chunks, together with other processes that do the same.
     Raises DhoError where the folder cannot be written to or another process makes no progress."""
+    if store.url:
+        if missing(): store.refuse_mirror()
+        return
     wait = _WaitForOthers(store, mode)
     with Leases(store.folder/".claims") as leases:
         try:

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['SPLITS', 'TEMPLATES', 'SUFFIXES', 'RAW', 'SYSTEM', 'UNLABELED', 'SPLIT_FOLDERS', 'INGESTED', 'PHOTOS', 'DIGIT_NAMES',
            'DIGIT_TEMPLATES', 'FOLDERS', 'Manifest', 'manifest_rows', 'manifest_hash', 'manifest_summary',
-           'read_manifest_table', 'read_manifest', 'write_manifest', 'is_ingested', 'ingested_images', 'image_paths',
-           'pictures_below', 'skipped_files', 'describe_skipped', 'manifest_from_folder', 'open_image',
-           'check_image_format', 'manifest_from_coop', 'digits_manifest', 'split_off', 'write_digits_images',
-           'manifest_files', 'manifest_names', 'open_manifest', 'own_dataset', 'manifest_root', 'missing_images',
-           'map_in_threads', 'content_keys', 'content_key', 'manifest_content_hash']
+           'read_manifest_table', 'read_manifest', 'write_manifest', 'is_ingested', 'ingested_mirror',
+           'ingested_images', 'image_paths', 'pictures_below', 'skipped_files', 'describe_skipped',
+           'manifest_from_folder', 'open_image', 'check_image_format', 'manifest_from_coop', 'digits_manifest',
+           'split_off', 'write_digits_images', 'manifest_files', 'manifest_names', 'open_manifest', 'own_dataset',
+           'manifest_root', 'missing_images', 'map_in_threads', 'content_keys', 'content_key', 'manifest_content_hash']
 
 # %% ../../nbs/data/00_manifests.ipynb #c3e1772d
 import csv, gzip, hashlib, io, os, shutil, unicodedata, uuid, warnings, zlib
@@ -21,11 +21,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
-from ..core.errors import DhoError, unknown_name_error
+from ..core.errors import DhoError, short_error_reason, unknown_name_error
 from ..core.extensions import extension_names, extension_spec, load_extension
 from ..core.files import _HOST, atomic_path, is_clutter_file, process_is_running, read_json, write_json
+from ..core.remote import is_remote_url, open_remote, reading_errors
 from ..core.seeding import derive_seed, string_keys, seeded_bits, seeded_uniform
 from ..core.settings import clip_file_name, load_settings, shipped_file
+from .mirrors import local_place
 
 # %% ../../nbs/data/00_manifests.ipynb #0d55e31a
 SPLITS = ("train", "val", "test")
@@ -274,6 +276,18 @@ def is_ingested(
 )->bool:
     "Tell whether a folder holds ingested images, which have ids and no files"
     return Path(root, INGESTED).is_file()
+
+# %% ../../nbs/data/00_manifests.ipynb #725aee7b
+def ingested_mirror(
+    url:str,     # As fsspec opens it
+)->Path|None:    # A folder of this machine
+    "Return the mirror of an ingested dataset behind a URL; None where there is no such dataset. Raises DhoError where it cannot be read."
+    if set(url) & set("*?[{") or not is_remote_url(url): return None
+    try:
+        fs, path = open_remote(url)
+        found = fs.exists(f"{path.rstrip('/')}/{INGESTED}")
+    except reading_errors() as e: raise DhoError(f"{url} cannot be read ({short_error_reason(e)}): see to its name and the access to it") from None
+    return local_place(url) if found else None
 
 def ingested_images(
     root:str|Path,  # An ingested folder

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['PER_SHARD', 'SUFFIX_KINDS', 'LABEL_SUFFIXES', 'ROLES', 'READERS', 'Shard', 'RawImage', 'shard_kind', 'is_image_name',
-           'reading_errors', 'list_shards', 'TableColumns', 'table_columns', 'read_shard', 'shard_classes']
+           'list_shards', 'TableColumns', 'table_columns', 'read_shard', 'shard_classes']
 
 # %% ../../nbs/data/07_shards.ipynb #486ca481
-import json, re, sys, tarfile, zipfile, zlib
+import json, re, tarfile, zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import NamedTuple
 from ..core.errors import DhoError, require_extra, short_error_reason, unknown_name_error
+from ..core.remote import open_remote, reading_errors
 from .manifests import _file_reason, _system_reason, image_paths, SPLIT_FOLDERS
 
 # %% ../../nbs/data/07_shards.ipynb #b70b48e5
@@ -57,29 +58,11 @@ def _split_of(path):
     return found.pop() if len(found) == 1 else ""
 
 # %% ../../nbs/data/07_shards.ipynb #f9d4931c
-def _filesystem(url):
-    "Return fsspec's filesystem of a path or URL and the path in it. Raises `DhoError` where none is installed for it."
-    import fsspec
-    try: return fsspec.core.url_to_fs(str(url))
-    except (ImportError, ValueError) as e:
-        extra = {"http": "http", "https": "http", "s3": "s3"}.get(str(url).partition("://")[0])
-        way = f"pip install 'dho_nb[{extra}]'" if extra else "install fsspec's package for it"
-        raise DhoError(f"{url} cannot be opened ({short_error_reason(e)}): {way}, or give a path") from None
-
 @contextmanager
 def _opened(url):
     "Open a file for reading, wherever it is"
-    fs, path = _filesystem(url)
+    fs, path = open_remote(url)
     with fs.open(path, "rb") as f: yield f
-
-# %% ../../nbs/data/07_shards.ipynb #dcfee2ca
-def reading_errors(
-)->tuple:   # Of exception types
-    "Return what a cut connection, a server's refusal or a cut file raises; the network libraries have types of their own"
-    loaded = [(m, name) for m, name in _NETWORK_ERRORS if m in sys.modules]
-    return (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, *(getattr(sys.modules[m], name) for m, name in loaded))
-
-_NETWORK_ERRORS = [("aiohttp", "ClientError"), ("botocore.exceptions", "BotoCoreError"), ("botocore.exceptions", "ClientError")]
 
 # %% ../../nbs/data/07_shards.ipynb #0da1826b
 def _braces(pattern):
@@ -103,7 +86,7 @@ def _list_files(source):
 
 def _find_files(url):
     "Return the filesystem, base and files of one path, URL or pattern"
-    fs, path = _filesystem(url)
+    fs, path = open_remote(url)
     if any(c in path for c in "*?["): return fs, re.split(r"[*?\[]", path)[0].rsplit("/", 1)[0], sorted(fs.glob(path))
     if fs.isdir(path): return fs, path.rstrip("/"), sorted(fs.find(path))
     return fs, path.rsplit("/", 1)[0], [path]*fs.isfile(path)
@@ -190,7 +173,7 @@ def _read_tar(shard):
 # %% ../../nbs/data/07_shards.ipynb #dc864ff1
 def _read_files(shard):
     "Yield images of a folder"
-    fs, path = _filesystem(shard.url)
+    fs, path = open_remote(shard.url)
     for name in shard.members: yield RawImage(shard.prefix + name, fs.cat_file(f"{path}/{name}"), "", shard.split)
 
 def _read_zip(shard):

@@ -16,9 +16,10 @@ import pandas as pd
 from ..core.errors import DhoError, short_error_reason
 from ..core.files import (atomic_path, is_clutter_file, json_hash, file_lock, NOTE, read_json, RESULT, hold_file_lock,
                                check_json_fields, write_json)
+from ..core.remote import is_remote_url
 from ..core.settings import load_settings, escape_control_characters
 from ..core.trust import check_folder_name
-from ..sweeps.remote import is_remote_url, local_copy_of_remote
+from ..sweeps.remote import local_copy_of_remote
 from ..sweeps.grid import check_grid_axis, check_grid_plan, grid_axis_label, read_grid_plan, grids_are_disjoint
 
 # %% ../../nbs/reports/00_results.ipynb #4fc4cc1f

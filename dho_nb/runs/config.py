@@ -23,6 +23,7 @@ from ..data.datasets import find_class_codes
 from ..data.label_subsets import LISTS
 from ..data.loaders import suspicious_images
 from ..data.manifests import image_paths, describe_skipped, Manifest, manifest_names
+from ..data.mirrors import local_place
 from ..data.objects import dataset_from_object
 from ..losses.methods import get_method, METHODS, SHIPPED
 from .presets import expand_preset
@@ -68,7 +69,7 @@ class TeacherConfig(Parameters):
     pool_head:Annotated[str, OneOf("auto", POOL_HEADS)]="auto"  # Classifier of dho-plus on unlabeled embeddings; auto is combined
     zeta:Annotated[float|str, "X"]="auto"  # ζ, softmax temperature of the teacher; auto is the one that it was trained with, 0.01 where that is unknown
     views:Annotated[int|str, "N"]=8  # Stored augmented views per training image; live encodes every batch instead
-    embeddings:File=""             # Embeddings in place of a teacher: .npz, .npy, .safetensors, .parquet, or the folder of a store
+    embeddings:File=""             # Embeddings in place of a teacher: .npz, .npy, .safetensors, .parquet, or the folder or URL of a store
     texts:File=""                  # Class embeddings, if the file of embeddings has none
 
 # %% ../../nbs/runs/01_config.ipynb #d061bdda
@@ -269,7 +270,7 @@ def _codes_text(config, manifest, most=3):
 def _brings_text(embeddings):
     "Do own embeddings come with those of the classes?"
     if not embeddings: return False
-    given = Path(embeddings).expanduser()
+    given = local_place(embeddings)
     return bool(Store(given).class_embeddings()) if given.is_dir() else "text" in read_imported_embeddings(given)
 
 # %% ../../nbs/runs/01_config.ipynb #dbc24767

@@ -17,11 +17,12 @@ import pandas as pd
 from ..core.errors import DhoError, unknown_name_error
 from ..core.extensions import extension_spec
 from ..core.files import atomic_path, remove_stale_temporaries
+from ..core.remote import is_remote_url
 from ..core.settings import load_settings
 from ..data.label_files import manifest_from_labels
 from ..data.label_subsets import val_images_per_class, labeled_subset, LabelSubset
 from ..data.loaders import broken_images, odd_images
-from ..data.manifests import (content_keys, manifest_root, manifest_content_hash, Manifest, manifest_names,
+from ..data.manifests import (content_keys, ingested_mirror, manifest_root, manifest_content_hash, Manifest, manifest_names,
                                    manifest_hash, missing_images, open_manifest, own_dataset, pictures_below, manifest_rows, split_off)
 from ..losses.methods import Method
 from .config import Config
@@ -71,6 +72,7 @@ def open_dataset(
     config:Config,    # Names the dataset
 )->RunData:
     "Open the images of a run; raises `DhoError` where a file is missing or broken, unless `skip_broken`"
+    config = _of_url(config)
     own, by_name = Path(config.dataset).expanduser(), config.dataset in manifest_names() and not config.labels
     known = by_name and not config.root
     if config.labels and not own.is_dir():
@@ -89,6 +91,12 @@ def open_dataset(
     return RunData(split_off(manifest, "test", config.test) if config.test else manifest, root, bad, None if known else keys)
 
 # %% ../../nbs/runs/02_dataset.ipynb #832a3cdc
+def _of_url(config):
+    "A configuration whose dataset is on this machine: that of a URL as its mirror"
+    if not is_remote_url(config.dataset): return config
+    if folder := ingested_mirror(config.dataset): return replace(config, dataset=str(folder))
+    raise DhoError(f"{config.dataset} holds no ingested dataset: make one of its shards or images with dho data ingest")
+
 def _listed(config, own):
     "The manifest, and the folder of its images where a function of the user's own says it"
     listed = [c for c in config.classes if "=" not in c]

@@ -13,6 +13,7 @@ import dho_nb
 from ..core.errors import DhoError
 from ..core.files import json_hash, files_hash
 from ..data.manifests import manifest_content_hash, Manifest, manifest_hash
+from ..data.mirrors import local_place
 from ..losses.methods import get_method, METHODS
 from .config import Config, config_own_sources, config_teachers
 from ..teachers.clip import clip_resize_suffix, clip_teacher_identity
@@ -79,7 +80,7 @@ def run_identity(
 # %% ../../nbs/runs/03_identity.ipynb #1ec650c5
 def _teacher_of(config):
     "Whose embeddings: a teacher's, those of several, or a file's content"
-    given = Path(config.embeddings).expanduser()
+    given = local_place(config.embeddings)
     if not config.embeddings:
         teachers = [clip_teacher_identity(name) for name in config_teachers(config)]
         return teachers if len(teachers) > 1 else teachers[0]
@@ -91,10 +92,10 @@ def _teacher_of(config):
         return "/".join([store.header["teacher"], store.header.get("precision", ""),
                          clip_teacher_identity(config.teacher) if store.single and not store.class_embeddings() else ""])
     for file in filter(None, (config.embeddings, config.texts)):
-        if not Path(file).expanduser().is_file():
+        if not local_place(file).is_file():
             raise DhoError(f"embeddings {file} do not exist: give a file or the folder of a store")
-    spoken = config.texts or "text" in read_imported_embeddings(config.embeddings)
-    return f"{imported_embeddings_identity(config.embeddings, config.texts)}{'' if spoken else clip_teacher_identity(config.teacher)}"
+    spoken = config.texts or "text" in read_imported_embeddings(given)
+    return f"{imported_embeddings_identity(given, config.texts and local_place(config.texts))}{'' if spoken else clip_teacher_identity(config.teacher)}"
 
 # %% ../../nbs/runs/03_identity.ipynb #6147c32f
 def _student_of(spec):

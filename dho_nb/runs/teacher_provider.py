@@ -24,6 +24,7 @@ from ..core.settings import load_settings
 from ..data.image_cache import center_crops
 from ..data.loaders import ImageLoader, load_views
 from ..data.manifests import manifest_rows
+from ..data.mirrors import local_place
 from ..data.transforms import Preprocess, ViewSpec
 from ..losses.methods import get_method
 from .config import Config, config_teachers, DEFAULT_ZETA
@@ -47,7 +48,7 @@ def run_teacher_plan(
     config:Config,   # Names the teacher or the embeddings
 )->TeacherPlan:
     "Tell from a configuration where its teacher embeddings come from, without loading or opening anything else"
-    header = Path(config.embeddings or ".").expanduser()/"header.json"
+    header = local_place(config.embeddings)/"header.json"
     views = config.embeddings and header.exists() and check_json_fields(read_json(header), header).get("views")
     source = ("none" if not get_method(config.method).teacher else "own" if config.embeddings and not views
               else "live" if config.views == "live" else "store")
@@ -72,7 +73,7 @@ class TeacherProvider:
         self.teacher, self.lookup, self.head, self.num_released = None, None, None, 0  # images encoded by a teacher that was released
         self.members = [self]  # one provider per teacher
         self.precision = pick_precision(self.device, config.precision)
-        header = Path(config.embeddings).expanduser()/"header.json"
+        header = local_place(config.embeddings)/"header.json"
         if config.embeddings and header.exists(): self.precision = str(read_json(header).get("precision", self.precision))
 
     def load(self)->Teacher:
@@ -104,9 +105,9 @@ def open(self:TeacherProvider,
 
 @patch
 def _lookup(self:TeacherProvider, folder)->Lookup:
-    c, given, keys = self.config, Path(self.config.embeddings).expanduser(), self.data.keys
+    c, given, keys = self.config, local_place(self.config.embeddings), self.data.keys
     if c.embeddings and not given.is_dir():
-        return import_embeddings(self.manifest, self.root, given, c.texts, keys)
+        return import_embeddings(self.manifest, self.root, given, c.texts and local_place(c.texts), keys)
     if self.plan.source == "own": return Lookup(Store(given), self.manifest, keys)
     if c.embeddings: return Lookup(Store(given, embedding_store_header(c.teacher, self.plan.spec)), self.manifest, keys)
     store = open_embedding_store(self.manifest.name, c.teacher, self.plan.spec, self.load, folder, self.precision, (self.manifest.table["id"], keys))

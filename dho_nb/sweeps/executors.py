@@ -20,10 +20,10 @@ from ..core.environment import child_env
 from ..core.errors import DhoError, require_extra, short_error_reason, unknown_name_error
 from ..core.files import json_hash, write_json
 from ..core.progress import in_notebook, progress_mode, UpdatingDisplay, format_seconds
+from ..core.remote import is_remote_url
 from ..core.settings import load_settings, escape_control_characters
 from .fork_server import ForkServer
 from .grid import Grid
-from .remote import is_remote_url
 from .state import Busy, Ended, sweep_run_is_user_error, sweep_run_state
 from .sweep import sweep_stores, Sweep, Task
 from .worker import worker_disk_is_full, NOTEBOOKS, run_notebook_in_worker, Worker, run_worker_process

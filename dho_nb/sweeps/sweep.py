@@ -15,11 +15,12 @@ import dho_nb
 from ..core.errors import DhoError
 from ..core.files import is_clutter_file, json_hash, file_lock, write_json
 from ..core.progress import format_seconds
+from ..core.remote import is_remote_url, open_remote
 from ..core.settings import load_settings
 from ..core.trust import check_folder_name, check_trusted_parameters
 from ..data.manifests import manifest_files
 from .grid import Cell, Grid, PLAN, read_grid, read_grid_plan, grids_are_disjoint
-from .remote import _far, is_remote_url, local_copy_of_remote, pull_remote
+from .remote import local_copy_of_remote, pull_remote
 from .state import _read_or_empty, sweep_run_attempts, sweep_run_state
 from .worker import _existing_parent
 
@@ -278,7 +279,7 @@ def _write_plan(self:Sweep):
 def _carry_plan(self:Sweep, anew=False):
     "Have what the sweep means in its far place, too"
     if not self.url: return self
-    fs, root = _far(self.url)
+    fs, root = open_remote(self.url)
     if anew or not fs.exists(f"{root}/sweep.json"):
         fs.makedirs(root, exist_ok=True)
         fs.put_file(str(self.folder/"sweep.json"), f"{root}/sweep.json")

@@ -15,9 +15,10 @@ from filelock import Timeout
 from ..core.environment import child_env
 from ..core.errors import DhoError, require_extra
 from ..core.files import file_lock, NOTE, read_json, write_json
+from ..core.remote import is_remote_url
 from ..core.settings import shipped_file
 from .fork_server import spawn_forked_or_new
-from .remote import _wait_for_others, is_remote_url, mirror_remote
+from .remote import _wait_for_others, mirror_remote
 from .state import (_alive, _end_killed_attempt, _is_here, _mark_attempt, _new_beat, _read_or_empty, _token, BEAT, Busy,
                                  Ended, FAILED, Failed)
 

@@ -28,6 +28,7 @@ from ..data.chunk_store import CHUNK, ChunkStore, fill_chunks
 from ..data.leases import Leases
 from ..data.loaders import ImageLoader, load_views
 from ..data.manifests import Manifest, SPLITS
+from ..data.mirrors import local_place
 from ..data.transforms import Preprocess, ViewSpec
 from .clip import clip_resize_mode, Teacher, clip_teacher_identity, zero_shot_head
 
@@ -75,10 +76,10 @@ def _check_header(header, file):
 class Store(ChunkStore):
     "Hold embeddings [images, views, dim] float16 of a dataset's images. Raises DhoError where a folder holds something else."
     def __init__(self,
-        folder:str|Path,         # Created if missing
+        folder:str|Path,         # Created if missing; or a URL, which is only read
         required:dict|None=None, # What its header must hold; anything if None
     ):
-        if not required and not Path(folder).expanduser().joinpath("header.json").exists():
+        if not required and not (local_place(folder)/"header.json").exists():
             raise DhoError(f"{folder} is no store: it has no header.json")
         super().__init__(folder, required or {})
         if self.header.get("kind") != "embeddings":
@@ -122,7 +123,7 @@ def spec(self:Store)->ViewSpec:
 @patch
 def filled(self:Store)->list:
     "Return the numbers of views with at least one chunk"
-    names = sorted(p.stem for p in self.folder.glob("*.npy") if re.fullmatch(r"still|view\d{3,}", p.stem))
+    names = sorted(p.stem for p in self.folder.glob("*.crc") if re.fullmatch(r"still|view\d{3,}", p.stem))
     return [CENTER_VIEW if n == "still" else int(n.removeprefix("view")) for n in names if self.done(n).any()]
 
 @patch

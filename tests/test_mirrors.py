@@ -1,0 +1,170 @@
+"Stores and datasets behind a URL: what is copied and when, versions, damage, and that nothing is written there"
+import json
+import multiprocessing
+import random
+
+import numpy as np
+import pytest
+
+from conftest import drawn_seed, fails
+from dho_nb.core import remote
+from dho_nb.core.settings import load_settings
+from dho_nb.data import mirrors
+from dho_nb.data.chunk_store import ChunkStore, fill_chunks
+from dho_nb.data.ingest import ingest, stream_images
+from dho_nb.data.manifests import manifest_root, open_manifest
+from dho_nb.data.mirrors import fetch_mirrored, local_place, mirror_note
+from dho_nb.runs.config import Config
+from dho_nb.runs.run import distill
+from dho_nb.runs.teacher_provider import fill_run_teacher_store
+from dho_nb.teachers.embedding_store import Store, join_embedding_stores
+
+HEADER = dict(kind="numbers", chunk=4, layout=1)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
+    monkeypatch.setattr(remote, "PAUSE", .001)
+    mirrors._mirror.cache_clear()
+
+
+def numbers(folder, count=150):
+    "A store with an array of 0, 1, 2, … in files of 8 chunks of 4 rows"
+    store = ChunkStore(folder, HEADER)
+    ids = [f"{k:05d}" for k in range(count)]
+    store.add(ids, [""]*count, [0]*count, ["n"])
+    store.array("n", (2,), "int32")
+    missing = lambda: [(c, ["n"]) for c in np.flatnonzero(~store.done("n")).tolist()]
+    put = lambda chunk, names, item: store.array("n", (2,), "int32").put(chunk, np.repeat(np.arange(*store.bounds[chunk:chunk + 2])[:, None], 2, 1))
+    fill_chunks(store, missing, lambda chunk, names: 0, put, "numbers", mode="none")
+    return store
+
+def array(url): return ChunkStore(url, HEADER).array("n", (2,), "int32")
+
+def copied(place): return sorted(p.name for p in place.rglob("*.npy"))
+
+def seen_again(url):
+    mirrors._mirror.cache_clear()
+    return local_place(url)
+
+
+def test_a_file_of_an_array_is_copied_when_a_row_of_it_is_read(tmp_path):
+    store, url = numbers(tmp_path/"far"), f"file://{tmp_path}/far"
+    far = array(url)
+    place = local_place(url)
+    assert copied(place) == [] and far.done.all() and (place/"images.csv").is_file()
+    assert far[[3, 40, 41]].tolist() == [[3, 3], [40, 40], [41, 41]] and copied(place) == ["n-00001.npy", "n.npy"]
+    draw = np.random.default_rng(drawn_seed())
+    for rows in (draw.integers(0, 150, 60), draw.permutation(150), slice(20, 130), np.array([], int), draw.integers(0, 150, (5, 3))):
+        assert np.array_equal(far[rows], store.array("n", (2,), "int32")[rows])
+    assert copied(place) == [f"n{e}.npy" for e in ("-00001", "-00002", "-00003", "-00004", "")]
+
+
+def test_a_mirror_is_only_read(tmp_path):
+    numbers(tmp_path/"far")
+    before = {p.name: p.read_bytes() for p in (tmp_path/"far").iterdir() if p.is_file()}
+    store = ChunkStore(f"file://{tmp_path}/far", HEADER)
+    fails(lambda: store.add(["new"], [""], [0], ["n"]), f"file://{tmp_path}/far", "only read")
+    fails(lambda: fill_chunks(store, lambda: [(0, ["n"])], None, None, "x"), "only read")
+    fill_chunks(store, lambda: [], None, None, "x")
+    fails(lambda: ChunkStore(f"file://{tmp_path}/nothing", HEADER), "nothing")
+    (tmp_path/"other").mkdir(); (tmp_path/"other"/"a.txt").write_text("")
+    fails(lambda: ChunkStore(f"file://{tmp_path}/other", HEADER), "other", "only read")
+    assert before == {p.name: p.read_bytes() for p in (tmp_path/"far").iterdir() if p.is_file()}
+
+
+def test_a_store_that_grew_is_brought_up_to_date_and_what_did_not_change_stays(tmp_path):
+    numbers(tmp_path/"far", 64)
+    url = f"file://{tmp_path}/far"
+    assert array(url)[:][:, 0].tolist() == [*range(64)]
+    place = local_place(url)
+    kept = (place/"n.npy").stat().st_ino
+    numbers(tmp_path/"far", 90)
+    assert array(url)[:].shape == (64, 2)  # looked at less than a minute ago
+    assert seen_again(url) == place
+    assert array(url)[:][:, 0].tolist() == [*range(90)] and (place/"n.npy").stat().st_ino == kept
+    (tmp_path/"far"/"n-00001.npy").unlink()
+    seen_again(url)
+    assert copied(place) == ["n-00002.npy", "n.npy"]
+
+
+def test_a_copy_that_comes_damaged_is_not_used(tmp_path):
+    numbers(tmp_path/"far")
+    with open(tmp_path/"far"/"n-00002.npy", "r+b") as f: f.seek(-5, 2); f.write(b"\x77")
+    far = array(f"file://{tmp_path}/far")
+    assert far[5].tolist() == [5, 5]
+    fails(lambda: far[70], "n-00002.npy", "damaged")
+    assert copied(local_place(f"file://{tmp_path}/far")) == ["n.npy"]
+
+
+@pytest.mark.parametrize("cuts", [1, 3, 4])
+def test_a_copy_that_breaks_off_is_made_again(tmp_path, monkeypatch, cuts):
+    from fsspec.implementations.local import LocalFileSystem
+    numbers(tmp_path/"far")
+    whole, left = LocalFileSystem.get_file, [0]
+    def cut(self, path, to, **rest):
+        whole(self, path, to, **rest)
+        if str(path).endswith(".npy") and left[0]:
+            left[0] -= 1
+            if random.Random(cuts + left[0]).random() < .5: raise ConnectionError("cut")
+            with open(to, "r+b") as f: f.truncate(100)  # no error, but not all of it
+    monkeypatch.setattr(LocalFileSystem, "get_file", cut)
+    far = array(f"file://{tmp_path}/far")
+    left[0] = cuts
+    if cuts < remote.TRIES: assert far[100].tolist() == [100, 100]
+    else: fails(lambda: far[100], "n-00003.npy cannot be copied")
+    assert not [p for p in load_settings().cache.rglob(".tmp-*")]
+
+
+def _read_all(url, results):
+    mirrors._mirror.cache_clear()
+    results.put(int(array(url)[:].sum()))
+
+def test_processes_that_read_at_once_get_the_same(tmp_path):
+    store = numbers(tmp_path/"far", 600)
+    fork = multiprocessing.get_context("fork")
+    results = fork.Queue()
+    processes = [fork.Process(target=_read_all, args=(f"file://{tmp_path}/far", results)) for _ in range(6)]
+    for p in processes: p.start()
+    assert {results.get(timeout=60) for p in processes} == {int(store.array("n", (2,), "int32")[:].sum())}
+    for p in processes: p.join()
+
+
+def test_names_that_lead_out_of_the_folder_are_refused(tmp_path, monkeypatch):
+    from fsspec.implementations.local import LocalFileSystem
+    numbers(tmp_path/"far")
+    true = LocalFileSystem.find
+    bad = lambda name: lambda self, path, **rest: {**true(self, path, **rest), f"{path}/{name}": dict(size=3, mtime=1.)}
+    for name in ("a/../../up.csv", "a\\b.csv", "x\n.csv"):
+        monkeypatch.setattr(LocalFileSystem, "find", bad(name))
+        if "/.." in name: assert not (seen_again(f"file://{tmp_path}/far").parent/"up.csv").exists()
+        else: fails(lambda: seen_again(f"file://{tmp_path}/far"), "does not lie below")
+
+
+def test_a_note_in_any_other_folder_is_not_read(tmp_path):
+    numbers(tmp_path/"far")
+    place = tmp_path/"given"
+    place.mkdir()
+    (place/".mirror.json").write_text(json.dumps(dict(url=f"file://{tmp_path}/far", files={"n.npy": ["1", 10]})))
+    assert not mirror_note(place) and not fetch_mirrored(place/"n.npy") and not (place/"n.npy").exists()
+
+
+def test_a_run_from_urls_is_the_run_from_folders_bit_for_bit(tmp_path, monkeypatch):
+    monkeypatch.setenv("DHO_RUNS", str(tmp_path/"runs"))
+    monkeypatch.setenv("DHO_PROGRESS", "none")
+    ingest(str(manifest_root(open_manifest("digits"))), tmp_path/"pool", side=32, mode="none")
+    options = dict(student="tiny", student_weights="", teacher="digits", shots=4, epochs=2, views=2)
+    config = lambda place, **more: Config(dataset=f"{place}/pool", **options, **more)
+    fill_run_teacher_store(config(tmp_path), tmp_path/"store")
+    runs = [distill(config(place, embeddings=f"{place}/store"), folder=tmp_path/name)
+            for place, name in ((tmp_path, "a"), (f"file://{tmp_path}", "b"))]
+    assert runs[0].identity == runs[1].identity
+    for file in ("model.safetensors", "outputs.safetensors"):
+        assert (tmp_path/"a"/file).read_bytes() == (tmp_path/"b"/file).read_bytes()
+    assert json.loads((tmp_path/"b"/"run.json").read_text())["config"]["embeddings"] == f"file://{tmp_path}/store"
+    pictures = lambda place: [(i.id, np.asarray(i.decode(0)).tobytes()) for i in stream_images(place)]
+    assert pictures(f"file://{tmp_path}/pool") == pictures(tmp_path/"pool")
+    joined = join_embedding_stores([f"file://{tmp_path}/store"], tmp_path/"joined")
+    assert np.array_equal(joined.view(1)[:], Store(tmp_path/"store").view(1)[:])
+    fails(lambda: distill(Config(dataset=f"file://{tmp_path}/store", **options)), "holds no ingested dataset")
