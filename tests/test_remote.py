@@ -21,7 +21,8 @@ from dho_nb.core.files import json_hash, read_json, write_json
 from dho_nb.sweeps.state import Busy, sweep_run_state
 from dho_nb.sweeps.worker import Worker, run_notebook_in_worker, run_worker_process
 from dho_nb.sweeps.sweep import Sweep, open_sweep
-from dho_nb.sweeps.remote import _far, local_copy_of_remote, mirror_remote, pull_remote, push_remote
+from dho_nb.core.remote import open_remote
+from dho_nb.sweeps.remote import local_copy_of_remote, mirror_remote, pull_remote, push_remote
 
 DAY = 86400
 
@@ -190,7 +191,7 @@ def place_of(kind, tmp_path): return f"memory://{tmp_path.name}" if kind == "mem
 
 @pytest.mark.parametrize("kind", ["memory", "file"])
 def test_a_changed_file_of_equal_size_is_brought_and_an_unchanged_one_is_not(tmp_path, monkeypatch, kind):
-    fs, root = _far(url := place_of(kind, tmp_path))
+    fs, root = open_remote(url := place_of(kind, tmp_path))
     fs.makedirs(root, exist_ok=True)
     here = tmp_path/"here"
     write = lambda name, data: fs.pipe_file(f"{root}/{name}", data)
@@ -215,7 +216,7 @@ def test_a_changed_file_of_equal_size_is_brought_and_an_unchanged_one_is_not(tmp
 
 
 def test_a_file_system_that_tells_nothing_but_sizes_is_read_again(tmp_path, monkeypatch):
-    fs, root = _far(url := place_of("memory", tmp_path))
+    fs, root = open_remote(url := place_of("memory", tmp_path))
     monkeypatch.setattr(type(fs), "find", lambda self, path, **k: {f"{root}/log.txt": dict(name="log.txt", size=3, type="file")})
     monkeypatch.setattr(type(fs), "exists", lambda self, path: True)
     for text in (b"one", b"two"):
@@ -267,7 +268,7 @@ def test_every_verb_that_reads_a_sweep_takes_its_url(far, tmp_path, capsys, monk
 
 
 def test_a_sweep_in_memory_is_read_likewise(far, tmp_path, capsys):
-    there, (fs, root) = local_copy_of_remote(far, ()), _far(url := place_of("memory", tmp_path))
+    there, (fs, root) = local_copy_of_remote(far, ()), open_remote(url := place_of("memory", tmp_path))
     push_remote(there, url, {})
     assert main(["status", url]) == 0 and "1 done" in capsys.readouterr().out
     fs.rm_file(f"{root}/{open_sweep(far).tasks[0].run}/result.json")
@@ -275,7 +276,7 @@ def test_a_sweep_in_memory_is_read_likewise(far, tmp_path, capsys):
     assert main(["status", f"{url}-2"]) == 2 and "holds no sweep" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("place, said", [("s4://b/x", "did you mean 's3'"), ("s3://b/x", "pip install s3fs"),
+@pytest.mark.parametrize("place, said", [("s4://b/x", "did you mean 's3'"), ("s3://b/x", "pip install 'dho_nb[s3]'"),
                                          ("gs://b/x", "pip install gcsfs"), ("file:///no/where", "holds no sweep")])
 def test_a_url_that_cannot_be_reached_says_why(place, said, capsys, monkeypatch):
     if "pip" in said: monkeypatch.setitem(sys.modules, said.split()[-1], None)

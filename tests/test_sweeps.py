@@ -276,8 +276,8 @@ def test_a_far_sweep_brings_the_newer_checkpoint_and_its_plan(tmp_path, monkeypa
     monkeypatch.setenv("DHO_CACHE", str(tmp_path/"cache"))
     far = f"memory://{tmp_path.name}"
     sweep = Sweep(make_grid("far", dict(preset="digits"), dict(seed=[0])), far).begin()
-    from dho_nb.sweeps.remote import _far
-    fs, root = _far(far)
+    from dho_nb.core.remote import open_remote
+    fs, root = open_remote(far)
     fs.rm_file(f"{root}/sweep.json")
     Sweep(sweep.grid, far).begin()
     assert fs.exists(f"{root}/sweep.json")

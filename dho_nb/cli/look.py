@@ -204,7 +204,7 @@ class DataIngest:
         dho distill --dataset pool --teacher ViT-B-16/openai --student resnet18
 
     DHO_WORKERS says how many processes read. The same command may run several times at once, on machines that share the folder."""
-    source:str               # Path, URL that fsspec opens, or pattern, of .tar, .tar.gz, .zip, .parquet or .arrow files, or a folder of images
+    source:str               # Path, URL or pattern of .tar, .tar.gz, .zip, .parquet or .arrow files, or a folder of images; hf://datasets/USER/NAME is one of the Hub
     folder:Folder            # New folder of the dataset
     side:PositiveInt=256     # Side in pixels of the decoded images, from which teacher and student crop; 3*side*side bytes each
     name:str=""              # Name of the dataset; the folder's by default
