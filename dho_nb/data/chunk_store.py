@@ -114,18 +114,6 @@ def flush(self:Chunked):
         f.flush(); fsync_file(f)
     self.waiting, self.flushed = {}, time.time()
 
-# %% ../../nbs/data/05_chunk_store.ipynb #fc3462ec
-@patch
-def opened(self:Chunked)->int:   # A file descriptor, which the caller closes
-    "Open the file for reading. Raises DhoError where a copy of it does not match its checksums."
-    try: return os.open(self.file, os.O_RDONLY)
-    except FileNotFoundError:
-        if not fetch_mirrored(self.file): raise
-    if len(self.corrupt_chunks()):
-        self.file.unlink()
-        raise DhoError(f"{self.file.name} came damaged, or is being written: verify the store that it is from")
-    return self.opened()
-
 # %% ../../nbs/data/05_chunk_store.ipynb #68c3f2a5
 @patch
 def __getitem__(self:Chunked, rows)->np.ndarray:
@@ -150,7 +138,7 @@ def _read_rows(parts, starts, rows, values):
     places = (rows[cuts] - starts[numbers[cuts]])*stride + parts[0].begin
     runs = zip((order[cuts]*stride).tolist(), (np.diff(cuts, append=len(rows))*stride).tolist(), numbers[cuts].tolist(), places.tolist())
     for number, of_file in groupby(runs, key=itemgetter(2)):
-        file = parts[number].opened()
+        file = os.open(parts[number].file, os.O_RDONLY)
         try:
             for start, length, _, place in of_file: _read_run(file, content[start:start + length], place, parts[number].file)
         finally: os.close(file)
@@ -166,7 +154,6 @@ def _read_run(file, content, place, name):
 def corrupt_chunks(self:Chunked)->np.ndarray:
     "Return filled chunks that no longer match their checksums"
     sums, corrupt = np.fromfile(self.sums, "<u4"), []
-    fetch_mirrored(self.file)
     with open(self.file, "rb") as f:
         for c in np.flatnonzero(self.done).tolist():
             f.seek(len(self.head) + int(self.bounds[c])*self.stride)
@@ -193,7 +180,7 @@ class _ArrayFiles:
     ):
         bounds, self.shard, self.item, self.dtype = np.asarray(bounds), shard, tuple(item), np.dtype(dtype)
         cuts = range(0, max(len(bounds) - 1, 1), shard)
-        self.starts = bounds[[*cuts]]
+        self.starts, self.count, self.mirrored = bounds[[*cuts]], int(bounds[-1]), bool(mirror_note(file))
         self.parts = [Chunked(shard_path(file, k), item, dtype, bounds[cut:cut + shard + 1] - bounds[cut])
                       for k, cut in enumerate(cuts)]
 
@@ -206,6 +193,16 @@ class _ArrayFiles:
         "Make room for every chunk"
         for part in self.parts:
             if not part.roomy: part.reserve()
+
+    def bring(self, rows):
+        "Copy files of a mirror in which rows lie. Raises DhoError where one does not match its checksums."
+        if not self.mirrored: return
+        numbers = np.unique(np.searchsorted(self.starts, rows, side="right") - 1)
+        copied = fetch_mirrored(*(self.parts[n].file for n in numbers.tolist()))
+        for part in self.parts if copied else ():
+            if part.file not in copied or not len(part.corrupt_chunks()): continue
+            part.file.unlink()
+            raise DhoError(f"{part.file.name} came damaged, or is being written: verify the store that it is from")
 
 
 
@@ -232,10 +229,12 @@ class ShardedArray(_ArrayFiles):
 
     def __getitem__(self, rows)->np.ndarray:
         "Return some rows, copied"
+        self.bring(np.arange(self.count)[rows] if isinstance(rows, slice) else rows)
         return _gather(rows, self.parts, self.starts)
 
     def corrupt_chunks(self)->np.ndarray:
         "Return filled chunks that no longer match their checksums"
+        self.bring(self.starts)
         return np.concatenate([k*self.shard + part.corrupt_chunks() for k, part in enumerate(self.parts)])
 
     def forget(self,

@@ -7,6 +7,7 @@ __all__ = ['NOTE', 'LATER', 'local_place', 'mirror_note', 'fetch_mirrored']
 
 # %% ../../nbs/data/04c_mirrors.ipynb #55918b31
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from ..core.errors import DhoError, short_error_reason
@@ -39,9 +40,16 @@ def _update(url, folder, files, later=LATER):
     for name, (version, _) in noted.items():
         if not version or versions.get(name) != version: (folder/name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder/NOTE, dict(url=url, files={name: [versions[name], facts["size"]] for name, facts in files.items()}))
-    for name in files:
-        if not name.endswith(later): fetch_mirrored(folder/name)
+    note = dict(url=url, files={name: [versions[name], facts["size"]] for name, facts in files.items()})
+    write_json(folder/NOTE, note)
+    _copy_missing(dict(note, folder=folder), [name for name in files if not name.endswith(later)])
+
+def _copy_missing(note, names):
+    "Copy files that are not there, several at a time where the network's package can; return their names"
+    names = [name for name in names if name in note["files"] and not (note["folder"]/name).exists()]
+    copy = lambda name: copy_remote_file(f"{note['url']}/{name}", note["folder"]/name, note["files"][name][1])
+    with ThreadPoolExecutor(16 if names and open_remote(note["url"])[0].async_impl else 1) as pool: [*pool.map(copy, names)]
+    return names
 
 # %% ../../nbs/data/04c_mirrors.ipynb #7cffcde3
 @lru_cache(64)
@@ -70,11 +78,9 @@ def mirror_note(
     return dict(read_json(folder/NOTE, url=str, files=dict), folder=folder) if folder else {}
 
 def fetch_mirrored(
-    file:Path,   # In a mirror or not, there or not
-)->bool:         # Whether it was copied
-    "Copy a file of a mirror if it is not there. Raises `DhoError` where it does not come whole."
-    if file.exists() or not (note := mirror_note(file)): return False
-    name = file.relative_to(note["folder"]).as_posix()
-    if name not in note["files"]: return False
-    copy_remote_file(f"{note['url']}/{name}", file, note["files"][name][1])
-    return True
+    *files:Path,   # Of one mirror, there or not
+)->list[Path]:     # Those that were copied
+    "Copy files of a mirror that are not there. Raises `DhoError` where one does not come whole."
+    files = [f for f in files if not f.exists()]
+    if not files or not (note := mirror_note(files[0])): return []
+    return [note["folder"]/name for name in _copy_missing(note, [f.relative_to(note["folder"]).as_posix() for f in files])]
