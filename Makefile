@@ -18,7 +18,7 @@ demo: $(STAMP)        ## the paper's comparison on embedded data, about two minu
 	$(BIN)/dho demo
 
 test: $(STAMP)        ## every notebook's cells, then pytest
-	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2
+	temporary=$$(mktemp -d) && trap 'rm -rf $$temporary' EXIT && TMPDIR=$$temporary OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 docs: $(STAMP)        ## the documentation as a site, in _site/; nothing is executed

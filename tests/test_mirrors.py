@@ -1,7 +1,10 @@
 "Stores and datasets behind a URL: what is copied and when, versions, damage, and that nothing is written there"
+import http.server
 import json
 import multiprocessing
 import random
+import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -96,6 +99,22 @@ def test_a_copy_that_comes_damaged_is_not_used(tmp_path):
     assert far[5].tolist() == [5, 5]
     fails(lambda: far[70], "n-00002.npy", "damaged")
     assert copied(local_place(f"file://{tmp_path}/far")) == ["n.npy"]
+
+
+def test_a_web_server_that_lists_its_folders_is_read_and_each_look_copies_anew(tmp_path):
+    pytest.importorskip("aiohttp", reason="needs the extra http: pip install 'dho_nb[http]'")
+    numbers(tmp_path/"far")
+    handler = type("Handler", (http.server.SimpleHTTPRequestHandler,), dict(log_message=lambda *rest: None))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        assert array(f"{url}/far")[[3, 149]].tolist() == [[3, 3], [149, 149]]
+        assert copied(place := local_place(f"{url}/far")) == ["n-00004.npy", "n.npy"]
+        assert seen_again(f"{url}/far") == place and not copied(place)  # it tells no versions of its files
+        assert local_place(f"{url}/far/images.csv").read_bytes() == (tmp_path/"far"/"images.csv").read_bytes()
+        fails(lambda: local_place(f"{url}/nothing"), "nothing holds no file")
+    finally: server.shutdown()
 
 
 @pytest.mark.parametrize("cuts", [1, 3, 4])

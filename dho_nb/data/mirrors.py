@@ -21,11 +21,11 @@ def _list_remote(url):
     "Return a folder's URL, and its files: name to what fsspec says of it. Raises `DhoError` where it cannot be listed."
     try:
         fs, root = open_remote(url)
-        if fs.isfile(root): return url.rpartition("/")[0], {check_folder_name(root.rpartition("/")[2], url): fs.info(root)}
+        if fs.isfile(root) and (Path(root).suffix or not fs.isdir(root)): return url.rpartition("/")[0], {check_folder_name(root.rpartition("/")[2], url): fs.info(root)}
         found = {name[len(root):].lstrip("/"): facts for name, facts in fs.find(root, detail=True).items()}
     except reading_errors() as e:
         raise DhoError(f"{url} cannot be listed ({short_error_reason(e)}): see to its name and the access to it") from None
-    found = {name: facts for name, facts in found.items() if name and name[-1] != "/" and not f"/{name}".count("/.")}
+    found = {name: facts for name, facts in found.items() if name and name[-1] != "/" and name[0] != "?" and not f"/{name}".count("/.")}
     for part in {part for name in found for part in name.split("/")}: check_folder_name(part, url)
     if not found: raise DhoError(f"{url} holds no file: see to its name and the access to it")
     return url, found
