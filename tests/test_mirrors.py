@@ -150,6 +150,19 @@ def test_processes_that_read_at_once_get_the_same(tmp_path):
     for p in processes: p.join()
 
 
+def test_killed_at_random_moments_a_mirror_is_whole_after_the_next_look(tmp_path):
+    store, url, draw = numbers(tmp_path/"far", 400), f"file://{tmp_path}/far", random.Random(drawn_seed())
+    fork, whole = multiprocessing.get_context("fork"), store.array("n", (2,), "int32")[:]
+    for _ in range(8):
+        process = fork.Process(target=_read_all, args=(url, fork.Queue()))
+        process.start()
+        process.join(draw.uniform(0, .15))
+        process.kill()
+        process.join()
+    place = seen_again(url)
+    assert np.array_equal(array(url)[:], whole) and not [*place.rglob(".tmp-*")]
+
+
 def test_names_that_lead_out_of_the_folder_are_refused(tmp_path, monkeypatch):
     from fsspec.implementations.local import LocalFileSystem
     numbers(tmp_path/"far")
