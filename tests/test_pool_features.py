@@ -4,14 +4,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from conftest import fails
 from dho_nb.core.errors import DhoError
 from dho_nb.runs import pool_features as module
 from dho_nb.runs.config import preset
 from dho_nb.runs.dataset import open_dataset
 from dho_nb.runs.pool_features import load_pool_encoder, pool_features, principal_components
-from dho_nb.teachers.pool_heads import neighbors
+from dho_nb.runs.run import distill
+from dho_nb.teachers.pool_heads import neighbors, pool_head_logits
 
 
 @pytest.fixture
@@ -64,3 +67,43 @@ def test_what_cannot_be_loaded_is_said(digits):
     with pytest.raises(DhoError, match="no pretrained weights"): pool_features(config, data, "tiny")
     with pytest.raises(DhoError): pool_features(config, data, "timm:no_such_network")
     with pytest.raises(DhoError, match="encodes no texts"): load_pool_encoder("tiny", "").encode_texts(["a digit"])
+
+
+def test_a_second_embedding_helps_where_the_first_mixes_classes_up():
+    "Two encoders, each of which maps two classes to almost the same place; together they tell all four apart"
+    draw = torch.Generator().manual_seed(0)
+    truth = torch.arange(400) % 4
+    spread = lambda groups: F.normalize(F.one_hot(groups, 8) + .2*F.one_hot(truth + 4, 8) + .15*torch.randn(400, 8, generator=draw), dim=1)
+    first, second = spread(truth//2), spread(truth % 2 + 2*(truth == 3))
+    labeled, text = torch.arange(8), F.normalize(torch.ones(4, 8), dim=1)
+    right = lambda head, **more: (pool_head_logits(first, text, .1, labeled, truth[labeled], head, **more).argmax(1) == truth)[8:].float().mean()
+    features = (second, neighbors(second))
+    for head in ("mixture", "combined"): assert right(head) < .7 and right(head, second=features) > right(head) + .2
+    assert right("open-set", second=features) > .9
+
+
+def test_the_open_set_head_is_seldom_sure_of_classes_that_nobody_named():
+    "Strangers lie near a named class for CLIP, and apart from it for the second encoder"
+    draw = torch.Generator().manual_seed(0)
+    truth = torch.arange(300) % 3  # 2 is the strangers'
+    spread = lambda groups: F.normalize(F.one_hot(groups, 8).float() + .1*torch.randn(300, 8, generator=draw), dim=1)
+    first, second = spread(truth.clamp(max=1)), spread(truth)
+    labeled, strange = torch.tensor([0, 1, 3, 4]), truth == 2
+    sure = lambda head: pool_head_logits(first, torch.eye(2, 8), .1, labeled, truth[labeled], head,
+                                         second=(second, neighbors(second))).softmax(1).amax(1) >= .9
+    assert sure("combined")[strange].float().mean() > .5 > 2*sure("open-set")[strange].float().mean()
+
+
+@pytest.mark.parametrize("options, said", [
+    (dict(method="dho", pool_features="student"), "pool_features belongs to methods"),
+    (dict(method="dho-plus", pool_head="linear", pool_features="student"), "uses no pool_features"),
+    (dict(method="dho-plus", pool_head="open-set"), "add pool_features='student'")])
+def test_options_that_contradict_each_other_are_refused(options, said): fails(lambda: preset("digits", **options), said)
+
+
+def test_a_run_learns_from_both_and_is_another_run(digits, tmp_path):
+    config, _ = digits
+    config = replace(config, method="dho-plus", epochs=1, fraction=0., shots=2)
+    one, two = (distill(replace(config, pool_features=f), tmp_path/f"run{f}", "none") for f in ("", "student"))
+    assert one.identity != two.identity and two.result["pool_features"] == "student" and "pool_features" not in one.result
+    assert (tmp_path/"run"/"model.safetensors").read_bytes() != (tmp_path/"runstudent"/"model.safetensors").read_bytes()

@@ -66,7 +66,8 @@ class TeacherConfig(Parameters):
     "Teacher"
     teacher:Annotated[str|list, "NAME"]="ViT-B-16/openai"  # open_clip NAME/TAG or NAME/FILE, a model's folder, hf-hub:OWNER/NAME, or digits; of several names the mean of their probabilities
     teacher_head:Literal["zero-shot", "tip-adapter-f"]="zero-shot"  # Classifier on the teacher's embeddings; tip-adapter-f learns from labels
-    pool_head:Annotated[str, OneOf("auto", POOL_HEADS)]="auto"  # Classifier of dho-plus on unlabeled embeddings; auto is combined
+    pool_head:Annotated[str, OneOf("auto", POOL_HEADS)]="auto"  # Classifier of dho-plus on unlabeled embeddings; auto is combined, open-set is rarely sure of unnamed classes
+    pool_features:Annotated[str, "NAME"]=""  # Encoder of a second embedding for dho-plus: student, its own pretrained backbone, or a timm model; none if empty
     zeta:Annotated[float|str, "X"]="auto"  # ζ, softmax temperature of the teacher; auto is the one that it was trained with, 0.01 where that is unknown
     views:Annotated[int|str, "N"]=8  # Stored augmented views per training image; live encodes every batch instead
     embeddings:File=""             # Embeddings in place of a teacher: .npz, .npy, .safetensors, .parquet, or the folder or URL of a store
@@ -152,6 +153,12 @@ def _check_training(config):
     method = get_method(config.method)
     try: json.dumps(config.student_args)
     except TypeError as e: raise DhoError(f"student_args must be plain data that JSON can hold: {e}") from None
+    if config.pool_features and "pool" not in method.needs:
+        raise DhoError(f"pool_features belongs to methods that learn from the pool's structure, such as dho-plus, not to {config.method}: leave it out")
+    if config.pool_features and config.pool_head in ("zero-shot", "linear"):
+        raise DhoError(f"pool_head={config.pool_head!r} uses no pool_features: leave one of them out")
+    if config.pool_head == "open-set" and not config.pool_features:
+        raise DhoError("pool_head='open-set' needs a second embedding: add pool_features='student', or the name of a timm model")
     if config.head_init == "teacher" and not method.teacher:
         raise DhoError(f"head_init='teacher' needs a method with a teacher, not {config.method}: leave it out")
     if config.head_init.startswith("text") and not config.student.startswith("open_clip:"):

@@ -33,7 +33,7 @@ def identity_labels_hash(
 # %% ../../nbs/runs/03_identity.ipynb #c6a21d6f
 IGNORED = ("dataset", "root", "labels", "skip_broken", "predict", "embeddings", "texts", "report_to")  # where things lie, what is reported: no number depends on them
 HASHED_AS = {f"{name}labeled": f"{name}labelled" for name in ("batch_", "batch_un", "include_", "un")}  # parameters that earlier identities have under another name
-ADDED_LATER = {"pool_head": "auto", "head_lr": 1.0, "compile": False, "rename": "all"}  # parameters that came after the first runs, and what those runs had without knowing
+ADDED_LATER = {"pool_head": "auto", "pool_features": "", "head_lr": 1.0, "compile": False, "rename": "all"}  # parameters that came after the first runs, and what those runs had without knowing
 
 def identity_with_defaults(
     parameters:dict,  # Of a configuration, as they are or were written down

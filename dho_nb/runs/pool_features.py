@@ -21,6 +21,7 @@ from .identity import identity_weights_hash
 from ..students.backbones import build_backbone
 from ..teachers.embedding_store import CENTER_VIEW, embedding_store_header, Lookup, Store
 from ..teachers.encoders import EncoderTeacher
+from ..teachers.pool_heads import pool_moments
 
 # %% ../../nbs/runs/04c_pool_features.ipynb #eb0534d5
 class BackboneEncoder(nn.Module):
@@ -100,6 +101,7 @@ def principal_components(
     count:int=256,           # Of components, at most D
 )->torch.Tensor:             # [N, count] float32, the components of the largest variance first
     "Return centered features in their principal directions"
-    centered = features.float() - features.float().mean(0)
-    directions = torch.linalg.eigh((centered.T @ centered).double().cpu()).eigenvectors.flip(1)[:, :count]
-    return centered @ directions.to(centered)
+    parts = torch.arange(len(features), device=features.device).split(65536)
+    mean, covariance = pool_moments(features, parts)
+    directions = torch.linalg.eigh(covariance.double().cpu()).eigenvectors.flip(1)[:, :count].to(mean)
+    return torch.cat([(features[p].float() - mean) @ directions for p in parts])

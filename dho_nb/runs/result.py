@@ -133,7 +133,7 @@ def run_result_facts(
 )->dict:                       # As in `result.json`
     "Return a run's figures, settings and circumstances as plain data"
     i, c, trainer = result.inputs, result.inputs.config, training.trainer
-    pool = dict(pool_head=c.pool_head) if "pool" in i.method.needs else {}
+    pool = dict(pool_head=c.pool_head, **(dict(pool_features=c.pool_features) if c.pool_features else {})) if "pool" in i.method.needs else {}
     return dict(
         dataset=i.data.manifest.name, method=c.method, labels=i.labels.name, seed=c.seed, **_score_facts(result),
         **_teacher_facts(i, training.provider), alpha=result.alpha, beta=result.beta, validation=c.validation,

@@ -29,6 +29,7 @@ from ..data.transforms import Preprocess, ViewSpec
 from ..losses.methods import get_method
 from .config import Config, config_teachers, DEFAULT_ZETA
 from .dataset import list_dataset_problems, open_dataset, RunData, without_dataset_images
+from .pool_features import pool_features, principal_components
 from ..teachers.clip import (load_teacher, Teacher, clip_teacher_identity, teacher_logits, tip_adapter_f,
                                   zero_shot_head)
 from ..teachers.embedding_store import Lookup, open_embedding_store, CENTER_VIEW, Store, embedding_store_header
@@ -301,7 +302,15 @@ def pool_logits(self:TeacherProvider,
     where = torch.from_numpy(np.searchsorted(train, labeled)).to(self.device)
     pool = F.normalize(embeddings, dim=-1)
     near = cached_neighbors(pool, load_settings().cache/"neighbors")
-    return pool_head_logits(pool, self.class_embeddings(), self.zeta(), where, truth, self.config.pool_head, near)
+    return pool_head_logits(pool, self.class_embeddings(), self.zeta(), where, truth, self.config.pool_head, near, self._second(train))
+
+@patch
+def _second(self:TeacherProvider, train):
+    "Features of a second encoder for rows of the pool, and their neighbors; None where the configuration names none"
+    if not self.config.pool_features: return None
+    features = pool_features(self.config, self.data, self.config.pool_features, self.mode)[np.searchsorted(self.data.train, train)]
+    components = principal_components(features.to(self.device))
+    return components, cached_neighbors(F.normalize(components, dim=1), load_settings().cache/"neighbors")
 
 # %% ../../nbs/runs/04_teacher_provider.ipynb #cb00683e
 class TeacherStack:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXACT_LIMIT', 'CACHE_FROM', 'POOL_HEADS', 'neighbors', 'cached_neighbors', 'linear_head', 'pool_moments', 'Mixture',
-           'fit_mixture', 'mixture_head', 'combined_head', 'pool_head_logits']
+           'fit_mixture', 'mixture_head', 'combined_head', 'open_set_head', 'pool_head_logits']
 
 # %% ../../nbs/teachers/01_pool_heads.ipynb #7fec546b
 import hashlib
@@ -172,31 +172,33 @@ def mixture_head(
     likelihood_weight:float=0.5,  # γ
     rounds:int=10,            # Of means and shares
     block:int=65536,          # Images at a time
+    second=None,              # Features [N, E] of another encoder, and their `neighbors`; none if None
 )->torch.Tensor:              # [N, C] logits of every image of the pool
     """Return logits by the linear probe, the pool's clusters and its neighbors
 
     A labeled image's logits ignore its own label, but its class mean and its neighbors' shares contain it. To score a
     labeled image, leave it out of `labeled`."""
-    fit = _MixtureFit(embeddings, weights, labeled, labels, near or neighbors(embeddings), block)
+    spaces = [(embeddings, near or neighbors(embeddings)), *([second] if second else [])]
+    fit = _MixtureFit(spaces, weights, labeled, labels, block)
     fit.map(fit.prior)
     for _ in range(rounds):
-        mixture = fit.assign()
+        likelihood = fit.assign()
         fit.spread()
-        fit.map(lambda p: fit.prior(p) + likelihood_weight*mixture(fit.x[p].float()) + fit.table[p])
+        fit.map(lambda p: fit.prior(p) + likelihood_weight*likelihood(p) + fit.table[p])
     return fit.table
 
 # %% ../../nbs/teachers/01_pool_heads.ipynb #f95b09c0
 class _MixtureFit:
     "Hold one table [N, C], in turn logits, shares and the neighbors' shares"
-    def __init__(self, embeddings, weights, labeled, labels, near, block):
-        self.x, self.weights, self.labeled, (self.cosines, self.neighbors) = embeddings, weights, labeled, near
+    def __init__(self, spaces, weights, labeled, labels, block):
+        self.spaces, self.weights, self.labeled, embeddings = spaces, weights, labeled, spaces[0][0]
         self.dtype = torch.float16 if len(embeddings)*len(weights) > 2e8 else torch.float32
         self.table = torch.empty(len(embeddings), len(weights), dtype=self.dtype, device=embeddings.device)
         self.parts = _row_parts(embeddings, len(weights), block)
         self.one_hot = F.one_hot(labels, len(weights)).to(self.dtype)
-        self.moments = pool_moments(embeddings, self.parts)
+        self.moments = [pool_moments(x, self.parts) for x, _ in spaces]
 
-    def prior(self, part): return (self.x[part].float() @ self.weights.T).log_softmax(1)
+    def prior(self, part): return (self.spaces[0][0][part].float() @ self.weights.T).log_softmax(1)
 
     def map(self, logits):
         "Fill the table from a function of some images' positions; the largest logit of an image is 0"
@@ -211,10 +213,11 @@ def _row_parts(embeddings, classes, block=65536):
 # %% ../../nbs/teachers/01_pool_heads.ipynb #8a4150f8
 @patch
 def assign(self:_MixtureFit):
-    "Set the shares from the logits, and return the mixture that follows from them"
+    "Set the shares from the logits, and return the log-likelihood of some images that follows from them"
     for p in self.parts: self.table[p] = self.table[p].float().softmax(1).to(self.dtype)
     self.table.index_copy_(0, self.labeled, self.one_hot)
-    return fit_mixture(self.x, self.table, self.moments, self.parts)
+    mixtures = [fit_mixture(x, self.table, m, self.parts) for (x, _), m in zip(self.spaces, self.moments)]
+    return lambda part: sum(mixture(x[part].float()) for mixture, (x, _) in zip(mixtures, self.spaces))
 
 @patch
 def spread(self:_MixtureFit, columns:int=128):
@@ -222,8 +225,11 @@ def spread(self:_MixtureFit, columns:int=128):
     for start in range(0, self.table.shape[1], columns):
         shares = self.table[:, start:start + columns]
         sums = torch.empty_like(shares)
-        for p in self.parts: sums[p] = sum(self.cosines[p, k, None]*shares[self.neighbors[p, k]] for k in range(self.cosines.shape[1])).to(self.dtype)
+        for p in self.parts: sums[p] = sum(_near_shares(shares, *near, p) for _, near in self.spaces).to(self.dtype)/len(self.spaces)
         shares.copy_(sums)
+
+def _near_shares(shares, cosines, positions, part):
+    return sum(cosines[part, k, None]*shares[positions[part, k]] for k in range(cosines.shape[1]))
 
 # %% ../../nbs/teachers/01_pool_heads.ipynb #d2dd8a7d
 def combined_head(
@@ -233,12 +239,31 @@ def combined_head(
     labels:torch.Tensor,
     near=None,
     temperature:float=4.0,    # Of the mixture
+    second=None,              # As for `mixture_head`
 )->torch.Tensor:              # [N, C] log-probabilities
     "Return the mean of the probabilities of the linear probe and the mixture, as logits"
-    logits = mixture_head(embeddings, weights, labeled, labels, near)
+    logits = mixture_head(embeddings, weights, labeled, labels, near, second=second)
     for p in _row_parts(embeddings, len(weights)):
         linear, mixture = (embeddings[p].float() @ weights.T).softmax(1), (logits[p].float()/temperature).softmax(1)
         logits[p] = ((linear + mixture)/2).clamp_min(1e-9).log().to(logits.dtype)
+    return logits
+
+# %% ../../nbs/teachers/01_pool_heads.ipynb #8382461b
+def open_set_head(
+    embeddings:torch.Tensor,  # The next five as for `mixture_head`
+    weights:torch.Tensor,
+    labeled:torch.Tensor,
+    labels:torch.Tensor,
+    near=None,
+    second=None,              # As for `mixture_head`; this head needs it
+)->torch.Tensor:              # [N, C] log-probabilities
+    "Return the mean of the probabilities of the linear probe, the mixture and a probe of the second features, as logits"
+    logits, features = combined_head(embeddings, weights, labeled, labels, near, second=second), second[0].float()
+    unit = lambda part: F.normalize(features[part], dim=1)
+    probe = linear_head(unit(labeled), labels, torch.zeros(len(weights), features.shape[1], device=features.device), 1.)
+    for p in _row_parts(embeddings, len(weights)):
+        own = (unit(p) @ probe.T).softmax(1)
+        logits[p] = ((2*logits[p].float().exp() + own)/3).clamp_min(1e-9).log().to(logits.dtype)
     return logits
 
 # %% ../../nbs/teachers/01_pool_heads.ipynb #3e1be32b
@@ -249,11 +274,11 @@ def _linear(pool, text, zeta, labeled, labels, near):
 
 def _with_linear(head):
     "Return a head by name from a function of the linear probe"
-    return lambda pool, text, zeta, labeled, labels, near: head(
-        pool, linear_head(pool[labeled], labels, text, zeta), labeled, labels, near)
+    return lambda pool, text, zeta, labeled, labels, near, **second: head(
+        pool, linear_head(pool[labeled], labels, text, zeta), labeled, labels, near, **second)
 
 POOL_HEADS = {"zero-shot": _zero_shot, "linear": _linear, "mixture": _with_linear(mixture_head),
-              "combined": _with_linear(combined_head)}
+              "combined": _with_linear(combined_head), "open-set": _with_linear(open_set_head)}
 
 # %% ../../nbs/teachers/01_pool_heads.ipynb #b45fec45
 def pool_head_logits(
@@ -264,8 +289,10 @@ def pool_head_logits(
     labels:torch.Tensor,    # [L] int64
     head:str="auto",        # One of `POOL_HEADS`; auto is the combined head
     near=None,              # From `neighbors`; computed if None
+    second=None,            # As for `mixture_head`; `zero-shot` and `linear` take none
 )->torch.Tensor:            # [N, C]
     "Return a pool head's logits. Raises DhoError for an unknown name."
     if head not in ("auto", *POOL_HEADS): raise unknown_name_error("pool head", head, ["auto", *POOL_HEADS])
     pool = pool.float() if pool.dtype == torch.float64 else pool
-    return POOL_HEADS["combined" if head == "auto" else head](pool, text, zeta, labeled, labels, near or neighbors(pool))
+    return POOL_HEADS["combined" if head == "auto" else head](
+        pool, text, zeta, labeled, labels, near or neighbors(pool), **(dict(second=second) if second else {}))
