@@ -219,6 +219,7 @@ def assign(self:_MixtureFit):
     mixtures = [fit_mixture(x, self.table, m, self.parts) for (x, _), m in zip(self.spaces, self.moments)]
     return lambda part: sum(mixture(x[part].float()) for mixture, (x, _) in zip(mixtures, self.spaces))
 
+# %% ../../nbs/teachers/01_pool_heads.ipynb #3039da12
 @patch
 def spread(self:_MixtureFit, columns:int=128):
     "Set each image's shares to the sum of its neighbors' shares, weighted by cosines: some classes at a time, in place"
