@@ -1830,6 +1830,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'dho_nb/runs/pool_features.py'),
                                            'dho_nb.runs.pool_features.BackboneEncoder.encode_images': ( 'runs/pool_features.html#backboneencoder.encode_images',
                                                                                                         'dho_nb/runs/pool_features.py'),
+                                           'dho_nb.runs.pool_features._feature_side': ( 'runs/pool_features.html#_feature_side',
+                                                                                        'dho_nb/runs/pool_features.py'),
                                            'dho_nb.runs.pool_features._pool_identity': ( 'runs/pool_features.html#_pool_identity',
                                                                                          'dho_nb/runs/pool_features.py'),
                                            'dho_nb.runs.pool_features._pool_source': ( 'runs/pool_features.html#_pool_source',

@@ -62,6 +62,21 @@ def test_an_encoder_of_timm_sees_what_is_alike(digits):
     assert (labels[nearest] == labels).float().mean() > .5, "untrained features already find the same digit"
 
 
+def test_an_image_of_which_the_network_sees_nothing_has_features(digits, monkeypatch):
+    "A network that ends in ReLU returns zeros alone for smooth images, and a store takes zeros for missing"
+    class Blind(torch.nn.Module):
+        def forward(self, x): return torch.relu(x.mean((2, 3)) - 10)
+    blind = module.BackboneEncoder("tiny", "")
+    monkeypatch.setattr(blind, "module", Blind())
+    features = torch.nn.functional.normalize(blind.encode_images(torch.zeros(2, 3, 8, 8)), dim=1)
+    assert torch.allclose(features, torch.full_like(features, 3**-.5))
+
+
+@pytest.mark.parametrize("size, weights, side", [(0, "pretrained", 0), (32, "pretrained", 112), (160, "pretrained", 160), (32, "", 32)])
+def test_a_pretrained_backbone_sees_images_that_are_large_enough(size, weights, side):
+    assert module._pool_source(preset("digits", size=size, student_weights=weights), "student")[2] == side
+
+
 def test_what_cannot_be_loaded_is_said(digits):
     config, data = digits
     with pytest.raises(DhoError, match="no pretrained weights"): pool_features(config, data, "tiny")
