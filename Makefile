@@ -33,7 +33,7 @@ bench: $(STAMP)       ## speed and memory, as ratios within one run; about a qua
 gpu:                  ## every GPU check and benchmark, within 8 minutes, nothing is fetched; without a GPU at toy size
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,python3) nbs/benchmarks/gpu.py $(GPU)
 
-million: $(STAMP)     ## synthetic pools of up to a million images from shards to predictions: seconds and memory by stage; hours, 32 GB of disk
+million: $(STAMP)     ## synthetic pools of up to a million images from shards to predictions: seconds and memory by stage; about 40 minutes, 32 GB of disk
 	OMP_NUM_THREADS=1 $(BIN)/python nbs/benchmarks/million.py $(MILLION)
 
 wheels:               ## packages for make gpu on a machine without internet (Python 3.12), into wheels/
