@@ -2351,6 +2351,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'dho_nb/students/dual_head.py'),
                                            'dho_nb.students.dual_head._integer': ( 'students/dual_head.html#_integer',
                                                                                    'dho_nb/students/dual_head.py'),
+                                           'dho_nb.students.dual_head._is_color': ( 'students/dual_head.html#_is_color',
+                                                                                    'dho_nb/students/dual_head.py'),
                                            'dho_nb.students.dual_head._is_preprocess': ( 'students/dual_head.html#_is_preprocess',
                                                                                          'dho_nb/students/dual_head.py'),
                                            'dho_nb.students.dual_head._number': ( 'students/dual_head.html#_number',

@@ -241,7 +241,12 @@ def _is_preprocess(preprocess):
     return (isinstance(preprocess, dict) and usual <= {*preprocess} <= {*usual, "resize_mode", "fill"} and three(preprocess["mean"], -1e3)
             and three(preprocess["std"], 1e-9) and _integer(preprocess["size"], 1, 2**14)
             and preprocess["interpolation"] in [*INTERPOLATION] and preprocess.get("resize_mode", "shortest") in RESIZE_MODES
-            and _integer(preprocess.get("fill", 0), 0, 255))
+            and _is_color(preprocess.get("fill", 0)))
+
+def _is_color(value):
+    "Is this a grey level, or a list of three?"
+    values = value if isinstance(value, list) and len(value) == 3 else [value]
+    return all(_integer(v, 0, 255) for v in values)
 
 # %% ../../nbs/students/03_dual_head.ipynb #0ade0e11
 def _classes(tensors, facts, file):
