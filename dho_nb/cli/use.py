@@ -205,7 +205,7 @@ def _export(args):
     from dho_nb.deploy.model_card import quantization_text
     kinds = [k for k in ("onnx", "torch-export", "executorch", "safetensors") if getattr(args, k.replace("-", "_"))] or ["onnx"]
     given = dict(images=args.images, calibrate=args.calibrate, opset=args.opset, check=args.check, license=args.license,
-                 estimate=args.estimate, trust_remote_code=args.trust_remote_code)
+                 estimate=args.estimate, trust_remote_code=args.trust_remote_code, alpha=args.alpha, beta=args.beta)
     if args.classes and not args.dataset: raise DhoError("--classes says what the model calls the classes of --dataset")
     config = (Config(dataset=args.dataset, root=args.root, classes=list(args.classes)) if args.dataset
               else _moved(args.model, args.root) if args.root else None)
@@ -229,6 +229,8 @@ class Export(Trust):
         dho export runs/NAME/model.safetensors --onnx --torch-export --safetensors --images photos --out forest
       a published checkpoint, checked on a dataset:
         dho export vit_b_1.pt --dataset imagenet --root /data/imagenet
+      the CE head alone answers, without another training:
+        dho export runs/NAME --alpha 1 --out ce
 
     Every file is compared with PyTorch, timed, and described in a model card."""
     model:str                  # Folder of a run, .safetensors file, published checkpoint, or owner/name on the Hub
@@ -245,6 +247,8 @@ class Export(Trust):
     root:Folder=""             # Folder of that dataset's images
     opset:PositiveInt=18       # Version of ONNX's operators
     check:NonNegativeInt=200   # Images to check on, at most
+    alpha:Share|None=None      # Weight of the CE head; by default the model's own
+    beta:PositiveFloat|None=None  # Temperature of the KD head; by default the model's own
     license:str=""             # License of the exported model as the Hub names it, e.g. apache-2.0; none if not given
     estimate:Folder=""         # Folder of dho estimate; its figures go on the model card, its thresholds for --unknown into the model
 

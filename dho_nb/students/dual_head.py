@@ -224,7 +224,8 @@ def _unsound(facts):
         architecture=text("architecture"), method=text("method"), project=_integer(facts.get("project", 0), 0, 2**20),
         classes=isinstance(classes, list) and all(isinstance(c, str) for c in classes),
         zeta=_number(facts.get("zeta", 1), 1e-9, 1e9), alpha=_number(facts.get("alpha", 0), 0, 1),
-        beta=_number(facts.get("beta", 1), 1e-9, 1e9))
+        beta=_number(facts.get("beta", 1), 1e-9, 1e9), trained_alpha=_number(facts.get("trained_alpha", 0), 0, 1),
+        trained_beta=_number(facts.get("trained_beta", 1), 1e-9, 1e9))
     return next((name for name, ok in sound.items() if not ok), "")
 
 def _number(value, low, high):
