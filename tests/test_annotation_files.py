@@ -283,3 +283,8 @@ def test_names_in_a_message_do_not_control_a_terminal(photos):
     who = dict(email="a\x1b[2J\nb")
     said = message(photos, [task(1, "cat/0.png", annotation(choices("a\x1b[2J"), who=who), annotation(choices("b\nc"), who="\u202e")), DOG])
     assert "\x1b" not in said and "\u202e" not in said and len(said.splitlines()) == 2, said
+
+
+def test_long_values_make_no_long_message(photos):
+    path = "/data/local-files/?" * 10**4 + "x.png"
+    assert len(message(photos, [task(10**300, path, annotation(choices("cat"), choices(name="quality"), who=10**300)), DOG])) < 1000

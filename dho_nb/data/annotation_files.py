@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote
 from xml.sax.saxutils import quoteattr
 import pandas as pd
 from ..core.errors import DhoError, unknown_name_error
-from ..core.files import _short, atomic_path, read_json, write_json
+from ..core.files import _short, atomic_path, is_json_type, read_json, write_json
 from .manifests import _class_name, SPLIT_FOLDERS, SUFFIXES
 
 # %% ../../nbs/data/00a_annotation_files.ipynb #c135523a
@@ -47,6 +47,7 @@ def exported_paths(
     cell:str,            # A path or an address in an annotation file
 )->tuple[list, bool]:    # Paths, the most probable one first; and whether they are only file names, as for an upload
     "Return the paths that an address may mean"
+    if len(cell) > 4096: return [cell], False  # longer than any path
     path = _ADDRESS.sub("", cell).lstrip("/") if _ADDRESS.match(cell) and not cell.lower().startswith("file:") else cell.removeprefix("file://")
     served = re.search(r"(?:^|/)data/local-files/?\?(?:[^#]*&)?d=(.+)$", path)
     if served: path = served[1]
@@ -96,7 +97,7 @@ def _task_answers(task):
     for number, annotation in enumerate(annotations, 1):
         annotator = annotation.get("completed_by")
         if isinstance(annotator, dict): annotator = annotator.get("email", annotator.get("id"))
-        known = isinstance(annotator, int) or isinstance(annotator, str) and annotator.isprintable() and len(annotator) < 80
+        known = is_json_type(annotator, int) or isinstance(annotator, str) and annotator.isprintable() and len(annotator) < 80
         yield f", annotator {annotator}" if known else f", annotation {number}", _annotation_answers(annotation)
 
 # %% ../../nbs/data/00a_annotation_files.ipynb #4cc6a3bf
@@ -118,14 +119,14 @@ def _label_studio_entries(tasks):
     "Yield the entries of Label Studio's tasks; those without an answer are none"
     for number, task in enumerate(tasks, 1):
         if not isinstance(task, dict): yield _mistake(number, f"entry {number}", "not a task", f"{_short(task)} is no task; take it out"); continue
-        where = f"task {task['id']}" if isinstance(task.get("id"), int) else f"entry {number}"
+        where = f"task {task['id']}" if is_json_type(task.get("id"), int) else f"entry {number}"
         whole = isinstance(task.get("data"), dict)
         data = task["data"] if whole else task
         picture, why = _picture_key(data)
         split = data["split"] if isinstance(data.get("split"), str) else ""
         for who, answers in _task_answers(task) if whole else _min_answers(task, picture):
             if answers is None: yield _mistake(number, where + who, "damaged task", "its annotations are not complete; export them whole, as JSON")
-            elif not any(answers.values()): continue
+            elif not (answers := {question: chosen for question, chosen in answers.items() if chosen}): continue
             elif picture is None: yield _mistake(number, where + who, "no picture", why)
             elif len(answers) > 1: yield _mistake(number, where + who, "several questions", f"{', '.join(map(repr, [*answers][:5]))} are answers to several questions; keep one")
             else: yield _one_class(number, where + who, data[picture], *answers.values(), split)

@@ -145,10 +145,11 @@ def _one_of(folder, cell, fits):
     fits = [*dict.fromkeys(fits)]
     if len(fits) == 1: return fits[0], "", ""
     if fits: return "", "several pictures", f"{cell!r} may be {fits[0]!r} or {fits[1]!r}; give paths with folder and suffix"
-    paths, _ = exported_paths(cell)
-    outside = paths[0].startswith("/") or ".." in paths[0].split("/")
-    if outside: return "", "path outside", f"{cell!r} lies outside of {folder.root}; {_other_folder(folder, paths[0])}"
-    return "", "missing picture", f"{cell!r}: no such picture below {folder.root}; {_other_folder(folder, paths[0])}"
+    (path, *_), _ = exported_paths(cell)
+    cell = cell if len(cell) < 300 else cell[:300] + "…"
+    outside = path.startswith("/") or ".." in path.split("/")
+    if outside: return "", "path outside", f"{cell!r} lies outside of {folder.root}; {_other_folder(folder, path)}"
+    return "", "missing picture", f"{cell!r}: no such picture below {folder.root}; {_other_folder(folder, path)}"
 
 def _other_folder(folder, path):
     "What to do about a path below a folder of another name"
