@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 from conftest import ROOT, picture
+from test_pictures import grey, RAMP
+from dho_nb.core.errors import DhoError
 from dho_nb.deploy.predictor import Predictor, load_pixels
 from dho_nb.data.transforms import Preprocess
 from dho_nb.evaluation.rejection import coverage_curve
@@ -205,8 +207,8 @@ def test_names_do_not_control_a_terminal_or_break_the_table(script, changed, fil
 
 @pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
 def test_every_mode_prepares_pictures_as_the_library_does(script, changed, tmp_path, mode):
-    for fill in (0, 90):
-        model, preprocess = script.load(changed(preparing(resize_mode=mode, fill=fill))), Preprocess(16, resize_mode=mode, fill=fill)
+    for fill in (0, 90, [10, 20, 250]):
+        model, preprocess = script.load(changed(preparing(resize_mode=mode, fill=fill))), Preprocess(16, resize_mode=mode, fill=tuple(fill) if isinstance(fill, list) else fill)
         for i, size in enumerate(((40, 30), (9, 200), (200, 7), (33, 33))):
             file = picture(tmp_path/f"{i}.jpg", i, size)
             assert np.abs(model.pixels(file).astype(int) - load_pixels(file, preprocess)).max() <= (mode == "longest")
@@ -216,3 +218,44 @@ def test_a_picture_whose_exif_cannot_be_read_is_read(script, changed, tmp_path):
     file = tmp_path/"odd.png"
     Image.open(picture(tmp_path/"a.png")).save(file, exif=b"Exif\0\0" + b"no header of a TIFF")
     np.testing.assert_array_equal(script.load(changed()).pixels(file), load_pixels(file, Preprocess(16)))
+
+
+def test_a_border_of_three_values_is_one_that_the_library_opens(script, changed, files):
+    file, color = changed(preparing(resize_mode="longest", fill=[10, 20, 250])), (10, 20, 250)
+    assert Predictor.from_pretrained(file, "cpu").preprocess.fill == color
+    made = build_student("tiny", len(CLASSES), 2, size=16)
+    made = made._replace(preprocess=Preprocess(16, resize_mode="longest", fill=color))
+    save_student(made, file.with_name("color.safetensors"), spec="tiny", classes=CLASSES, alpha=.3, beta=.5)
+    assert Predictor.from_pretrained(file.with_name("color.safetensors"), "cpu").preprocess.fill == color
+    for fill in ([1, 2], [1, 2, 256], [1, 2, True], [1., 2, 3], -1):
+        with pytest.raises(DhoError, match="no valid preprocess"): Predictor.from_pretrained(changed(preparing(fill=fill)), "cpu")
+
+
+def packed(file, values):
+    "A grey TIFF of 12 bits, two values in three bytes"
+    import struct
+    a, b = values.reshape(-1, 2).astype(int).T
+    data = np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], 1).astype(np.uint8).tobytes()
+    height, width = values.shape
+    tags = [(256, width), (257, height), (258, 12), (259, 1), (262, 1), (273, 8 + 2 + 12*9 + 4), (277, 1), (278, height), (279, len(data))]
+    file.write_bytes(b"II*\0" + struct.pack("<IH", 8, 9) + b"".join(struct.pack("<HHII", t, 4, 1, v) for t, v in tags) + bytes(4) + data)
+    return file
+
+
+WIDE = (RAMP.astype(int)*16 + RAMP//256).astype(np.uint16)  # the ramp on 16 bits
+DEEP = dict(sixteen_tif=lambda f: grey(f, WIDE), sixteen_png=lambda f: grey(f, WIDE), twelve_tif=lambda f: packed(f, RAMP),
+            declared_tif=lambda f: grey(f, RAMP, {281: 4095}), declared_png=lambda f: grey(f, RAMP, sbit=12), scaled_png=lambda f: grey(f, RAMP//64*1024, sbit=6),
+            dark_tif=lambda f: grey(f, RAMP), beyond_tif=lambda f: grey(f, WIDE, {281: 4095}), float_tif=lambda f: grey(f, (RAMP/4095).astype(np.float32)),
+            wide_float_tif=lambda f: grey(f, RAMP.astype(np.float32) - 9), whole_tif=lambda f: grey(f, RAMP.astype(np.int32)*99), small_tif=lambda f: grey(f, RAMP.astype(np.int32)//16),
+            holes_tif=lambda f: grey(f, np.where(RAMP % 7, RAMP/4095, np.nan).astype(np.float32)))
+
+@pytest.mark.parametrize("name", DEEP)
+def test_pictures_of_many_bits_are_read_as_the_library_reads_them(script, tmp_path, name):
+    from dho_nb.data.transforms import read_image
+    file = DEEP[name](tmp_path/f"a.{name.rpartition('_')[2]}")
+    with Image.open(file) as opened: assert opened.mode[0] in "IF"
+    ours, theirs = np.asarray(script.read_photo(file)[0]), np.asarray(read_image(file))
+    np.testing.assert_array_equal(ours, theirs)
+    assert name == "dark_tif" or ours.max() > 250, "the full scale is used"
+    if name.startswith(("twelve", "declared")): np.testing.assert_array_equal(ours[..., 0], np.uint8(RAMP/4095*255 + .5))
+    if name.startswith("sixteen"): np.testing.assert_array_equal(ours[..., 0], np.uint8(WIDE/65535*255 + .5))

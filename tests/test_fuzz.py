@@ -410,6 +410,23 @@ def labels(place, data):
                      place.folder/"work"/"run", "none").release())
 
 
+def _task(number, image, label, **data):
+    "A task of Label Studio"
+    result = dict(id="a", type="choices", from_name="choice", to_name="image", value=dict(choices=[label]))
+    return dict(id=number, data=dict(image=image, **data), annotations=[dict(id=1, completed_by=2, was_cancelled=False, result=[result])], predictions=[])
+
+
+@target(6, lambda place: json_files(
+    [_task(1, "/data/local-files/?d=pets/cat/0.png", "cat"), _task(2, "http://h/data/upload/1/1a2b3c4d-1.png", "dog", split="val")],
+    [dict(image="cat/0.png", id=1, choice="cat", annotator=1, annotation_id=1), dict(image="dog/1.png", id=2, choice=dict(choices=["dog"]), annotator=1)],
+    dict(classes=["cat", "dog"], labels={"cat/0": 0, "dog/1": dict(label=1, confidence=None), "cat/2": [0], "dog/3": None}),
+    dict(samples=[dict(filepath=f"pets/{c}/{i}.png", tags=["train"], ground_truth=dict(_cls="Classification", label=c)) for c, i in (("cat", 0), ("dog", 1))])))
+def annotations(place, data):
+    "An export of Label Studio or FiftyOne"
+    file = place.file("work/labels.json", data)
+    each(lambda: manifest_from_labels(place.folder/"pets", file), lambda: manifest_from_labels(place.folder/"pets", file, classes=["dog", "cat"]))
+
+
 @target(6, lambda place: json_files(dict(classes=["cat", "dog"], templates=["a {}."]), dict(classes=["cat", "dog"])))
 def facts_json(place, data):
     "Class names and prompts beside a list of images"

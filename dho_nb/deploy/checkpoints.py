@@ -205,7 +205,7 @@ def head_weights(
     pick = lambda value, name: float(facts.get(name, 0.5) if value is None else value)
     if facts["heads"] < 2: return 1.0, 1.0
     a, b = pick(alpha, "alpha"), pick(beta, "beta")
-    if not 0 <= a <= 1 or not b > 0: raise DhoError(f"α={a:g}, β={b:g}: α lies between 0 and 1, β above 0")
+    if not 0 <= a <= 1 or not 1e-9 <= b <= 1e9: raise DhoError(f"α={a:g}, β={b:g}: α lies between 0 and 1, β between 1e-9 and 1e9")
     return a, b
 
 # %% ../../nbs/deploy/00_checkpoints.ipynb #e7161fc5

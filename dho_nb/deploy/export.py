@@ -23,11 +23,11 @@ from ..core.settings import load_settings, shipped_file
 from ..data.manifests import manifest_rows
 from ..data.transforms import Preprocess
 from .checkpoints import checkpoint_class_columns, load_checkpoint, find_checkpoint_file, head_weights
-from .model_card import _card, _crossfit, _expected, _recorded
+from .model_card import _card, _crossfit, _expected, _labeled_outputs, _recorded
 from .predictor import Fused, images_to_predict, try_load_pixels, onnx_predictor_session, torch_predictor
 from ..evaluation.interpolation import interpolate
 from ..evaluation.outputs import HeadOutputs
-from ..evaluation.rejection import check_coverage_curve, coverage_curve, rejection_score
+from ..evaluation.rejection import check_coverage_curve, coverage_curve, outputs_coverage, rejection_score
 from ..losses.methods import recorded_method
 from ..runs.config import Config, DataConfig, make_config
 from ..runs.dataset import dataset_validation_rows, open_dataset, RunData
@@ -336,6 +336,8 @@ def export(
     estimate:str|Path="",         # Folder of a `cross_fit` of the run's configuration; its figures go on the card
     backbone:torch.nn.Module|None=None,  # As for `load_checkpoint`
     trust_remote_code:bool=False,  # As for `load_student`
+    alpha:float|None=None,        # Weight of the CE head in place of the model's own
+    beta:float|None=None,         # Temperature of the KD head in place of the model's own
 )->pd.DataFrame:                  # One row per file: what was checked and measured
     """Export a model to a file that is checked against PyTorch, measured and described.
     Raises DhoError for impossible settings, other models in the folder and a file that differs."""
@@ -346,6 +348,8 @@ def export(
     folder, expected = export_folder(file, out), _expected(estimate, file) if estimate else None
     expected = expected or _read_note(folder/"export.json").get("estimate")
     facts = dict(facts, coverage=check_coverage_curve((expected or {}).get("coverage") or facts.get("coverage"), file))
+    facts = _with_weights(facts, alpha, beta, file)
+    _check_same_weights(folder, facts)
     data = _data(file, config) if not images or int8 and not calibrate else None
     checked = unlabeled_export_images(images, check) if images else _export_images(data, facts, "test", check)
     ranges = (unlabeled_export_images(calibrate, check) if calibrate else _export_images(data, facts, "train", check)) if int8 else None
@@ -381,6 +385,32 @@ def _mark_folder(folder, file):
     "Mark a folder with the model whose export it holds"
     if not (folder/"export.json").exists():
         write_json(folder/"export.json", dict(model=files_hash(file), source=file.name, files={}))
+
+# %% ../../nbs/deploy/04_export.ipynb #b3d0f4a6
+def _with_weights(facts, alpha, beta, file):
+    "Return the facts about a model whose heads are combined by these weights. Raises DhoError for a single head, and out of range."
+    if alpha is None and beta is None: return facts
+    if facts["heads"] < 2: raise DhoError(f"{file.name} has one head, so its answer has no α and no β: leave alpha and beta out")
+    trained, weights = head_weights(facts), head_weights(facts, alpha, beta)
+    if weights == trained: return facts
+    return {"trained_alpha": trained[0], "trained_beta": trained[1], **facts, "alpha": weights[0], "beta": weights[1],
+            "coverage": _coverage_at(file, facts["coverage"], *weights)}
+
+def _coverage_at(file, curve, alpha, beta):
+    "Return thresholds for other weights, from the validation images of the run beside a model; None where they are not at hand"
+    if not curve or curve["source"] != "validation images": return None
+    outputs = _labeled_outputs(file.parent, "val")
+    if outputs is None or len(outputs) != curve["images"]: return None
+    return outputs_coverage(outputs, alpha, beta, curve["source"])
+
+# %% ../../nbs/deploy/04_export.ipynb #c5e2a8b7
+def _check_same_weights(folder, facts):
+    "Refuse a folder that holds an export with another α or β"
+    before = _read_note(folder/"export.json")
+    if not before["files"] or {**before, **_weights(facts)} == before or "alpha" not in before: return
+    raise DhoError(f"{folder} holds an export with α = {before['alpha']:g} and β = {before['beta']:g}: choose another folder with out, or delete it")
+
+def _weights(facts): return dict(zip(("alpha", "beta"), head_weights(facts)))
 
 # %% ../../nbs/deploy/04_export.ipynb #a1e2cc68
 def _recorded_images(note):
@@ -499,7 +529,7 @@ def _write_note(folder, file, facts, measurements, license, expected):
     if any(name.endswith(".onnx") for name in files):
         with atomic_path(folder/"predict_onnx.py") as temporary:
             shutil.copyfile(shipped_file("experiments")/"predict_onnx.py", temporary)
-    write_json(folder/"export.json", dict(model=files_hash(file), source=file.name,
+    write_json(folder/"export.json", dict(model=files_hash(file), source=file.name, **_weights(facts),
                                           made_with=dict(dho_nb=dho_nb.__version__, torch=torch.__version__),
                                           license=license, estimate=expected, files=files, card=text,
                                           card_before=None if edited else current))
@@ -512,6 +542,7 @@ def _read_note(file):
     empty = dict(files={}, license="", estimate=None, card="")
     note = dict(empty, **read_json(file, model=str)) if file.exists() else empty  # some may be missing
     check_json_fields(note, file, files=dict, license=str, estimate=(dict, type(None)), card=str)
+    check_json_fields({"alpha": 1, "beta": 1, **note}, file, alpha=float, beta=float)
     if note["estimate"]: _crossfit(note["estimate"], file)
     for name, facts in note["files"].items():
         check_json_fields(facts, f"{file}, {name}", **dict.fromkeys(check_json_fields(facts, file), (str, float, bool, type(None))))

@@ -59,18 +59,25 @@ def _recorded(parameters):
     own = {k: v for k, v in parameters.items() if k == "method" and v not in METHODS}  # a `Config` imports its method alone
     return {**vars(make_config({**parameters, **dict.fromkeys(own, "dho")}, trust_remote_code=True)), **own}
 
-def _read_run(file):
-    "Return the configuration, result and scores of the run beside a model"
+def _read_run(file, weights=None):
+    "Return the configuration, result and scores of the run beside a model, whose answers may be combined by other weights"
     folder = file.parent
     if not (folder/"result.json").exists(): return {}, {}, None
     config, result = _recorded(read_json(folder/"run.json", **NOTE)["config"]), read_json(folder/"result.json", **RESULT)
-    method, complete = recorded_method(result), all((folder/f).exists() for f in ("outputs.safetensors", "predictions.csv"))
-    if not result["tested"] or not complete: return config, result, None
+    if weights: result = dict(result, alpha=weights[0], beta=weights[1], accuracy=None, ece=None)
+    method, tested = recorded_method(result), _labeled_outputs(folder, "test") if result["tested"] else None
+    if tested is None: return config, result, None
+    scores = interpolation_scores(tested, result["alpha"], result["beta"])
+    if weights: result |= {k: float(scores[k]["both"]) for k in ("accuracy", "ece")}
+    return config, result, rows_for_method(scores, method.heads, "both" if weights else method.answers)
+
+# %% ../../nbs/deploy/03_model_card.ipynb #d2f4a6b8
+def _labeled_outputs(folder, split):
+    "Return a run's head outputs for the labeled images of a split; None where they were not kept"
+    if not all((folder/f).exists() for f in ("outputs.safetensors", "predictions.csv")): return None
     outputs = load_outputs(folder/"outputs.safetensors")[0]
-    split = read_output_predictions(folder, usecols=["path", "split"], dtype=str, keep_default_na=False)["split"]
-    tested = torch.from_numpy((split == "test").to_numpy(copy=True)) & (outputs.labels >= 0)
-    return config, result, rows_for_method(interpolation_scores(outputs.only(tested), result["alpha"], result["beta"]), method.heads,
-                                     method.answers)
+    splits = read_output_predictions(folder, usecols=["path", "split"], dtype=str, keep_default_na=False)["split"]
+    return outputs.only(torch.from_numpy((splits == split).to_numpy(copy=True)) & (outputs.labels >= 0))
 
 # %% ../../nbs/deploy/03_model_card.ipynb #88ad67ee
 def _bare(name):
@@ -105,7 +112,7 @@ def model_card(
 def _card(file, facts, files, license, expected):
     "Return the card's sections joined"
     if not facts.get("classes"): raise DhoError(f"{file} does not say what its classes are called: there is nothing to describe")
-    config, result, figures = _read_run(file)
+    config, result, figures = _read_run(file, head_weights(facts) if "trained_alpha" in facts else None)
     title = escape_markdown(facts.get("run") or facts.get("source") or file.stem)
     parts = [_header(title, result, license), f"# {title}\n\n{_about(facts)}", _use(files),
              _figures(facts, result, figures, expected), _unknown(facts), _files(files), _origin(facts, config, result),
@@ -143,9 +150,14 @@ def _about(facts):
             f"{'two heads' if two else 'one head'}. It takes {_SEEN[_mode(facts)]}, resized to {size} × "
             f"{size} pixels ({facts['preprocess']['interpolation']}), and returns a probability for every class.")
     combination = (f"\n\nIts answer is α · softmax(CE head) + (1 − α) · softmax(KD head / β), with α = {alpha:g} and β "
-             f"= {beta:g}." if two else "")
+             f"= {beta:g}.{_weights_text(facts)}" if two else "")
     more = f" … and {len(classes) - 50} more" if len(classes) > 50 else ""
     return f"{network}{combination}\n\nClasses: {escape_markdown(', '.join(classes[:50]))}{more}."
+
+def _weights_text(facts):
+    "Return whether α and β are those of training"
+    if "trained_alpha" not in facts: return ""
+    return f" Both were set by hand at the export. Training left α = {facts['trained_alpha']:g} and β = {facts['trained_beta']:g}."
 
 # %% ../../nbs/deploy/03_model_card.ipynb #a6976be0
 def _use(files):
@@ -159,9 +171,11 @@ def _use(files):
 # %% ../../nbs/deploy/03_model_card.ipynb #5138abf5
 def _figures(facts, result, figures, expected):
     "Return its scores"
-    if figures is None and expected: return f"## Figures\n\n{_crossed(expected)}"
+    trained = " Those students answered with α and β of their training."*("trained_alpha" in facts)
+    crossed = _crossed(expected) + trained if expected else ""
+    if figures is None and expected: return f"## Figures\n\n{crossed}"
     if figures is None:
-        statement = (f"Its makers report an accuracy of {facts['reported_accuracy']:.4g}." if "reported_accuracy" in facts
+        statement = (f"Its makers report an accuracy of {facts['reported_accuracy']:.4g}{', with the α and β of its training'*('trained_alpha' in facts)}." if "reported_accuracy" in facts
                 else "Nothing is recorded about its accuracy.")
         return f"## Figures\n\n{'No test image had a label: nothing is known about its accuracy.' if result else statement}"
     columns = {"accuracy": "accuracy", "nll": "negative log-likelihood", "ece": "calibration error (ECE, 15 bins)"}
@@ -173,7 +187,7 @@ def _figures(facts, result, figures, expected):
     note = "The KD head alone is at temperature 1. " if "both" in table.index else ""
     return (f"## Figures\n\nOn {result['tested']} test images of "
             f"{escape_markdown(result['dataset'])}:\n\n{_lines(table, 'answer of')}\n\n{note}The calibration error is how far a stated "
-            "probability is from how often it is right." + (f"\n\n{_crossed(expected)}" if expected else ""))
+            "probability is from how often it is right." + (crossed and f"\n\n{crossed}"))
 
 # %% ../../nbs/deploy/03_model_card.ipynb #43e14f38
 def _crossed(expected):
@@ -189,6 +203,7 @@ def _crossed(expected):
 def _unknown(facts):
     "Return what is answered and right at some thresholds"
     curve = check_coverage_curve(facts.get("coverage"), "the model")
+    if not curve and "trained_alpha" in facts: return "## Unknown pictures\n\nThere are no thresholds for `--unknown`: none were measured with these α and β."
     if not curve or not curve["rows"]: return ""
     table = coverage_table(curve).reset_index()
     table.insert(0, "--unknown", [f"{c:g}" for c in table.pop("coverage")])
@@ -260,10 +275,15 @@ def _origin(facts, config, result):
         "teacher": " + ".join(map(_bare, result["teacher"].split(" + "))) if has_teacher else "none",
         "teacher's head": f"{result['teacher_head']}, ζ = {f'{zeta:.4g}' if isinstance(zeta, float) else zeta}" if has_teacher else None,
         "student's first weights": _bare(config["student_weights"]) or "random", "epochs": config["epochs"],
-        "seed": result["seed"], "α and β": _CHOSEN.get(result["validation"]) if method.weighs else None,
+        "seed": result["seed"], "α and β": _origin_of_weights(facts, result) if method.weighs or "trained_alpha" in facts else None,
         "made with": "dho_nb {dho_nb}, torch {torch}, {precision}".format(
             **{k: result["machine"].get(k, "unknown") for k in ("dho_nb", "torch", "precision")})}
     return "## Origin\n\n" + _lines({k: v for k, v in rows.items() if v is not None}, "")
+
+def _origin_of_weights(facts, result):
+    "Return how α and β came about"
+    trained = _CHOSEN.get(result["validation"])
+    return f"set by hand at the export; before that {trained}" if "trained_alpha" in facts else trained
 
 # %% ../../nbs/deploy/03_model_card.ipynb #1f266c0c
 def _limits(facts, result, figures):

@@ -84,6 +84,7 @@ class Labeler:
         side:int=160,           # Pixels of a thumbnail's longer side
     ):
         require_extra("lab", "ipywidgets")
+        if Path(file).suffix.lower() == ".json": raise DhoError(f"{file}: labels are recorded in a CSV; convert this file with dho convert")
         self.folder, self.file, self.count, self.run, self.side = PictureFolder(Path(root).expanduser()), Path(file).expanduser(), count, run, side
         self.paths, self.skipped, self.history, self.thumbnails, self.cards = self.folder.paths, set(), [], {}, {}
         for name, given in (("embeddings", embeddings), ("guesses", guesses)):

@@ -224,7 +224,8 @@ def _unsound(facts):
         architecture=text("architecture"), method=text("method"), project=_integer(facts.get("project", 0), 0, 2**20),
         classes=isinstance(classes, list) and all(isinstance(c, str) for c in classes),
         zeta=_number(facts.get("zeta", 1), 1e-9, 1e9), alpha=_number(facts.get("alpha", 0), 0, 1),
-        beta=_number(facts.get("beta", 1), 1e-9, 1e9))
+        beta=_number(facts.get("beta", 1), 1e-9, 1e9), trained_alpha=_number(facts.get("trained_alpha", 0), 0, 1),
+        trained_beta=_number(facts.get("trained_beta", 1), 1e-9, 1e9))
     return next((name for name, ok in sound.items() if not ok), "")
 
 def _number(value, low, high):
@@ -241,7 +242,12 @@ def _is_preprocess(preprocess):
     return (isinstance(preprocess, dict) and usual <= {*preprocess} <= {*usual, "resize_mode", "fill"} and three(preprocess["mean"], -1e3)
             and three(preprocess["std"], 1e-9) and _integer(preprocess["size"], 1, 2**14)
             and preprocess["interpolation"] in [*INTERPOLATION] and preprocess.get("resize_mode", "shortest") in RESIZE_MODES
-            and _integer(preprocess.get("fill", 0), 0, 255))
+            and _is_color(preprocess.get("fill", 0)))
+
+def _is_color(value):
+    "Is this a grey level, or a list of three?"
+    values = value if isinstance(value, list) and len(value) == 3 else [value]
+    return all(_integer(v, 0, 255) for v in values)
 
 # %% ../../nbs/students/03_dual_head.ipynb #0ade0e11
 def _classes(tensors, facts, file):

@@ -205,26 +205,49 @@ def read_photo(file, at_least=0):
         photo.load()
         try: orientation = photo.getexif().get(0x0112, 1)
         except Exception: orientation = 1  # EXIF that cannot be read
-        upright = photo.transpose(TURNS[orientation]) if orientation in TURNS else photo.copy()
-    return to_rgb(upright), (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+        upright, white = photo.transpose(TURNS[orientation]) if orientation in TURNS else photo.copy(), white_value(photo)
+    return to_rgb(upright, white), (height, width) if orientation in (5, 6, 7, 8) else (width, height)
 
 
-def to_rgb(photo):
+def to_rgb(photo, white=65535):
     "Return a photo as RGB of 8 bits; what is transparent becomes white"
     if photo.mode == "RGB": return photo
-    if photo.mode[0] in "IF": photo = to_eight_bits(photo)
+    if photo.mode[0] in "IF": photo = to_eight_bits(photo, white)
     if photo.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in photo.info:
         photo = PIL.Image.alpha_composite(PIL.Image.new("RGBA", photo.size, "white"), photo.convert("RGBA"))
     return photo.convert("RGB")
 
 
-def to_eight_bits(photo):
-    "Return a grey photo of 16 bits with 8 bits"
-    values = np.asarray(photo, float)
-    if photo.mode[0] == "F" or values.min() < 0 or values.max() > 65535:
-        raise ValueError("has neither 8 nor 16 bits per channel: convert it first")
-    white = 255 if photo.mode == "I" and values.max() <= 255 else 65535
-    return PIL.Image.fromarray(np.uint8(values/white*255 + .5))
+def to_eight_bits(photo, white):
+    "Return a grey photo of more than 8 bits with 8: on the scale from 0 to white, or to its own range where it leaves that scale"
+    values = np.nan_to_num(np.asarray(photo, float), posinf=0, neginf=0)
+    low, high = values.min(), values.max()
+    top = 1 if photo.mode == "F" else 255 if photo.mode == "I" and high <= 255 else white
+    if low >= 0 and high <= (1 if photo.mode == "F" else 65535): low, high = 0, top
+    return PIL.Image.fromarray(np.uint8(np.clip((values - low)/max(high - low, 1e-12), 0, 1)*255 + .5))
+
+
+def white_value(photo):
+    "Return the value of white in a photo of 16 bits: less than 65,535 where its file says that it uses fewer bits"
+    if not photo.mode.startswith("I;16"): return 65535
+    tags, values = getattr(photo, "tag_v2", {}), np.asarray(photo)
+    bits, largest = (int(np.max(tags.get(tag, usual))) for tag, usual in ((258, 16), (281, 0)))  # BitsPerSample, MaxSampleValue
+    if bits >= 16: bits = largest.bit_length() if 255 < largest < 65535 and not largest & (largest + 1) else png_bits(photo)
+    if not 8 < bits < 16 or values.max() >= 2**bits: return 65535
+    is_scaled = not tags and not (values % 2**(16 - bits)).any()  # a PNG whose values fill 16 bits already
+    return 65535 if is_scaled else 2**bits - 1
+
+
+def png_bits(photo):
+    "Return how many bits of its values a PNG uses, from its chunk sBIT; 0 without one"
+    try:
+        with open(photo.filename, "rb") as file:
+            if file.read(8) != b"\x89PNG\r\n\x1a\n": return 0
+            while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":
+                if head[4:] == b"sBIT": return file.read(1)[0]
+                file.seek(int.from_bytes(head[:4], "big") + 4, 1)
+    except (AttributeError, OSError, IndexError, TypeError): pass
+    return 0
 
 
 # ---------------------------------------------------------------------------------------------- the command line
