@@ -264,7 +264,7 @@ SUFFIXES = frozenset(".jpg .jpeg .jfif .png .bmp .gif .webp .tif .tiff .ppm .pgm
 RAW = frozenset(".bmp .tif .tiff .ppm .pgm .pbm .pnm".split())
 SYSTEM = frozenset(("__macosx", "@eadir", "@recycle", "#recycle", "#snapshot", "lost+found", "$recycle.bin", "recycler",
                     "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"))  # in lower case
-UNLABELED = frozenset(("unlabeled", "unlabeled"))
+UNLABELED = frozenset(("unlabeled", "unlabelled", "_unlabeled"))  # the last one is FiftyOne's
 SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
                  "test": "test", "testing": "test", "eval": "test", "evaluation": "test"}
 

@@ -40,7 +40,7 @@ class DataConfig(Parameters):
     "Images"
     dataset:str=""               # Known dataset, folder with a sub-folder per class, CSV, or CoOp split; with labels, any folder of images
     root:Folder=""               # Folder of the images, if it is neither the dataset itself nor in settings.ini
-    labels:Files=field(default_factory=list)    # CSV of path,label[,split] for some images of the folder, or several; the other images are unlabeled
+    labels:Files=field(default_factory=list)    # CSV of path,label[,split] or .json of Label Studio or FiftyOne for some images of the folder, or several; the other images are unlabeled
     classes:Annotated[list, "OLD=NEW"]=field(default_factory=list)  # Other names for classes; with labels also the list of all classes
     rename:Literal["all", "prompts"]="all"      # What other class names change: all, or the teacher's prompts only, so that the model keeps the old names
     templates:list=field(default_factory=list)  # Prompts with one {} for the class name; the dataset's own if empty
