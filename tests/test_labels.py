@@ -176,6 +176,31 @@ def test_a_model_may_keep_the_codes_as_its_answers(photos, tmp_path):
     assert read_manifest(write_manifest(run.manifest, tmp_path/"list")).prompted == run.manifest.prompted == ("nine", "zero")
 
 
+def test_codes_stay_the_answers_where_own_embeddings_know_the_words(photos, tmp_path):
+    import numpy as np
+    from dho_nb.runs.inputs import resolve
+    from dho_nb.runs.teacher_provider import TeacherProvider
+    (tmp_path/"l.csv").write_text("path,label\ncat/0.png,46\ndog/0.png,7\n")
+    paths, text = sorted(p.relative_to(photos).as_posix() for p in photos.rglob("*.*")), np.eye(2, 4, dtype=np.float32)
+    np.savez(tmp_path/"v.npz", paths=paths, embeddings=np.ones((len(paths), 4), np.float32), classes=["wallflower", "petunia"], text=text)
+    named = dict(OPTIONS, dataset=str(photos), labels=str(tmp_path/"l.csv"), embeddings=str(tmp_path/"v.npz"), classes=["46=petunia", "7=wallflower"])
+    for rename, classes in (("all", ("petunia", "wallflower")), ("prompts", ("46", "7"))):
+        config = make_config(dict(named, rename=rename, views=1))
+        inputs = resolve(config)
+        provider = TeacherProvider(config, inputs.data, inputs.teacher, mode="none").open()
+        assert inputs.data.manifest.classes == classes and np.allclose(provider.class_embeddings().cpu(), text[::-1])
+
+
+def test_a_list_option_that_is_given_twice_is_one_list():
+    import argparse
+    from dho_nb.cli.main import VERBS
+    from dho_nb.cli.options import add_options
+    for verb, given in (("check", "--labels a.csv b.csv --labels c.csv"), ("evaluate", "digits --dataset x --labels a.csv b.csv --labels c.csv")):
+        parser = argparse.ArgumentParser()
+        add_options(parser, VERBS[verb].options)
+        for _ in range(2): assert parser.parse_args(given.split()).labels == ["a.csv", "b.csv", "c.csv"]
+
+
 def test_check_and_distill_say_what_the_teacher_is_worth(dho, photos, tmp_path):
     (tmp_path/"l.csv").write_text("path,label\ncat/0.png,46\ndog/0.png,7\n")
     for verb in ("check", "distill"):
