@@ -26,6 +26,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'dho_nb.cli.look._data_list': ('cli/look.html#_data_list', 'dho_nb/cli/look.py'),
                                  'dho_nb.cli.look._duplicate_lines': ('cli/look.html#_duplicate_lines', 'dho_nb/cli/look.py'),
                                  'dho_nb.cli.look._ingest': ('cli/look.html#_ingest', 'dho_nb/cli/look.py'),
+                                 'dho_nb.cli.look._left_out': ('cli/look.html#_left_out', 'dho_nb/cli/look.py'),
                                  'dho_nb.cli.look._list': ('cli/look.html#_list', 'dho_nb/cli/look.py'),
                                  'dho_nb.cli.look._presets': ('cli/look.html#_presets', 'dho_nb/cli/look.py'),
                                  'dho_nb.cli.look._print_data': ('cli/look.html#_print_data', 'dho_nb/cli/look.py')},

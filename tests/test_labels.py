@@ -191,14 +191,39 @@ def test_codes_stay_the_answers_where_own_embeddings_know_the_words(photos, tmp_
         assert inputs.data.manifest.classes == classes and np.allclose(provider.class_embeddings().cpu(), text[::-1])
 
 
+def test_prompts_that_nobody_reads_are_not_shown(photos, tmp_path):
+    import numpy as np
+    from dho_nb.runs.inputs import resolve
+    from dho_nb.runs.teacher_check import score_teacher, teacher_check_lines
+    from dho_nb.runs.teacher_provider import TeacherProvider
+    (tmp_path/"l.csv").write_text("path,label\ncat/0.png,cat\ndog/0.png,dog\n")
+    paths = sorted(p.relative_to(photos).as_posix() for p in photos.rglob("*.*"))
+    np.savez(tmp_path/"v.npz", paths=paths, embeddings=np.ones((len(paths), 4), np.float32), classes=["cat", "dog"], text=np.eye(2, 4, dtype=np.float32))
+    for own, shown in ((dict(embeddings=str(tmp_path/"v.npz"), views=1), "not read: the file of embeddings"), ({}, "a drawing of a cat")):
+        config = make_config(dict(OPTIONS, dataset=str(photos), labels=str(tmp_path/"l.csv"), templates=["a drawing of a {}"], **own))
+        inputs = resolve(config)
+        provider = TeacherProvider(config, inputs.data, inputs.teacher, mode="none").open()
+        assert shown in teacher_check_lines(score_teacher(provider, inputs.labels.rows))["prompts"]
+
+
 def test_a_list_option_that_is_given_twice_is_one_list():
-    import argparse
+    import argparse, dataclasses
     from dho_nb.cli.main import VERBS
     from dho_nb.cli.options import add_options
+    from dho_nb.core.parameters import declared_parameters
+    defaults = [p.default for v in VERBS.values() for p in declared_parameters(v.options) if p.kind is list]
+    assert all(d is dataclasses.MISSING or not d for d in defaults), "a default would stay in the list"
     for verb, given in (("check", "--labels a.csv b.csv --labels c.csv"), ("evaluate", "digits --dataset x --labels a.csv b.csv --labels c.csv")):
         parser = argparse.ArgumentParser()
         add_options(parser, VERBS[verb].options)
         for _ in range(2): assert parser.parse_args(given.split()).labels == ["a.csv", "b.csv", "c.csv"]
+
+
+def test_labeled_pictures_that_are_left_out_are_named(photos, tmp_path, dho):
+    (photos/"cat"/"broken.png").write_bytes(b"a text"), (photos/"broken.png").write_bytes(b"")
+    (tmp_path/"l.csv").write_text("path,label\ncat/0.png,cat\ncat/broken.png,cat\ndog/0.png,dog\n")
+    code, out, err = dho("check", "--images", photos, "--labels", "l.csv", "--skip-broken", *SMALL)
+    assert code == 0 and "images left out: 2, 1 of them labeled, e.g. cat/broken.png" in out, out + err
 
 
 def test_check_and_distill_say_what_the_teacher_is_worth(dho, photos, tmp_path):
