@@ -1985,6 +1985,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'dho_nb/runs/teacher_provider.py'),
                                               'dho_nb.runs.teacher_provider.TeacherProvider._prompts': ( 'runs/teacher_provider.html#teacherprovider._prompts',
                                                                                                          'dho_nb/runs/teacher_provider.py'),
+                                              'dho_nb.runs.teacher_provider.TeacherProvider._text_encoder': ( 'runs/teacher_provider.html#teacherprovider._text_encoder',
+                                                                                                              'dho_nb/runs/teacher_provider.py'),
                                               'dho_nb.runs.teacher_provider.TeacherProvider._text_source': ( 'runs/teacher_provider.html#teacherprovider._text_source',
                                                                                                              'dho_nb/runs/teacher_provider.py'),
                                               'dho_nb.runs.teacher_provider.TeacherProvider._trained_zeta': ( 'runs/teacher_provider.html#teacherprovider._trained_zeta',

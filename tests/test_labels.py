@@ -217,6 +217,7 @@ def test_a_list_option_that_is_given_twice_is_one_list():
         parser = argparse.ArgumentParser()
         add_options(parser, VERBS[verb].options)
         for _ in range(2): assert parser.parse_args(given.split()).labels == ["a.csv", "b.csv", "c.csv"]
+        if verb == "check": assert parser.parse_args("--teacher A --teacher B".split()).teacher == ["B"], "one teacher or several: the last choice counts"
 
 
 def test_labeled_pictures_that_are_left_out_are_named(photos, tmp_path, dho):
@@ -248,3 +249,19 @@ def test_a_student_has_no_prompts(dho, tmp_path):
     code, _, err = dho("distill", "--preset", "digits", "--epochs", "1", "--out", "run")
     code, _, err = dho("evaluate", "run", "--dataset", "digits", "--templates", "{}")
     assert code == 2 and "--templates are a teacher's prompts" in err
+
+
+def test_embeddings_without_class_embeddings_say_what_is_missing(photos, tmp_path):
+    import numpy as np
+    from dho_nb.runs.inputs import resolve
+    from dho_nb.runs.teacher_provider import TeacherProvider
+    (tmp_path/"l.csv").write_text("path,label\ncat/0.png,cat\ndog/0.png,dog\n")
+    paths = sorted(p.relative_to(photos).as_posix() for p in photos.rglob("*.*"))
+    np.savez(tmp_path/"v.npz", paths=paths, embeddings=np.ones((len(paths), 4), np.float32))
+    (tmp_path/"half.safetensors").write_bytes(b"no weights")
+    config = make_config(dict(OPTIONS, dataset=str(photos), labels=str(tmp_path/"l.csv"), embeddings=str(tmp_path/"v.npz"), views=1,
+                              teacher=f"ViT-B-16/{tmp_path/'half.safetensors'}"))
+    def head():
+        inputs = resolve(config)
+        return TeacherProvider(config, inputs.data, inputs.teacher, mode="none").open().class_embeddings()
+    fails(head, "v.npz holds no class embeddings: give them by --texts", "half.safetensors")

@@ -91,7 +91,8 @@ def _value(parameter, parse=None):
     choices = [c for c in parameter.choices or () if c]
     metavar = "{" + ",".join(choices) + "}" if 0 < len(choices) < 6 else parameter.metavar
     of = parse or {int | str: _whole_or_word, float | str: _number_or_word, dict: _json, list: str, str | list: str}.get(kind, kind)
-    return dict(type=of, metavar=metavar, **(dict(nargs="+", action="extend") if kind in (list, str | list) else {}))  # given twice: one list
+    several = dict(nargs="+", action="extend") if kind is list else dict(nargs="+") if kind == str | list else {}  # a list that is given twice is one list
+    return dict(type=of, metavar=metavar, **several)
 
 # %% ../../nbs/cli/01_options.ipynb #9a8a95f4
 def _help(parameter, text):
