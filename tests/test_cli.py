@@ -283,6 +283,12 @@ def test_every_option_has_a_help_with_its_range_and_default(verb):
     (["distill", "--preset", "digits", "--processes", "0"], "processes=0 must be 1 or more"),
     (["table", "here", "--form", "txt"], "unknown form 'txt': did you mean 'text'?"),
     (["predict", "model"], "required: IMAGES; dho predict --help"),
+    (["check", "--images", "fotos"], "unknown dataset 'fotos': Known: "),
+    (["check", "--images", "eurosta"], "unknown dataset 'eurosta': did you mean 'eurosat'?"),
+    (["check"], "name a dataset, a folder of images, a CSV or a CoOp split (--images)"),
+    (["check", "tests"], "pictures are given by --images tests; "),
+    (["check", "--images", "tests", "--out", "run"], "this verb has no option --out; it belongs to dho "),
+    (["check", "--images", "tests", "--model", "resnet18"], "option --model is called --student here"),
 ])
 def test_mistakes_in_a_command_are_one_sentence(argv, says, capsys):
     assert make_parser() and main(argv) == 2

@@ -7,6 +7,7 @@ from dho_nb.cli.main import main
 from dho_nb.core.errors import DhoError
 from dho_nb.runs.config import preset
 from dho_nb.runs.cross_fit import cross_fit
+from dho_nb.runs.gallery import suspicious_labels
 from dho_nb.runs.run import distill
 
 
@@ -50,3 +51,16 @@ def test_a_student_without_a_teacher_has_no_neighbors_and_one_head_no_disagreeme
     with pytest.raises(DhoError, match="needs a teacher's embeddings"): run.map(50)
     single = distill(preset("digits", method="sho", epochs=1, views=2), tmp_path/"sho", "none")
     assert len(single.map(60).axes) == 2
+
+
+def test_labels_of_small_classes_are_judged_by_as_many_neighbors_as_the_class_has():
+    where = {"many": [1, 0, 0], "few": [0, 1, .6], "other": [0, .6, 1]}
+    names, counts = [*where], (20, 3, 20)
+    labels = np.repeat(np.arange(3), counts)
+    x = np.array([where[names[c]] for c in labels]) + .02*np.random.default_rng(0).normal(size=(43, 3))
+    assert not len(suspicious_labels(x, labels)), "three images of a class are not outvoted by ten others"
+    wrong = labels.copy()
+    wrong[5] = 1
+    assert suspicious_labels(x, wrong)["position"].tolist() == [5]
+    single = np.append(labels, 3)
+    assert not len(suspicious_labels(np.append(x, [[0, 0, 1.]], axis=0), single)), "the only image of a class has no neighbors of its own"

@@ -204,3 +204,23 @@ def test_dho_label_gives_the_page_its_order_and_guesses(source, photos, tmp_path
     if source == "run": assert made.batch == images_to_label(run, None)["path"].tolist()[:4]
     else: assert np.allclose(made.embeddings, embeddings, atol=1e-3)
     assert f"{2*(source == 'run')} of 9 pictures labeled" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("source", ["names", "teacher", "embeddings"])
+def test_pictures_that_cannot_be_decoded_do_not_come(photos, source):
+    whole = (photos/"4.png").read_bytes()
+    for name, data in (("0.png", whole[:len(whole)//2]), ("2.png", b""), ("8.png", b"a text")): (photos/name).write_bytes(data)
+    sound, answers = [f"{i}.png" for i in (1, 3, 4, 5, 6, 7)], {}
+    vectors = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    np.savez(photos.parent/"v.npz", paths=sound, embeddings=vectors, classes=["cat", "dog"], text=np.eye(2, 4, dtype=np.float32))
+    if source != "names":
+        given = dict(embeddings=photos.parent/"v.npz") if source == "embeddings" else dict(teacher="digits")
+        embeddings, guesses = folder_teacher_answers(photos, ["cat", "dog"], mode="none", **given)
+        assert [i for i in range(9) if not guesses[i]] == [0, 2, 8] and len(embeddings) == 9
+        answers = dict(embeddings=embeddings, guesses=guesses)
+    labeler, seen = Labeler(photos, photos.parent/"l.csv", ["cat", "dog"], count=4, **answers), []
+    while labeler.current: seen.append(labeler.current); labeler.label("cat")
+    assert sorted(seen) == sound and "3 cannot be read" in labeler.state.value
+    if source == "embeddings":
+        np.savez(photos.parent/"v.npz", paths=sound[1:], embeddings=vectors[1:], classes=["cat", "dog"], text=np.eye(2, 4, dtype=np.float32))
+        fails(lambda: folder_teacher_answers(photos, ["cat", "dog"], mode="none", **given), "no embedding of 1 of 9 pictures, e.g. 1.png")

@@ -176,6 +176,57 @@ def test_a_model_may_keep_the_codes_as_its_answers(photos, tmp_path):
     assert read_manifest(write_manifest(run.manifest, tmp_path/"list")).prompted == run.manifest.prompted == ("nine", "zero")
 
 
+def test_codes_stay_the_answers_where_own_embeddings_know_the_words(photos, tmp_path):
+    import numpy as np
+    from dho_nb.runs.inputs import resolve
+    from dho_nb.runs.teacher_provider import TeacherProvider
+    (tmp_path/"l.csv").write_text("path,label\ncat/0.png,46\ndog/0.png,7\n")
+    paths, text = sorted(p.relative_to(photos).as_posix() for p in photos.rglob("*.*")), np.eye(2, 4, dtype=np.float32)
+    np.savez(tmp_path/"v.npz", paths=paths, embeddings=np.ones((len(paths), 4), np.float32), classes=["wallflower", "petunia"], text=text)
+    named = dict(OPTIONS, dataset=str(photos), labels=str(tmp_path/"l.csv"), embeddings=str(tmp_path/"v.npz"), classes=["46=petunia", "7=wallflower"])
+    for rename, classes in (("all", ("petunia", "wallflower")), ("prompts", ("46", "7"))):
+        config = make_config(dict(named, rename=rename, views=1))
+        inputs = resolve(config)
+        provider = TeacherProvider(config, inputs.data, inputs.teacher, mode="none").open()
+        assert inputs.data.manifest.classes == classes and np.allclose(provider.class_embeddings().cpu(), text[::-1])
+
+
+def test_prompts_that_nobody_reads_are_not_shown(photos, tmp_path):
+    import numpy as np
+    from dho_nb.runs.inputs import resolve
+    from dho_nb.runs.teacher_check import score_teacher, teacher_check_lines
+    from dho_nb.runs.teacher_provider import TeacherProvider
+    (tmp_path/"l.csv").write_text("path,label\ncat/0.png,cat\ndog/0.png,dog\n")
+    paths = sorted(p.relative_to(photos).as_posix() for p in photos.rglob("*.*"))
+    np.savez(tmp_path/"v.npz", paths=paths, embeddings=np.ones((len(paths), 4), np.float32), classes=["cat", "dog"], text=np.eye(2, 4, dtype=np.float32))
+    for own, shown in ((dict(embeddings=str(tmp_path/"v.npz"), views=1), "not read: the file of embeddings"), ({}, "a drawing of a cat")):
+        config = make_config(dict(OPTIONS, dataset=str(photos), labels=str(tmp_path/"l.csv"), templates=["a drawing of a {}"], **own))
+        inputs = resolve(config)
+        provider = TeacherProvider(config, inputs.data, inputs.teacher, mode="none").open()
+        assert shown in teacher_check_lines(score_teacher(provider, inputs.labels.rows))["prompts"]
+
+
+def test_a_list_option_that_is_given_twice_is_one_list():
+    import argparse, dataclasses
+    from dho_nb.cli.main import VERBS
+    from dho_nb.cli.options import add_options
+    from dho_nb.core.parameters import declared_parameters
+    defaults = [p.default for v in VERBS.values() for p in declared_parameters(v.options) if p.kind is list]
+    assert all(d is dataclasses.MISSING or not d for d in defaults), "a default would stay in the list"
+    for verb, given in (("check", "--labels a.csv b.csv --labels c.csv"), ("evaluate", "digits --dataset x --labels a.csv b.csv --labels c.csv")):
+        parser = argparse.ArgumentParser()
+        add_options(parser, VERBS[verb].options)
+        for _ in range(2): assert parser.parse_args(given.split()).labels == ["a.csv", "b.csv", "c.csv"]
+        if verb == "check": assert parser.parse_args("--teacher A --teacher B".split()).teacher == ["B"], "one teacher or several: the last choice counts"
+
+
+def test_labeled_pictures_that_are_left_out_are_named(photos, tmp_path, dho):
+    (photos/"cat"/"broken.png").write_bytes(b"a text"), (photos/"broken.png").write_bytes(b"")
+    (tmp_path/"l.csv").write_text("path,label\ncat/0.png,cat\ncat/broken.png,cat\ndog/0.png,dog\n")
+    code, out, err = dho("check", "--images", photos, "--labels", "l.csv", "--skip-broken", *SMALL)
+    assert code == 0 and "images left out: 2, 1 of them labeled, e.g. cat/broken.png" in out, out + err
+
+
 def test_check_and_distill_say_what_the_teacher_is_worth(dho, photos, tmp_path):
     (tmp_path/"l.csv").write_text("path,label\ncat/0.png,46\ndog/0.png,7\n")
     for verb in ("check", "distill"):
@@ -198,3 +249,19 @@ def test_a_student_has_no_prompts(dho, tmp_path):
     code, _, err = dho("distill", "--preset", "digits", "--epochs", "1", "--out", "run")
     code, _, err = dho("evaluate", "run", "--dataset", "digits", "--templates", "{}")
     assert code == 2 and "--templates are a teacher's prompts" in err
+
+
+def test_embeddings_without_class_embeddings_say_what_is_missing(photos, tmp_path):
+    import numpy as np
+    from dho_nb.runs.inputs import resolve
+    from dho_nb.runs.teacher_provider import TeacherProvider
+    (tmp_path/"l.csv").write_text("path,label\ncat/0.png,cat\ndog/0.png,dog\n")
+    paths = sorted(p.relative_to(photos).as_posix() for p in photos.rglob("*.*"))
+    np.savez(tmp_path/"v.npz", paths=paths, embeddings=np.ones((len(paths), 4), np.float32))
+    (tmp_path/"half.safetensors").write_bytes(b"no weights")
+    config = make_config(dict(OPTIONS, dataset=str(photos), labels=str(tmp_path/"l.csv"), embeddings=str(tmp_path/"v.npz"), views=1,
+                              teacher=f"ViT-B-16/{tmp_path/'half.safetensors'}"))
+    def head():
+        inputs = resolve(config)
+        return TeacherProvider(config, inputs.data, inputs.teacher, mode="none").open().class_embeddings()
+    fails(head, "v.npz holds no class embeddings: give them by --texts", "half.safetensors")

@@ -91,7 +91,8 @@ def _value(parameter, parse=None):
     choices = [c for c in parameter.choices or () if c]
     metavar = "{" + ",".join(choices) + "}" if 0 < len(choices) < 6 else parameter.metavar
     of = parse or {int | str: _whole_or_word, float | str: _number_or_word, dict: _json, list: str, str | list: str}.get(kind, kind)
-    return dict(type=of, metavar=metavar, **(dict(nargs="+") if kind in (list, str | list) else {}))
+    several = dict(nargs="+", action="extend") if kind is list else dict(nargs="+") if kind == str | list else {}  # a list that is given twice is one list
+    return dict(type=of, metavar=metavar, **several)
 
 # %% ../../nbs/cli/01_options.ipynb #9a8a95f4
 def _help(parameter, text):
@@ -109,7 +110,8 @@ def _add_option(parser, parameter, text, word=False, required=False, parse=None)
     if p.kind is bool: return parser.add_argument(flag, action="store_true", help=text)
     value = _value(p, parse)
     if required: return parser.add_argument(flag, required=True, help=text, **value)
-    if not word and p.default is not dataclasses.MISSING: return parser.add_argument(flag, default=p.default, help=_help(p, text), **value)
+    if not word and p.default is not dataclasses.MISSING: return parser.add_argument(flag, default=[*p.default] if isinstance(p.default, tuple) else p.default, help=_help(p, text), **value)
+    value.pop("action", None)
     if word: value |= dict(nargs="?", default=p.default)
     if not value["metavar"].startswith("{"): value["metavar"] = p.name.upper()
     parser.add_argument(p.name, help=_help(p, text), **value)

@@ -118,7 +118,10 @@ def suspicious_labels(
     labels = torch.as_tensor(np.asarray(labels))
     count = min(votes, max(int(labels.bincount().median()) - 1, 1), len(labels) - 1) if len(labels) else 0
     if count < 1: return pd.DataFrame(columns=["position", "label", "other", "share", "own"])
-    nearest = torch.nn.functional.one_hot(labels[neighbors(_unit(embeddings), count)[1]], int(labels.max()) + 1).double().mean(1)
+    voters = (labels.bincount()[labels] - 1).clamp(max=count)  # of a small class no more than it has other images
+    asked = torch.arange(count) < voters[:, None]
+    answers = torch.nn.functional.one_hot(labels[neighbors(_unit(embeddings), count)[1]], int(labels.max()) + 1).double()
+    nearest = (answers*asked[..., None]).sum(1)/voters.clamp(min=1)[:, None]
     other, own = nearest.max(-1), nearest[torch.arange(len(labels)), labels]
     table = pd.DataFrame(dict(position=range(len(labels)), label=labels, other=other.indices, share=other.values, own=own))
     found = table[(table["other"] != table["label"]) & (table["share"] > .5)]

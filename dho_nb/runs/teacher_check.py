@@ -26,6 +26,7 @@ class TeacherCheck:
     labels:np.ndarray    # [N] labels
     manifest:Manifest    # Their dataset
     zeta:float=0.01      # Softmax temperature of the teacher
+    asked:bool=True      # Its text encoder reads the prompts; class embeddings of a file replace them
 
     @property
     def right(self)->int:
@@ -60,7 +61,7 @@ def teacher_check_lines(
     asked = class_prompts(names, check.manifest.templates)
     lines = {"zero-shot": f"{count_text(check.right, count)} labeled images right, chance {chance}" if count else "no labeled image to try the teacher on",
              "weakest classes" if len(known) > most else "by class": ", ".join(each),
-             "prompts": "; ".join(asked[:most//2]) + f" … {len(asked):,} in all"*(len(asked) > most//2),
+             "prompts": "; ".join(asked[:most//2]) + f" … {len(asked):,} in all"*(len(asked) > most//2) if check.asked else "not read: the file of embeddings holds the classes' own",
              "warning": _warning(check) if check.near_chance else ""}
     return {name: text for name, text in lines.items() if text}
 
@@ -105,4 +106,5 @@ def score_teacher(
     for member in provider.members:  # several teachers answer with the mean of their probabilities
         logits, rows = _check_logits(member, rows)
         probabilities = probabilities + logits.softmax(-1)
-    return TeacherCheck(probabilities.argmax(-1).cpu().numpy(), labels[rows], manifest, provider.zeta())
+    asked = provider.plan.source != "own" or not provider.lookup.store.class_embeddings()
+    return TeacherCheck(probabilities.argmax(-1).cpu().numpy(), labels[rows], manifest, provider.zeta(), asked)

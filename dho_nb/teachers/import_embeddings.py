@@ -290,8 +290,8 @@ def own_text(self:Lookup,
         raise DhoError(f"{file}: {len(names)} class names for {len(text)} class embeddings; give one name each")
     text = _unit(text, names, file)
     text = _unit(text.mean(1), names, file) if text.ndim == 3 else text
-    rows = match_class_embeddings(self.manifest.classes, held.get("classes"), len(text))
-    if "classes" not in held: text, names = text[rows], self.manifest.classes
+    rows = match_class_embeddings(self.manifest.prompted, held.get("classes"), len(text))
+    if "classes" not in held: text, names = text[rows], self.manifest.prompted
     with atomic_path(self.store.folder/"classes.safetensors") as temporary:
         save_file(dict(text=torch.from_numpy(np.ascontiguousarray(text))), temporary,
                   dict(classes=json.dumps([*names])))
