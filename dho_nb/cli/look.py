@@ -71,7 +71,12 @@ def _print_data(config, data):
           f"classes\n{manifest_summary(manifest).to_string()}\n{_class_lines(manifest)}{_duplicate_lines(manifest, data.keys)}")
     for name, text in config_data_warnings(config, manifest, data.root, data.skipped, data.odd).items(): print_output(f"{name}: {text}")
     subset = visible_dataset_labels(config, manifest, get_method(config.method))
-    print_output(f"labels for training: {subset_text(subset, len(manifest.classes))}; images left out: {len(data.skipped)}", flush=True)
+    print_output(f"labels for training: {subset_text(subset, len(manifest.classes))}; images left out: {_left_out(data.skipped)}", flush=True)
+
+def _left_out(skipped):
+    "How many images cannot be used, and which of them have a label"
+    lost = skipped["path"][skipped["label"] >= 0]
+    return f"{len(skipped)}" + (f", {len(lost)} of them labeled, e.g. {lost.iloc[0]}" if len(lost) else "")
 
 # %% ../../nbs/cli/02_look.ipynb #7e0983c3
 def _class_lines(manifest, most=50):

@@ -9,6 +9,7 @@ __all__ = ['MODULES', 'VerbParser', 'make_parser', 'main']
 import argparse, dataclasses, logging, os, sys
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from inspect import cleandoc
+from pathlib import Path
 from safetensors import SafetensorError
 import dho_nb
 from . import label, look, stores, sweep, train, use
@@ -176,7 +177,11 @@ def _unknown_option(flag, known):
     named = Config.other_names.get(flag.removeprefix("--").replace("-", "_"), "").split(" and ")
     flags = [f"--{name.replace('_', '-')}" for name in named]
     if set(flags) <= set(known): return DhoError(f"option {flag} is called {' and '.join(flags)} here")
-    if not flag.startswith("-"): return DhoError(f"unexpected argument {flag!r}: dho VERB --help lists the arguments")
+    if not flag.startswith("-"):
+        images = f"pictures are given by --images {flag}; "*("--images" in known and Path(flag).exists())
+        return DhoError(f"unexpected argument {flag!r}: {images}dho VERB --help lists the arguments")
+    elsewhere = [v.name for v in _verbs() if flag.removeprefix("--").replace("-", "_") in {p.name for p in declared_parameters(v.options)}]
+    if elsewhere: return DhoError(f"this verb has no option {flag}; it belongs to dho {elsewhere[0]}" + f" and {len(elsewhere) - 1} more"*(len(elsewhere) > 1))
     return DhoError(f"unknown option {flag!r}: {nearest_name_hint(flag, known, .85)}dho VERB --help lists the options")
 
 # %% ../../nbs/cli/07_main.ipynb #a8e5427e

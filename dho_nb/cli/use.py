@@ -135,7 +135,9 @@ def _gallery(args):
     note = finished_run_folder(args.run)/"run.json"
     config = _moved(args.run, args.root) if args.root else make_config(read_json(note, **NOTE)["config"], note)
     run = Run(config, note.parent)
-    for name in run.gallery(): print_output(run.folder/f"gallery-{name}.png", flush=True)
+    drawn = run.gallery()
+    for name in drawn: print_output(run.folder/f"gallery-{name}.png", flush=True)
+    if "confusion" not in drawn: print_output("no confusion matrix and no mistakes: the run has no labeled validation or test images (--test 0.2, or a column split)")
     if args.map: run.map(args.map); print_output(run.folder/"map.png")
 
 # %% ../../nbs/cli/06_use.ipynb #fcfaa483

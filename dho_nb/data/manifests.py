@@ -627,7 +627,7 @@ def open_manifest(
                        f"your copy: dho data build {dataset} --root FOLDER (dho data get {dataset} fetches the "
                        "pictures, or says where they are)")
     if extension_spec("dataset", dataset): return own_dataset(dataset)[0]
-    raise unknown_name_error("dataset", dataset, [*files, *extension_names("dataset"), "a folder", "a .csv", "a split_zhou_*.json"])
+    raise unknown_name_error("dataset", dataset, [*files, *extension_names("dataset"), "a folder", "a .csv", "a split_zhou_*.json"], .75)
 
 # %% ../../nbs/data/00_manifests.ipynb #d0a10fd8
 def own_dataset(

@@ -224,8 +224,8 @@ def _expected(estimate, file):
     mark = read_json(file.parent/"run.json", **NOTE).get("labels")  # of a run from before there was one, nothing is known
     if not differs and mark and mark != estimate_note.get("labels", mark): differs = ["the labeled images were others"]
     if differs:
-        raise DhoError(f"{estimate} is the estimate of another configuration ({'; '.join(differs)}): run dho estimate "
-                       "for this one")
+        raise DhoError(f"{estimate} is the estimate of another configuration ({'; '.join(differs)}): estimate this one, by "
+                       f"dho estimate --config {file.parent/'run.json'}")
     return estimate_note
 
 # %% ../../nbs/deploy/03_model_card.ipynb #7c365ff8

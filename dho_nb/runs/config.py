@@ -114,7 +114,7 @@ class Config(TrackerConfig, EvalConfig, TrainConfig, BatchConfig, StudentConfig,
     head_lr:PositiveFloat=1.0      # Learning rate of the heads as a multiple of lr
 
     other_names = {"images": "dataset", "batch_size": "batch_labeled and batch_unlabeled", "learning_rate": "lr", "image_size": "size",
-                   "num_epochs": "epochs", "prompts": "templates"}
+                   "num_epochs": "epochs", "prompts": "templates", "model": "student", "data": "dataset"}
 
     def __post_init__(self):
         if not isinstance(self.dataset, (str, os.PathLike)):
@@ -130,7 +130,7 @@ class Config(TrackerConfig, EvalConfig, TrainConfig, BatchConfig, StudentConfig,
 # %% ../../nbs/runs/01_config.ipynb #8585815b
 def _check_data(config):
     "Refuse parameters of images, labels and embeddings that contradict each other"
-    if not config.dataset: raise DhoError("parameter dataset is missing: name a dataset, a folder of images, a CSV or a CoOp split")
+    if not config.dataset: raise DhoError("parameter dataset is missing: name a dataset, a folder of images, a CSV or a CoOp split (--images)")
     if not all(isinstance(v, str) for v in [*config.classes, *config.templates]): raise DhoError("classes and templates are lists of strings")
     if config.test > 1 and config.test != int(config.test):
         raise DhoError(f"test={config.test} is neither a share below 1 nor a whole number")

@@ -7,6 +7,7 @@ __all__ = ['KEYS', 'typical_order', 'unlabeled_class_order', 'Labeler', 'folder_
 
 # %% ../../nbs/runs/13_labeler.ipynb #43aa9de5
 import html, io, warnings
+from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from ..core.errors import DhoError, require_extra
 from ..core.files import atomic_path
 from ..core.settings import load_settings
 from ..data.label_files import find_picture, merged_labels, NONE_OF_THESE, PictureFolder
-from ..data.loaders import odd_images
+from ..data.loaders import broken_images, odd_images
 from ..data.manifests import content_keys, image_paths, Manifest, open_image, read_manifest_table, TEMPLATES
 from .config import Config
 from .cross_fit import images_to_label
@@ -86,7 +87,7 @@ class Labeler:
         require_extra("lab", "ipywidgets")
         if Path(file).suffix.lower() == ".json": raise DhoError(f"{file}: labels are recorded in a CSV; convert this file with dho convert")
         self.folder, self.file, self.count, self.run, self.side = PictureFolder(Path(root).expanduser()), Path(file).expanduser(), count, run, side
-        self.paths, self.skipped, self.history, self.thumbnails, self.cards = self.folder.paths, set(), [], {}, {}
+        self.paths, self.skipped, self.unreadable, self.history, self.thumbnails, self.cards = self.folder.paths, set(), set(), [], {}, {}
         for name, given in (("embeddings", embeddings), ("guesses", guesses)):
             if given is not None and len(given) not in (0, len(self.paths)):
                 raise DhoError(f"{name} are of {len(given)} pictures, and {self.folder.root} has {len(self.paths)}: give one for each, in the order of image_paths")
@@ -176,16 +177,23 @@ def press(self:Labeler,
 # %% ../../nbs/runs/13_labeler.ipynb #74324c9d
 @patch
 def next_batch(self:Labeler):
-    "Select and show the next pictures"
+    "Select and show the next pictures; those that cannot be decoded are left out"
     known = {p: label for p, label in self.labels().items() if label}
-    out = {*known, *self.skipped, *self.odd}
-    left = [p for p in self.paths if p not in out]
-    if self.run is not None and left: ranked = self._unsure(left)
-    elif self.embeddings is not None and left: ranked = self._typical(known, {*left})
-    else: ranked = left
-    self.batch = ranked[:self.count]
+    while True:
+        self.batch = self._ranked(known)[:self.count]
+        broken = {p for p in self.batch if not self._thumbnail(p)}
+        self.unreadable |= broken
+        if not broken: break
     self.current = self.batch[0] if self.batch else None
     self._show()
+
+@patch
+def _ranked(self:Labeler, known):
+    "Pictures that may be shown, the most useful first"
+    out = {*known, *self.skipped, *self.odd, *self.unreadable}
+    left = [p for p in self.paths if p not in out]
+    if self.run is not None and left: return self._unsure(left)
+    return self._typical(known, {*left}) if self.embeddings is not None and left else left
 
 @patch
 def _unsure(self:Labeler, left):
@@ -306,7 +314,7 @@ def _show(self:Labeler):
     for name in self.classes[len(self.buttons.children):]: self._add_button(name)
     for name, made in zip(self.classes, self.buttons.children): made.button_style = "primary" if name == guess else ""
     count = sum(bool(v) for v in known.values())
-    self.state.value = f"{count} of {len(self.paths)} pictures labeled" + (" · space takes the guess" if guess in self.classes else "") + (" · nothing is left" if self.current is None else "")
+    self.state.value = f"{count} of {len(self.paths)} pictures labeled" + (" · space takes the guess" if guess in self.classes else "") + (" · nothing is left" if self.current is None else "") + (f" · {len(self.unreadable)} cannot be read" if self.unreadable else "")
 
 # %% ../../nbs/runs/13_labeler.ipynb #ba4648ba
 @patch
@@ -328,6 +336,19 @@ def _ipython_display_(self:Labeler):
     from IPython.display import display
     display(self.widget)
 
+# %% ../../nbs/runs/13_labeler.ipynb #d2c0ab1e
+def _decodable(manifest, root, rows):
+    "Those of some positions whose pictures can be decoded"
+    broken = broken_images(replace(manifest, table=manifest.table.iloc[rows]), root)
+    return rows[~manifest.table["path"].iloc[rows].isin(broken["path"]).to_numpy()]
+
+def _embedded_rows(provider, root, file):
+    "Positions of the pictures that a file of embeddings has. Raises DhoError where it lacks one that can be decoded"
+    manifest, has = provider.manifest, np.asarray(provider.lookup.has(np.arange(len(provider.manifest)), CENTER_VIEW))
+    gone = manifest.table["path"].iloc[_decodable(manifest, root, np.flatnonzero(~has))]
+    if len(gone): raise DhoError(f"{file} has no embedding of {len(gone)} of {len(manifest)} pictures, e.g. {gone.iloc[0]}: add them, or move these pictures elsewhere")
+    return np.flatnonzero(has)
+
 # %% ../../nbs/runs/13_labeler.ipynb #5f90d7f3
 def folder_teacher_answers(
     root:str|Path,                 # Folder of the pictures
@@ -337,22 +358,18 @@ def folder_teacher_answers(
     mode:str="auto",               # Progress, as in `Settings.progress`
     embeddings:str|Path="",        # File of embeddings in place of a teacher, as in `Config`
 )->tuple[np.ndarray, list]:        # Embeddings [N, D] and a class name for each picture, "" without class embeddings, in the order of `image_paths`
-    "Return a teacher's embeddings of a folder and its zero-shot guesses. Raises DhoError for a picture that cannot be decoded or has no embedding"
+    "Return a teacher's embeddings of a folder and its zero-shot guesses; zeros and no guess for a picture that cannot be decoded. Raises DhoError for one that has no embedding"
     root = Path(root).expanduser()
     table = pd.DataFrame(dict(path=image_paths(root), label=-1, split="train"))
     manifest, s = Manifest(root.resolve().name, table, tuple(classes), templates), load_settings()
     config = Config(dataset=str(root), method="kd", teacher=teacher, embeddings=str(embeddings))
     data, device = RunData(manifest, root, table.iloc[:0], content_keys(manifest, root)), pick_device(s.device)
     provider = TeacherProvider(config, data, run_teacher_plan(config), device, pick_loader_workers(s.workers, device), mode).open()
-    rows = np.arange(len(manifest))
-    if embeddings: _check_embedded(manifest, provider.lookup.has(rows, CENTER_VIEW), embeddings)
-    else: provider.lookup.embed(rows, [CENTER_VIEW], root, provider.load, provider.workers, mode)
+    rows = _embedded_rows(provider, root, embeddings) if embeddings else _decodable(manifest, root, np.arange(len(manifest)))
+    if not embeddings: provider.lookup.embed(rows, [CENTER_VIEW], root, provider.load, provider.workers, mode)
     found = provider.center_embeddings(rows)
-    if embeddings and not provider.lookup.store.class_embeddings(): return found.cpu().numpy(), [""]*len(rows)
-    guesses = teacher_logits(found, provider.class_embeddings(), provider.zeta()).argmax(-1)
-    return found.cpu().numpy(), [manifest.classes[k] for k in guesses.tolist()]
-
-def _check_embedded(manifest, has, file):
-    "Refuse a file of embeddings that lacks pictures"
-    gone = manifest.table["path"][~np.asarray(has)]
-    if len(gone): raise DhoError(f"{file} has no embedding of {len(gone)} of {len(manifest)} pictures, e.g. {gone.iloc[0]}: add them, or move these pictures elsewhere")
+    answers, guesses = np.zeros((len(manifest), found.shape[1]), np.float32), np.full(len(manifest), "", object)
+    answers[rows] = found.cpu().numpy()
+    if embeddings and not provider.lookup.store.class_embeddings(): return answers, [*guesses]
+    guesses[rows] = np.array(manifest.classes, object)[teacher_logits(found, provider.class_embeddings(), provider.zeta()).argmax(-1).cpu().numpy()]
+    return answers, [*guesses]

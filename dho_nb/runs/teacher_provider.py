@@ -202,7 +202,14 @@ def class_embeddings(self:TeacherProvider)->torch.Tensor:
 def _prompts(self:TeacherProvider):
     "Classes, prompts, how to load the text encoder, and its identity where it is not the store's teacher"
     texts = clip_teacher_identity(self.config.teacher) if self.plan.source == "own" else ""
-    return self.manifest.prompted, self.manifest.templates, self.load, texts
+    return self.manifest.prompted, self.manifest.templates, self._text_encoder if texts else self.load, texts
+
+@patch
+def _text_encoder(self:TeacherProvider):
+    "Load the teacher whose prompts own embeddings need. Raises `DhoError` that says why one is needed"
+    try: return self.load()
+    except DhoError as e:
+        raise DhoError(f"{self.config.embeddings} holds no class embeddings: give them by --texts, or the model that the embeddings are from by --teacher. {e}") from None
 
 # %% ../../nbs/runs/04_teacher_provider.ipynb #98f5353b
 @patch
