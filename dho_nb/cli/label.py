@@ -7,7 +7,7 @@ __all__ = ['Label']
 
 # %% ../../nbs/cli/02b_label.ipynb #d9f2e634
 import numpy as np
-import secrets, socket, tempfile
+import secrets, signal, socket, tempfile
 from pathlib import Path
 from typing import Annotated
 from .options import Computes, verb
@@ -63,7 +63,10 @@ def _serve(page, port, browser):
     token = secrets.token_urlsafe(16)
     print_output(f"http://127.0.0.1:{port}/?token={token}\nCtrl-C ends it; every click is in the file at once", flush=True)
     options = dict(ip="127.0.0.1", port=port, port_retries=0, token=token, open_browser=browser, log_level="ERROR")
-    Voila.launch_instance([str(page), *(f"--Voila.{name}={value}" for name, value in options.items())])
+    app = Voila.instance()
+    app.initialize([str(page), "--KernelManager.transport=ipc", *(f"--Voila.{name}={value}" for name, value in options.items())])
+    for ending in (signal.SIGINT, signal.SIGTERM): signal.signal(ending, signal.default_int_handler)  # Voilà's own waits for the next request
+    app.start()
 
 # %% ../../nbs/cli/02b_label.ipynb #517a6ebc
 @verb("label", "label", _label)

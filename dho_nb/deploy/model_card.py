@@ -192,8 +192,8 @@ def _figures(facts, result, figures, expected):
 # %% ../../nbs/deploy/03_model_card.ipynb #43e14f38
 def _crossed(expected):
     "Return the scores of cross-fitted students on held-out labels"
-    columns = {name: {"accuracy": f"{v['accuracy']:.3f}", "95 % interval": f"{v['low']:.3f} to {v['high']:.3f}",
-                    "negative log-likelihood": v["nll"]} for name, v in expected["table"].items()}
+    count = lambda v: count_text(round(v["accuracy"]*expected["labeled"]), expected["labeled"])
+    columns = {name: {"accuracy": count(v), "negative log-likelihood": v["nll"]} for name, v in expected["table"].items()}
     return (f"Cross-fitted: {expected['folds']} students were trained as this one was, each without a part of the "
             f"{expected['labeled']} labeled images, and asked about that part.\n\n"
             f"{_lines(pd.DataFrame(columns).T, 'answer of')}\n\nThis one has seen all the labels. The figures hold for "
