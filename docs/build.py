@@ -199,7 +199,7 @@ def picture_width(outputs):
         with Image.open(BytesIO(b64decode("".join(png)))) as picture:
             return f"{round(picture.width*min(1, 100/picture.info.get('dpi', (100,))[0]))}px"
 
-COLUMNS = 6  # of a table whose intervals stand below their numbers
+MANY, WIDE = 6, 7  # columns of a table whose intervals stand below their numbers, and of one with smaller letters
 ROW, CELL = re.compile(r"<tr.*?</tr>", re.S), re.compile(r"<t[hd][\s>]")
 INTERVAL = re.compile(r"(<td[^>]* data-num>(?:\s|<[bi]>)*[-+−]?\d[\d.]*) (\[[^\]<]*\])")
 WORDS = re.compile(r"<th(\s[^>]*)?>([^<]*\S \S[^<]*)</th>")  # a heading that may take two lines
@@ -207,10 +207,11 @@ WORDS = re.compile(r"<th(\s[^>]*)?>([^<]*\S \S[^<]*)</th>")  # a heading that ma
 def table_html(html):
     "HTML with its numbers on one line each; a table of many columns gets smaller letters and its intervals on a second line"
     html = NUMBER.sub(r"<td\1 data-num>\2</td>", WORDS.sub(r"<th\1 data-words>\2</th>", html))
-    if max((len(CELL.findall(row)) for row in ROW.findall(html)), default=0) < COLUMNS: return html
-    return INTERVAL.sub(r"\1<br><small>\2</small>", html.replace("<table", "<table data-wide"))
+    columns = max((len(CELL.findall(row)) for row in ROW.findall(html)), default=0)
+    if columns >= MANY: html = INTERVAL.sub(r"\1<br><small>\2</small>", html)
+    return html.replace("<table", "<table data-wide") if columns >= WIDE else html
 
-NUMBER = re.compile(r"<td([^>]*)>((?:\s|<[bi]>)*[-+−–]?\d[^<]{0,40}(?:</[bi]>)?\s*)</td>")  # a cell with a number: it stays on one line
+NUMBER = re.compile(r"<td([^>]*)>((?:\s|<[bi]>)*[-+−–]?\d[^<]{0,28}(?:</[bi]>)?\s*)</td>")  # a cell with a number: it stays on one line
 PROGRESS = re.compile(r"^.*\b\d+/\d+.*\babout .+ left$\n?", re.M)  # a line of progress is no result
 
 def output(out, path):

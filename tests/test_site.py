@@ -281,6 +281,7 @@ def test_numbers_stay_on_one_line_and_progress_is_no_result():
     assert shown.count("<td data-num>") == 2 and re.sub(" data-num", "", shown) == table
     wide = table.replace("<td>a note</td>", "<td>1</td>"*4)
     assert "<i>+6.0<br><small>[+3.1, +9.6]</small></i>" in table_html(f"<table>{wide}</table>") and "<br>" not in shown
+    assert ["data-wide" in table_html(f"<table><tr>{'<td>1</td>'*n}</tr></table>") for n in (6, 7)] == [False, True]
     assert re.sub(" data-words", "", table_html("<th>mean gain</th><th>1-shot</th>")) == "<th>mean gain</th><th>1-shot</th>"
     said = {"output_type": "stream", "name": "stdout", "text": "step 322/340, loss 0.081, about 1 s left\n\n"}
     assert output(said, "index.ipynb") is None and output({**said, "text": "2/3 of them"}, "index.ipynb")["text"] == "2/3 of them"
