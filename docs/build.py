@@ -6,11 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
+from base64 import b64decode
 from functools import cache
+from io import BytesIO
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 from nbdev.serve import proc_nbs
+from PIL import Image
 
 from api import Module
 from check import problems, external
@@ -183,14 +186,32 @@ def shown(cell, path):
     given = dict(DIRECTIVE.findall(source(cell)))
     kept = code(DIRECTIVE.sub("", source(cell)).strip("\n"))
     figure = cell["metadata"].get("figure", {})
-    alt, caption = figure.get("alt"), figure.get("caption")
+    alt, caption, width = figure.get("alt"), figure.get("caption"), picture_width(cell.get("outputs", []))
     kept["metadata"] = {"tags": [*cell["metadata"].get("tags", []), *(t for (k, v), t in TAGS.items() if given.get(k) == v)],
-                        "mystnb": {**({"image": {"alt": alt}} if alt else {}),
+                        "mystnb": {"image": {k: v for k, v in (("alt", alt), ("width", width)) if v},
                                    **({"figure": {"caption": caption}} if caption else {})}}
     kept["outputs"] = [o for o in map(lambda o: output(o, path), cell.get("outputs", [])) if o]
     return kept
 
-NUMBER = re.compile(r"<td([^>]*)>((?:\s|<[bi]>)*[-+−–]?\d[^<]{0,40}(?:</[bi]>)?\s*)</td>")  # a cell with a number: it stays on one line
+def picture_width(outputs):
+    "The width of a cell's first picture at 100 pixels an inch, so that letters are of one size on all pages; None without a picture"
+    for png in filter(None, (o.get("data", {}).get("image/png") for o in outputs)):
+        with Image.open(BytesIO(b64decode("".join(png)))) as picture:
+            return f"{round(picture.width*min(1, 100/picture.info.get('dpi', (100,))[0]))}px"
+
+MANY, WIDE = 6, 7  # columns of a table whose intervals stand below their numbers, and of one with smaller letters
+ROW, CELL = re.compile(r"<tr.*?</tr>", re.S), re.compile(r"<t[hd][\s>]")
+INTERVAL = re.compile(r"(<td[^>]* data-num>(?:\s|<[bi]>)*[-+−]?\d[\d.]*) (\[[^\]<]*\])")
+WORDS = re.compile(r"<th(\s[^>]*)?>([^<]*\S \S[^<]*)</th>")  # a heading that may take two lines
+
+def table_html(html):
+    "HTML with its numbers on one line each; a table of many columns gets smaller letters and its intervals on a second line"
+    html = NUMBER.sub(r"<td\1 data-num>\2</td>", WORDS.sub(r"<th\1 data-words>\2</th>", html))
+    columns = max((len(CELL.findall(row)) for row in ROW.findall(html)), default=0)
+    if columns >= MANY: html = INTERVAL.sub(r"\1<br><small>\2</small>", html)
+    return html.replace("<table", "<table data-wide") if columns >= WIDE else html
+
+NUMBER = re.compile(r"<td([^>]*)>((?:\s|<[bi]>)*[-+−–]?\d[^<]{0,28}(?:</[bi]>)?\s*)</td>")  # a cell with a number: it stays on one line
 PROGRESS = re.compile(r"^.*\b\d+/\d+.*\babout .+ left$\n?", re.M)  # a line of progress is no result
 
 def output(out, path):
@@ -202,7 +223,7 @@ def output(out, path):
         return {**out, "data": {"text/markdown": "*Move it yourself in JupyterLab: `make lab`.*"}}
     if "text/html" in data:
         data.pop("text/markdown", None)
-        data["text/html"] = NUMBER.sub(r"<td\1 data-num>\2</td>", "".join(data["text/html"]))
+        data["text/html"] = table_html("".join(data["text/html"]))
     elif "text/markdown" in data: data["text/markdown"] = links("".join(data["text/markdown"]), path)
     return {**out, "data": data}
 

@@ -2,10 +2,11 @@
 import json
 import re
 from functools import cache
+from statistics import median
 
 from conftest import ROOT
 from dho_nb.evaluation.interpolation import AlphaBetaGrid, best_alpha_beta
-from dho_nb.reports.paper_numbers import our_paper_numbers
+from dho_nb.reports.paper_numbers import our_paper_numbers, read_paper_numbers
 from dho_nb.reports.results import result_conflicts, result_surfaces
 from dho_nb.reports.tables import method_gains, repeat_label_free_rows
 
@@ -52,6 +53,16 @@ def gain(record, method, **where):
     for column, value in {"method": method, **where}.items(): found = found[found[column] == value]
     assert len(found) == 1
     return found.iloc[0]
+
+
+@cache
+def saved(page, code):
+    "The text that the one cell with `code` in it shows"
+    cells = [c for c in json.loads((ROOT/"nbs"/page).read_text())["cells"] if c["cell_type"] == "code" and code in "".join(c["source"])]
+    assert len(cells) == 1, f"nbs/{page}: {len(cells)} cells hold {code}"
+    return "".join("".join(o.get("data", {}).get("text/plain", [])) for o in cells[0]["outputs"])
+
+def numbers(line): return [float(n) for n in re.findall(r"(?<![\w.])-?\d+\.\d+", line)]
 
 
 def plus(value): return f"{value:+.1f}".replace("-", "−")
@@ -202,8 +213,66 @@ def test_the_picture_of_the_home_page_is_of_todays_record():
 
 
 def test_own_images_student_and_teacher_on_the_future():
-    cells = json.loads((ROOT/"nbs/howto/own_images.ipynb").read_text())["cells"]
-    shown = "".join(text for c in cells if c["cell_type"] == "code" and "judged.round" in "".join(c["source"])
-                    for output in c["outputs"] for text in output.get("data", {}).get("text/plain", []))
+    shown = saved("howto/own_images.ipynb", "judged.round")
     student, teacher = (100*float(re.search(rf"^{name} +(0\.\d+)", shown, re.M)[1]) for name in ("50 labels", "teacher"))
     check_prose("howto/own_images.ipynb", f"The student with 50 labels is right about {student:.1f} % of the photographs of the future, its teacher about {teacher:.1f} %.")
+
+
+def test_milliseconds_of_students_and_of_their_teachers():
+    shown = saved("paper/cost.ipynb", 'rename("milliseconds")').splitlines()
+    ms, record = {}, ""
+    for line in shown[1:]:
+        *names, value = line.split()
+        record = names[0] if len(names) == 2 else record
+        ms[record, names[-1]] = float(value)
+    assert min(ms["eurosat", s] for s in STUDENTS) > ms["eurosat", "teacher"] and ms["digits", "tiny"] < ms["digits", "teacher"]
+    check_prose("paper/cost.ipynb",
+        f"both EuroSAT students are slower than their teacher: {ms['eurosat', 'mobilenetv2']:.1f} ms (MobileNetV2) and "
+        f"{ms['eurosat', 'resnet18']:.1f} ms (ResNet-18) against {ms['eurosat', 'teacher']:.1f} ms.",
+        f"On the digits the student takes {ms['digits', 'tiny']:.1f} ms, and its teacher {ms['digits', 'teacher']:.1f} ms.")
+
+
+def test_speeds_that_the_benchmarks_state():
+    turns = [numbers(line) for line in saved("benchmarks/surface.ipynb", "times.round").splitlines()[1:]]
+    loop, naive = (median(turn[column] for turn in turns) for column in (-2, -1))
+    check_prose("benchmarks/surface.ipynb", f"{loop:.0f} times faster than the loop, {naive:.0f} times faster than the published code's way (medians of five)")
+    lines = [line for line in saved("benchmarks/online_step.ipynb", "kinds = {").splitlines() if line.startswith("float32")]
+    _, _, ratio, low, high, best = [n for line in lines for n in numbers(line)]
+    assert low < 1 < high, "neither side is faster"
+    check_prose("benchmarks/online_step.ipynb", f"The median of the turns says {ratio:.2f} ({low:.2f} to {high:.2f}), best against best {best:.2f}.")
+
+
+def test_cosines_of_the_trunk_with_two_heads():
+    cosine = {name: result_conflicts(*our_paper_numbers(name).places).query("method == 'dho'")["trunk cosine"] for name in ("digits", "eurosat")}
+    apart = {name: (c < 0).mean() for name, c in cosine.items()}
+    assert abs(cosine["digits"].mean()) < .1 < cosine["eurosat"].mean() and abs(apart["digits"] - 1/3) < .02 and abs(apart["eurosat"] - 1/6) < .02
+    check_prose("explain/conflict.ipynb", "On the digits it is about 0, and negative at a third of the steps. On EuroSAT it is positive on average, and negative at a sixth.")
+
+
+def test_costs_of_a_fixed_alpha_and_beta():
+    paper = [float(v) for v in read_paper_numbers("figure9")["value"]]
+    surfaces, lost = result_surfaces(*our_paper_numbers("digits").places), {}
+    for labels, part in surfaces.query("method == 'dho'").groupby("labels"):
+        grid = part[part["identity"] == part["identity"].iloc[0]].pivot(index="α", columns="β", values="accuracy")
+        lost[labels] = 100*(grid.max(axis=None) - grid.loc[.4, .5])
+    few, more = lost.pop("1-shot"), lost.values()
+    check_prose("explain/alpha_beta.ipynb", f"the fixed pair α = 0.4, β = 0.5 costs {paper[0] - paper[1]:.1f} points. On the digits it costs {few:.1f} points "
+                                            f"with one label per class, and {min(more):.1f} to {max(more):.1f} with more")
+
+
+def test_limits_on_cifar10_and_of_the_kd_head_on_the_digits():
+    cifar = runs("beyond_cifar10").query("method == 'dho'")
+    mean, teacher = cifar.groupby("labels")["accuracy"].mean(), cifar["teacher_accuracy"].mean()
+    check_prose("explain/limits.ipynb", f"with up to four labels per class DHO reaches {mean.min():.0f} to {mean.max():.0f} %, and its teacher {teacher:.0f} %.")
+    digits = runs("digits").query("method == 'dho' and labels in ['4-shot', '8-shot', '16-shot']").groupby("labels")[["ce_accuracy", "accuracy"]].mean()
+    assert ((digits["accuracy"] - digits["ce_accuracy"]) < 2).all(), "From 4 labels per class on, DHO's CE head alone is within two points"
+
+
+def test_gains_of_the_orders_to_label_in():
+    page = "explain/what_to_label.ipynb"
+    tables = {name: saved(page, code).splitlines() for name, code in (("gain", "mean, half = gains(found)"), ("covered", 'values="covered"'))}
+    row = lambda table, order, pool: [line for line in tables[table] if re.match(rf"(EuroSAT|Flowers)? +{order} +-?\d", line)][pool]
+    covered = {order: numbers(row("covered", order, 1))[-1] for order in ("labeler", "random")}
+    first = re.search(r"labeler +(\S+ ± \S+)", row("gain", "labeler", 0))[1]
+    check_prose(page, f"Clear of 0 is only the labeler's order at 20 labels of EuroSAT, {first}.",
+                f"{covered['labeler']:.0f} of Flowers' 89 with 100 labels, random ones {covered['random']:.0f}.")

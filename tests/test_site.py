@@ -17,7 +17,7 @@ from conftest import ROOT, project_copy
 sys.path.insert(0, str(ROOT/"docs"))
 pytest.importorskip("myst_nb", reason="needs the extra docs: pip install \"dho_nb[docs]\"")
 from api import Module  # noqa: E402
-from build import ROOMS, output  # noqa: E402
+from build import ROOMS, output, picture_width, table_html  # noqa: E402
 from check import Page, external, problems  # noqa: E402
 from verbs import page_name, verbs  # noqa: E402
 
@@ -251,6 +251,17 @@ def test_figures_are_seen(browser):
     assert len(seen) >= 2 and all(alt and width > 300 for alt, width in seen)
 
 
+def test_a_picture_has_100_pixels_an_inch_and_is_not_enlarged():
+    from base64 import b64encode
+    from io import BytesIO
+    from PIL import Image
+    def width(dpi):
+        file = BytesIO()
+        Image.new("RGB", (800, 100)).save(file, "png", dpi=(dpi, dpi))
+        return picture_width([{"output_type": "stream"}, {"data": {"image/png": b64encode(file.getvalue()).decode()}}])
+    assert [width(dpi) for dpi in (200, 100, 50)] == ["400px", "800px", "800px"] and picture_width([]) is None
+
+
 SEARCHES = {"own images": "own_images", "resume": "howto/", "dual head": "students/", "cite": "howto/faq", "license": "howto/faq",
             "GPU": "howto/faq", "quickstart": "howto/faq", "FAQ": "howto/faq", "glossary": "explain/glossary",
             "distill": "commands/distill", "find a row": "paper/finder", "bibtex": "howto/faq", "licence": "howto/faq",
@@ -268,6 +279,10 @@ def test_numbers_stay_on_one_line_and_progress_is_no_result():
     table = "<tr><th>dho</th><td>29.2 ± 1.4</td><td><i>+6.0 [+3.1, +9.6]</i></td><td>a note</td></tr>"
     shown = output({"output_type": "display_data", "data": {"text/html": table}}, "index.ipynb")["data"]["text/html"]
     assert shown.count("<td data-num>") == 2 and re.sub(" data-num", "", shown) == table
+    wide = table.replace("<td>a note</td>", "<td>1</td>"*4)
+    assert "<i>+6.0<br><small>[+3.1, +9.6]</small></i>" in table_html(f"<table>{wide}</table>") and "<br>" not in shown
+    assert ["data-wide" in table_html(f"<table><tr>{'<td>1</td>'*n}</tr></table>") for n in (6, 7)] == [False, True]
+    assert re.sub(" data-words", "", table_html("<th>mean gain</th><th>1-shot</th>")) == "<th>mean gain</th><th>1-shot</th>"
     said = {"output_type": "stream", "name": "stdout", "text": "step 322/340, loss 0.081, about 1 s left\n\n"}
     assert output(said, "index.ipynb") is None and output({**said, "text": "2/3 of them"}, "index.ipynb")["text"] == "2/3 of them"
 

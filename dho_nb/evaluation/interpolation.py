@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from ..core.errors import DhoError
-from ..core.plotting import subplots
+from ..core.plotting import part_style, subplots
 from ..data.manifests import Manifest
 from .metrics import _by_class, _gap, _check_labels, reliability, classification_metrics
 from .outputs import HeadOutputs
@@ -265,13 +265,14 @@ def plot_reliability(
     for (name, p), (above, below) in zip(answers.items(), axes.T):
         table = reliability(p, labels, bins)
         at, gap = (table.index + .5)/bins, (table["accuracy"] - table["confidence"])
-        above.bar(at, table["accuracy"], 1/bins, color="#0072b2", edgecolor="white", lw=.5, label="accuracy")
-        above.bar(at, -gap, 1/bins, table["accuracy"], fc="none", ec="#d55e00", hatch="////", lw=.5,
+        color = part_style(name)["color"]
+        above.bar(at, table["accuracy"], 1/bins, color=color, edgecolor="white", lw=.5, label="accuracy")
+        above.bar(at, -gap, 1/bins, table["accuracy"], fc="none", ec="black", hatch="////", lw=.5,
                   label="gap to confidence")
         above.plot([0, 1], [0, 1], color="grey", lw=.8, ls="--")
         above.set(title=f"{name}: ECE {100*_gap(table):.1f} %", xlim=(0, 1), ylim=(0, 1))
         above.title.set_fontsize(9)
-        below.bar(at, table["share"], 1/bins, color="grey", edgecolor="white", lw=.5)
+        below.bar(at, table["share"], 1/bins, color=color, edgecolor="white", lw=.5)
         below.set(xlabel="confidence")
     axes[0, 0].set_ylabel("accuracy"); axes[1, 0].set_ylabel("share"); axes[0, 0].legend(fontsize=7, loc="upper left")
     return figure
