@@ -702,6 +702,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'dho_nb.data.label_files._same_name': ( 'data/label_files.html#_same_name',
                                                                                  'dho_nb/data/label_files.py'),
                                          'dho_nb.data.label_files._tail': ('data/label_files.html#_tail', 'dho_nb/data/label_files.py'),
+                                         'dho_nb.data.label_files._typed': ('data/label_files.html#_typed', 'dho_nb/data/label_files.py'),
                                          'dho_nb.data.label_files._unnamed': ( 'data/label_files.html#_unnamed',
                                                                                'dho_nb/data/label_files.py'),
                                          'dho_nb.data.label_files._wrong_cells': ( 'data/label_files.html#_wrong_cells',

@@ -39,12 +39,17 @@ def test_every_mistake_is_listed_with_its_line_its_cell_and_what_to_do(photos):
     assert said.startswith("8 problems in the labels (")
     assert "'cat/99.png': no such picture" in line(said, 3) and "correct the path or delete the line" in line(said, 3)
     assert "'/etc/passwd' lies outside" in line(said, 4) and "give the path below" in line(said, 4)
-    assert r"'C:\\me\\photos\\dog\\0.png' is a path of a Windows machine; write 'dog/0.png'" in line(said, 5)
+    assert r"'C:\me\photos\dog\0.png' is a path of a Windows machine; write 'dog/0.png'" in line(said, 5)
     assert "a.csv line 2 says 'cat', a.csv line 6 says 'dog'; keep one" in line(said, 2)
     seventh = [l for l in said.splitlines() if "line 7" in l]
     assert any("'dgo' is an unknown class: did you mean 'dog'? The classes are cat, dog" in l for l in seventh)
     assert any("'training' is no split; write 'train'" in l for l in seventh)
     assert "the cell path is empty" in line(said, 8) and "'../b.png' leaves" in line(said, 9)
+
+
+
+@pytest.mark.parametrize("text, said", [("path,label\n", "no picture has a label in"), ("path,label\ncat/0.png,cat\n", "the only class is 'cat' in")])
+def test_a_file_with_too_few_labels_is_named(photos, text, said): assert said in message(photos, text) and "a.csv: label pictures" in message(photos, text)
 
 
 def test_many_mistakes_are_counted_and_the_first_are_shown(photos):

@@ -77,6 +77,8 @@ class PictureFolder:
 # %% ../../nbs/data/00b_label_files.ipynb #c73b1883
 def _nfc(path): return unicodedata.normalize("NFC", str(path))
 
+def _typed(cell): return repr(cell).replace("\\\\", "\\")  # as it was typed, but for control characters
+
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 def _below(folder, parts):
@@ -98,12 +100,12 @@ def find_picture(
     for form in dict.fromkeys((path, *(unicodedata.normalize(f, path) for f in ("NFC", "NFD")))):
         if form in folder.known: return form, "", ""
         if (below := _below(folder, PurePosixPath(form).parts)) in folder.known: return below, "", ""
-    if _WINDOWS.match(cell): return "", "Windows path", f"{cell!r} is a path of a Windows machine; {_tail(folder, path)}"
+    if _WINDOWS.match(cell): return "", "Windows path", f"{_typed(cell)} is a path of a Windows machine; {_tail(folder, path)}"
     below = _below(folder, PurePosixPath(path).parts) or path
-    if below.startswith("/"): return "", "path outside", f"{cell!r} lies outside of {folder.root}; {_tail(folder, path)}"
-    if ".." in below.split("/"): return "", "path outside", f"{cell!r} leaves {folder.root}; give a path below that folder"
+    if below.startswith("/"): return "", "path outside", f"{_typed(cell)} lies outside of {folder.root}; {_tail(folder, path)}"
+    if ".." in below.split("/"): return "", "path outside", f"{_typed(cell)} leaves {folder.root}; give a path below that folder"
     if os.path.isfile(folder.root/below): return below, "", ""  # by a link; False where a name is too long for the disk, too
-    return "", "missing picture", f"{cell!r}: no such picture below {folder.root}; {_same_name(folder, below)}"
+    return "", "missing picture", f"{_typed(cell)}: no such picture below {folder.root}; {_same_name(folder, below)}"
 
 # %% ../../nbs/data/00b_label_files.ipynb #4ffe3426
 def _tail(folder, path):
@@ -144,12 +146,12 @@ def _one_of(folder, cell, fits):
     "Return the only picture that fits an entry, or the mistake"
     fits = [*dict.fromkeys(fits)]
     if len(fits) == 1: return fits[0], "", ""
-    if fits: return "", "several pictures", f"{cell!r} may be {fits[0]!r} or {fits[1]!r}; give paths with folder and suffix"
+    if fits: return "", "several pictures", f"{_typed(cell)} may be {fits[0]!r} or {fits[1]!r}; give paths with folder and suffix"
     (path, *_), _ = exported_paths(cell)
     cell = cell if len(cell) < 300 else cell[:300] + "…"
     outside = path.startswith("/") or ".." in path.split("/")
-    if outside: return "", "path outside", f"{cell!r} lies outside of {folder.root}; {_other_folder(folder, path)}"
-    return "", "missing picture", f"{cell!r}: no such picture below {folder.root}; {_other_folder(folder, path)}"
+    if outside: return "", "path outside", f"{_typed(cell)} lies outside of {folder.root}; {_other_folder(folder, path)}"
+    return "", "missing picture", f"{_typed(cell)}: no such picture below {folder.root}; {_other_folder(folder, path)}"
 
 def _other_folder(folder, path):
     "What to do about a path below a folder of another name"
@@ -247,6 +249,9 @@ def manifest_from_labels(
     else: strangers = table[table["label"] == NONE_OF_THESE]
     table = table.drop(strangers.index)
     classes = [*map(_class_name, classes or sorted(set(table["label"]) - {""}))]
+    if len(classes) < 2:
+        found = f"the only class is {classes[0]!r}" if classes else "no picture has a label"
+        raise DhoError(f"{found} in {', '.join(map(str, np.atleast_1d(labels)))}: label pictures of at least two classes first")
     numbers = _class_numbers(table["label"], classes)
     table = table.assign(label=table["label"].map(numbers).fillna(-1).astype(np.int64), split=table["split"].replace("", "train"))
     rest = _unnamed(folder, {*table["path"], *strangers["path"]})
