@@ -8,7 +8,7 @@ __all__ = ['PositiveInt', 'NonNegativeInt', 'PositiveFloat', 'NonNegativeFloat',
            'parameter_sections', 'parameter_helps']
 
 # %% ../../nbs/core/02b_parameters.ipynb #310af21d
-import dataclasses, math, os
+import dataclasses, math, os, textwrap
 from dataclasses import dataclass
 from functools import cache
 from html import escape
@@ -102,7 +102,7 @@ def check_parameter_value(
     if kind in (float, float | str) and isinstance(value, float) and not math.isfinite(value):
         raise DhoError(f"parameter {name} must be a finite number, not {value}")
     if not isinstance(value, (int, float) if kind is float else kind) or kind is not bool and isinstance(value, bool):
-        raise DhoError(f"parameter {name} must be of type {getattr(kind, '__name__', kind)}, not {type(value).__name__} ({value!r})")
+        raise DhoError(f"parameter {name} must be of type {getattr(kind, '__name__', kind)}, not {type(value).__name__} ({textwrap.shorten(repr(value), 80, placeholder=' …')})")
     if parameter.choices and value not in (names := [*parameter.choices]):
         if not (parameter.choices.also and parameter.choices.also(value)): raise unknown_name_error(name, value, names)
     if parameter.limits and value not in parameter.limits: raise DhoError(f"parameter {name}={value} must be {parameter.limits}")

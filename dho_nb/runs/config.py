@@ -132,6 +132,7 @@ def _check_data(config):
     "Refuse parameters of images, labels and embeddings that contradict each other"
     if not config.dataset: raise DhoError("parameter dataset is missing: name a dataset, a folder of images, a CSV or a CoOp split (--images)")
     if not all(isinstance(v, str) for v in [*config.classes, *config.templates]): raise DhoError("classes and templates are lists of strings")
+    if not all(isinstance(v, (str, Path)) for v in config.labels): raise DhoError("labels are names of files; a table of path and label goes in as dataset")
     if config.test > 1 and config.test != int(config.test):
         raise DhoError(f"test={config.test} is neither a share below 1 nor a whole number")
     if config.shots and config.fraction:
