@@ -303,10 +303,16 @@ def test_mistakes_in_a_command_are_one_sentence(argv, says, capsys):
 ], ids=["Config", "make_config", "preset", "notebook", "TrainConfig", "grid", "replace"])
 def test_parameters_are_checked_alike_wherever_they_are_written(make):
     for given, says in ((dict(epoch=5), "unknown parameter 'epoch': did you mean 'epochs'"), (dict(epochs=0), "epochs=0 must be 1 or more"),
-                        (dict(epochs="5"), "epochs must be of type int, not str"), (dict(labels=[("a.png", "cat")]), "a table of path and label goes in as dataset"),
-                        (dict(labels=pd.DataFrame(dict(path=[*"abc"]*20))), "labels must be of type list, not DataFrame (path"), (dict(lr=float("inf")), "lr must be a finite number"),
+                        (dict(epochs="5"), "epochs must be of type int, not str"), (dict(lr=float("inf")), "lr must be a finite number"),
                         (dict(schedule="cosin"), "unknown schedule 'cosin': did you mean 'cosine'")):
         with pytest.raises(DhoError, match=re.escape(says)): make(dataset="digits", **given)
+
+
+@pytest.mark.parametrize("labels, says", [([("a.png", "cat")], "a table of path and label goes in as dataset"),
+                                          (pd.DataFrame(dict(path=[*"abc"]*20)), "labels must be of type list, not DataFrame (path")])
+def test_a_table_in_place_of_labels_files_is_told_where_it_goes(labels, says):
+    with pytest.raises(DhoError, match=re.escape(says)) as found: Config(dataset="photos", labels=labels)
+    assert len(str(found.value)) < 200
 
 
 def test_a_configuration_shows_what_differs_first_and_escapes_it():
