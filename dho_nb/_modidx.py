@@ -135,6 +135,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'dho_nb.cli.use.Push': ('cli/use.html#push', 'dho_nb/cli/use.py'),
                                 'dho_nb.cli.use.Suggest': ('cli/use.html#suggest', 'dho_nb/cli/use.py'),
                                 'dho_nb.cli.use._convert': ('cli/use.html#_convert', 'dho_nb/cli/use.py'),
+                                'dho_nb.cli.use._cross_fitted': ('cli/use.html#_cross_fitted', 'dho_nb/cli/use.py'),
                                 'dho_nb.cli.use._evaluate': ('cli/use.html#_evaluate', 'dho_nb/cli/use.py'),
                                 'dho_nb.cli.use._export': ('cli/use.html#_export', 'dho_nb/cli/use.py'),
                                 'dho_nb.cli.use._gallery': ('cli/use.html#_gallery', 'dho_nb/cli/use.py'),

@@ -29,7 +29,7 @@ def test_the_command_draws_and_the_report_shows(tmp_path, capsys):
     assert main(["gallery", str(tmp_path)]) == 2 and "holds no finished run" in capsys.readouterr().err
 
 
-def test_a_cross_fit_is_judged_where_all_labels_trained_and_another_is_refused(tmp_path):
+def test_a_cross_fit_is_judged_where_all_labels_trained_and_another_is_refused(tmp_path, dho):
     config = preset("digits", shots=3, fraction=0., epochs=1, views=2, predict="test")
     run, fit = distill(config, tmp_path/"run", "none"), cross_fit(config, 2, tmp_path/"fit", mode="none")
     table, which = run._judged(fit)
@@ -37,6 +37,9 @@ def test_a_cross_fit_is_judged_where_all_labels_trained_and_another_is_refused(t
     assert (table["prediction"] == table["label"]).mean() == fit.table.loc["student", "accuracy"]
     assert (table["teacher_prediction"] == table["label"]).mean() == fit.table.loc["teacher", "accuracy"]
     assert "confusion" in run.gallery(fit)
+    (tmp_path/"run"/"gallery-confusion.png").unlink()
+    code, out, err = dho("gallery", tmp_path/"run", "--estimate", tmp_path/"fit", "--map", 0)
+    assert not code and "gallery-confusion.png" in out and (tmp_path/"run"/"gallery-confusion.png").exists(), err
     with pytest.raises(DhoError, match="predict='all'"): run.map(50)
     fit.manifest.table.loc[0, "id"] = "another"
     with pytest.raises(DhoError, match="cross-fit is of other images"): run.gallery(fit)

@@ -135,10 +135,16 @@ def _gallery(args):
     note = finished_run_folder(args.run)/"run.json"
     config = _moved(args.run, args.root) if args.root else make_config(read_json(note, **NOTE)["config"], note)
     run = Run(config, note.parent)
-    drawn = run.gallery()
+    drawn = run.gallery(_cross_fitted(config, args.estimate) if args.estimate else None)
     for name in drawn: print_output(run.folder/f"gallery-{name}.png", flush=True)
-    if "confusion" not in drawn: print_output("no confusion matrix and no mistakes: the run has no labeled validation or test images (--test 0.2, or a column split)")
+    if "confusion" not in drawn: print_output("no confusion matrix and no mistakes: the run has no labeled validation or test images. Give those of "
+                                                   "dho estimate (--estimate), or hold some out (--test 0.2)")
     if args.map: run.map(args.map); print_output(run.folder/"map.png")
+
+def _cross_fitted(config, folder):
+    "What dho estimate found with this configuration, from its folder"
+    from dho_nb.runs.cross_fit import cross_fit
+    return cross_fit(config, read_json(Path(folder).expanduser()/"estimate.json", folds=int)["folds"], folder)
 
 # %% ../../nbs/cli/06_use.ipynb #fcfaa483
 @verb("gallery", "label", _gallery)
@@ -154,6 +160,7 @@ class Gallery:
     run:Folder                 # Folder of a finished run
     map:NonNegativeInt=3000    # Images on the map; 0 draws none
     root:Folder=""             # Folder of the images, if they have moved
+    estimate:Folder=""         # Folder of dho estimate for this run, whose held-out images are judged
 
 # %% ../../nbs/cli/06_use.ipynb #daf6b346
 def _predict(args):
