@@ -38,6 +38,7 @@ def _asked_time(args, device):
 def config_in_time(args, students=1):
     """Return the configuration, and how long each of the students will take in words where that was chosen.
     Raises DhoError for a wrong configuration, and for a time that is too short."""
+    if args.within: parse_seconds(args.within)  # before any image is looked at
     config, asked = config_from_options(args), _asked_time(args, pick_device(load_settings().device))
     if not asked: return config, ""
     from dho_nb.runs.time_budget import fit_to_time
