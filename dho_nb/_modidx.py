@@ -306,6 +306,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'dho_nb.core.progress.format_seconds': ( 'core/progress.html#format_seconds',
                                                                                'dho_nb/core/progress.py'),
                                       'dho_nb.core.progress.in_notebook': ('core/progress.html#in_notebook', 'dho_nb/core/progress.py'),
+                                      'dho_nb.core.progress.mention_if_slow': ( 'core/progress.html#mention_if_slow',
+                                                                                'dho_nb/core/progress.py'),
                                       'dho_nb.core.progress.parse_seconds': ('core/progress.html#parse_seconds', 'dho_nb/core/progress.py'),
                                       'dho_nb.core.progress.progress_mode': ('core/progress.html#progress_mode', 'dho_nb/core/progress.py'),
                                       'dho_nb.core.progress.track_progress': ( 'core/progress.html#track_progress',

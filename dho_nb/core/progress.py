@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['in_notebook', 'progress_mode', 'format_seconds', 'parse_seconds', 'ProgressLines', 'track_progress',
-           'UpdatingDisplay']
+           'mention_if_slow', 'UpdatingDisplay']
 
 # %% ../../nbs/core/08_progress.ipynb #6a772878
-import os, re, sys, time
+import os, re, sys, threading, time
+from contextlib import contextmanager
 from html import escape
 from .errors import DhoError, unknown_name_error
 from .settings import escape_control_characters
@@ -86,6 +87,20 @@ def _tracked(items, lines):
     for done, item in enumerate(items, 1):
         yield item
         lines(done)
+
+# %% ../../nbs/core/08_progress.ipynb #b40f7879
+@contextmanager
+def mention_if_slow(
+    text:str,             # E.g. "still loading NAME"
+    seconds:float=10.0,   # Of the block, until it is printed
+    mode:str="auto",      # As in `Settings.progress`
+):
+    "Print a line, to standard error, if a block takes long"
+    timer = threading.Timer(seconds, lambda: print(text, file=sys.__stderr__, flush=True))
+    timer.daemon = True
+    if progress_mode(mode) != "none": timer.start()
+    try: yield
+    finally: timer.cancel()
 
 # %% ../../nbs/core/08_progress.ipynb #17703b76
 class UpdatingDisplay:

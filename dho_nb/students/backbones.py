@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from ..core.errors import DhoError, silence_library_warnings, short_error_reason, unknown_name_error
+from ..core.progress import mention_if_slow
 from ..core.settings import download_timeout
 from ..core.extensions import extension_spec, load_extension
 from ..data.transforms import Preprocess
@@ -60,7 +61,8 @@ def _timm(name, weights, size, args):
     if not timm.is_model(name): raise unknown_name_error("timm model", name, timm.list_models())
     fixed = getattr(timm.get_pretrained_cfg(name, allow_unregistered=True), "fixed_input_size", False)
     args = {**args, **({"img_size": size} if size and fixed else {})}
-    module = timm.create_model(name, pretrained=weights == "pretrained", num_classes=0, **args)
+    with mention_if_slow(f"still loading {name}: weights that are not here yet come from the internet"):
+        module = timm.create_model(name, pretrained=weights == "pretrained", num_classes=0, **args)
     data = timm.data.resolve_data_config({}, model=module)
     interpolation = data["interpolation"] if data["interpolation"] in ("bicubic", "bilinear", "lanczos", "nearest") else "bicubic"
     mode = {"squash": "squash", "border": "longest"}.get(data["crop_mode"], "shortest")

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from ..core.errors import DhoError, silence_library_warnings, require_extra, short_error_reason, unknown_name_error
 from ..core.files import files_hash
+from ..core.progress import mention_if_slow
 from ..core.seeding import derive_seed
 from ..core.settings import shipped_file
 from ..core.trust import check_trusted_clip_config
@@ -194,7 +195,8 @@ def load_teacher(
     config_args, context = _adjacent_config(name, weights, size)
     config_args |= _folder_text_config(name)
     try:
-        with torch.random.fork_rng(devices=[]), silence_library_warnings(), torch.serialization.safe_globals(HARMLESS):
+        with (torch.random.fork_rng(devices=[]), silence_library_warnings(), torch.serialization.safe_globals(HARMLESS),
+              mention_if_slow(f"still loading {spec}: what is not here yet comes from the internet")):
             _check_tokenizer(name)
             if name.startswith("hf-hub:"): open_clip.download_pretrained_from_hf(name.removeprefix("hf-hub:"))
             torch.manual_seed(derive_seed(seed, "teacher"))
