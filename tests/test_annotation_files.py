@@ -125,7 +125,7 @@ def test_all_mistakes_of_an_export_are_listed_at_once(photos):
             "'ct' is an unknown class: did you mean 'cat'? The classes are cat, dog", "'cat', 'dog' are several classes of 'cat/0.png'; keep one",
             "'choice', 'quality' are answers to several questions; keep one", "7 is no class name; write a text", "'training' is no split; write 'train'",
             "'a', 'b' are several pictures; keep one, or call it 'image'", "no value of ['text'] is a picture; call it 'image'",
-            "its annotations are not complete; export them whole, as JSON"], 1):
+            "its annotations are damaged. Export the project as JSON again"], 1):
         assert lines[number].startswith(f"  a.json, task {number}") and says.format(photos) in lines[number], lines[number]
     assert lines[13].startswith("  a.json, entry 13: 'no task' is no task; take it out")
     fixed = photos.parent/"files"

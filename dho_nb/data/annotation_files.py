@@ -68,7 +68,7 @@ def _looks_like_picture(value):
     return isinstance(value, str) and PurePosixPath(exported_paths(value)[0][0]).suffix.lower() in SUFFIXES
 
 def _picture_key(data):
-    "Return the key of a task's picture; or None, and why there is none"
+    "Return the key of a task's picture and an empty text; where there is not one picture, None and the reason"
     pictures = [k for k, v in data.items() if _looks_like_picture(v)]
     if isinstance(data.get("image"), str): return "image", ""
     if len(pictures) == 1: return pictures[0], ""
@@ -116,7 +116,7 @@ def _min_answers(task, picture):
 
 # %% ../../nbs/data/00a_annotation_files.ipynb #69331a2e
 def _label_studio_entries(tasks):
-    "Yield the entries of Label Studio's tasks; those without an answer are none"
+    "Yield the entries of Label Studio's tasks, without tasks that have no answer"
     for number, task in enumerate(tasks, 1):
         if not isinstance(task, dict): yield _mistake(number, f"entry {number}", "not a task", f"{_short(task)} is no task; take it out"); continue
         where = f"task {task['id']}" if is_json_type(task.get("id"), int) else f"entry {number}"
@@ -125,7 +125,7 @@ def _label_studio_entries(tasks):
         picture, why = _picture_key(data)
         split = data["split"] if isinstance(data.get("split"), str) else ""
         for who, answers in _task_answers(task) if whole else _min_answers(task, picture):
-            if answers is None: yield _mistake(number, where + who, "damaged task", "its annotations are not complete; export them whole, as JSON")
+            if answers is None: yield _mistake(number, where + who, "damaged task", "its annotations are damaged. Export the project as JSON again")
             elif not (answers := {question: chosen for question, chosen in answers.items() if chosen}): continue
             elif picture is None: yield _mistake(number, where + who, "no picture", why)
             elif len(answers) > 1: yield _mistake(number, where + who, "several questions", f"{', '.join(map(repr, [*answers][:5]))} are answers to several questions; keep one")
@@ -148,7 +148,7 @@ def _target_class(target, classes):
 
 # %% ../../nbs/data/00a_annotation_files.ipynb #bfc7df9b
 def _fiftyone_entries(data):
-    "Yield the entries of FiftyOne's labels.json; pictures without a label are none"
+    "Yield the entries of FiftyOne's labels.json, without pictures that have no label"
     classes = data.get("classes")
     if classes is not None and not (isinstance(classes, list) and all(isinstance(c, str) for c in classes)):
         yield _mistake(0, "", "no class names", f"'classes' is {_short(classes)}; write a list of names"); return
@@ -159,7 +159,7 @@ def _fiftyone_entries(data):
 
 # %% ../../nbs/data/00a_annotation_files.ipynb #cf2aed96
 def _sample_entries(data):
-    "Yield the entries of FiftyOne's samples.json; samples without a label are none"
+    "Yield the entries of FiftyOne's samples.json, without samples that have no label"
     samples = data["samples"]
     fields = sorted({k for s in samples if isinstance(s, dict) for k, v in s.items() if isinstance(v, dict) and v.get("_cls") == "Classification"})
     if len(fields) > 1 and "ground_truth" not in fields:

@@ -314,7 +314,9 @@ def _show(self:Labeler):
     for name in self.classes[len(self.buttons.children):]: self._add_button(name)
     for name, made in zip(self.classes, self.buttons.children): made.button_style = "primary" if name == guess else ""
     count = sum(bool(v) for v in known.values())
-    self.state.value = f"{count} of {len(self.paths)} pictures labeled" + (" · space takes the guess" if guess in self.classes else "") + (" · nothing is left" if self.current is None else "") + (f" · {len(self.unreadable)} cannot be read" if self.unreadable else "")
+    notes = {"space takes the guess": guess in self.classes, "nothing is left": self.current is None,
+             f"{len(self.unreadable)} cannot be read": self.unreadable}
+    self.state.value = " · ".join([f"{count} of {len(self.paths)} pictures labeled", *(text for text, shown in notes.items() if shown)])
 
 # %% ../../nbs/runs/13_labeler.ipynb #ba4648ba
 @patch
