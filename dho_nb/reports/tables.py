@@ -313,7 +313,7 @@ def _repr_markdown_(self:ResultTable): return f"{self.markdown()}\n{self.note}\n
 
 @patch
 def __repr__(self:ResultTable):
-    note = self.note.replace("bold: ", "*: ").replace("italic: ", "=: ")
+    note = self.note.replace("Bold: ", "*: ").replace("Italic: ", "=: ")
     return f"{self._wide(lambda cell: self._dressed(cell, 'plain')).to_string()}\n{note}"
 
 # %% ../../nbs/reports/02_tables.ipynb #1a098a34
@@ -480,19 +480,14 @@ def _note(cells, against, share, frame):
     "What the signs in a table mean"
     if not cells and "tested" in frame and not frame["tested"].any(): return UNTESTED
     seeds, marks = max((c["runs"] for c in cells.values()), default=0), {c.get("mark") for c in cells.values()}
-    notes = []
-    if against:
-        notes.append(f"Difference to {against} in percentage points, with the 95 % interval of a paired bootstrap over "
-                    "seeds and test images")
-    elif seeds > 1: notes.append(f"{'In %: mean' if share else 'Mean'} ± standard deviation over {seeds} seeds")
-    else: notes.append(f"{'In %, o' if share else 'O'}ne seed")
+    if against: notes = [f"Difference to {against} in percentage points, with 95 % intervals of a paired bootstrap over seeds and test images"]
+    elif seeds > 1: notes = [f"{'In %: mean' if share else 'Mean'} ± standard deviation over {seeds} seeds"]
+    else: notes = [f"{'In %, o' if share else 'O'}ne seed"]
     told = ({"bold": "significantly ahead", "italic": "not significantly different"} if against
             else {"bold": "significantly best", "italic": "best, or not significantly different from the best"})
-    signs = [f"{mark}: {text}" for mark, text in told.items() if mark in marks]
-    if signs: notes.append("; ".join(signs) + (" (paired bootstrap, 95 %)" if not against else ""))
-    if against and any("gain" in c and c["runs"] < 2 for c in cells.values()):
-        notes.append("one seed alone is not marked")
-    if any(c["runs"] < c["wanted"] for c in cells.values()):
-        notes.append("in brackets: runs there of runs wanted; –: none yet")
-    if "tested" in frame and (frame["tested"] == 0).any(): notes.append("empty: no test images")
-    return "; ".join(notes) + "."
+    test = "" if against else ", by a paired bootstrap (95 %)"
+    notes += [f"{mark.capitalize()}: {text}{test}" for mark, text in told.items() if mark in marks]
+    if against and any("gain" in c and c["runs"] < 2 for c in cells.values()): notes.append("One seed alone is not marked")
+    if any(c["runs"] < c["wanted"] for c in cells.values()): notes.append("(2/5): two of five runs are there. –: no run yet")
+    if "tested" in frame and (frame["tested"] == 0).any(): notes.append("Empty: no test images")
+    return ". ".join(notes) + "."

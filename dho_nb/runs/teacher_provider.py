@@ -296,28 +296,38 @@ def teacher_fn(self:TeacherProvider,
 
 # %% ../../nbs/runs/04_teacher_provider.ipynb #aa12c618
 @patch
+def pool_embeddings(self:TeacherProvider,
+    train,         # Rows of the pool
+)->torch.Tensor:   # [N, D] float32 of length 1
+    "Return the mean direction of each image's stored views; the embedding of its center crop where no views are stored"
+    of = lambda part, v: self.lookup(part, np.full(len(part), v)).to(self.device).float()
+    parts = np.array_split(train, max(1, -(-len(train)//65536)))
+    embeddings = (torch.cat([sum(of(part, v) for v in range(self.plan.cycle)) for part in parts]) if self.plan.cycle
+                  else self.center_embeddings(train))
+    return F.normalize(embeddings, dim=-1)
+
+@patch
+def second_features(self:TeacherProvider,
+    train,         # Rows of the pool
+)->tuple|None:     # Features [N, E] float32, and their `neighbors`
+    "Return features of a second encoder; None where the configuration names none"
+    if not self.config.pool_features: return None
+    features = pool_features(self.config, self.data, self.config.pool_features, self.mode)[np.searchsorted(self.data.train, train)]
+    components = principal_components(features.to(self.device))
+    return components, cached_neighbors(F.normalize(components, dim=1), load_settings().cache/"neighbors")
+
+# %% ../../nbs/runs/04_teacher_provider.ipynb #04a5ef59
+@patch
 def pool_logits(self:TeacherProvider,
     train,         # Rows of the pool
     labeled,       # Those of them whose labels may be used
 )->torch.Tensor:   # [N, C] of the rows of `train`
     "Return the logits of the pool head that the configuration names, fitted on the training images' embeddings"
-    of = lambda part, v: self.lookup(part, np.full(len(part), v)).to(self.device).float()
-    parts = np.array_split(train, max(1, -(-len(train)//65536)))
-    embeddings = (torch.cat([sum(of(part, v) for v in range(self.plan.cycle)) for part in parts]) if self.plan.cycle
-                  else self.center_embeddings(train))
+    pool = self.pool_embeddings(train)
     truth = torch.from_numpy(self.manifest.table["label"].to_numpy(np.int64, copy=True)[labeled]).to(self.device)
     where = torch.from_numpy(np.searchsorted(train, labeled)).to(self.device)
-    pool = F.normalize(embeddings, dim=-1)
     near = cached_neighbors(pool, load_settings().cache/"neighbors")
-    return pool_head_logits(pool, self.class_embeddings(), self.zeta(), where, truth, self.config.pool_head, near, self._second(train))
-
-@patch
-def _second(self:TeacherProvider, train):
-    "Features of a second encoder for rows of the pool, and their neighbors; None where the configuration names none"
-    if not self.config.pool_features: return None
-    features = pool_features(self.config, self.data, self.config.pool_features, self.mode)[np.searchsorted(self.data.train, train)]
-    components = principal_components(features.to(self.device))
-    return components, cached_neighbors(F.normalize(components, dim=1), load_settings().cache/"neighbors")
+    return pool_head_logits(pool, self.class_embeddings(), self.zeta(), where, truth, self.config.pool_head, near, self.second_features(train))
 
 # %% ../../nbs/runs/04_teacher_provider.ipynb #cb00683e
 class TeacherStack:
