@@ -139,6 +139,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'dho_nb.cli.use._evaluate': ('cli/use.html#_evaluate', 'dho_nb/cli/use.py'),
                                 'dho_nb.cli.use._export': ('cli/use.html#_export', 'dho_nb/cli/use.py'),
                                 'dho_nb.cli.use._gallery': ('cli/use.html#_gallery', 'dho_nb/cli/use.py'),
+                                'dho_nb.cli.use._images_folder': ('cli/use.html#_images_folder', 'dho_nb/cli/use.py'),
                                 'dho_nb.cli.use._moved': ('cli/use.html#_moved', 'dho_nb/cli/use.py'),
                                 'dho_nb.cli.use._predict': ('cli/use.html#_predict', 'dho_nb/cli/use.py'),
                                 'dho_nb.cli.use._push': ('cli/use.html#_push', 'dho_nb/cli/use.py'),

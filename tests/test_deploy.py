@@ -141,7 +141,7 @@ def test_an_export_that_was_cut_short_goes_on(tree, tmp_path, monkeypatch):
     assert (tmp_path/"out"/"model.onnx").exists() and len(export(file, tmp_path/"out", images=tree)) == 1
 
 
-def test_a_run_says_of_wide_pictures_what_it_will_say_of_them_later(tmp_path, monkeypatch):
+def test_a_run_says_of_wide_pictures_what_it_will_say_of_them_later(tmp_path, monkeypatch, capsys):
     for c in ("cat", "dog"):
         for i in range(8): picture(tmp_path/"wide"/c/f"{i}.png", seed=i + 50*(c == "dog"), size=(320, 60))
     config = dict(dataset=str(tmp_path/"wide"), teacher="digits", student="tiny", student_weights="", size=24,
@@ -154,6 +154,8 @@ def test_a_run_says_of_wide_pictures_what_it_will_say_of_them_later(tmp_path, mo
     (tmp_path/"wide").rename(tmp_path/"moved")
     monkeypatch.chdir(tmp_path)
     from dho_nb.cli.main import main
+    for verb in ("export", "gallery"):
+        assert main([verb, str(run.folder)]) == 2 and "by --root FOLDER" in capsys.readouterr().err
     assert main(["export", str(run.folder), "--root", "moved"]) in (0, None)
 
 

@@ -12,8 +12,10 @@ from typing import Annotated, Literal
 from .options import option, Trust, verb
 from .output import _left, _said, _Screen, _there_already, EXPORTED, print_output
 from ..core.errors import DhoError
+from ..core.extensions import extension_spec
 from ..core.files import atomic_path, NOTE, read_json
 from ..core.parameters import File, Files, Folder, Images, NonNegativeInt, PositiveFloat, PositiveInt, Share
+from ..core.remote import is_remote_url
 from ..core.settings import load_settings
 
 # %% ../../nbs/cli/06_use.ipynb #5a116723
@@ -133,9 +135,8 @@ def _gallery(args):
     from dho_nb.runs.run import Run
     from dho_nb.runs.folder import finished_run_folder
     note = finished_run_folder(args.run)/"run.json"
-    config = _moved(args.run, args.root) if args.root else make_config(read_json(note, **NOTE)["config"], note)
-    run = Run(config, note.parent)
-    drawn = run.gallery(_cross_fitted(config, args.estimate) if args.estimate else None)
+    run = Run(_moved(args.run, args.root) or make_config(read_json(note, **NOTE)["config"], note), note.parent)
+    drawn = run.gallery(_cross_fitted(run.config, args.estimate) if args.estimate else None)
     for name in drawn: print_output(run.folder/f"gallery-{name}.png", flush=True)
     if "confusion" not in drawn: print_output("no confusion matrix and no mistakes: the run has no labeled validation or test images. Give those of "
                                                    "dho estimate (--estimate), or hold some out (--test 0.2)")
@@ -217,7 +218,7 @@ def _export(args):
                  estimate=args.estimate, trust_remote_code=args.trust_remote_code, alpha=args.alpha, beta=args.beta)
     if args.classes and not args.dataset: raise DhoError("--classes says what the model calls the classes of --dataset")
     config = (Config(dataset=args.dataset, root=args.root, classes=list(args.classes)) if args.dataset
-              else _moved(args.model, args.root) if args.root else None)
+              else None if args.images else _moved(args.model, args.root))
     for kind in kinds:
         made = export(args.model, args.out, kind, config=config,
                       int8=args.int8 and ("onnx" not in kinds or kind == "onnx"), **given)
@@ -263,17 +264,25 @@ class Export(Trust):
 
 # %% ../../nbs/cli/06_use.ipynb #e79ede52
 def _moved(model, root):
-    "The configuration of a run whose pictures have moved"
+    "The configuration of a run whose pictures have moved; None where they have not. Raises DhoError where they are gone"
     from dho_nb.runs.config import make_config
-    from dho_nb.data.manifests import manifest_names
     note = Path(model).expanduser()/"run.json"
     if not note.exists():
+        if not root: return None
         raise DhoError(f"--root says where the pictures of a run's dataset are now, and {model} is no run's folder: "
                        "name a dataset as well (--dataset)")
     config = read_json(note, **NOTE)["config"]
-    folder = (config.get("labels") or not (config["dataset"] in manifest_names()
-                                           or config["dataset"].endswith((".csv", ".csv.gz", ".json"))))
-    return make_config({**config, "dataset" if folder else "root": root}, note)
+    folder = _images_folder(config)
+    if root: return make_config({**config, "dataset" if folder else "root": root}, note)
+    if folder and not Path(config["dataset"]).expanduser().exists():
+        raise DhoError(f"{config['dataset']}, the folder of the run's images, is not there: say where they are now by --root FOLDER")
+
+def _images_folder(config):
+    "Whether the dataset of a run is a folder of images"
+    from dho_nb.data.manifests import manifest_names
+    name = config["dataset"]
+    listed = name in manifest_names() or name.endswith((".csv", ".csv.gz", ".json")) or is_remote_url(name) or extension_spec("dataset", name)
+    return config.get("labels") or not listed
 
 # %% ../../nbs/cli/06_use.ipynb #de9b97ee
 def _push(args):
