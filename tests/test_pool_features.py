@@ -122,3 +122,21 @@ def test_a_run_learns_from_both_and_is_another_run(digits, tmp_path):
     one, two = (distill(replace(config, pool_features=f), tmp_path/f"run{f}", "none") for f in ("", "student"))
     assert one.identity != two.identity and two.result["pool_features"] == "student" and "pool_features" not in one.result
     assert (tmp_path/"run"/"model.safetensors").read_bytes() != (tmp_path/"runstudent"/"model.safetensors").read_bytes()
+
+
+def test_images_that_the_open_set_head_doubts_do_not_teach_the_student(digits, monkeypatch):
+    from dho_nb.runs.identity import run_identity
+    from dho_nb.runs.run import Run
+    config = replace(digits[0], method="dho-plus", pool_features="student", pool_head="open-set", epochs=1)
+    pool = {}
+    for head in ("open-set", "combined"):
+        run = Run(replace(config, pool_head=head), mode="none")
+        pool[head] = run.training._pool_probabilities(run.inputs.method)[run.inputs.data.train]
+        run.release()
+    silent = (pool["open-set"] == 0).all(1)
+    assert .05 < silent.float().mean() < .95 and pool["open-set"][~silent].amax(1).min() >= .7
+    assert torch.allclose(pool["combined"].sum(1), torch.ones(len(silent)), atol=1e-4)
+    same = lambda: run_identity(config, digits[1].manifest)
+    before = same()
+    monkeypatch.setattr("dho_nb.runs.identity.LEAST_KNOWN", .6)
+    assert same() != before, "another threshold is another run"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cross_entropy', 'kl_divergence', 'dho_loss', 'ce_loss', 'kd_loss', 'sskd_loss', 'binary_kl', 'dkd_divergence',
            'class_costs', 'optimal_transport', 'wkd_divergence', 'loss_with_target', 'feature_distance',
-           'kd_feature_loss', 'ce_kd_feature_loss', 'dho_plus_loss', 'self_training_loss']
+           'kd_feature_loss', 'ce_kd_feature_loss', 'pool_targets', 'dho_plus_loss', 'self_training_loss']
 
 # %% ../../nbs/losses/00_losses.ipynb #9471005e
 import math
@@ -221,11 +221,21 @@ def ce_kd_feature_loss(
     loss = ce_weight*ce + kd_weight*(labeled + unlabeled)
     return dict(loss=loss, ce=ce, feature_labeled=labeled, feature_unlabeled=unlabeled)
 
+# %% ../../nbs/losses/00_losses.ipynb #d63966f6
+def pool_targets(
+    logits:torch.Tensor,   # [U, C] of the CE head
+    pool:torch.Tensor,     # [U, C] probabilities by the pool's structure; zeros for an image that must not teach
+    sure:float=0.7,        # Least probability of a confident target
+)->tuple:                  # Targets [U, C], and whether each counts, [U, 1] bool
+    "Return the products of the pool's and the CE head's probabilities, and which of them are confident"
+    target = (logits.detach().log_softmax(-1) + pool.clamp_min(1e-8).log()).softmax(-1)
+    return target, (target >= sure).any(-1, keepdim=True) & (pool > 0).any(-1, keepdim=True)
+
 # %% ../../nbs/losses/00_losses.ipynb #0231dfad
 def dho_plus_loss(
     ce_logits, kd_logits, teacher, labels, ce_weight=0.5, kd_weight=0.5, tau=2.0, totals=(None, None),  # As for `dho_loss`
-    pool=None,  # [U, C] probabilities of the unlabeled images by the pool's structure
-    sure=0.7,   # Least probability of a confident target
+    pool=None,  # As for `pool_targets`
+    sure=0.7,   # Likewise
 )->dict:  # loss, ce, ce_pool, kd_labeled, kd_unlabeled
     """Return `dho_loss` plus cross-entropy to the confident product of the pool's and the CE head's probabilities.
     Raises DhoError where `pool` is missing."""
@@ -234,8 +244,7 @@ def dho_plus_loss(
                        "pool_head_logits(…)")
     parts = dho_loss(ce_logits, kd_logits, teacher, labels, ce_weight, kd_weight, tau, totals)
     logits = _float32(ce_logits[len(labels):])
-    target = (logits.detach().log_softmax(-1) + pool.clamp_min(1e-8).log()).softmax(-1)
-    confident = (target >= sure).any(-1, keepdim=True)
+    target, confident = pool_targets(logits, pool, sure)
     ce_pool = -(confident*target*logits.log_softmax(-1)).sum()/max(totals[1] or len(logits), 1)
     return dict(parts, loss=parts["loss"] + ce_weight*ce_pool, ce_pool=ce_pool)
 

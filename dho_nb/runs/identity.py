@@ -19,6 +19,7 @@ from .config import Config, config_own_sources, config_teachers
 from ..teachers.clip import clip_resize_suffix, clip_teacher_identity
 from ..teachers.embedding_store import Store
 from ..teachers.import_embeddings import imported_embeddings_identity, read_imported_embeddings
+from ..teachers.pool_heads import LEAST_KNOWN
 
 # %% ../../nbs/runs/03_identity.ipynb #1479df88
 def identity_labels_hash(
@@ -68,6 +69,7 @@ def run_identity(
     what["teacher"] = _teacher_of(config) if method.teacher else ""
     if method.lambdas: what["lambdas"] = method.lambdas
     if method.recipe: what["recipe"] = method.recipe
+    if config.pool_head == "open-set": what["pool_recipe"] = f"images of {LEAST_KNOWN} and more"
     if config.student.startswith("open_clip:"):
         what["student"] = f"open_clip:{_student_of(config.student.removeprefix('open_clip:'))}"
     if config.student_weights not in ("", "pretrained"):

@@ -28,6 +28,7 @@ from .trackers import RunTrackers, TrackedRun
 from .training_data import TrainingData
 from ..students.backbones import build_backbone
 from ..students.dual_head import build_student, language_init, load_student, student_text_embeddings, Student
+from ..teachers.pool_heads import pool_head_probabilities
 from ..training.trainer import Trainer
 
 # %% ../../nbs/runs/08_staged_trainer.ipynb #75bce457
@@ -185,7 +186,7 @@ def _pool_probabilities(self:StagedTrainer, method):
     data, device, logits = self.inputs.data, self.machine.device, self.pool_logits()
     probabilities = torch.zeros(len(data.manifest), len(data.manifest.classes), device=device)
     train = torch.from_numpy(data.train).to(device)
-    for at, part in zip(train.split(65536), logits.split(65536)): probabilities[at] = part.float().softmax(1)
+    for at, part in zip(train.split(65536), logits.split(65536)): probabilities[at] = pool_head_probabilities(part, self.inputs.config.pool_head)
     return probabilities
 
 # %% ../../nbs/runs/08_staged_trainer.ipynb #d4e119f6
