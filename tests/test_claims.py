@@ -4,6 +4,8 @@ import re
 from functools import cache
 from statistics import median
 
+import pandas as pd
+
 from conftest import ROOT
 from dho_nb.evaluation.interpolation import AlphaBetaGrid, best_alpha_beta
 from dho_nb.reports.paper_numbers import our_paper_numbers, read_paper_numbers
@@ -276,3 +278,42 @@ def test_gains_of_the_orders_to_label_in():
     first = re.search(r"labeler +(\S+ ± \S+)", row("gain", "labeler", 0))[1]
     check_prose(page, f"Clear of 0 is only the labeler's order at 20 labels of EuroSAT, {first}.",
                 f"{covered['labeler']:.0f} of Flowers' 89 with 100 labels, random ones {covered['random']:.0f}.")
+
+
+@cache
+def pool_heads(value, unnamed=False):
+    "A figure of pool heads in %: a row for each pool, number of labels and draw, a column for each head"
+    held = pd.read_csv(ROOT/"nbs"/"paper"/"results"/"pool_heads.csv").query(f"(unnamed > 0) == {unnamed}")
+    return 100*held.pivot(index=["pool", "labels", "draw"], columns="head", values=value)
+
+
+def pool_means(values): return values.groupby(level=["pool", "labels"]).mean().dropna()
+
+
+def test_pool_heads_on_five_pools():
+    accuracy = pool_heads("accuracy")
+    over = pool_means(accuracy["combined"] - accuracy["zero-shot"])
+    one = over.xs(1, level="labels")
+    gained = {head: pool_means(accuracy[head] - accuracy["combined"]) for head in ("combined, two encoders", "open-set")}
+    euro, third = (g["EuroSAT"] for g in gained.values())
+    two = gained["combined, two encoders"]
+    check_prose("paper/beyond.ipynb",
+        f"The smallest mean gain over zero-shot in a row is {over.min():.1f} points.",
+        f"With one label per class Flowers gains {one['Flowers']:.1f} points, and the other four pools gain {one.drop('Flowers').mean():.1f} on average.",
+        f"On EuroSAT, whose teacher is weak, the head gains {euro.min():.1f} to {euro.max():.1f} points, and `open-set` gains {third.min():.1f} to {third.max():.1f}.",
+        f"On Caltech101 the second encoder changes the accuracy by at most {two['Caltech101'].abs().max():.1f} points. "
+        f"On Flowers the head loses {-two['Flowers'].max():.1f} to {-two['Flowers'].min():.1f}.",
+        f"the pool head gains {euro.min():.0f} to {euro.max():.0f} points on EuroSAT, and nothing on Caltech101 and Flowers")
+
+
+def test_pool_heads_with_unnamed_classes():
+    sure, auroc, accuracy = (pool_means(pool_heads(v, True)) for v in ("sure_unnamed", "auroc", "accuracy"))
+    error = pool_means(pool_heads("ece"))["open-set"]
+    few = error[error.index.get_level_values("labels") <= 4]
+    told, better = auroc["open-set"] - auroc["combined"], accuracy["open-set"] - accuracy["combined"]
+    assert (sure["open-set"] <= sure["combined"]/2.99).all(), "to a third or less"
+    assert better.drop("EuroSAT").abs().max() < 1
+    check_prose("paper/beyond.ipynb",
+        f"Its calibration error above is {few.min():.1f} to {few.max():.1f} % with one to four labels per class",
+        f"the AUROC rises by {told.min():.1f} to {told.max():.1f} points.",
+        f"On EuroSAT the accuracy on named classes rises by {better['EuroSAT'].min():.1f} to {better['EuroSAT'].max():.1f} points.")
