@@ -36,3 +36,12 @@ pygments_style, pygments_dark_style = "friendly", "github-dark"
 mathjax_path = "mathjax/tex-svg.js"
 mathjax3_config = {"options": {"enableMenu": False}}
 copybutton_prompt_text, copybutton_prompt_is_regexp = r">>> |\.\.\. |\$ ", True
+
+
+def names_in_tables_break(app, page, template, context, doctree):
+    "Let a long name in a table's cell break after _ and /, before it breaks within a word"
+    within = lambda m: re.sub(r"([_/])(?=\w)", r"\1<wbr>", m[0])
+    cell = lambda m: re.sub(r'(?<=<span class="pre">)[^<]+', within, m[0])
+    if context.get("body"): context["body"] = re.sub(r"<td>.*?</td>", cell, context["body"], flags=re.S)
+
+def setup(app): app.connect("html-page-context", names_in_tables_break)

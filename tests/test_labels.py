@@ -211,6 +211,18 @@ def test_prompts_that_nobody_reads_are_not_shown(photos, tmp_path):
         assert shown in teacher_check_lines(score_teacher(provider, inputs.labels.rows))["prompts"]
 
 
+def test_the_weakest_classes_of_a_teacher_come_first():
+    import numpy as np
+    import pandas as pd
+    from dho_nb.data.manifests import Manifest
+    from dho_nb.runs.teacher_check import TeacherCheck, teacher_check_lines
+    labels, names = np.repeat([0, 1, 2], [4, 8, 4]), ("apple", "birch", "cedar")
+    answers = np.array([0, 0, 0, 1] + [1]*2 + [2]*6 + [2]*4)  # 3 of 4, 2 of 8, 4 of 4
+    table = pd.DataFrame(dict(path=[f"{i}.png" for i in range(16)], label=labels, split="train"))
+    lines = teacher_check_lines(TeacherCheck(answers, labels, Manifest("trees", table, names)), enough=4, most=2)
+    assert lines["weakest classes"] == "birch 2 of 8 (most often taken for cedar), apple 3 of 4"
+
+
 def test_a_list_option_that_is_given_twice_is_one_list():
     import argparse, dataclasses
     from dho_nb.cli.main import VERBS

@@ -43,6 +43,20 @@ def test_every_name_is_imported_and_every_import_is_used():
     assert (found.stdout, found.stderr) == ("", "")
 
 
+def uncalled_expectations(source):
+    "Lines where `expect_fail(…)` stands without `with`, so nothing is run"
+    return [s.lineno for s in ast.walk(ast.parse(source)) if isinstance(s, ast.Expr) and isinstance(s.value, ast.Call)
+            and getattr(s.value.func, "id", "") == "expect_fail"]
+
+
+def test_every_expected_error_is_raised_by_code_that_runs():
+    assert uncalled_expectations("expect_fail(f)\nwith expect_fail(DhoError): f()") == [1]
+    cells = [(p, "".join(c["source"])) for p in NOTEBOOKS for c in code(p) if "expect_fail(" in "".join(c["source"])]
+    files = [(p, p.read_text()) for p in sorted((ROOT/"tests").glob("*.py"))]
+    plain = lambda text: re.sub(r"(?m)^[%!].*$", "pass", text)
+    assert [(p.name, line) for p, text in cells + files for line in uncalled_expectations(plain(text))] == []
+
+
 @pytest.mark.parametrize("notebook", EXPERIMENTS, ids=lambda p: p.stem)
 def test_an_experiment_has_one_parameters_cell(notebook):
     tagged = [c for c in code(notebook) if "parameters" in c["metadata"].get("tags", [])]

@@ -156,7 +156,7 @@ class _SyncedBatchNorm(TorchFunctionMode):
 
 def synced_batch_norm(
     dist_env:DistEnv,  # Whose images count
-    device,     # "cpu", or another device, where `wrap_ddp` has seen to it
+    device,            # Where the model is; nothing to do on a GPU, whose layers `wrap_ddp` replaces
 ):
     "Return a context in which batch norm in training takes the images of all processes together"
     return _SyncedBatchNorm() if dist_env.world > 1 and torch.device(device).type == "cpu" else nullcontext()

@@ -46,7 +46,7 @@ def _synthetic_data(config):
 
 # %% ../../nbs/runs/11_dry_run.ipynb #6cbc2735
 class _Noise(ImageLoader):
-    "Pictures that nobody has taken"
+    "Return noise instead of pictures"
     def __init__(self, manifest, side): super().__init__(manifest, "."); self.side = side
     def __getitem__(self, row):
         picture = Image.fromarray(np.random.default_rng(int(row))

@@ -106,6 +106,7 @@ def open(self:TeacherProvider,
 
 @patch
 def _lookup(self:TeacherProvider, folder)->Lookup:
+    "Return the lookup of imported embeddings, or of the teacher's store"
     c, given, keys = self.config, local_place(self.config.embeddings), self.data.keys
     if c.embeddings and not given.is_dir():
         return import_embeddings(self.manifest, self.root, given, c.texts and local_place(c.texts), keys)
@@ -269,6 +270,7 @@ def fit_head(self:TeacherProvider,
 
 @patch
 def _fit_head(self:TeacherProvider, labeled, validation):
+    "Return the function from embeddings to logits, fitted to the labeled images"
     c, truth = self.config, torch.from_numpy(self.manifest.table["label"].to_numpy(np.int64, copy=True)).to(self.device)
     if c.teacher_head == "zero-shot": return partial(teacher_logits, head=self.class_embeddings(), zeta=self.zeta())
     chosen = (self.center_embeddings(validation), truth[validation]) if len(validation) else None
@@ -419,6 +421,7 @@ def make_teacher_provider(
     return _unopened(config, mode).open(folder)
 
 def _unopened(config, mode, kind=new_teacher_provider):
+    "Return a provider on the settings' device, with enough epochs to use all views"
     settings = load_settings()
     device = pick_device(settings.device)
     whole = config if config.views == "live" else replace(config, epochs=max(config.epochs, config.views))

@@ -36,9 +36,9 @@ def tiny_cnn(
 # %% ../../nbs/students/01_backbones.ipynb #f810d663
 class Backbone(NamedTuple):
     "Hold a feature extractor and what it expects"
-    module:nn.Module
-    dim:int
-    preprocess:Preprocess
+    module:nn.Module        # [N, 3, S, S] float32, normalized, to features [N, dim]
+    dim:int                 # Width of the features
+    preprocess:Preprocess   # Of its images
 
 # %% ../../nbs/students/01_backbones.ipynb #074d2d22
 def feature_dim(

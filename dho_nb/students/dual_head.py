@@ -88,8 +88,8 @@ def forward(self:DualHead,
 # %% ../../nbs/students/03_dual_head.ipynb #3455e085
 class Student(NamedTuple):
     "A model with two heads and what it expects of its images"
-    model:DualHead
-    preprocess:Preprocess
+    model:DualHead          # Backbone and heads
+    preprocess:Preprocess   # Of its images
 
 # %% ../../nbs/students/03_dual_head.ipynb #9d1ac5d1
 def build_student(

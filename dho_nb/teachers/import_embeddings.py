@@ -48,6 +48,7 @@ def _strings(values, file):
 
 # %% ../../nbs/teachers/03_import_embeddings.ipynb #2a158b84
 def _npz(file):
+    "Return the arrays of a .npz. Raises DhoError for Python objects"
     try:
         with np.load(file, allow_pickle=False) as held: return {k: held[k] for k in held.files}
     except ValueError as e:
@@ -56,12 +57,14 @@ def _npz(file):
                        "and embeddings as one array of numbers") from None
 
 def _safetensors(file):
+    "Return the tensors of a .safetensors file, and the lists in its metadata"
     with safe_open(file, "pt") as f:
         held, notes = {k: f.get_tensor(k).float().numpy() for k in f.keys()}, f.metadata() or {}
     return {**held, **{k: json.loads(v) for k, v in notes.items() if v.startswith("[")}}
 
 # %% ../../nbs/teachers/03_import_embeddings.ipynb #288fc99d
 def _parquet(file):
+    "Return the columns of a .parquet table, vectors stacked. Raises DhoError for empty cells"
     require_extra("parquet", "pyarrow")
     table = pd.read_parquet(file)
     if table.index.dtype.kind in "OSU" and not any(str(c).lower() in ALIASES["paths"] for c in table):
@@ -75,7 +78,7 @@ def _parquet(file):
 
 # %% ../../nbs/teachers/03_import_embeddings.ipynb #469eb9af
 def _npy(file):
-    "An array, with its names in a text file beside it"
+    "Return an array, with its names from a text file beside it. Raises DhoError without one"
     beside = _beside(file)
     if beside is None:
         raise DhoError(f"{file} does not say which row is which: put {Path(file).stem}.txt beside it, a path (or class "
@@ -143,11 +146,16 @@ def _below(root, paths):
 def _plain(path): return unicodedata.normalize("NFC", str(PurePosixPath(path.replace("\\", "/"))))
 
 # %% ../../nbs/teachers/03_import_embeddings.ipynb #22b66561
-def _stem(path): return path[:-len(s)] if (s := PurePosixPath(path).suffix).lower() in SUFFIXES else path
+def _stem(path):
+    "Return a path without an image's suffix"
+    return path[:-len(s)] if (s := PurePosixPath(path).suffix).lower() in SUFFIXES else path
 
-def _whole(path): return [path]
+def _whole(path):
+    "Return the path itself as its only end"
+    return [path]
 
 def _ends(path):
+    "Return a path and what is left of it without its leading folders"
     parts = PurePosixPath(path).parts
     return ["/".join(parts[k:]) for k in range(len(parts))]
 
@@ -244,7 +252,7 @@ def _unit(rows, names, file):
     return rows/size
 
 def _unmatched(manifest, paths, matched):
-    "What is on one side only"
+    "Return a table of what is on one side only"
     spare = np.setdiff1d(np.arange(len(paths)), matched)
     images = pd.DataFrame(dict(path=manifest.table["path"].to_numpy()[matched < 0], problem="image without an embedding"))
     return pd.concat([images, pd.DataFrame(dict(path=[paths[i] for i in spare], problem="embedding without an image"))],
