@@ -284,6 +284,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'dho_nb.core.parameters.parameter_sections': ( 'core/parameters.html#parameter_sections',
                                                                                        'dho_nb/core/parameters.py')},
             'dho_nb.core.plotting': { 'dho_nb.core.plotting._show_figures': ('core/plotting.html#_show_figures', 'dho_nb/core/plotting.py'),
+                                      'dho_nb.core.plotting.literal_text': ('core/plotting.html#literal_text', 'dho_nb/core/plotting.py'),
                                       'dho_nb.core.plotting.load_matplotlib': ( 'core/plotting.html#load_matplotlib',
                                                                                 'dho_nb/core/plotting.py'),
                                       'dho_nb.core.plotting.part_style': ('core/plotting.html#part_style', 'dho_nb/core/plotting.py'),
