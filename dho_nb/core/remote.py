@@ -94,6 +94,6 @@ def remote_file_version(
 )->str:
     "Return a hash of the size and of whatever else differs once a file was written anew; empty where nothing tells"
     plain = lambda v: v.timestamp() if hasattr(v, "timestamp") else v
-    versions = {k: str(plain(v)) for k, v in facts.items()
+    versions = {k: ascii(plain(v)) for k, v in facts.items()
                 if v not in (None, "") and _VERSION_FACTS.search(k) and not k.lower().endswith("mode")}
     return json_hash([facts.get("size"), versions]) if versions else ""

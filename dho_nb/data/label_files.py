@@ -268,7 +268,7 @@ def _unnamed(folder, named):
 # %% ../../nbs/data/00b_label_files.ipynb #a3d5afd2
 def _read_predictions(folder, file):
     "Path, prediction and probability of each picture in a table. Raises DhoError that lists every mistake with its line."
-    try: table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    try: table = pd.read_csv(file, dtype=str, keep_default_na=False, index_col=False)
     except (OSError, ValueError) as e: raise DhoError(f"cannot read {file} as CSV: {short_error_reason(e)}") from None
     table = table.rename(columns={"file": "path", "confidence": "probability"})
     if not {"path", "prediction"} <= {*table}: raise DhoError(f"{file} has no columns path and prediction: give a table of dho predict or dho suggest")

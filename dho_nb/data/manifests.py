@@ -27,6 +27,7 @@ from ..core.files import _HOST, atomic_path, is_clutter_file, process_is_running
 from ..core.remote import is_remote_url, open_remote, reading_errors
 from ..core.seeding import derive_seed, string_keys, seeded_bits, seeded_uniform
 from ..core.settings import clip_file_name, load_settings, shipped_file
+from ..core.trust import check_folder_name
 from .mirrors import local_place
 
 # %% ../../nbs/data/00_manifests.ipynb #0d55e31a
@@ -619,7 +620,7 @@ def open_manifest(
     "Return the manifest that `dataset` names. Raises DhoError for an unknown name or a list that must be built first."
     path, files = Path(dataset).expanduser(), manifest_files()
     if dataset in files: return read_manifest(files[dataset])
-    if is_ingested(path): return read_manifest(path/f"{read_json(path/INGESTED, name=str)['name']}.csv.gz")
+    if is_ingested(path): return read_manifest(path/f"{check_folder_name(read_json(path/INGESTED, name=str)['name'], path/INGESTED)}.csv.gz")
     if path.is_dir() and not _needs_build(dataset): return manifest_from_folder(path)
     if path.suffix == ".json" and path.exists(): return manifest_from_coop(path)
     if path.name.endswith((".csv", ".csv.gz")) and path.exists(): return read_manifest(path)
