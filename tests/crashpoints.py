@@ -198,9 +198,6 @@ def labels_there(here):
     (here/"l.csv").write_text("path,label\n" + "".join(f"{c}/{i:03d}.png,{c}\n" for i, c in enumerate(("cat", "dog")*3)))
 
 
-def convert(here): dho("convert", here/"tree", "--labels", here/"l.csv", "--out", here/"out.json", "--format", "label-studio")
-
-
 def click(here):
     from dho_nb.runs.labeler import Labeler
     page = Labeler(here/"tree", here/"l.csv", ["cat", "dog"])
@@ -266,7 +263,6 @@ SCENARIOS = {
     "predict": Scenario(predict, run_there, ("out.csv",), again=predict_again),
     "mirror-begun": Scenario(mirror, far_there, MIRROR),
     "mirror-changed": Scenario(mirror, far_changed, ("far/c.csv",)),
-    "convert": Scenario(convert, labels_there, ("out.json", "out.xml")),
     "label": Scenario(click, labels_there, ("l.csv",)),
     "record-begun": Scenario(keep("0"), runs_there, RECORD),
     "record-grown": Scenario(keep("1"), record_there, RECORD),

@@ -47,7 +47,7 @@ class IngestedImages:
     def at(self,
         row:int,          # Of the arrays
     )->Image.Image:       # A square; its original size is in `info`
-        "Return the picture of a row"
+        "Return the picture of a row. Raises DhoError where the files do not hold it."
         number, row = divmod(row, self.per_file)
         if number not in self.files and len(self.files) >= OPEN_FILES: self.files.clear()
         if number not in self.files: self.files[number] = [self._open(name, number) for name in ("pixels", "sizes")]
