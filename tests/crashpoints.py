@@ -174,6 +174,36 @@ def predict(here): dho("predict", here/"run", here/"tree", "--out", here/"out.cs
 def predict_again(here): (here/"out.csv").exists() or predict(here)  # what is there is whole, and not written again
 
 
+def mirror(here):
+    from dho_nb.data import mirrors
+    mirrors._mirror.cache_clear()
+    place = mirrors.local_place(f"file://{here}/far")
+    mirrors.fetch_mirrored(*(place/name for name in ("a.npy", "b.npy")))
+
+
+def far_there(here):
+    for name in ("header.json", "a.npy", "b.npy", "sub/list.csv"):
+        (here/"far"/name).parent.mkdir(parents=True, exist_ok=True)
+        (here/"far"/name).write_text(f"the first {name} ")
+
+
+def far_changed(here):
+    far_there(here); mirror(here)
+    for name in ("a.npy", "sub/list.csv", "c.csv"): (here/"far"/name).write_text(f"another {name} ")
+    (here/"far"/"header.json").unlink()
+
+
+def labels_there(here):
+    few(here)
+    (here/"l.csv").write_text("path,label\n" + "".join(f"{c}/{i:03d}.png,{c}\n" for i, c in enumerate(("cat", "dog")*3)))
+
+
+def click(here):
+    from dho_nb.runs.labeler import Labeler
+    page = Labeler(here/"tree", here/"l.csv", ["cat", "dog"])
+    for path in ("cat/006.png", "dog/007.png"): page._write(path, path[:3])
+
+
 def runs_there(here):
     many(here)
     for seed in (0, 1): distill(here, "--seed", seed, "--conflict", "--epochs", 1, out=f"runs/{seed}")
@@ -218,6 +248,7 @@ RUN = ("run/model.safetensors", "run/outputs.safetensors", "run/predictions.csv"
        "run/curves.png", "run/run.json")
 MAP = ("out/header.json", "out/images.csv", "out/pixels.npy", "out/pixels.crc", "out/sizes.npy", "out/sizes.crc")
 RECORD = ("out/runs.csv", "out/right.npz", "out/cells.json", "out/conflict.csv")
+MIRROR = ("far/header.json",)  # its copy lies below a hash of its place
 SCENARIOS = {
     "map-begun": Scenario(build_map, many, MAP),
     "map-grown": Scenario(build_map, map_there, MAP),
@@ -230,6 +261,9 @@ SCENARIOS = {
     "run": Scenario(run_all, many, RUN),
     "predict-rest": Scenario(rest, tested_there, (*RUN, "run/per_class.csv")),
     "predict": Scenario(predict, run_there, ("out.csv",), again=predict_again),
+    "mirror-begun": Scenario(mirror, far_there, MIRROR),
+    "mirror-changed": Scenario(mirror, far_changed, ("far/c.csv",)),
+    "label": Scenario(click, labels_there, ("l.csv",)),
     "record-begun": Scenario(keep("0"), runs_there, RECORD),
     "record-grown": Scenario(keep("1"), record_there, RECORD),
     "export-safetensors": Scenario(export("--safetensors"), run_there,
@@ -277,6 +311,7 @@ TIMES = {"result.json": ("seconds", "teacher_looked"),  # a run that goes on doe
 
 def timeless(name, data):
     "A file's bytes without the fields that a clock writes"
+    if Path(name).name == ".mirror.json": return re.sub(rb'"[0-9a-f]{12}"', b"#", data)  # versions follow from times
     drop = TIMES.get(Path(name).name, ())
     if drop:
         without = lambda v: {k: without(x) for k, x in v.items() if k not in drop} if isinstance(v, dict) else v

@@ -288,3 +288,37 @@ def test_names_in_a_message_do_not_control_a_terminal(photos):
 def test_long_values_make_no_long_message(photos):
     path = "/data/local-files/?" * 10**4 + "x.png"
     assert len(message(photos, [task(10**300, path, annotation(choices("cat"), choices(name="quality"), who=10**300)), DOG])) < 1000
+
+
+def test_odd_tags_and_targets_are_named_and_nothing_is_dropped_unsaid(photos):
+    truth = lambda label: dict(_cls="Classification", label=label)
+    for tags in (5, dict(a=1), [[]], "val", None):
+        sound = dict(samples=[dict(filepath="cat/0.png", tags=tags, ground_truth=truth("cat")), dict(filepath="dog/0.png", ground_truth=truth("dog"))])
+        assert labels(photos, sound) == {"cat/0.png": "cat", "dog/0.png": "dog"}
+    several = dict(_cls="Classifications", classifications=[truth("dog")])
+    said = message(photos, dict(samples=[dict(filepath="cat/0.png", ground_truth=truth("cat")), dict(filepath="dog/0.png", ground_truth=several)]))
+    assert "sample 2" in said and "is no classification" in said
+
+
+@pytest.mark.parametrize("text", ['{"labels": {"cat/0": "a", "cat/0": "b", "dog/0": "c"}}', '{"labels": {"cat/0": "a"}, "labels": {"dog/0": "b"}}',
+                                  '[{"id": 1, "data": {"image": "cat/0.png", "image": "dog/0.png"}}]'])
+def test_a_key_that_is_there_twice_hides_no_label(photos, text):
+    (photos.parent/"twice.json").write_text(text)
+    assert "is there twice" in str(pytest.raises(DhoError, manifest_from_labels, photos, photos.parent/"twice.json").value)
+
+
+def test_a_percent_sign_in_a_name_is_no_other_name(photos):
+    for name in ("a b", "a%20b"): picture(photos/f"{name}.png")
+    for cell, found in (("a%20b.png", "a%20b.png"), ("a b.png", "a b.png"), ("s3://bucket/photos/a%20b.png", "a%20b.png"), ("a%20b", "a%20b.png"),
+                        ("/data/local-files/?d=photos/a%20b.png", "a b.png"), ("/data/local-files/?d=photos/a%2520b.png", "a%20b.png"),
+                        ("https://host/photos/a%20b.png", "a b.png"), ("file:///x/photos/a%20b.png", "a b.png")):
+        assert find_exported_picture(PictureFolder(photos), cell)[0] == found, cell
+    (photos/"a%20b.png").unlink()
+    assert find_exported_picture(PictureFolder(photos), "a%20b.png")[0] == "a b.png"
+
+
+def test_every_cell_of_a_message_is_short(photos):
+    long = "x"*10**5
+    assert len(message(photos, dict(labels={"cat/0": long, "dog/0": "dog"}), classes=["cat", "dog"])) < 1000
+    assert len(message(photos, [task(1, "cat/0.png", annotation(choices("cat")), split=long), DOG])) < 1000
+    assert len(message(photos, dict(labels={"cat/0": long}), dict(labels={"cat/0": "y"*10**5}))) < 2000

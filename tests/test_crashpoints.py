@@ -12,7 +12,8 @@ from dho_nb.runs.run import Run, distill
 
 pytestmark = pytest.mark.skipif("not os.path.isdir('/proc/self/fd')", reason="points are counted on Linux")
 SAMPLE = {"run": 2, "store-begun": 2, "store-grown": 2, "store-shared": 3, "export-onnx": 1, "export-safetensors": 3,
-          "predict-rest": 3, "record-begun": 4, "record-grown": 4, "predict": 3}  # points; 6 of any other
+          "predict-rest": 3, "record-begun": 4, "record-grown": 4, "predict": 3,
+          "mirror-begun": 2, "mirror-changed": 2, "label": 2}  # points; 6 of any other
 
 
 @pytest.fixture(scope="module")

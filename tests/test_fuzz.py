@@ -4,6 +4,9 @@ Files of each kind are made from valid ones by Hypothesis. The suite tries some 
 time; `DHO_FUZZ=10000 pytest tests/test_fuzz.py` as many in all, others every time (DHO_FUZZ_SEED=… the same again), and
 `python tests/test_fuzz.py 10000` counts what goes wrong, by kind, instead of stopping at the first.
 """
+import gzip
+import importlib
+import importlib.util
 import io
 import json
 import os
@@ -15,7 +18,8 @@ import tempfile
 import time
 import zlib
 from collections import Counter
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,10 +29,11 @@ import pandas as pd
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, seed, settings
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import strategies as st
 
 import hostile
-from conftest import picture
+from conftest import ROOT, picture
 from dho_nb.data import datasets
 from dho_nb.cli.options import _written
 from dho_nb.cli.main import main
@@ -41,11 +46,17 @@ from dho_nb.evaluation.outputs import load_outputs, read_output_predictions
 from dho_nb.deploy.model_card import model_card
 from dho_nb.sweeps.grid import read_grid
 from dho_nb.runs.cross_fit import images_to_label
-from dho_nb.data.label_files import manifest_from_labels
+from dho_nb.data import mirrors
+from dho_nb.data.annotation_files import write_annotations
+from dho_nb.data.ingest import ingest, stream_images
+from dho_nb.data.label_files import labels_and_predictions, manifest_from_labels
+from dho_nb.data.loaders import ImageLoader
 from dho_nb.data.manifests import manifest_from_coop, manifest_from_folder, open_manifest
 from dho_nb.reports.results import result_conflicts, expected_results, load_results, record_results, shared_result_parameters, result_surfaces
 from dho_nb.reports.tables import results_table
+from dho_nb.runs.labeler import Labeler
 from dho_nb.runs.run import Run
+from dho_nb.core import remote
 from dho_nb.core.errors import DhoError
 from dho_nb.core.settings import load_settings
 from dho_nb.core.files import read_json, write_json
@@ -53,9 +64,14 @@ from dho_nb.students.dual_head import build_student, save_student
 from dho_nb.students.weights import load_weights, read_weights
 from dho_nb.students.backbones import tiny_cnn
 from dho_nb.sweeps.sweep import Sweep, open_sweep, sweep_tasks
-from hostile import (BOMBS, TEXTS, Calls, Place, archives, broken_zips, csv_files, damaged, documents, each, json_files,
+from hostile import (BOMBS, NAMES, TEXTS, Calls, Place, archives, broken_zips, csv_files, damaged, documents, each, json_files,
                      json_text, safetensors_bytes, toml_files)
 
+for name in ("pillow_heif", "ipywidgets", "IPython"):
+    with suppress(ImportError): importlib.import_module(name)  # readers import them late, which the watch would report
+remote.PAUSE = 1e-4
+spec = importlib.util.spec_from_file_location("predict_onnx", ROOT/"nbs/experiments/predict_onnx.py")
+spec.loader.exec_module(predict_onnx := importlib.util.module_from_spec(spec))
 WHOLE = int(os.environ.get("DHO_FUZZ", 0))  # inputs in all; the suite's own number if 0
 
 
@@ -78,6 +94,7 @@ def world(base):
         tempfile.tempdir = None
 
 
+FOLDERS = "sweep", "record", "store", "begun", "pool"
 VALIDATION = dict(dho="few", ce="none")
 
 
@@ -110,11 +127,12 @@ def _filled(place):
                          classes=["cat", "dog"], text=np.eye(2, 4, dtype=np.float32))
     np.savez(folder/"e.npz", **place.vectors)
     import_embeddings(place.pets, folder/"pets", folder/"e.npz", folder=folder/"store")
+    ingest(str(folder/"pets"), folder/"pool", side=16, mode="none")
     trained = Run(preset("digits", epochs=3, views=1), folder/"begun", "none")
     trained.prepare(); trained.build_trainer().save()
     place.trainer = trained.trainer
-    place.saved = {p: p.read_bytes() for d in ("sweep", "record", "store", "begun") for p in (folder/d).rglob("*") if p.is_file()}
-    place.folders = {p for d in ("sweep", "record", "store", "begun") for p in (folder/d).rglob("*") if p.is_dir()}
+    place.saved = {p: p.read_bytes() for d in FOLDERS for p in (folder/d).rglob("*") if p.is_file()}
+    place.folders = {p for d in FOLDERS for p in (folder/d).rglob("*") if p.is_dir()}
     return place
 
 
@@ -158,7 +176,7 @@ def changed(place, name, data):
                 p.parent.mkdir(parents=True, exist_ok=True); p.write_bytes(held)
         for left in (place.folder/"work", place.folder/"tmp"):
             shutil.rmtree(left); left.mkdir()
-        shutil.rmtree(place.folder/"cache"/"reports", ignore_errors=True)
+        for left in ("reports", "mirrors"): shutil.rmtree(place.folder/"cache"/left, ignore_errors=True)
 
 
 PIXELS = np.zeros((9, 9, 3), np.uint8)
@@ -565,6 +583,132 @@ def notes(place, given):
         if name == "export.json": each(lambda: _write_note(folder, file, facts, {}, "", None))
 
 
+# ---- what lies behind a URL, what goes to other programs, and what a person labels ----
+
+def far(folder, read, change=lambda note: None):
+    "What reads a folder through its mirror, which is looked at anew"
+    mirrors._mirror.cache_clear()
+    url = f"file://{folder}"
+    each(lambda: change(mirrors.local_place(url)/mirrors.NOTE))
+    mirrors._mirror.cache_clear()
+    each(*(lambda call=call: call(url) for call in read))
+
+
+def _store_files(place):
+    names = ("header.json", "images.csv", "still.npy", "still.crc", "view000.npy", "view000.crc", "classes.safetensors")
+    whole = {n: p.read_bytes() for n in names if (p := place.folder/"store"/n).exists()}
+    other = {"header.json": json_files(json.loads(whole["header.json"])),
+             "images.csv": csv_files([l.split(",") for l in whole["images.csv"].decode().splitlines()])}
+    return st.sampled_from([*whole]).flatmap(lambda n: st.tuples(st.just(n), other.get(n, damaged(whole[n]))))
+
+
+@target(6, _store_files)
+def far_store(place, given):
+    "A store behind a URL"
+    name, data = given
+    config = lambda url: make_config(dict(dataset=str(place.folder/"pets"), embeddings=url, student="tiny", student_weights="", shots=1))
+    with changed(place, f"store/{name}", data):
+        far(place.folder/"store", [lambda url: Store(url).filled(), lambda url: Store(url).view(-1)[:], lambda url: Store(url).class_embeddings(),
+                                   lambda url: Run(config(url), place.folder/"work"/"run", "none").release()])
+
+
+@target(6, lambda place: json_files(dict(url=f"file://{place.folder}/store", files={"header.json": ["x", 3], "images.csv": ["x", 3], "still.npy": ["x", 3]}),
+                                    dict(url="file:///etc", files={"../../../../cwd/x": ["x", 1], "passwd": ["x", 1]})))
+def mirror_note(place, data):
+    "What a mirror notes of its files"
+    with changed(place, "store/.other", b""):
+        far(place.folder/"store", [lambda url: Store(url).view(-1)[:]], lambda note: note.write_bytes(data))
+
+
+@target(6, lambda place: st.dictionaries(st.sampled_from(TEXTS) | st.sampled_from(NAMES) | st.text(max_size=6), documents(dict(size=3, mtime=1.), dict(size=0)), max_size=4))
+def far_names(place, given):
+    "What a far folder says of its files"
+    true = LocalFileSystem.find
+    def find(self, path, *rest, **more):
+        return {**true(self, path, *rest, **more), **{f"{path}/{n}": facts if isinstance(facts, dict) else {} for n, facts in given.items()}}
+    LocalFileSystem.find = find
+    try:
+        with changed(place, "store/.other", b""): far(place.folder/"store", [lambda url: Store(url).view(-1)[:]])
+    finally: LocalFileSystem.find = true
+
+
+def _pool_files(place):
+    names = ("ingested.json", "pool.json", "images/header.json", "images/images.csv", "images/pixels.npy", "images/sizes.npy", "images/sizes.crc", "pool.csv.gz")
+    whole = {n: (place.folder/"pool"/n).read_bytes() for n in names}
+    rows = [l.split(",") for l in gzip.decompress(whole["pool.csv.gz"]).decode().splitlines()]
+    def other(name):
+        if name.endswith(".json"): return json_files(json.loads(whole[name]))
+        if name.endswith(".gz"): return csv_files(rows).map(partial(gzip.compress, mtime=0)).flatmap(damaged)
+        if name.endswith(".npy"): return damaged(whole[name]) | st.sampled_from(ARRAYS)
+        return damaged(whole[name])
+    return st.sampled_from(names).flatmap(lambda n: st.tuples(st.just(n), other(n)))
+
+
+def _npy(values, **header):
+    "A .npy file whose header says what is not so"
+    held = io.BytesIO()
+    np.lib.format.write_array_header_1_0(held, dict(dict(descr=values.dtype.str, fortran_order=False, shape=values.shape), **header))
+    return held.getvalue() + values.tobytes()
+
+
+ARRAYS = [_npy(np.zeros((8, 3, 16, 16), np.uint8), **h) for h in (dict(shape=(10**12, 3, 16, 16)), dict(descr="|O"), dict(descr="<f8"), dict(fortran_order=True), dict(shape=(0,)),
+                                                                  dict(shape=()), dict(shape=(8, 3, 10**9, 16)), dict(descr=[("a", "<f4")]), dict(descr="|S5"))]
+
+
+@target(6, _pool_files)
+def pool(place, given):
+    "A folder of ingested pictures, here and behind a URL"
+    name, data = given
+    def pictures(folder):
+        manifest = open_manifest(str(folder))
+        return [ImageLoader(manifest, folder)[i] for i in (0, len(manifest) - 1)]
+    with changed(place, f"pool/{name}", data):
+        folder = place.folder/"pool"
+        each(lambda: pictures(folder), lambda: [*stream_images(folder)])
+        far(folder, [lambda url: open_manifest(url), lambda url: [i.decode(0) for i in stream_images(url)]])
+
+
+@target(6, lambda place: csv_files([["file", "prediction", "confidence"], ["cat/0.png", "cat", "0.5"], ["dog/1.png", "dog", "1"]],
+                                   [["path", "prediction", "probability"], ["cat/0.png", "cat", ""]]))
+def predictions(place, data):
+    "Predictions that go to Label Studio or FiftyOne"
+    file = place.file("work/p.csv", data)
+    for form, ending in (("label-studio", "json"), ("fiftyone", "json"), ("csv", "csv")):
+        out = place.folder/"work"/f"out.{ending}"
+        each(lambda: write_annotations(labels_and_predictions(place.folder/"pets", (), file), out, form),
+             lambda: labels_and_predictions(place.folder/"pets", [out]) if out.exists() else None)
+        out.unlink(missing_ok=True)
+
+
+@target(4, lambda place: csv_files([["path", "label"], ["cat/0.png", "cat"], ["dog/1.png", "dog"]], [["path", "label", "split", "note"], ["cat/0.png", "cat", "val", "x"]]))
+def labeler(place, data):
+    "A CSV that the labeling page goes on with: what it writes can be read, and the other lines stay"
+    file = place.file("work/l.csv", data)
+    def click():
+        page = Labeler(place.folder/"pets", file, ["cat", TEXTS[zlib.crc32(data) % len(TEXTS)].encode("utf-8", "replace").decode()], count=1)
+        before, path, name = page.labels(), page.current, page.classes[-1]
+        page.label(name)
+        if path and page.labels() != dict(before, **{path: name}): raise AssertionError("another label than that of the click has changed")
+        page.undo()
+        if {k: v for k, v in page.labels().items() if v} != {k: v for k, v in before.items() if v}: raise AssertionError("undo left something else")
+    each(click)
+
+
+@target(6, lambda place: documents(*(dict(place.facts, heads=2, coverage=c) for c in (None, dict(source="x", images=9, right=8, rows=[[.5, .4, 5, 5], [.51, .3, 6, 5]]))))
+        .map(json_text).map(str.encode).flatmap(damaged))
+def script(place, text):
+    "Metadata of an ONNX file, read by predict_onnx.py"
+    made = type(place.onnx)()
+    made.CopyFrom(place.onnx)
+    entry = made.metadata_props.add()
+    entry.key, entry.value = "dho_nb", text.decode("utf-8", "replace")
+    file = place.file("work/model.onnx", made.SerializeToString())
+    def read():
+        try: return [*predict_onnx.load(file).predict([place.folder/"pets"/"cat"/"0.png"], unknown=.5)]
+        except ValueError as e: raise DhoError(str(e)) from None
+    each(read, lambda: Predictor.from_pretrained(file).predict(PIXELS, unknown=.5))
+
+
 # ---- the tests ----
 
 @pytest.fixture(scope="module")
@@ -593,6 +737,8 @@ ONCE = dict(
             ("store/classes.safetensors", b"\2\0\0\0\0\0\0\0{}"), ("sweep/dho/outputs.safetensors", b"x")],
     store_json=[b"255", b"{}", b'{"kind": "embeddings", "views": 1, "layout": "1", "dim": -1, "teacher": ""}',
                 b'{"kind": "embeddings", "views": {"a": 1}, "layout": 2, "dim": 4, "teacher": "x"}'],
+    annotations=[json_text(dict(samples=[dict(filepath="cat/0.png", tags=5, ground_truth=dict(_cls="Classification", label="cat"))])).encode(), DEEPER.encode(),
+                 b'{"labels": {"cat/0": "a", "cat/0": "b"}}', b'{"labels": {"../../cwd/x": "a", "~/x": "b", "x\\u0000": "c"}, "classes": null}'],
     labels=[b' path","label"\n"cat/0.png","cat"\n', b"path,label,split\n" + b"x"*5000 + b",cat,train\ncat/2.png,cat,val\n"], facts_json=[DEEPER.encode()], coop=[b'{"train": [["a", {}, "b"]], "val": [], "test": []}', b'{"train": null, "val": [], "test": []}'],
     weights=[(data, ".pt") for data in broken_zips("a/data.pkl")],
     embeddings=[*((".npz", data, b"") for data in broken_zips("paths.npy")),

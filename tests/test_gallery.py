@@ -1,5 +1,6 @@
 "What a run gets wrong, as pictures: the gallery, the map, the command and the report"
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -7,7 +8,7 @@ from dho_nb.cli.main import main
 from dho_nb.core.errors import DhoError
 from dho_nb.runs.config import preset
 from dho_nb.runs.cross_fit import cross_fit
-from dho_nb.runs.gallery import suspicious_labels
+from dho_nb.runs.gallery import plot_confusion, plot_map, plot_thumbnails, suspicious_labels
 from dho_nb.runs.run import distill
 
 
@@ -67,3 +68,11 @@ def test_labels_of_small_classes_are_judged_by_as_many_neighbors_as_the_class_ha
     assert suspicious_labels(x, wrong)["position"].tolist() == [5]
     single = np.append(labels, 3)
     assert not len(suspicious_labels(np.append(x, [[0, 0, 1.]], axis=0), single)), "the only image of a class has no neighbors of its own"
+
+
+def test_names_that_look_like_mathematics_are_drawn_as_they_are(tmp_path):
+    name, places, zeros = "$\\frac{$", np.eye(4, 2), np.arange(4) % 2
+    table = pd.DataFrame(dict(path="a.png", label=[name, "b"], prediction=["b", name], confidence=.5))
+    for k, draw in enumerate((lambda: plot_confusion(table, [name, "b"], title=name), lambda: plot_thumbnails(tmp_path, ["a.png"], [name], title=name),
+                              lambda: plot_map(places, zeros, zeros, None, [name, "b"], name))):
+        draw().savefig(tmp_path/f"{k}.png")

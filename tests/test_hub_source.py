@@ -7,6 +7,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from dho_nb.core.errors import DhoError
+from dho_nb.core.remote import open_remote
 from dho_nb.data.ingest import ingest
 from test_ingest import as_parquet, content, photos  # noqa: F401, a fixture
 
@@ -70,3 +72,13 @@ def test_a_dataset_of_the_hub_gives_the_same_as_its_files(hub, photos, tmp_path,
     assert content(tmp_path/"pool") == content(tmp_path/"straight"/"pool")
     code, _, err = dho("data", "ingest", "hf://datasets/someone/nothing", tmp_path/"none", HF_ENDPOINT=hub)
     assert code and "hf://datasets/someone/nothing" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("name", ["", "datasets/", "datasets/a", "datasets/../x", "datasets/a b/c", "datasets/-a/b", "datasets/a--b/c", "datasets/a/" + "x"*97, "datasets/a/b..c", "//", "datasets/a//b"])
+def test_an_address_that_names_no_dataset_is_refused_before_anything_is_asked(tmp_path, name):
+    pytest.importorskip("huggingface_hub")
+    with pytest.raises(DhoError, match="hf://datasets/USER/NAME"): ingest(f"hf://{name}", tmp_path/"pool", mode="none")
+
+
+@pytest.mark.parametrize("name", ["datasets/a/b", "datasets/A_1/b.c-d@refs%2Fconvert%2Fparquet/x/*.parquet", "a/b", "buckets/a/b/c"])
+def test_an_address_of_the_hub_is_taken(name): assert open_remote(f"hf://{name}")

@@ -78,6 +78,18 @@ def test_a_class_can_be_added(labeler):
     fails(lambda: labeler.add_class(NONE_OF_THESE), "give the class another name")
 
 
+@pytest.mark.parametrize("name, kept", [("cafe\u0301", "caf\u00e9"), (" cat ", "cat"), ("a\rb", "a b"), ("a\nb", "a b"), ('"a, b"', '"a, b"'), ("=1+1", "=1+1")])
+def test_a_class_is_one_class_however_it_is_typed(photos, name, kept):
+    for file in ("given.csv", "added.csv"):
+        labeler = Labeler(photos, photos.parent/file, ["dog", name] if file == "given.csv" else ["dog"], guesses=[name]*9)
+        if file == "added.csv": labeler.add_class(name)
+        labeler.label(name)
+        labeler.press(" ")
+        labeler.label("dog")
+        again = Labeler(photos, photos.parent/file, ["dog", name])
+        assert labeler.classes == again.classes == ["dog", kept] and [*again.labels().values()] == [kept, kept, "dog"]
+
+
 def test_a_file_is_gone_on_with_and_other_peoples_lines_stay(photos):
     file = photos.parent/"l.csv"
     file.write_text("path,label,split,who\nphotos/0.png,cow,test,Ada\n1.png,,,\n")

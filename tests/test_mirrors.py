@@ -1,8 +1,10 @@
 "Stores and datasets behind a URL: what is copied and when, versions, damage, and that nothing is written there"
+import errno
 import http.server
 import json
 import multiprocessing
 import random
+import shutil
 import threading
 from functools import partial
 
@@ -12,8 +14,8 @@ import pytest
 from conftest import drawn_seed, fails
 from dho_nb.core import remote
 from dho_nb.core.settings import load_settings
-from dho_nb.data import mirrors
-from dho_nb.data.chunk_store import ChunkStore, fill_chunks
+from dho_nb.data import chunk_store, mirrors
+from dho_nb.data.chunk_store import Chunked, ChunkStore, fill_chunks
 from dho_nb.data.ingest import ingest, stream_images
 from dho_nb.data.manifests import manifest_root, open_manifest
 from dho_nb.data.mirrors import fetch_mirrored, local_place, mirror_note
@@ -200,3 +202,90 @@ def test_a_run_from_urls_is_the_run_from_folders_bit_for_bit(tmp_path, monkeypat
     joined = join_embedding_stores([f"file://{tmp_path}/store"], tmp_path/"joined")
     assert np.array_equal(joined.view(1)[:], Store(tmp_path/"store").view(1)[:])
     fails(lambda: distill(Config(dataset=f"file://{tmp_path}/store", **options)), "holds no ingested dataset")
+
+
+def test_a_damaged_copy_never_stands_where_a_reader_finds_it(tmp_path, monkeypatch):
+    numbers(tmp_path/"far")
+    with open(tmp_path/"far"/"n-00002.npy", "r+b") as f: f.seek(-5, 2); f.write(b"\x77")
+    far, place, seen = array(f"file://{tmp_path}/far"), local_place(f"file://{tmp_path}/far"), []
+    whole = Chunked.corrupt_chunks
+    monkeypatch.setattr(Chunked, "corrupt_chunks", lambda self, *file: seen.append(copied(place)) or whole(self, *file))
+    fails(lambda: far[70], "n-00002.npy", "damaged")
+    assert seen == [[]] or all("n-00002.npy" not in names for names in seen)
+    assert not [p for p in place.rglob(".tmp-*")]
+
+
+def test_a_store_that_was_made_anew_in_another_order_is_not_read_by_the_list_before(tmp_path):
+    store, url = numbers(tmp_path/"far", 64), f"file://{tmp_path}/far"
+    far = array(url)
+    shutil.rmtree(tmp_path/"far")
+    other = ChunkStore(tmp_path/"far", HEADER)
+    other.add([f"{k:05d}" for k in range(63, -1, -1)], ["x"]*64, [0]*64, ["n"])
+    for chunk in range(16): other.array("n", (2,), "int32").put(chunk, np.full((4, 2), 7))
+    other.array("n", (2,), "int32").flush()
+    seen_again(url)  # as another process does it
+    fails(lambda: far[3], "made anew", "start again")
+    assert array(url)[3].tolist() == [7, 7]
+
+
+@pytest.mark.parametrize("change", ["gone", "empty", "damaged", "other types", "of another version", "outside"])
+def test_without_its_note_a_mirror_is_copied_anew(tmp_path, change):
+    numbers(tmp_path/"far")
+    url = f"file://{tmp_path}/far"
+    array(url)[:]
+    note, kept = local_place(url)/".mirror.json", tmp_path/"cache"/"kept.csv"
+    kept.write_text("")
+    (local_place(url)/"images.csv").write_text("stale"); (local_place(url)/"n.npy").write_bytes(b"stale"); (local_place(url)/"more.npy").write_bytes(b"")
+    files = json.loads(note.read_text())["files"]
+    other = {"empty": "", "damaged": "{", "other types": json.dumps(dict(url=url, files={k: 5 for k in files})),
+             "of another version": json.dumps(dict(url=url, files={k: ["x", v[1]] for k, v in files.items()})),
+             "outside": json.dumps(dict(url=url, files={"../../../kept.csv": ["x", 1], str(kept): ["x", 1]}))}
+    if change == "gone": note.unlink()
+    else: note.write_text(other[change])
+    place = seen_again(url)
+    assert (place/"images.csv").read_bytes() == (tmp_path/"far"/"images.csv").read_bytes() and not (place/"more.npy").exists() and kept.exists()
+    assert array(url)[:][:, 0].tolist() == [*range(150)] and json.loads(note.read_text())["files"] == files
+
+
+def test_a_full_disk_and_a_cache_of_others_are_named(tmp_path, monkeypatch):
+    from fsspec.implementations.local import LocalFileSystem
+    numbers(tmp_path/"far")
+    url, tries = f"file://{tmp_path}/far", []
+    def full(self, path, to, **rest): tries.append(path); raise OSError(errno.ENOSPC, "No space left on device", to)
+    with monkeypatch.context() as m:
+        m.setattr(LocalFileSystem, "get_file", full)
+        fails(lambda: local_place(url), "is full", "DHO_CACHE")
+        assert len({*tries}) == len(tries)  # it is not tried again
+    local_place(url)
+    before = {p: p.stat().st_mtime_ns for p in local_place(url).rglob("*")}
+    def refused(path, *rest): raise PermissionError(errno.EACCES, "Permission denied", str(path))
+    with monkeypatch.context() as m:
+        m.setattr(mirrors, "write_json", refused)
+        seen_again(url)  # nothing to write: a mirror in a cache that is only read is read
+        assert before == {p: p.stat().st_mtime_ns for p in local_place(url).rglob("*")}
+        numbers(tmp_path/"far", 200)
+        fails(lambda: seen_again(url), "belongs to", "DHO_CACHE")
+
+
+@pytest.mark.parametrize("url", ["memory://", "file://", "memory:///", "file:///tmp/..", "s3://../x", "memory://a/../b"])
+def test_an_address_without_a_name_is_refused(url): fails(lambda: local_place(url), "names no file or folder")
+
+
+def test_a_bucket_with_a_file_and_a_folder_of_one_name(tmp_path, monkeypatch):
+    from fsspec.implementations.local import LocalFileSystem
+    numbers(tmp_path/"far")
+    (tmp_path/"far"/"a").mkdir(); (tmp_path/"far"/"a"/"b.csv").write_text("b")
+    true = LocalFileSystem.find
+    monkeypatch.setattr(LocalFileSystem, "find", lambda self, path, **rest: {f"{path}/a": dict(size=0, mtime=1.), **true(self, path, **rest)})
+    assert (local_place(f"file://{tmp_path}/far")/"a"/"b.csv").read_text() == "b"
+
+
+def test_a_reader_goes_on_while_another_process_copies_everything_anew(tmp_path, monkeypatch):
+    store, url = numbers(tmp_path/"far"), f"file://{tmp_path}/far"
+    monkeypatch.setattr(mirrors, "remote_file_version", lambda facts: "")  # as behind a web server that tells none
+    far, read, times = array(url), chunk_store._gather, []
+    def late(*given):
+        if len(times) < 1: times.append(seen_again(url))
+        return read(*given)
+    monkeypatch.setattr(chunk_store, "_gather", late)
+    assert far[[3, 149]].tolist() == [[3, 3], [149, 149]] and times

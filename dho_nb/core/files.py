@@ -109,10 +109,17 @@ def parse_json(
 ):
     "Parse JSON as plain data. Raises `ValueError`, whatever is wrong with it"
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=_unrepeated)
         if re.search(r"\\u[dD][89a-fA-F]", text): json.dumps(data, ensure_ascii=False).encode()  # half a character
     except RecursionError: raise ValueError("it is nested too deeply") from None
     return data
+
+def _unrepeated(pairs):
+    "Return a dict of pairs. Raises ValueError for a key that is there twice, of which one value would be lost"
+    data = dict(pairs)
+    if len(data) == len(pairs): return data
+    names = [k for k, _ in pairs]
+    raise ValueError(f"the key {_short(next(k for k in names if names.count(k) > 1))} is there twice; keep one")
 
 # %% ../../nbs/core/04_files.ipynb #5a6d3d30
 def check_json_fields(

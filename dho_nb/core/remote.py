@@ -7,10 +7,10 @@ __all__ = ['EXTRAS', 'TRIES', 'PAUSE', 'is_remote_url', 'open_remote', 'reading_
            'remote_file_version']
 
 # %% ../../nbs/core/05c_remote.ipynb #733b0c8f
-import re, sys, tarfile, time, zipfile, zlib
+import errno, re, sys, tarfile, time, zipfile, zlib
 from pathlib import Path
 from .errors import DhoError, short_error_reason, unknown_name_error
-from .files import atomic_path, json_hash
+from .files import atomic_path, file_access_message, json_hash
 
 # %% ../../nbs/core/05c_remote.ipynb #73e4a3fa
 def is_remote_url(
@@ -27,7 +27,8 @@ def open_remote(
     "Return the file system of a URL. Raises `DhoError` for an unknown protocol or a package that is missing."
     import fsspec
     from fsspec.registry import known_implementations as known
-    kind = str(url).partition("://")[0]
+    kind, _, rest = str(url).partition("://")
+    if kind == "hf" and not _is_on_hub(rest): raise DhoError(f"{url} names nothing on the Hugging Face Hub: write hf://datasets/USER/NAME")
     try: fs, path = fsspec.core.url_to_fs(str(url))
     except ImportError as e:
         package = known.get(kind, {}).get("class", "fsspec").split(".")[0]
@@ -39,6 +40,12 @@ def open_remote(
                else unknown_name_error(f"protocol in {url}:", kind, known)) from None
     fs.invalidate_cache()
     return fs, path
+
+def _is_on_hub(path):
+    "Tell whether a path names a repository of the Hub, and maybe a revision and a file there"
+    parts = path.removeprefix("datasets/").removeprefix("models/").removeprefix("spaces/").removeprefix("buckets/").split("/")
+    names = (parts[0], parts[1].partition("@")[0]) if len(parts) > 1 else ("",)
+    return all(re.fullmatch(r"\w(?:[\w.-]{0,94}\w)?", n) and not re.search(r"--|\.\.", n) for n in names)
 
 # %% ../../nbs/core/05c_remote.ipynb #e5bdcea4
 def reading_errors(
@@ -55,6 +62,7 @@ def copy_remote_file(
     url:str,           # Of a file
     file:str|Path,     # Its copy here; replaced when all of it has come
     size:int|None=None,  # Bytes that it must have
+    check=None,        # (path of the copy): raises for a damaged one, which is not kept
 ):
     "Copy a file to this machine, after a broken connection once more. Raises `DhoError` where it does not come whole."
     for attempt in range(TRIES):
@@ -64,11 +72,19 @@ def copy_remote_file(
                 fs.get_file(path, str(temporary))
                 count = temporary.stat().st_size
                 if size not in (None, count): raise EOFError(f"{count} of {size} bytes came")
+                if check: check(temporary)
             return
         except reading_errors() as e: reason = e
+        if problem := _disk_problem(reason, Path(file).parent): raise DhoError(f"{url} cannot be copied: {problem}") from None
         if isinstance(reason, (FileNotFoundError, PermissionError)): break
         if attempt < TRIES - 1: time.sleep(PAUSE*4**(attempt + 1))
     raise DhoError(f"{url} cannot be copied ({short_error_reason(reason)}): see to the network and the access to it") from None
+
+def _disk_problem(error, folder):
+    "What keeps a copy from being written to a folder of this machine, and what to do; empty where the error is another's"
+    if getattr(error, "errno", None) in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)): return f"the disk of {folder} is full; make room, or set DHO_CACHE to another one"
+    here = isinstance(error, OSError) and str(error.filename or "").startswith(str(folder))
+    return file_access_message(error) if here else ""
 
 # %% ../../nbs/core/05c_remote.ipynb #a9fadf2f
 _VERSION_FACTS = re.compile("etag|md5|crc|sum|hash|generation|version|mod|mtime|updat|created", re.IGNORECASE)
@@ -78,6 +94,6 @@ def remote_file_version(
 )->str:
     "Return a hash of the size and of whatever else differs once a file was written anew; empty where nothing tells"
     plain = lambda v: v.timestamp() if hasattr(v, "timestamp") else v
-    versions = {k: str(plain(v)) for k, v in facts.items()
+    versions = {k: ascii(plain(v)) for k, v in facts.items()
                 if v not in (None, "") and _VERSION_FACTS.search(k) and not k.lower().endswith("mode")}
     return json_hash([facts.get("size"), versions]) if versions else ""

@@ -135,7 +135,7 @@ def check_folder_name(
 )->str:        # The name
     "Refuse a name that is not a single folder's. Raises DhoError."
     plain = isinstance(name, str) and name not in ("", ".", "..") and len(name) < 256
-    if plain and not re.search(r"[/\\\x00-\x1f]", name): return name
+    if plain and not re.search(r"[/\\\x00-\x1f\ud800-\udfff]", name): return name
     raise DhoError(f"{file} names the folder {_short(name)}, which does not lie below its own: this file is not one that "
                    "dho_nb wrote")
 

@@ -54,7 +54,8 @@ def exported_paths(
     elif _ADDRESS.match(cell): path = path.split("?")[0].split("#")[0]
     upload = _UPLOAD.search(path)
     path = upload[1] if upload else path
-    return [*dict.fromkeys(p.replace("\\", "/") for p in (unquote(path), path))], bool(upload)
+    is_quoted = served or upload or cell.lower().startswith(("http", "file:"))  # a plain path, and a key of S3, may hold % itself
+    return [*dict.fromkeys(p.replace("\\", "/") for p in ((unquote(path), path) if is_quoted else (path, unquote(path))))], bool(upload)
 
 # %% ../../nbs/data/00a_annotation_files.ipynb #e4f24448
 def upload_name(
@@ -138,7 +139,8 @@ def _target_classes(target, classes):
 
 def _target_class(target, classes):
     "Return the class name of one target, or nothing"
-    if isinstance(target, dict): target = target.get("label") if target.get("confidence") is None else None
+    if isinstance(target, dict) and "label" not in target: raise ValueError(f"{_short(target)} is no classification; write a name, or take it out")
+    if isinstance(target, dict): target = target["label"] if target.get("confidence") is None else None
     if target is None or target == "": return []
     if isinstance(target, str): return [target]
     if type(target) is not int: raise ValueError(f"{_short(target)} is no class; write a name, or its number")
@@ -168,7 +170,8 @@ def _sample_entries(data):
     for number, sample in enumerate(samples, 1):
         where, path = f"sample {number}", sample.get("filepath") if isinstance(sample, dict) else None
         if not isinstance(path, str): yield _mistake(number, where, "no picture", f"{_short(sample)} has no filepath; take it out"); continue
-        tags = [SPLIT_FOLDERS[t.lower()] for t in sample.get("tags") or () if isinstance(t, str) and t.lower() in SPLIT_FOLDERS]
+        tags = sample["tags"] if isinstance(sample.get("tags"), list) else []
+        tags = [SPLIT_FOLDERS[t.lower()] for t in tags if isinstance(t, str) and t.lower() in SPLIT_FOLDERS]
         try: names = _target_classes(sample.get(field), None)
         except ValueError as error: yield _mistake(number, where, "not a class", f"{path!r}: {error}"); continue
         if names: yield _one_class(number, where, path, names, tags[0] if len({*tags}) == 1 else "")

@@ -151,10 +151,12 @@ def _read_run(file, content, place, name):
 
 # %% ../../nbs/data/05_chunk_store.ipynb #c671cb07
 @patch
-def corrupt_chunks(self:Chunked)->np.ndarray:
+def corrupt_chunks(self:Chunked,
+    file:Path|None=None,   # A copy of the file, in its place
+)->np.ndarray:
     "Return filled chunks that no longer match their checksums"
     sums, corrupt = np.fromfile(self.sums, "<u4"), []
-    with open(self.file, "rb") as f:
+    with open(file or self.file, "rb") as f:
         for c in np.flatnonzero(self.done).tolist():
             f.seek(len(self.head) + int(self.bounds[c])*self.stride)
             if (zlib.crc32(f.read(int(self.bounds[c + 1] - self.bounds[c])*self.stride)) or 1) != sums[c]: corrupt.append(c)
@@ -177,8 +179,9 @@ class _ArrayFiles:
         dtype,           # Of the values
         bounds,          # [chunks + 1], as for `Chunked`
         shard:int,       # Chunks of a file
+        check=None,      # (): raises where a mirrored store's images are no longer those that `bounds` are of
     ):
-        bounds, self.shard, self.item, self.dtype = np.asarray(bounds), shard, tuple(item), np.dtype(dtype)
+        bounds, self.shard, self.item, self.dtype, self.check = np.asarray(bounds), shard, tuple(item), np.dtype(dtype), check
         cuts = range(0, max(len(bounds) - 1, 1), shard)
         self.starts, self.count, self.mirrored = bounds[[*cuts]], int(bounds[-1]), bool(mirror_note(file))
         self.parts = [Chunked(shard_path(file, k), item, dtype, bounds[cut:cut + shard + 1] - bounds[cut])
@@ -198,12 +201,11 @@ class _ArrayFiles:
         "Copy files of a mirror in which rows lie. Raises DhoError where one does not match its checksums."
         if not self.mirrored: return
         numbers = np.unique(np.searchsorted(self.starts, rows, side="right") - 1)
-        copied = fetch_mirrored(*(self.parts[n].file for n in numbers.tolist()))
-        for part in self.parts if copied else ():
-            if part.file not in copied or not len(part.corrupt_chunks()): continue
-            part.file.unlink()
-            raise DhoError(f"{part.file.name} came damaged, or is being written: verify the store that it is from")
-
+        parts = {part.file: part for n in numbers.tolist() if not (part := self.parts[n]).file.exists()}
+        def check(file, copy):
+            if not len(parts[file].corrupt_chunks(copy)): return
+            raise DhoError(f"{file.name} came damaged, or is being written: verify the store that it is from")
+        fetch_mirrored(*parts, check=check)
 
 
 # %% ../../nbs/data/05_chunk_store.ipynb #c1b123b4
@@ -229,8 +231,14 @@ class ShardedArray(_ArrayFiles):
 
     def __getitem__(self, rows)->np.ndarray:
         "Return some rows, copied"
-        self.bring(np.arange(self.count)[rows] if isinstance(rows, slice) else rows)
-        return _gather(rows, self.parts, self.starts)
+        for last in (False, True):
+            self.bring(np.arange(self.count)[rows] if isinstance(rows, slice) else rows)
+            try: values = _gather(rows, self.parts, self.starts)
+            except FileNotFoundError:  # another process brings the mirror up to date
+                if last or not self.mirrored: raise
+                continue
+            if self.check: self.check()
+            return values
 
     def corrupt_chunks(self)->np.ndarray:
         "Return filled chunks that no longer match their checksums"
@@ -339,6 +347,7 @@ def _list(self:ChunkStore):
     "Read the list of images"
     self._read_header()
     file = self.folder/"images.csv"
+    self.check = _SameBeginning(file) if self.url and file.exists() else None
     kinds = dict(id=str, key=str, chunk=np.int64)
     self.images = pd.DataFrame({k: pd.Series(dtype=t) for k, t in kinds.items()})
     if file.exists():
@@ -354,6 +363,20 @@ def _list(self:ChunkStore):
     self.place, self.arrays = self.place[~self.place.index.duplicated(keep="last")], {}
 
 # %% ../../nbs/data/05_chunk_store.ipynb #c42d9044
+class _SameBeginning:
+    "Call to refuse a list of images that is another one by now. Raises DhoError; for images that were added it does not."
+    def __init__(self, file):
+        self.file, data = file, file.read_bytes()
+        self.size, self.crc, self.seen = len(data), zlib.crc32(data), None
+
+    def __call__(self):
+        facts = os.stat(self.file) if self.file.exists() else None
+        seen = facts and (facts.st_ino, facts.st_mtime_ns, facts.st_size)
+        if seen and seen == self.seen: return
+        with open(self.file if seen else os.devnull, "rb") as f: same = zlib.crc32(f.read(self.size)) == self.crc
+        if not same: raise DhoError(f"the store {self.file.parent.name} was made anew behind its URL while it was read: start again")
+        self.seen = seen
+
 def _image_index(ids, keys):
     "Return an index of ids with their content keys"
     return pd.Index([f"{i}\0{k}" for i, k in zip(ids, keys)], dtype=object)
@@ -375,7 +398,7 @@ def array(self:ChunkStore,
 )->ShardedArray: # [images, *item]
     "Return an array with room for every image"
     if name not in self.arrays:
-        self.arrays[name] = ShardedArray(self.folder/f"{name}.npy", item, dtype, self.bounds, self.shard)
+        self.arrays[name] = ShardedArray(self.folder/f"{name}.npy", item, dtype, self.bounds, self.shard, self.check)
         if not self.url and not all(part.roomy for part in self.arrays[name].parts):
             with self.locked(): self.arrays[name].reserve()
     return self.arrays[name]

@@ -77,7 +77,7 @@ class PictureFolder:
 # %% ../../nbs/data/00b_label_files.ipynb #c73b1883
 def _nfc(path): return unicodedata.normalize("NFC", str(path))
 
-def _typed(cell): return repr(cell).replace("\\\\", "\\")  # as it was typed, but for control characters
+def _typed(cell): return repr(cell if len(cell) < 300 else cell[:300] + "…").replace("\\\\", "\\")  # but for control characters
 
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
@@ -148,7 +148,6 @@ def _one_of(folder, cell, fits):
     if len(fits) == 1: return fits[0], "", ""
     if fits: return "", "several pictures", f"{_typed(cell)} may be {fits[0]!r} or {fits[1]!r}; give paths with folder and suffix"
     (path, *_), _ = exported_paths(cell)
-    cell = cell if len(cell) < 300 else cell[:300] + "…"
     outside = path.startswith("/") or ".." in path.split("/")
     if outside: return "", "path outside", f"{_typed(cell)} lies outside of {folder.root}; {_other_folder(folder, path)}"
     return "", "missing picture", f"{_typed(cell)}: no such picture below {folder.root}; {_other_folder(folder, path)}"
@@ -196,7 +195,7 @@ def _contradictions(table, column):
     given = table[(table[column] != "") & (table["found"] != "")]
     several = given.groupby("found")[column].transform("nunique") > 1
     for path, lines in given[several].groupby("found", sort=False):
-        said = ", ".join(f"{l.file} {l.where} says {getattr(l, column)!r}" for l in lines.itertuples())
+        said = ", ".join(f"{l.file} {l.where} says {_typed(getattr(l, column))}" for l in lines.itertuples())
         yield LabelProblem(*lines[["file", "line", "where"]].iloc[0], f"contradicting {column}", f"{path!r} has several {column}s: {said}; keep one")
 
 # %% ../../nbs/data/00b_label_files.ipynb #7065f7cc
@@ -209,10 +208,10 @@ def _wrong_cells(table, classes):
     for l in table[(table["label"] != "") & ~table["label"].isin([*numbers, NONE_OF_THESE])].itertuples() if classes else ():
         near = difflib.get_close_matches(l.label, classes, n=1, cutoff=.6)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        yield LabelProblem(l.file, l.line, l.where, "unknown class", f"{l.label!r} is an unknown class: {hint}The classes are {listed}")
+        yield LabelProblem(l.file, l.line, l.where, "unknown class", f"{_typed(l.label)} is an unknown class: {hint}The classes are {listed}")
     for l in table[~table["split"].isin([*SPLITS, ""])].itertuples():
         hint = f"write {SPLIT_FOLDERS[l.split.lower()]!r}" if l.split.lower() in SPLIT_FOLDERS else f"write one of {', '.join(SPLITS)}, or nothing for train"
-        yield LabelProblem(l.file, l.line, l.where, "unknown split", f"{l.split!r} is no split; {hint}")
+        yield LabelProblem(l.file, l.line, l.where, "unknown split", f"{_typed(l.split)} is no split; {hint}")
 
 # %% ../../nbs/data/00b_label_files.ipynb #23431906
 def merged_labels(
@@ -269,7 +268,7 @@ def _unnamed(folder, named):
 # %% ../../nbs/data/00b_label_files.ipynb #a3d5afd2
 def _read_predictions(folder, file):
     "Path, prediction and probability of each picture in a table. Raises DhoError that lists every mistake with its line."
-    try: table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    try: table = pd.read_csv(file, dtype=str, keep_default_na=False, index_col=False)
     except (OSError, ValueError) as e: raise DhoError(f"cannot read {file} as CSV: {short_error_reason(e)}") from None
     table = table.rename(columns={"file": "path", "confidence": "probability"})
     if not {"path", "prediction"} <= {*table}: raise DhoError(f"{file} has no columns path and prediction: give a table of dho predict or dho suggest")
@@ -278,7 +277,7 @@ def _read_predictions(folder, file):
     problems = [LabelProblem(file.name, i + 2, f"line {i + 2}", kind, text) for i, (_, kind, text) in zip(table.index, found) if kind]
     shares = pd.to_numeric(table["probability"].replace("", None), errors="coerce") if "probability" in table else pd.Series(np.nan, table.index)
     for i in table.index[(shares.isna() & (table.get("probability", "") != "")) | (shares < 0) | (shares > 1)]:
-        problems.append(LabelProblem(file.name, i + 2, f"line {i + 2}", "not a probability", f"{table['probability'][i]!r} is no number from 0 to 1; correct it"))
+        problems.append(LabelProblem(file.name, i + 2, f"line {i + 2}", "not a probability", f"{_typed(table['probability'][i])} is no number from 0 to 1; correct it"))
     if problems: raise label_problems_error(sorted(problems, key=lambda p: p.line))
     return pd.DataFrame(dict(path=[path for path, *_ in found], prediction=table["prediction"].map(_class_name).to_numpy(object), probability=shares.to_numpy()))
 

@@ -19,12 +19,13 @@ import torch
 from PIL import Image
 from fastcore.basics import patch
 from ..core.errors import DhoError, memory_error_message, short_error_reason
-from ..core.files import read_json, shard_path
+from ..core.files import check_json_fields, read_json, shard_path
 from ..core.plotting import subplots
 from ..core.progress import format_seconds, track_progress
 from ..core.seeding import derive_seed, seeded_bits
 from ..core.settings import load_settings
 from .manifests import ingested_images, is_ingested, Manifest, open_image, map_in_threads
+from .mirrors import fetch_mirrored
 from .transforms import _bit_depth, crop_boxes, flips, Preprocess, read_image, ViewSpec, white_value
 
 # %% ../../nbs/data/04_loaders.ipynb #359580a3
@@ -46,23 +47,30 @@ class IngestedImages:
     def at(self,
         row:int,          # Of the arrays
     )->Image.Image:       # A square; its original size is in `info`
-        "Return the picture of a row"
+        "Return the picture of a row. Raises DhoError where the files do not hold it."
         number, row = divmod(row, self.per_file)
         if number not in self.files and len(self.files) >= OPEN_FILES: self.files.clear()
         if number not in self.files: self.files[number] = [self._open(name, number) for name in ("pixels", "sizes")]
+        if row >= min(map(len, self.files[number])): raise DhoError(f"{self.root} lacks pictures that it lists: ingest them again")
         pixels, sizes = (array[row] for array in self.files[number])
         picture = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
         picture.info["whole"] = tuple(sizes.tolist())
         return picture
 
     def _open(self, name, number):
-        return np.load(shard_path(self.root/"images"/f"{name}.npy", number), mmap_mode="r", allow_pickle=False)
+        file = shard_path(self.root/"images"/f"{name}.npy", number)
+        fetch_mirrored(file)
+        try: array = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as e: raise DhoError(f"{file} cannot be read ({short_error_reason(e)}): ingest the pictures again") from None
+        if array.dtype.kind not in "iu" or array.ndim != (4 if name == "pixels" else 2): raise DhoError(f"{file} holds no {name} of pictures: ingest them again")
+        return array
 
     @cached_property
     def per_file(self)->int:
         "Pictures in a file"
-        header = read_json(self.root/"images"/"header.json", chunk=int)
-        return header["chunk"]*header.get("shard", 2**40)
+        file = self.root/"images"/"header.json"
+        header = check_json_fields({"shard": 2**40, **read_json(file, chunk=int)}, file, shard=int)
+        return max(header["chunk"]*header["shard"], 1)
 
 OPEN_FILES = 64  # mapped at a time
 

@@ -12,7 +12,7 @@ __all__ = ['SPLITS', 'TEMPLATES', 'SUFFIXES', 'RAW', 'SYSTEM', 'UNLABELED', 'SPL
            'manifest_root', 'missing_images', 'map_in_threads', 'content_keys', 'content_key', 'manifest_content_hash']
 
 # %% ../../nbs/data/00_manifests.ipynb #c3e1772d
-import csv, gzip, hashlib, io, os, shutil, unicodedata, uuid, warnings, zlib
+import csv, gzip, hashlib, io, os, re, shutil, unicodedata, uuid, warnings, zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,6 +27,7 @@ from ..core.files import _HOST, atomic_path, is_clutter_file, process_is_running
 from ..core.remote import is_remote_url, open_remote, reading_errors
 from ..core.seeding import derive_seed, string_keys, seeded_bits, seeded_uniform
 from ..core.settings import clip_file_name, load_settings, shipped_file
+from ..core.trust import check_folder_name
 from .mirrors import local_place
 
 # %% ../../nbs/data/00_manifests.ipynb #0d55e31a
@@ -173,8 +174,7 @@ def read_manifest_table(
     except (pd.errors.ParserError, csv.Error) as e: raise DhoError(f"cannot read {file} as CSV: {e}") from None
     if "path" not in table: raise no_header
     table = table.set_axis(table.index + 2).rename_axis("line").apply(lambda column: column.str.strip())
-    if "label" in table and not text.isascii():
-        table["label"] = table["label"].str.normalize("NFC")  # é can be written in two ways
+    if "label" in table: table["label"] = table["label"].map({name: _class_name(name) for name in table["label"].unique()})
     return table[(table != "").any(axis=1)]
 
 # %% ../../nbs/data/00_manifests.ipynb #092d1b07
@@ -189,9 +189,11 @@ def _check_cells(text, separator, file):
                    f"a {separator!r} in quotes{more}")
 
 # %% ../../nbs/data/00_manifests.ipynb #bba137c5
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
 def _class_name(name):
-    "Return a class name in one Unicode form"
-    return unicodedata.normalize("NFC", name).strip()  # é can be spelt in two ways
+    "Return a class name in one Unicode form and on one line, as a table can hold it"
+    return unicodedata.normalize("NFC", _CONTROL.sub(" ", name)).strip()  # é can be spelt in two ways
 
 def _class_numbers(names, classes):
     "The label of each name that may stand in a column: numbers are positions unless a class has that name"
@@ -618,7 +620,7 @@ def open_manifest(
     "Return the manifest that `dataset` names. Raises DhoError for an unknown name or a list that must be built first."
     path, files = Path(dataset).expanduser(), manifest_files()
     if dataset in files: return read_manifest(files[dataset])
-    if is_ingested(path): return read_manifest(path/f"{read_json(path/INGESTED, name=str)['name']}.csv.gz")
+    if is_ingested(path): return read_manifest(path/f"{check_folder_name(read_json(path/INGESTED, name=str)['name'], path/INGESTED)}.csv.gz")
     if path.is_dir() and not _needs_build(dataset): return manifest_from_folder(path)
     if path.suffix == ".json" and path.exists(): return manifest_from_coop(path)
     if path.name.endswith((".csv", ".csv.gz")) and path.exists(): return read_manifest(path)

@@ -6,12 +6,12 @@
 __all__ = ['NOTE', 'LATER', 'local_place', 'mirror_note', 'fetch_mirrored']
 
 # %% ../../nbs/data/04c_mirrors.ipynb #55918b31
-import time
+import shutil, time
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from pathlib import Path
+from functools import lru_cache, partial
+from pathlib import Path, PurePosixPath
 from ..core.errors import DhoError, short_error_reason
-from ..core.files import json_hash, read_json, write_json
+from ..core.files import file_access_message, is_json_type, json_hash, read_json, write_json
 from ..core.remote import copy_remote_file, is_remote_url, open_remote, reading_errors, remote_file_version
 from ..core.settings import load_settings
 from ..core.trust import check_folder_name
@@ -27,6 +27,7 @@ def _list_remote(url):
         raise DhoError(f"{url} cannot be listed ({short_error_reason(e)}): see to its name and the access to it") from None
     found = {name: facts for name, facts in found.items() if name and name[-1] != "/" and name[0] != "?" and not f"/{name}".count("/.")}
     for part in {part for name in found for part in name.split("/")}: check_folder_name(part, url)
+    for folder in {p.as_posix() for name in found for p in PurePosixPath(name).parents}: found.pop(folder, None)  # a bucket can hold both
     if not found: raise DhoError(f"{url} holds no file: see to its name and the access to it")
     return url, found
 
@@ -35,29 +36,37 @@ NOTE, LATER = ".mirror.json", ".npy"  # the note; ending of files that are copie
 
 def _update(url, folder, files, later=LATER):
     "Delete copies of what is no longer behind the URL, and copy what is missing but for arrays"
-    versions = {name: remote_file_version(facts) for name, facts in files.items()}
-    noted = read_json(folder/NOTE, files=dict)["files"] if (folder/NOTE).exists() else {}
-    for name, (version, _) in noted.items():
-        if not version or versions.get(name) != version: (folder/name).unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    note = dict(url=url, files={name: [versions[name], facts["size"]] for name, facts in files.items()})
-    write_json(folder/NOTE, note)
-    _copy_missing(dict(note, folder=folder), [name for name in files if not name.endswith(later)])
+    meant, noted = {name: [remote_file_version(facts), facts.get("size")] for name, facts in files.items()}, _noted_files(folder)
+    is_current = lambda name: meant[name][0] and noted.get(name, [""])[0] == meant[name][0] and (folder/name).is_file()
+    for name in _copies(folder):
+        if name not in meant or name.endswith(later) and not is_current(name): (folder/name).unlink(missing_ok=True)
+    for name in meant:
+        if (folder/name).is_dir(): shutil.rmtree(folder/name)  # a file, since
+    _copy(dict(url=url, files=meant, folder=folder), [name for name in meant if not name.endswith(later) and not is_current(name)])
+    if noted != meant: write_json(folder/NOTE, dict(url=url, files=meant))  # last: what it says is there
 
-def _copy_missing(note, names):
-    "Copy files that are not there, several at a time where the network's package can; return their names"
-    names = [name for name in names if name in note["files"] and not (note["folder"]/name).exists()]
-    copy = lambda name: copy_remote_file(f"{note['url']}/{name}", note["folder"]/name, note["files"][name][1])
+def _copy(note, names, check=None):
+    "Copy files, several at a time where the network's package can"
+    copy = lambda name: copy_remote_file(f"{note['url']}/{name}", note["folder"]/name, note["files"][name][1], check and partial(check, note["folder"]/name))
     with ThreadPoolExecutor(16 if names and open_remote(note["url"])[0].async_impl else 1) as pool: [*pool.map(copy, names)]
-    return names
+
+def _copies(folder):
+    "Names of the copies in a mirror; hidden files are the note, and what another process is copying"
+    return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.name[0] != "." and p.is_file()]
+
+def _noted_files(folder):
+    "What a mirror's note says of its files: name to version and size; nothing where there is none, or it is damaged"
+    try: files = read_json(folder/NOTE, url=str, files=dict)["files"]
+    except DhoError: return {}
+    return {k: v for k, v in files.items() if isinstance(v, list) and len(v) == 2 and isinstance(v[0], str) and (v[1] is None or is_json_type(v[1], int))}
 
 # %% ../../nbs/data/04c_mirrors.ipynb #7cffcde3
 @lru_cache(64)
 def _mirror(url, minute, cache):
     "Return the mirror of a URL, which is looked at once a minute"
     place, (base, files) = cache/"mirrors"/json_hash(url)[:16]/Path(url).name, _list_remote(url)
-    if base == url: _update(url, place, files)
-    else: _update(base, place.parent, files, later=())
+    try: _update(*((url, place, files) if base == url else (base, place.parent, files, ())))
+    except OSError as e: raise DhoError(f"{url} cannot be copied ({file_access_message(e) or short_error_reason(e)}): set cache in settings.ini or DHO_CACHE") from None
     return place
 
 def local_place(
@@ -65,6 +74,8 @@ def local_place(
 )->Path:              # On this machine
     "Return a path itself, or the mirror of a URL. Raises `DhoError` for a URL that cannot be read."
     if not is_remote_url(place): return Path(place).expanduser()
+    if {*str(place).partition("://")[2].split("/")} <= {""} or ".." in str(place).split("/"):
+        raise DhoError(f"{place} names no file or folder: give its whole address, without '..'")
     return _mirror(str(place).rstrip("/"), int(time.monotonic()//60), load_settings().cache)
 
 # %% ../../nbs/data/04c_mirrors.ipynb #dcedd02e
@@ -75,12 +86,15 @@ def mirror_note(
     file, home = Path(file), load_settings().cache/"mirrors"
     if home not in file.parents: return {}
     folder = next((p for p in (file, *file.parents) if (p/NOTE).is_file()), None)
-    return dict(read_json(folder/NOTE, url=str, files=dict), folder=folder) if folder else {}
+    return dict(read_json(folder/NOTE, url=str, files=dict), files=_noted_files(folder), folder=folder) if folder else {}
 
 def fetch_mirrored(
     *files:Path,   # Of one mirror, there or not
+    check=None,    # (file, its copy): raises for a damaged copy, which is not kept
 )->list[Path]:     # Those that were copied
     "Copy files of a mirror that are not there. Raises `DhoError` where one does not come whole."
     files = [f for f in files if not f.exists()]
     if not files or not (note := mirror_note(files[0])): return []
-    return [note["folder"]/name for name in _copy_missing(note, [f.relative_to(note["folder"]).as_posix() for f in files])]
+    names = [name for f in files if (name := f.relative_to(note["folder"]).as_posix()) in note["files"]]
+    _copy(note, names, check)
+    return [note["folder"]/name for name in names]

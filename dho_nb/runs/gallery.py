@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from ..core.errors import DhoError
-from ..core.plotting import subplots
+from ..core.plotting import literal_text, subplots
 from ..data.manifests import Manifest
 from ..data.transforms import read_image
 from ..evaluation.interpolation import interpolated_predictions
@@ -38,6 +38,7 @@ def gallery_predictions(
     return table
 
 # %% ../../nbs/runs/09b_gallery.ipynb #d64ab7ca
+@literal_text()
 def plot_confusion(
     table:pd.DataFrame,  # From `gallery_predictions`
     classes,             # Names, in order
@@ -85,6 +86,7 @@ def mistake_titles(
     return [title(row) for row in table.to_dict("records")]
 
 # %% ../../nbs/runs/09b_gallery.ipynb #def6388e
+@literal_text()
 def plot_thumbnails(
     root:str|Path,   # Folder of the images
     paths,           # [N] theirs
@@ -160,6 +162,7 @@ def _class_colors(count):
     many = 10 if count <= 10 else 20
     return np.array([colormaps[f"tab{many}"](c % many) for c in range(count)])
 
+@literal_text()
 def plot_map(
     places,         # [N, 2] from `embed_in_plane`
     labels,         # [N] int; -1 where not known to the run

@@ -18,7 +18,7 @@ from ..core.files import atomic_path
 from ..core.settings import load_settings
 from ..data.label_files import find_picture, merged_labels, NONE_OF_THESE, PictureFolder
 from ..data.loaders import broken_images, odd_images
-from ..data.manifests import content_keys, image_paths, Manifest, open_image, read_manifest_table, TEMPLATES
+from ..data.manifests import _class_name, content_keys, image_paths, Manifest, open_image, read_manifest_table, TEMPLATES
 from .config import Config
 from .cross_fit import images_to_label
 from .dataset import RunData
@@ -92,10 +92,10 @@ class Labeler:
             if given is not None and len(given) not in (0, len(self.paths)):
                 raise DhoError(f"{name} are of {len(given)} pictures, and {self.folder.root} has {len(self.paths)}: give one for each, in the order of image_paths")
         self.embeddings = None if embeddings is None else np.asarray(embeddings, np.float32)
-        self.guesses = dict(zip(self.paths, guesses))
+        self.guesses = {path: g and _class_name(g) for path, g in zip(self.paths, guesses)}
         self.odd = {*odd_images(Manifest("folder", pd.DataFrame(dict(path=self.paths, label=-1, split="train")), ("a", "b")), self.folder.root)["path"]}
         known = self.labels()
-        self.classes = [*dict.fromkeys([*classes, *sorted({*known.values()} - {"", NONE_OF_THESE})])]
+        self.classes = [c for c in dict.fromkeys([*map(_class_name, classes), *sorted({*known.values()})]) if c not in ("", NONE_OF_THESE)]
         self.widget = self._build()
         self.next_batch()
 
@@ -124,6 +124,7 @@ def label(self:Labeler,
 ):
     "Set the label of the current picture, and go on to the next. Raises DhoError for an unknown class"
     if self.current is None: return
+    name = _class_name(name)
     if name not in (*self.classes, NONE_OF_THESE): raise DhoError(f"{name!r} is no class yet: add_class makes it one")
     before = self.labels().get(self.current)
     self._write(self.current, name)
@@ -156,7 +157,7 @@ def add_class(self:Labeler,
     name:str,   # Of a new class
 ):
     "Add a class with a button of its own. Raises DhoError for a name that is reserved"
-    name = name.strip()
+    name = _class_name(name)
     if name == NONE_OF_THESE: raise DhoError(f"{name!r} marks pictures of no class; give the class another name")
     if name and name not in self.classes: self.classes.append(name)
     self._show()
