@@ -204,6 +204,10 @@ def click(here):
     for path in ("cat/006.png", "dog/007.png"): page._write(path, path[:3])
 
 
+def convert(here): dho("convert", here/"tree", "--out", here/"out.json", "--format", "label-studio")
+def convert_again(here): (here/"out.json").exists() or convert(here)  # likewise
+
+
 def runs_there(here):
     many(here)
     for seed in (0, 1): distill(here, "--seed", seed, "--conflict", "--epochs", 1, out=f"runs/{seed}")
@@ -261,6 +265,7 @@ SCENARIOS = {
     "run": Scenario(run_all, many, RUN),
     "predict-rest": Scenario(rest, tested_there, (*RUN, "run/per_class.csv")),
     "predict": Scenario(predict, run_there, ("out.csv",), again=predict_again),
+    "convert": Scenario(convert, few, ("out.json", "out.xml"), again=convert_again),
     "mirror-begun": Scenario(mirror, far_there, MIRROR),
     "mirror-changed": Scenario(mirror, far_changed, ("far/c.csv",)),
     "label": Scenario(click, labels_there, ("l.csv",)),

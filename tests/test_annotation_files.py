@@ -322,3 +322,14 @@ def test_every_cell_of_a_message_is_short(photos):
     assert len(message(photos, dict(labels={"cat/0": long, "dog/0": "dog"}), classes=["cat", "dog"])) < 1000
     assert len(message(photos, [task(1, "cat/0.png", annotation(choices("cat")), split=long), DOG])) < 1000
     assert len(message(photos, dict(labels={"cat/0": long}), dict(labels={"cat/0": "y"*10**5}))) < 2000
+
+
+def test_only_the_interface_of_a_call_that_was_killed_is_replaced(photos, capsys):
+    from dho_nb.cli.main import main
+    convert = lambda: main(["convert", str(photos), "--out", str(photos.parent/"t.json"), "--format", "label-studio"])
+    assert convert() == 0
+    (photos.parent/"t.json").unlink()  # as after a kill between both files
+    assert convert() == 0
+    (photos.parent/"t.json").unlink(); (photos.parent/"t.xml").write_text("<View/>")
+    assert convert() == 2 and "t.xml is there already" in capsys.readouterr().err
+    assert (photos.parent/"t.xml").read_text() == "<View/>" and not (photos.parent/"t.json").exists()

@@ -92,16 +92,21 @@ class Suggest:
 def _convert(args):
     "Labels and predictions as files of other programs"
     from urllib.parse import quote
-    from dho_nb.data.annotation_files import annotation_format, write_annotations
+    from dho_nb.data.annotation_files import annotation_classes, annotation_format, write_annotations
     from dho_nb.data.label_files import labels_and_predictions
-    form = annotation_format(args.out, args.format)
-    for file in (Path(args.out), *[Path(args.out).with_suffix(".xml")]*(form == "label-studio")):
-        if file.exists(): raise _there_already(file)
+    form, out = annotation_format(args.out, args.format), Path(args.out).expanduser()
+    if out.exists(): raise _there_already(out)
     table = labels_and_predictions(args.folder, args.labels, args.predictions, args.classes)
+    if form == "label-studio": _check_interface(out.with_suffix(".xml"), annotation_classes(table, args.classes))
     prefix = args.prefix or f"/data/local-files/?d={quote(Path(args.folder).expanduser().absolute().name)}/"
     written = write_annotations(table, args.out, form, args.classes, prefix)
     counts = f"{len(table)} pictures, {(table['label'] != '').sum()} with a label, {(table['prediction'] != '').sum()} with a prediction"
     print_output("\n".join([f"{written[0]}: {counts}", *(f"{file}: the labeling interface of the project" for file in written[1:])]))
+
+def _check_interface(file, classes):
+    "Refuse to replace a file that is not this interface, left by a call that was killed"
+    from dho_nb.data.annotation_files import label_studio_interface
+    if file.exists() and file.read_bytes() != label_studio_interface(classes).encode(): raise _there_already(file)
 
 # %% ../../nbs/cli/06_use.ipynb #ee5e91b3
 @verb("convert", "label", _convert)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_BYTES', 'ANNOTATION_FORMATS', 'Annotation', 'exported_paths', 'upload_name', 'read_annotations',
-           'label_studio_tasks', 'label_studio_interface', 'fiftyone_labels', 'annotation_format', 'write_annotations']
+           'label_studio_tasks', 'label_studio_interface', 'fiftyone_labels', 'annotation_format', 'annotation_classes',
+           'write_annotations']
 
 # %% ../../nbs/data/00a_annotation_files.ipynb #13bf1fe0
 import hashlib, re
@@ -270,6 +271,14 @@ def annotation_format(
     if form and (form == "csv") != (ending == ".csv"): raise DhoError(f"{out}: a file in the format {form} ends in {'.csv' if form == 'csv' else '.json'}")
     return form or "csv"
 
+# %% ../../nbs/data/00a_annotation_files.ipynb #fe6aeab3
+def annotation_classes(
+    table:pd.DataFrame,   # label, prediction
+    classes=(),           # Names that come first
+)->list[str]:
+    "Return the class names of a table of labels and predictions, sorted behind those given"
+    return [*classes, *sorted({*table["label"], *table["prediction"]} - {"", *classes})]
+
 # %% ../../nbs/data/00a_annotation_files.ipynb #76e03877
 def write_annotations(
     table:pd.DataFrame,   # path, label, split, prediction, probability
@@ -280,8 +289,7 @@ def write_annotations(
 )->list[Path]:            # The files
     "Write labels and predictions for another program, each file whole or not at all. Raises DhoError for a format that does not fit the file."
     form, out = annotation_format(out, form), Path(out).expanduser()
-    names = sorted({*table["label"], *table["prediction"]} - {"", *classes})
-    classes = [*classes, *names]
+    classes = annotation_classes(table, classes)
     if form == "fiftyone": write_json(out, fiftyone_labels(table, classes)); return [out]
     if form == "csv":
         used = [c for c in table if c in ("path", "label") or (table[c].notna() & (table[c] != "")).any()]
