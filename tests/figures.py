@@ -10,7 +10,7 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 # First words of functions' docstrings. Each was read in its place: a verb, in the imperative. A new one is added by hand.
 VERBS = frozenset("""
-    Add Bring Build Check Choose Close Collect Compare Compute Copy Correct Count Crop Cross-fit Decode Describe Draw Encode End
+    Add Bring Build Call Check Choose Close Collect Compare Compute Copy Correct Count Crop Cross-fit Decode Describe Draw Encode End
     Escape Estimate Execute Export Fetch Fill Find Fine-tune Fit Flush Gather Hash Hold Import Keep Kill Leave Let List Load
     Lock Log Make Mark Measure Move Name Open Parse Plot Print Raise Read Record Refuse Release Remove Repeat Resume Return Run
     Score Select Send Set Show Silence Store Sum Tabulate Tell Train Update Upload Wait Wrap Write Yield

@@ -216,7 +216,7 @@ def test_a_damaged_copy_never_stands_where_a_reader_finds_it(tmp_path, monkeypat
 
 
 def test_a_store_that_was_made_anew_in_another_order_is_not_read_by_the_list_before(tmp_path):
-    store, url = numbers(tmp_path/"far", 64), f"file://{tmp_path}/far"
+    _, url = numbers(tmp_path/"far", 64), f"file://{tmp_path}/far"
     far = array(url)
     shutil.rmtree(tmp_path/"far")
     other = ChunkStore(tmp_path/"far", HEADER)
@@ -281,7 +281,7 @@ def test_a_bucket_with_a_file_and_a_folder_of_one_name(tmp_path, monkeypatch):
 
 
 def test_a_reader_goes_on_while_another_process_copies_everything_anew(tmp_path, monkeypatch):
-    store, url = numbers(tmp_path/"far"), f"file://{tmp_path}/far"
+    _, url = numbers(tmp_path/"far"), f"file://{tmp_path}/far"
     monkeypatch.setattr(mirrors, "remote_file_version", lambda facts: "")  # as behind a web server that tells none
     far, read, times = array(url), chunk_store._gather, []
     def late(*given):

@@ -7,7 +7,7 @@ import pytest
 
 from conftest import fails
 from dho_nb.core import remote
-from dho_nb.data import ingest as module, mirrors
+from dho_nb.data import mirrors
 from dho_nb.data.ingest import ingest, stream_images
 from test_ingest import as_parquet, as_tar, content, photos  # noqa: F401, a fixture
 from test_mirrors import array, numbers
@@ -72,7 +72,7 @@ def bucket(photos, tmp_path_factory):
 @pytest.mark.parametrize("source", ["tar/*.tar", "tar", "tar/pool-{000..002}.tar", "parquet/data/*.parquet"])
 @pytest.mark.parametrize("cuts", [0, 1, 12])
 def test_a_bucket_gives_the_same_dataset_as_a_folder_however_often_it_breaks_off(photos, bucket, tmp_path, monkeypatch, source, cuts):
-    monkeypatch.setattr(module, "PAUSE", .001)
+    monkeypatch.setattr(remote, "PAUSE", .001)
     bucket.cuts, bucket.done = cuts, 0
     ingest(f"s3://pool/{source}", tmp_path/"pool", side=8, mode="none")
     bucket.cuts = 0
@@ -81,7 +81,7 @@ def test_a_bucket_gives_the_same_dataset_as_a_folder_however_often_it_breaks_off
 
 
 def test_a_stream_over_a_cut_wire_is_the_local_one(bucket, monkeypatch):
-    monkeypatch.setattr(module, "PAUSE", .001)
+    monkeypatch.setattr(remote, "PAUSE", .001)
     bucket.cuts, bucket.done = 12, 0
     pictures = lambda source: [(i.id, np.asarray(i.decode(0)).tobytes()) for i in stream_images(source)]
     found = pictures("s3://pool/tar/*.tar")

@@ -21,7 +21,7 @@ from ..core.distributed import set_parent_death_signal
 from ..core.errors import DhoError, short_error_reason, unknown_name_error
 from ..core.files import atomic_path, file_lock, files_hash, hold_file_lock, is_clutter_file, read_json, write_json
 from ..core.progress import track_progress
-from ..core.remote import PAUSE, reading_errors, TRIES
+from ..core.remote import call_again, pause_before_retry, reading_errors, TRIES
 from ..core.settings import load_settings
 from .chunk_store import fill_chunks
 from .leases import Leases
@@ -70,11 +70,9 @@ def _sound_images(shard):
 # %% ../../nbs/data/08_ingest.ipynb #33b0301d
 def _retried(shard, read, *args):
     "Read a shard, after a broken connection once more. Raises `DhoError` where it stays unreadable."
-    for attempt in range(TRIES):
-        try: return read(shard, *args)
-        except _ReadError as e: reason = str(e)
-        if attempt < TRIES - 1: time.sleep(PAUSE*4**(attempt + 1))
-    raise DhoError(f"{shard.url} cannot be read to its end ({reason}): repair it; the same command goes on")
+    try: return call_again(lambda: read(shard, *args), lambda: _ReadError)
+    except _ReadError as e:
+        raise DhoError(f"{shard.url} cannot be read to its end ({e}): repair it; the same command goes on") from None
 
 def _told_classes(shard):
     "Return the class names that a shard's schema tells"
@@ -329,7 +327,7 @@ def _retried_images(shard):
                 failures, count = 0, count + 1
             return
         except _ReadError as e: reason, failures = str(e), failures + 1
-        if failures < TRIES: time.sleep(PAUSE*4**failures)
+        if failures < TRIES: pause_before_retry(failures)
     raise DhoError(f"{shard.url} cannot be read to its end ({reason}): repair it")
 
 def _decode_raw(data, at_least): return decode_image(io.BytesIO(data), at_least)
