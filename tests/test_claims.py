@@ -317,3 +317,52 @@ def test_pool_heads_with_unnamed_classes():
         f"Its calibration error above is {few.min():.1f} to {few.max():.1f} % with one to four labels per class",
         f"the AUROC rises by {told.min():.1f} to {told.max():.1f} points.",
         f"On EuroSAT the accuracy on named classes rises by {better['EuroSAT'].min():.1f} to {better['EuroSAT'].max():.1f} points.")
+
+
+def published(table, **where):
+    "One of the paper's numbers"
+    held = read_paper_numbers(table)
+    for name, value in where.items(): held = held[held[name] == value]
+    assert len(held) == 1
+    return float(held["value"].iloc[0])
+
+
+def test_differences_between_the_papers_numbers():
+    less = lambda table, one, other, **where: published(table, ours=one, **where) - published(table, ours=other, **where)
+    sskd = {s: less("table1", "dho", "sskd", part=s, column="16-shot") for s in ("resnet50", "resnet18")}
+    check_prose("paper/table1.ipynb", f"SSKD, which also has two heads, is {sskd['resnet50']:.1f} points behind DHO on the ResNet-50 at 16 labels, and {sskd['resnet18']:.1f} on the ResNet-18.")
+    one = [less("table3", "dho", "sho", part=f"{s} from H/14", column=n) for s in ("B/16", "L/14") for n in ("1%", "10%")]
+    check_prose("paper/table3.ipynb", "DHO gains {:.1f} and {:.1f} points with the ViT-B/16, {:.1f} and {:.1f} with the ViT-L/14.".format(*one),
+                f"reaches {published('table3', part='L/14 from H/14', ours='dho', column='1%'):.1f} % with 1 % of ImageNet's labels")
+    check_prose("paper/table5.ipynb", f"The table says that it is better, by {less('table5', 'dho', 'sho', column='top-1'):.1f} points.")
+    check_prose("paper/table6.ipynb", f"with alignment, gains {less('table6', 'aligned', 'no-init'):.1f} points.")
+    merged = [published("table11", part=n, row="DHO", column="accuracy") - published("table11", part=n, row="DHO, ToMe", column="accuracy") for n in ("1%", "10%")]
+    fewer = published("table11", row="DHO, ToMe", column="FLOPs, G")/published("table11", row="DHO", column="FLOPs, G")
+    assert round(fewer, 2) == .75
+    check_prose("paper/table11.ipynb", f"a quarter fewer operations for {min(merged):.1f} to {max(merged):.1f} points.")
+    best, fixed = (published("figure9", row=r) for r in ("best: α = 0.5, β = 0.3", "fixed: α = 0.4, β = 0.5"))
+    check_prose("paper/figure9.ipynb", f"best at α = 0.5, β = 0.3 with {best:.1f} %, and {fixed:.1f} % at the fixed", f"So the rule of thumb costs {best - fixed:.1f} points")
+    check_prose("paper/figure6.ipynb", "The paper reports +{:.1f} points on average over its datasets with 16 labels per class, +{:.1f} at most (ImageNet), never less than {:.0f}.".format(
+        *(published("figure6", row=r) for r in ("mean", "most (ImageNet)", "least"))))
+    alone = sum(published("figure13", ours=o, column="share") for o in ("ce_only", "kd_only"))
+    check_prose("paper/figure13.ipynb", f"In the paper exactly one of the two heads is right on {alone:.0f} % of ImageNet's images.")
+
+
+def test_error_products_and_cosines_of_one_head_and_of_two():
+    product = result_conflicts(*our_paper_numbers("digits").places).query("method == 'dho'")["error product"]
+    check_prose("paper/figure3.ipynb", f"the error product is below 0 at {100*(product < 0).mean():.0f} % of the steps and its mean is {product.mean():+.3f}")
+    one = next(line for line in saved("tutorials/02_one_head_suffers.ipynb", "steps apart on the trunk").splitlines() if line.startswith("sho"))
+    trunk, head, _, apart = [float(n) for n in one.split()[1:]]
+    assert apart == 1 and trunk < 0, "at every step on the trunk"
+    check_prose("tutorials/02_one_head_suffers.ipynb", f"on the head their mean cosine is {head:.2f}.".replace("-", "−"))
+
+
+def test_sizes_of_a_second_head_and_of_a_million_images():
+    more = dict(line.split() for line in saved("paper/table4.ipynb", "% more parameters").splitlines()[1:])
+    others = [float(v) for k, v in more.items() if k != "mobilenet_v2"]
+    assert 1/3 <= float(more["mobilenet_v2"])/100 < .4 and max(others) <= 8, "a third, 8 % or less"
+    check_prose("explain/two_heads.ipynb", f"{float(more['resnet18']):.0f} % more parameters for a ResNet-18 with 1,000 classes")
+    record = json.loads(sorted((ROOT/"nbs"/"benchmarks"/"million_records").glob("*.json"))[-1].read_text())
+    cells = [cell for sizes in record["stages"].values() for cell in sizes.values() if "seconds" in cell]
+    assert max(cell["private"] for cell in cells) < 4*2**30 and abs(sum(cell["seconds"] for cell in cells)/60 - 40) < 5, "minutes"
+    check_prose("benchmarks/million.ipynb", "No stage takes 4 GiB.", f"The largest exponent is {max(last[-1] for last in record['slopes'].values() if last):.2f}", "took 40 minutes")
