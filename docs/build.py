@@ -52,7 +52,7 @@ ROOMS = {  # folders of nbs/ whose notebooks make modules, from the ground up
 }
 ORDER = {"paper": ["finder", *(f"table{n}" for n in (1, 2, 3, 4, 5, 6)), "setups", *(f"table{n}" for n in (11, 13, 14, 15, 16, 17, 18, 19)),
                    *(f"figure{n}" for n in (3, 4, 6, 9, 13)), "eurosat", "beyond", "beyond_notes", "cost", "eurosat_data", "eurosat_teacher", "cifar10_data",
-                   "clip_sets", "pool_heads"],
+                   "clip_sets", "pool_heads", "unnamed_classes"],
          "howto": ["own_images", "own_teacher", "sweep", "paper_table", "watch", "extend", "after_a_crash", "faq"],
          "explain": ["two_heads", "conflict", "alpha_beta", "store", "teachers", "what_to_label", "scale", "limits", "glossary"]}
 

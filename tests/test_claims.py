@@ -366,3 +366,15 @@ def test_sizes_of_a_second_head_and_of_a_million_images():
     cells = [cell for sizes in record["stages"].values() for cell in sizes.values() if "seconds" in cell]
     assert max(cell["private"] for cell in cells) < 4*2**30 and abs(sum(cell["seconds"] for cell in cells)/60 - 40) < 5, "minutes"
     check_prose("benchmarks/million.ipynb", "No stage takes 4 GiB.", f"The largest exponent is {max(last[-1] for last in record['slopes'].values() if last):.2f}", "took 40 minutes")
+
+
+def test_students_with_unnamed_classes():
+    held = pd.read_csv(ROOT/"nbs"/"paper"/"results"/"unnamed_classes.csv").pivot(index="draw", columns="head")
+    mean, gained = held.mean(), held["accuracy", "open-set"] - held["accuracy", "combined"]
+    share = lambda name: [mean[name, head] for head in ("open-set", "combined")]
+    assert len(held) == 3 and (gained > 0).sum() == 2, "higher in two draws"
+    check_prose("paper/beyond.ipynb",
+        "With `open-set` {:.1f} % of the unnamed images have a target, with the pool head {:.1f} %.".format(*share("targets_unnamed")),
+        "Of the named images {:.1f} % have one instead of {:.1f} %.".format(*share("targets_named")),
+        f"The accuracy is {-gained.mean():.1f} points lower on average. It is higher in two draws, and {-gained.min():.1f} points lower in one.",
+        "The student is sure of {:.1f} % of new images of unnamed classes instead of {:.1f} %.".format(*share("sure_unnamed")))
