@@ -21,6 +21,7 @@ def is_remote_url(
 
 EXTRAS = {"http": "http", "https": "http", "s3": "s3"}
 
+# %% ../../nbs/core/05c_remote.ipynb #14b33abe
 def open_remote(
     url,      # A URL, or a path
 )->tuple:     # Of fsspec: the file system without what it remembers of its folders, and the path there

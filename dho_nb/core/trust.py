@@ -89,6 +89,7 @@ def check_trusted_parameters(
             raise DhoError(f"{file} names the teacher {_short(teacher)}, a repository that would be fetched. {_WORD}")
     check_trusted_names(parameters, file)
 
+# %% ../../nbs/core/01_trust.ipynb #3a16c61c
 def check_trusted_names(
     parameters:dict,    # Of a `Config`, as a file has them
     file,               # That file, for the message

@@ -377,6 +377,7 @@ class _SameBeginning:
         if not same: raise DhoError(f"the store {self.file.parent.name} was made anew behind its URL while it was read: start again")
         self.seen = seen
 
+# %% ../../nbs/data/05_chunk_store.ipynb #f9cddcf0
 def _image_index(ids, keys):
     "Return an index of ids with their content keys"
     return pd.Index([f"{i}\0{k}" for i, k in zip(ids, keys)], dtype=object)

@@ -50,6 +50,7 @@ def _copy(note, names, check=None):
     copy = lambda name: copy_remote_file(f"{note['url']}/{name}", note["folder"]/name, note["files"][name][1], check and partial(check, note["folder"]/name))
     with ThreadPoolExecutor(16 if names and open_remote(note["url"])[0].async_impl else 1) as pool: [*pool.map(copy, names)]
 
+# %% ../../nbs/data/04c_mirrors.ipynb #99b69bb0
 def _copies(folder):
     "Names of the copies in a mirror; hidden files are the note, and what another process is copying"
     return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.name[0] != "." and p.is_file()]

@@ -188,6 +188,7 @@ def next_batch(self:Labeler):
     self.current = self.batch[0] if self.batch else None
     self._show()
 
+# %% ../../nbs/runs/13_labeler.ipynb #80c685ac
 @patch
 def _ranked(self:Labeler, known):
     "Pictures that may be shown, the most useful first"

@@ -199,6 +199,7 @@ def class_embeddings(self:TeacherProvider)->torch.Tensor:
         self._class_embeddings = head.to(self.device)
     return self._class_embeddings
 
+# %% ../../nbs/runs/04_teacher_provider.ipynb #a16bd693
 @patch
 def _prompts(self:TeacherProvider):
     "Classes, prompts, how to load the text encoder, and its identity where it is not the store's teacher"
