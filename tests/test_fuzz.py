@@ -223,14 +223,19 @@ def tensors(place, given):
     each(lambda: load_checkpoint(file), lambda: load_weights(tiny_cnn(), file), lambda: read_imported_embeddings(file), lambda: load_outputs(file))
 
 
-@target(8, lambda place: documents(place.facts, place.facts, dict(place.facts, heads=1)).map(json_text).map(str.encode).flatmap(damaged))
-def onnx(place, text):
-    "Metadata of an ONNX file: opened and asked"
+def onnx_file(place, text):
+    "A model with this text as its metadata"
     made = type(place.onnx)()
     made.CopyFrom(place.onnx)
     entry = made.metadata_props.add()
     entry.key, entry.value = "dho_nb", text.decode("utf-8", "replace")
-    file = place.file("work/model.onnx", made.SerializeToString())
+    return place.file("work/model.onnx", made.SerializeToString())
+
+
+@target(8, lambda place: documents(place.facts, place.facts, dict(place.facts, heads=1)).map(json_text).map(str.encode).flatmap(damaged))
+def onnx(place, text):
+    "Metadata of an ONNX file: opened and asked"
+    file = onnx_file(place, text)
     each(lambda: Predictor.from_pretrained(file).predict(PIXELS), lambda: [*Predictor.from_pretrained(file).each(PIXELS, probabilities=True)])
 
 
@@ -698,11 +703,7 @@ def labeler(place, data):
         .map(json_text).map(str.encode).flatmap(damaged))
 def script(place, text):
     "Metadata of an ONNX file, read by predict_onnx.py"
-    made = type(place.onnx)()
-    made.CopyFrom(place.onnx)
-    entry = made.metadata_props.add()
-    entry.key, entry.value = "dho_nb", text.decode("utf-8", "replace")
-    file = place.file("work/model.onnx", made.SerializeToString())
+    file = onnx_file(place, text)
     def read():
         try: return [*predict_onnx.load(file).predict([place.folder/"pets"/"cat"/"0.png"], unknown=.5)]
         except ValueError as e: raise DhoError(str(e)) from None

@@ -56,7 +56,7 @@ def _copies(folder):
     return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.name[0] != "." and p.is_file()]
 
 def _noted_files(folder):
-    "What a mirror's note says of its files: name to version and size; nothing where there is none, or it is damaged"
+    "Return name to version and size of a mirror's files; empty without a note, or with a damaged one"
     try: files = read_json(folder/NOTE, url=str, files=dict)["files"]
     except DhoError: return {}
     return {k: v for k, v in files.items() if isinstance(v, list) and len(v) == 2 and isinstance(v[0], str) and (v[1] is None or is_json_type(v[1], int))}
